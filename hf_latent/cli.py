@@ -1,0 +1,86 @@
+"""The `hf-latent` command: one table of subcommands, each loaded only when it is called."""
+
+import sys
+import time
+from collections.abc import Sequence
+from functools import partial
+from importlib import import_module
+from inspect import signature
+from typing import NamedTuple
+
+
+class Command(NamedTuple):
+    """Where a subcommand lives.
+
+    Attributes:
+        module: imported when the subcommand is called.
+        config: the name of its configuration there.
+        function: the name of what it does there.
+        summary: its line in `hf-latent --help`.
+    """
+
+    module: str
+    config: str
+    function: str
+    summary: str
+
+
+COMMANDS = {
+    "quickstart": Command(
+        "hf_latent.experiments.quickstart",
+        "QuickstartConfig",
+        "run_quickstart",
+        "train, sample, measure and save a model of built-in images, in minutes",
+    ),
+    "generate": Command(
+        "hf_latent.experiments.generate",
+        "GenerateConfig",
+        "generate",
+        "images from a model",
+    ),
+}
+
+
+def usage() -> str:
+    """Return the text of `hf-latent --help`."""
+    lines = [f"  {name:<12} {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: hf-latent COMMAND [--flags]",
+            "",
+            "From a folder of images to your own latent diffusion model.",
+            "",
+            *lines,
+            "",
+            "hf-latent COMMAND --help tells a command's flags. To train on your own images:",
+            "accelerate launch -m hf_latent.training.autoencoder --help",
+            "accelerate launch -m hf_latent.training.denoiser --help",
+        ]
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the subcommand that the command line names.
+
+    Args:
+        arguments: the command line without the program; None: the process's.
+
+    Raises:
+        SystemExit: with status 2 after a user's mistake.
+    """
+    started = time.perf_counter()
+    name, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if name in ("-h", "--help"):
+        print(usage())
+        return
+    if name not in COMMANDS:
+        print(f"error: no command {name!r}: use one of {', '.join(COMMANDS)}", file=sys.stderr)
+        raise SystemExit(2)
+    from hf_latent.command import run_command
+
+    command = COMMANDS[name]
+    module = import_module(command.module)
+    function = getattr(module, command.function)
+    if "started" in signature(function).parameters:
+        function = partial(function, started=started)
+    run_command(getattr(module, command.config), function, rest, prog=f"hf-latent {name}")

@@ -1,0 +1,148 @@
+"""A folder of image files as a data set of paths.
+
+`load_dataset("imagefolder")` is not used: it guesses splits from words in file names, so that one
+file called `sample_test_1.png` makes all others vanish, and it drops labels of uneven depth.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
+
+from hf_latent.errors import UserError
+
+EXTENSIONS = {
+    *(".png", ".jpg", ".jpeg", ".jfif", ".webp", ".tif", ".tiff", ".bmp", ".gif"),
+    *(".avif", ".jp2", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".ico"),
+}
+SPLIT_FOLDERS = ("train", "validation", "val", "valid", "test")
+
+
+def list_images(folder: Path) -> list[str]:
+    """List the image files under a folder, whatever their depth.
+
+    Returns:
+        sorted paths relative to the folder; hidden files and folders are left out, and so are
+        links to a folder that is listed already.
+
+    Raises:
+        UserError: if a name is not UTF-8.
+    """
+    found: list[str] = []
+    seen: set[str] = set()
+    roots = [str(folder)]
+    for root in roots:  # grows on the way: linked folders come after all real ones
+        for parent, subfolders, files in os.walk(root):
+            real = os.path.realpath(parent)
+            if real in seen:
+                subfolders.clear()
+                continue
+            seen.add(real)
+            subfolders[:] = sorted(name for name in subfolders if not _is_hidden(name))
+            below = [os.path.join(parent, name) for name in subfolders]
+            roots += [path for path in below if os.path.islink(path)]
+            found += [
+                os.path.relpath(os.path.join(parent, name), folder)
+                for name in files
+                if os.path.splitext(name)[1].lower() in EXTENSIONS and not _is_hidden(name)
+            ]
+    for path in found:
+        file = os.path.join(os.path.abspath(folder), path)
+        if file != file.encode(errors="ignore").decode():
+            raise UserError(f"the name of {file!r} is not UTF-8: rename it (convmv can do many)")
+    return sorted(found)
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def open_image_folder(folder: Path, images: Sequence[str]) -> DatasetDict:
+    """Make a data set of paths, with labels from class subfolders.
+
+    Top-level subfolders named train and validation, val, valid or test are splits if there is one
+    named train and nothing else; otherwise every image is a training image. Labels are the names
+    of the subfolders at the top (of each split), if every training image is in one and there are
+    at least two; they are sorted, as numbers if all are digits.
+
+    Args:
+        folder: the root.
+        images: at least one path relative to it, as from `list_images`.
+
+    Returns:
+        splits with `image` and maybe `label`; the rows are sorted by path.
+
+    Raises:
+        UserError: if images lie beside split folders, or a held-out image has no known class.
+    """
+    splits = _sort_into_splits(folder, images)
+    classes = {_class_of(path) for path in splits["train"].values()}
+    names = None
+    if len(classes) > 1 and "" not in classes:
+        numeric = all(name.isdecimal() for name in classes)
+        names = sorted(classes, key=lambda name: (int(name) if numeric else 0, name))
+    return DatasetDict(
+        {split: _open_split(folder, paths, names) for split, paths in splits.items()}
+    )
+
+
+def _sort_into_splits(folder: Path, images: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Map each split to {path relative to the folder: path relative to the split}."""
+    tops = {_class_of(path) for path in images}
+    split_folders = {top for top in tops if top.lower() in SPLIT_FOLDERS}
+    if "train" not in {top.lower() for top in split_folders}:
+        return {"train": {path: path for path in images}}
+    if tops != split_folders:
+        if len(split_folders) == 1:  # a class that happens to be called train
+            return {"train": {path: path for path in images}}
+        others = ", ".join(sorted(top or "loose images" for top in tops - split_folders))
+        raise UserError(
+            f"{folder} has {others} beside {', '.join(sorted(split_folders))}: move them into one"
+        )
+    splits: dict[str, dict[str, str]] = {}
+    for path in images:
+        top, inner = path.split(os.sep, 1)
+        splits.setdefault(top.lower(), {})[path] = inner
+    return splits
+
+
+def _class_of(path: str) -> str:
+    """Return the first folder of a relative path, or nothing for a file at the top."""
+    return path.split(os.sep, 1)[0] if os.sep in path else ""
+
+
+def _open_split(folder: Path, paths: dict[str, str], names: list[str] | None) -> Dataset:
+    features = Features({"image": Image()})
+    numbers = None
+    if names is not None:
+        features["label"] = ClassLabel(names=names)
+        number_of = {name: number for number, name in enumerate(names)}
+        unknown = [path for path, inner in paths.items() if _class_of(inner) not in number_of]
+        if unknown:
+            raise UserError(f"{folder / unknown[0]} is in none of the classes of the train folder")
+        numbers = [number_of[_class_of(inner)] for inner in paths.values()]
+    root = os.path.abspath(folder)
+    files = [os.path.join(root, path) for path in paths]
+    # One string each, because `datasets` hashes the arguments to find its cache, and a list of a
+    # million strings takes minutes. Sizes and times are part of the key: a changed file counts.
+    state = "\0".join(f"{stat.st_size} {stat.st_mtime_ns}" for stat in map(os.stat, files))
+    return Dataset.from_generator(
+        _generate_rows,
+        features=features,
+        gen_kwargs={
+            "files": "\0".join(files),
+            "numbers": None if numbers is None else " ".join(map(str, numbers)),
+            "state": state,
+        },
+    )
+
+
+def _generate_rows(files: str, numbers: str | None, state: str) -> Iterator[dict[str, Any]]:
+    labels = None if numbers is None else [int(number) for number in numbers.split()]
+    for i, file in enumerate(files.split("\0")):
+        row: dict[str, Any] = {"image": {"path": file, "bytes": None}}
+        if labels is not None:
+            row["label"] = labels[i]
+        yield row

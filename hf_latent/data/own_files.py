@@ -1,0 +1,47 @@
+"""Refuse rows that name files outside their source: a download must not reach private pictures."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import datasets
+import huggingface_hub
+import numpy as np
+import pyarrow.compute as pc
+from datasets import Dataset
+
+from hf_latent.errors import UserError
+
+
+def hub_folders(repo_id: str) -> list[Path]:
+    """Return where the files of a Hub data set lie once downloaded, and once extracted."""
+    name = "datasets--" + repo_id.replace("/", "--")
+    return [
+        Path(huggingface_hub.constants.HF_HUB_CACHE) / name,
+        Path(datasets.config.DOWNLOADED_DATASETS_PATH),
+    ]
+
+
+def refuse_foreign_files(dataset: Dataset, data: str, folders: Sequence[Path]) -> None:
+    """Check that each image is embedded in its row, or is a file inside one of the folders.
+
+    Args:
+        dataset: has a column `image` of type `Image(decode=False)`.
+        data: the source's name, for the message.
+        folders: where the source keeps files of its own; none if it embeds all images.
+
+    Raises:
+        UserError: for the first row that names another file. Where links lead counts.
+    """
+    column = dataset.data.column("image")
+    content, path = (pc.struct_field(column, name) for name in ("bytes", "path"))
+    lengths = [pc.fill_null(pc.binary_length(part), 0).to_numpy() for part in (content, path)]
+    allowed = [os.path.realpath(folder) for folder in folders]
+    for row in np.flatnonzero((lengths[0] == 0) & (lengths[1] > 0)):
+        name = path[int(row)].as_py()
+        if not any(Path(os.path.realpath(name)).is_relative_to(folder) for folder in allowed):
+            raise UserError(
+                f"{data}: row {row} holds no image but the path {name!r}, which is not opened: "
+                "embed the images (save_to_disk of `datasets` does), or give --data the folder of "
+                "image files itself"
+            )

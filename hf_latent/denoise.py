@@ -1,0 +1,145 @@
+"""Step 3 of 4: noise to latents, one scheduler step after the other."""
+
+import inspect
+from collections.abc import Callable, Iterable
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, SchedulerMixin, UNet2DModel
+
+
+def check_latents(unet: UNet2DModel, latents: torch.Tensor) -> None:
+    """Refuse latents that the denoiser cannot take.
+
+    Args:
+        unet: the denoiser.
+        latents: `(B, c, h, w)`.
+
+    Raises:
+        ValueError: if the channels do not fit, or h or w is no multiple of 2^(levels-1).
+    """
+    if latents.ndim != 4:
+        raise ValueError(f"latents must have the shape (B, c, h, w), not {tuple(latents.shape)}")
+    multiple = 2 ** (len(unet.config.block_out_channels) - 1)
+    channels, height, width = latents.shape[1:]
+    if channels != unet.config.in_channels:
+        raise ValueError(
+            f"the latents have {channels} channels and the denoiser takes {unet.config.in_channels}"
+        )
+    if height % multiple or width % multiple:
+        raise ValueError(
+            f"latents of {height}x{width} do not fit the denoiser: height and width must be "
+            f"multiples of {multiple}, so the image's multiples of the autoencoder's downsampling "
+            f"factor times {multiple}"
+        )
+
+
+def predict(
+    unet: UNet2DModel,
+    model_input: torch.Tensor,
+    timestep: torch.Tensor,
+    class_labels: torch.Tensor | None = None,
+    guidance: float | None = None,
+) -> torch.Tensor:
+    """Evaluate the denoiser once, with classifier-free guidance where it is asked for.
+
+    `null + guidance (conditional - null)` (Ho and Salimans 2022, equation 6, with
+    guidance = 1 + w); both branches go through the network in one batch, and there is no second
+    branch where guidance is None or 1.
+
+    Args:
+        unet: the denoiser. Its last class embedding is the null label.
+        model_input: `(B, c, h, w)` float.
+        timestep: a tensor, 0-d or `(B,)` (a Python float would be cut to an integer).
+        class_labels: `(B,)` int64, or None for a denoiser without classes.
+        guidance: the guidance scale.
+
+    Returns:
+        `(B, c, h, w)`, the prediction on the objective's own terms.
+    """
+    timestep = timestep.to(model_input.device)
+    if class_labels is None or guidance is None or guidance == 1:
+        return unet(model_input, timestep, class_labels=class_labels).sample
+    null_labels = torch.full_like(class_labels, unet.config.num_class_embeds - 1)
+    if timestep.ndim:
+        timestep = torch.cat([timestep, timestep])
+    conditional, null = unet(
+        torch.cat([model_input, model_input]),
+        timestep,
+        class_labels=torch.cat([class_labels, null_labels]),
+    ).sample.chunk(2)
+    return null + guidance * (conditional - null)
+
+
+def set_inference_steps(
+    scheduler: SchedulerMixin, num_inference_steps: int, device: torch.device | str
+) -> None:
+    """Spread a scheduler's steps over its noise levels.
+
+    Left to itself, FlowMatchEulerDiscreteScheduler goes down to sigma = 1/1000 and spends its last
+    step on nothing; here sigma falls from 1 in equal steps that end at 0.
+
+    Args:
+        scheduler: its `set_timesteps` is called.
+        num_inference_steps: how many, at least 1.
+        device: for the timesteps.
+
+    Raises:
+        ValueError: for fewer than 1.
+    """
+    if num_inference_steps < 1:
+        raise ValueError(f"num_inference_steps must be at least 1, not {num_inference_steps}")
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        sigmas = [1 - i / num_inference_steps for i in range(num_inference_steps)]
+        scheduler.set_timesteps(sigmas=sigmas, device=device)
+    else:
+        scheduler.set_timesteps(num_inference_steps, device=device)
+
+
+@torch.no_grad()
+def denoise_latents(
+    unet: UNet2DModel,
+    scheduler: SchedulerMixin,
+    latents: torch.Tensor,
+    timesteps: Iterable[torch.Tensor],
+    class_labels: torch.Tensor | None = None,
+    guidance: float | None = None,
+    generator: torch.Generator | list[torch.Generator] | None = None,
+    after_step: Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """Remove the noise from latents, step by step.
+
+    Args:
+        unet: the denoiser.
+        scheduler: a stock scheduler whose `set_timesteps` has been called.
+        latents: `(B, c, h, w)` float, at the noise level of the first timestep.
+        timesteps: the scheduler's timesteps, or the last of them (image to image).
+        class_labels: `(B,)` int64, or None for a denoiser without classes.
+        guidance: the guidance scale; None or 1: off.
+        generator: draws the noise of stochastic schedulers.
+        after_step: `after_step(i, t, latents) -> latents`, called after every step; its answer is
+            what the next step starts from.
+
+    Returns:
+        `(B, c, h, w)` float, noise-free latents.
+
+    Raises:
+        ValueError: if the latents do not fit the denoiser, there are more or fewer labels than
+            latents, or guidance is asked of a denoiser without classes.
+    """
+    check_latents(unet, latents)
+    if class_labels is not None and len(class_labels) != len(latents):
+        raise ValueError(f"{len(class_labels)} class labels do not fit {len(latents)} latents")
+    if guidance not in (None, 1) and class_labels is None:
+        raise ValueError("guidance needs class labels, and a denoiser that was trained with them")
+    step_arguments = {}
+    if "generator" in inspect.signature(scheduler.step).parameters:
+        step_arguments["generator"] = generator
+    for i, t in enumerate(timesteps):
+        model_input = latents
+        if hasattr(scheduler, "scale_model_input"):
+            model_input = scheduler.scale_model_input(latents, t)
+        model_output = predict(unet, model_input, t, class_labels, guidance)
+        latents = scheduler.step(model_output, t, latents, **step_arguments).prev_sample
+        if after_step is not None:
+            latents = after_step(i, t, latents)
+    return latents

@@ -1,0 +1,27 @@
+"""What a figure was measured with."""
+
+import os
+import platform
+import resource
+import sys
+from typing import Any
+
+import diffusers
+import torch
+
+
+def describe_machine() -> dict[str, Any]:
+    """Describe this process and its machine, for a report.
+
+    Returns:
+        Peak resident memory in MB (of this process so far), cores, threads and versions.
+    """
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, else KB
+    return {
+        "peak_memory_mb": peak / (2**20 if sys.platform == "darwin" else 2**10),
+        "cpu_cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "python_version": platform.python_version(),
+        "torch_version": torch.__version__,
+        "diffusers_version": diffusers.__version__,
+    }

@@ -1,0 +1,45 @@
+"""Many images from a model, in batches."""
+
+import torch
+
+from hf_latent.pipeline import LatentDiffusionPipeline
+
+
+@torch.no_grad()
+def sample_images(
+    pipeline: LatentDiffusionPipeline,
+    class_labels: list[int] | None,
+    num_images: int,
+    seed: int,
+    batch_size: int,
+    guidance_scale: float | None = None,
+    num_inference_steps: int = 20,
+) -> torch.Tensor:
+    """Generate images in batches, each image from a seed of its own.
+
+    Args:
+        pipeline: the model.
+        class_labels: taken in turn; None for an unconditional model.
+        num_images: how many in all.
+        seed: of the first image; the next has the next.
+        batch_size: images at a time.
+        guidance_scale: as of the pipeline.
+        num_inference_steps: as of the pipeline.
+
+    Returns:
+        `(num_images, C, H, W)` float32 in [0, 1], on the CPU.
+    """
+    batches = []
+    for indices in torch.arange(num_images).split(batch_size):
+        labels = class_labels and [class_labels[i % len(class_labels)] for i in indices]
+        (images,) = pipeline(
+            class_labels=labels,
+            num_images=len(indices),
+            generator=[torch.Generator().manual_seed(seed + int(i)) for i in indices],
+            guidance_scale=guidance_scale,
+            num_inference_steps=num_inference_steps,
+            output_type="pt",
+            return_dict=False,
+        )
+        batches.append(images.float().cpu())
+    return torch.cat(batches)

@@ -1,0 +1,119 @@
+"""Images from a saved model, one row a class."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from hf_latent.command import check_ranges
+from hf_latent.errors import UserError
+from hf_latent.evaluation.pictures import image_grid, labelled_rows
+from hf_latent.evaluation.sampling import sample_images
+from hf_latent.models.load import loading
+from hf_latent.output import replaced_whole
+from hf_latent.pipeline import LatentDiffusionPipeline
+
+UNCONDITIONAL_COLUMNS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig:
+    """Generate images and save them as one picture, one row a class.
+
+    Attributes:
+        model: the folder or Hub id of a model.
+        class_labels: labels or class names with commas between, taken in turn; unset, all classes.
+        num_images: how many in all; unset, 8 a class.
+        guidance_scale: classifier-free guidance, 1 is off; unset, 2 with classes, else off.
+        num_inference_steps: the scheduler's steps.
+        output: the picture to write.
+        seed: of the first image; the next has the next, so an image does not depend on the others.
+        batch_size: images at a time.
+    """
+
+    model: str
+    class_labels: int | str | None = None
+    num_images: int | None = None
+    guidance_scale: float | None = None
+    num_inference_steps: int = 20
+    output: str = "samples.png"
+    seed: int = 0
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work, naming the flag."""
+        check_ranges(self, ("num_images", "num_inference_steps", "batch_size"), ("seed",))
+        if self.seed >= 2**32:
+            raise UserError(f"--seed {self.seed} must be below 2^32")
+
+
+def load_pipeline(model: str) -> LatentDiffusionPipeline:
+    """Load a saved model, onto the accelerator where there is one.
+
+    Args:
+        model: a folder or Hub id.
+
+    Returns:
+        The pipeline, without progress bars.
+
+    Raises:
+        UserError: if there is none.
+    """
+    with loading(model, "model"):
+        pipeline = LatentDiffusionPipeline.from_pretrained(model)
+    if torch.accelerator.is_available():
+        pipeline.to(torch.accelerator.current_accelerator())
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _chosen_labels(config: GenerateConfig, pipeline: LatentDiffusionPipeline) -> list[int] | None:
+    if config.class_labels is None:
+        return None if pipeline.num_classes is None else list(range(pipeline.num_classes))
+    try:
+        return pipeline.get_label_ids([x.strip() for x in str(config.class_labels).split(",")])
+    except ValueError as error:
+        raise UserError(f"--class_labels: {error}") from error
+
+
+def generate(config: GenerateConfig) -> Path:
+    """Generate images and save them as one picture.
+
+    Args:
+        config: which, and where to.
+
+    Returns:
+        The picture's path.
+
+    Raises:
+        UserError: if the model, a label, a number or the output file is not fit.
+    """
+    output = Path(config.output)
+    if Image.registered_extensions().get(output.suffix.lower()) not in Image.SAVE:
+        raise UserError(f"--output {output} must end in .png or another picture's suffix")
+    if not output.parent.is_dir() or output.is_dir() or not os.access(output.parent, os.W_OK):
+        raise UserError(f"--output {output} cannot be written: choose a folder that exists")
+    pipeline = load_pipeline(config.model)
+    labels = _chosen_labels(config, pipeline)
+    if labels is None and config.guidance_scale not in (None, 1):
+        raise UserError("--guidance_scale needs a model with classes: this one has none")
+    num_images = config.num_images or UNCONDITIONAL_COLUMNS * len(labels or [0])
+    images = sample_images(
+        pipeline,
+        labels,
+        num_images,
+        config.seed,
+        config.batch_size,
+        config.guidance_scale,
+        config.num_inference_steps,
+    )
+    if labels is None:
+        picture = image_grid(images, UNCONDITIONAL_COLUMNS)
+    else:
+        picture = labelled_rows(images, labels[:num_images], pipeline.id2label)
+    with replaced_whole(output) as temporary:
+        picture.save(temporary)
+    print(f"{num_images} images: {output}")
+    return output

@@ -1,0 +1,226 @@
+"""The main job on built-in real data, from nothing: train, sample, measure, save."""
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from hf_latent.command import check_ranges
+from hf_latent.data.images import ImageDataset, ImageSplits, open_images
+from hf_latent.data.images_config import ImagesConfig
+from hf_latent.evaluation.classifier import measure_accuracy, train_classifier
+from hf_latent.evaluation.machine import describe_machine
+from hf_latent.evaluation.sampling import sample_images
+from hf_latent.experiments.generate import load_pipeline
+from hf_latent.experiments.quickstart_report import (
+    Sampling,
+    measure_kept,
+    measure_samples,
+    summarize,
+)
+from hf_latent.experiments.time_budget import TimeBudget
+from hf_latent.models.presets import (
+    create_autoencoder,
+    create_denoiser,
+    create_scheduler,
+)
+from hf_latent.output import check_output_dir, replaced_whole, write_json
+from hf_latent.pipeline import LatentDiffusionPipeline
+from hf_latent.training.autoencoder import AutoencoderConfig, train_autoencoder
+from hf_latent.training.denoiser import DenoiserConfig, train_denoiser
+
+IMAGES: dict[str, Any] = {"data": "fashion_mnist", "resolution": 32, "resize_mode": "pad"}
+AUTOENCODER = {
+    "train_batch_size": 16,
+    "learning_rate": 6e-3,
+    "adam_weight_decay": 1e-4,
+    "ema_decay": 0.995,
+    "kl_weight": 5e-3,
+    "validation_steps": 1000,
+}
+DENOISER = {
+    "train_batch_size": 32,
+    "learning_rate": 2e-3,
+    "ema_decay": 0.997,
+    "validation_steps": 1000,
+}
+AUTOENCODER_SHARE = 0.25
+MINIMUM_MINUTES = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuickstartConfig:
+    """Train, sample, measure and save a latent diffusion model of built-in images, from nothing.
+
+    Attributes:
+        output_dir: the folder for the model, its pictures and report.json.
+        overwrite_output_dir: accept a folder with files in it and replace those.
+        max_minutes: for the whole command; evaluation is reserved first, the rest is training.
+        guidance_scale: classifier-free guidance of the samples, 1 is off.
+        num_inference_steps: sampling steps.
+        evaluation_images: generated images that label agreement is measured on.
+        max_train_samples: so many training images, drawn from the seed; unset, all.
+        seed: of everything random.
+    """
+
+    output_dir: str = "hf-latent-quickstart"
+    overwrite_output_dir: bool = False
+    max_minutes: float = 6.0
+    guidance_scale: float = 2.0
+    num_inference_steps: int = 20
+    evaluation_images: int = 1000
+    max_train_samples: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work, naming the flag."""
+        check_ranges(self, positive=("max_minutes", "num_inference_steps", "evaluation_images"))
+        self.images_config()
+
+    def images_config(self) -> ImagesConfig:
+        """Return which images are used, and how."""
+        return ImagesConfig(**IMAGES, seed=self.seed, max_train_samples=self.max_train_samples)
+
+
+def load_tensors(dataset: ImageDataset) -> tuple[torch.Tensor, torch.Tensor]:
+    """Read all of a small data set.
+
+    Returns:
+        Images `(N, C, H, W)` float32 in [-1, 1], and labels `(N,)` int64.
+    """
+    batches = list(DataLoader(dataset.view(mirrored=False), batch_size=500))
+    images, labels = (torch.cat([b[key] for b in batches]) for key in ("images", "class_labels"))
+    return images, labels
+
+
+def reserve_evaluation(
+    config: QuickstartConfig, splits: ImageSplits, test_images: torch.Tensor, budget: TimeBudget
+) -> None:
+    """Reserve time for what comes between and after the trainings, timed on untrained models."""
+    vae = create_autoencoder("tiny", splits.image_shape[0], splits.image_shape[1])
+    unet = create_denoiser("tiny", vae, splits.image_shape, splits.num_classes)
+    pipeline = LatentDiffusionPipeline(vae.eval(), unet.eval(), create_scheduler("flow"))
+    pipeline.set_progress_bar_config(disable=True)
+    images = test_images[:200]
+    # The latent scale and the latents of all training images.
+    budget.reserve(lambda: pipeline.encode_images(images), 2 * len(splits.train) / len(images))
+    budget.reserve(lambda: pipeline.reconstruct(images), len(test_images) / len(images))
+    # Samples to score, and the grid at the end of the denoiser's training.
+    count, steps = min(config.evaluation_images, 100), 2
+    image_steps = config.evaluation_images * config.num_inference_steps + 80 * 20
+    budget.reserve(
+        lambda: sample_images(pipeline, [0], count, 0, count, config.guidance_scale, steps),
+        image_steps / (count * steps),
+    )
+
+
+def train(config: QuickstartConfig, splits: ImageSplits, budget: TimeBudget) -> dict[str, Any]:
+    """Train the autoencoder, then the denoiser, in what is left of the time.
+
+    Returns:
+        The figures of both, for the report.
+    """
+    output_dir = Path(config.output_dir)
+    shared: dict[str, Any] = {
+        **asdict(config.images_config()),
+        "overwrite_output_dir": config.overwrite_output_dir,
+    }
+    with budget.stage("autoencoder"):
+        autoencoder = train_autoencoder(
+            AutoencoderConfig(
+                **shared | AUTOENCODER,
+                output_dir=str(output_dir / "autoencoder"),
+                max_train_minutes=budget.minutes_left * AUTOENCODER_SHARE,
+            ),
+            splits,
+        )
+    with budget.stage("denoiser"):
+        denoiser = train_denoiser(
+            DenoiserConfig(
+                **shared | DENOISER,
+                output_dir=str(output_dir / "denoiser"),
+                vae=str(autoencoder.model_dir),
+                max_train_minutes=max(budget.minutes_left, MINIMUM_MINUTES),
+            ),
+            splits,
+        )
+    with replaced_whole(output_dir / "model") as temporary:
+        denoiser.model_dir.rename(temporary)
+    figures: dict[str, Any] = {}
+    for name, summary in (("autoencoder", autoencoder), ("denoiser", denoiser)):
+        figures |= {
+            f"{name}_steps": summary.steps,
+            f"{name}_training_seconds": summary.seconds,
+            f"{name}_images_per_second": summary.images_per_second,
+            f"{name}_train_loss": summary.train_loss,
+            f"{name}_held_out_loss": list(summary.validation_losses.values())[-1],
+        }
+    return figures | {
+        "autoencoder_kl_nats_per_latent_value": autoencoder.kl_nats_per_latent_value,
+        "encode_seconds": denoiser.encode_seconds,
+        "encode_images_per_second": denoiser.encoded_images_per_second,
+        "vae_hash_before": denoiser.vae_hash_before,
+        "vae_hash_after": denoiser.vae_hash_after,
+    }
+
+
+def run_quickstart(config: QuickstartConfig, started: float | None = None) -> dict[str, Any]:
+    """Run the whole chain and leave model/, samples.png, reconstructions.png and report.json.
+
+    Args:
+        config: the settings.
+        started: `time.perf_counter()` when the command was called; None: now.
+
+    Returns:
+        The report.
+
+    Raises:
+        UserError: if the folder cannot be written or the time is too short.
+    """
+    budget = TimeBudget(config.max_minutes, time.perf_counter() if started is None else started)
+    output_dir = check_output_dir(config.output_dir, config.overwrite_output_dir)
+    print(
+        f"Fashion-MNIST, from nothing, in {config.max_minutes:g} minutes: train an autoencoder, "
+        "then a denoiser in its latent space;\nsample ten classes, measure both, and save the "
+        f"model to {output_dir}/model."
+    )
+    with budget.stage("setup"):
+        splits = open_images(config.images_config())
+        test_images, test_labels = load_tensors(splits.validation)
+    with budget.stage("classifier"):
+        images, labels = load_tensors(splits.train)
+        classifier = train_classifier(images, labels, splits.num_classes or 1, config.seed)
+        accuracy = measure_accuracy(classifier, test_images, test_labels)
+        del images, labels
+    with budget.stage("reserve"):
+        reserve_evaluation(config, splits, test_images, budget)
+    budget.check(MINIMUM_MINUTES, "fewer --evaluation_images or --max_train_samples take less")
+    print(
+        f"{budget.minutes_left:.1f} minutes of training, then "
+        f"{budget.reserved_seconds / 60:.1f} to encode, sample and measure."
+    )
+    training = train(config, splits, budget)
+    with budget.stage("evaluation"):
+        pipeline = load_pipeline(str(output_dir / "model"))
+        sampling = Sampling(
+            config.evaluation_images, config.seed, config.guidance_scale, config.num_inference_steps
+        )
+        figures = measure_kept(pipeline, test_images, output_dir)
+        figures |= measure_samples(pipeline, sampling, classifier, output_dir)
+    report = {
+        **asdict(config),
+        "train_images": len(splits.train),
+        "validation_fingerprint": splits.validation_fingerprint,
+        **figures,
+        "classifier_real_test_accuracy": accuracy,
+        **training,
+        **budget.stage_seconds,
+        "total_seconds": budget.total_seconds,
+        **describe_machine(),
+    }
+    write_json(output_dir / "report.json", report)
+    print(summarize(report, output_dir))
+    return report

@@ -1,0 +1,150 @@
+"""What quickstart measures of its model, and how it says it."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hf_latent.evaluation.classifier import measure_accuracy
+from hf_latent.evaluation.pictures import image_grid, interleave, labelled_rows
+from hf_latent.evaluation.reconstruction import center_crop, measure_reconstructions
+from hf_latent.evaluation.sampling import sample_images
+from hf_latent.models.presets import measure_compression
+from hf_latent.output import replaced_whole
+from hf_latent.pipeline import LatentDiffusionPipeline
+
+SAMPLES_PER_CLASS = 8
+PAIRS = 40
+UNPADDED = 28
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How samples are drawn.
+
+    Attributes:
+        num_images: how many are scored; those of the picture are among them where that is enough.
+        seed: of the first image.
+        guidance_scale: classifier-free guidance, 1 is off.
+        num_inference_steps: sampling steps.
+    """
+
+    num_images: int
+    seed: int
+    guidance_scale: float
+    num_inference_steps: int
+
+
+def measure_kept(
+    pipeline: LatentDiffusionPipeline, test_images: torch.Tensor, output_dir: Path
+) -> dict[str, Any]:
+    """Measure reconstructions of test images, and save reconstructions.png.
+
+    Args:
+        pipeline: the model.
+        test_images: `(N, 1, 32, 32)` in [-1, 1], 28x28 pixels padded.
+        output_dir: for the picture: images and reconstructions in turn.
+
+    Returns:
+        Figures for the report.
+    """
+    originals = test_images / 2 + 0.5
+    reconstructions = torch.cat(
+        [torch.as_tensor(pipeline.reconstruct(x)).cpu() for x in test_images.split(200)]
+    )
+    kept = measure_reconstructions([(originals, reconstructions)])
+    unpadded = measure_reconstructions(
+        [(center_crop(originals, UNPADDED), center_crop(reconstructions, UNPADDED))]
+    )
+    channels, height, width = test_images.shape[1:]
+    compression = measure_compression(pipeline.vae, (channels, height, width))
+    with replaced_whole(output_dir / "reconstructions.png") as temporary:
+        pairs = interleave(originals[:PAIRS], reconstructions[:PAIRS])
+        image_grid(pairs, 2 * SAMPLES_PER_CLASS).save(temporary)
+    return {
+        "image_shape": compression.image_shape,
+        "latent_shape": compression.latent_shape,
+        "compression_ratio": compression.ratio,
+        "test_images": kept.images,
+        "test_psnr_db": kept.psnr_db,
+        "test_ssim": kept.ssim,
+        "test_unpadded_psnr_db": unpadded.psnr_db,
+        "test_unpadded_ssim": unpadded.ssim,
+    }
+
+
+def measure_samples(
+    pipeline: LatentDiffusionPipeline, sampling: Sampling, classifier: nn.Module, output_dir: Path
+) -> dict[str, Any]:
+    """Measure the label agreement of samples, and save samples.png.
+
+    Args:
+        pipeline: the model.
+        sampling: how many samples, and how they are drawn.
+        classifier: trained on real images.
+        output_dir: for the picture: a row a class.
+
+    Returns:
+        Figures for the report.
+    """
+    labels = list(pipeline.id2label)
+    shown = SAMPLES_PER_CLASS * len(labels)
+    count = max(sampling.num_images, shown)
+    start = time.perf_counter()
+    samples = sample_images(
+        pipeline,
+        labels,
+        count,
+        sampling.seed,
+        batch_size=100,
+        guidance_scale=sampling.guidance_scale,
+        num_inference_steps=sampling.num_inference_steps,
+    )
+    seconds = time.perf_counter() - start
+    scored = samples[: sampling.num_images]
+    asked_for = torch.arange(len(scored)) % len(labels)
+    with replaced_whole(output_dir / "samples.png") as temporary:
+        labelled_rows(samples[:shown], labels, pipeline.id2label).save(temporary)
+    branches = 1 if sampling.guidance_scale == 1 else 2
+    return {
+        "label_agreement": measure_accuracy(classifier, scored * 2 - 1, asked_for),
+        "label_agreement_images": len(scored),
+        "denoiser_evaluations_per_image": sampling.num_inference_steps * branches,
+        "sampling_images_per_second": count / seconds,
+    }
+
+
+def summarize(report: dict[str, Any], output_dir: Path) -> str:
+    """Say what was reached, where it lies and what to try next.
+
+    Args:
+        report: the content of report.json.
+        output_dir: its folder.
+
+    Returns:
+        A few lines for the terminal.
+    """
+    lines = [
+        "",
+        f"Done in {report['total_seconds'] / 60:.1f} minutes:",
+        f"  compression      {report['compression_ratio']:g} times fewer values",
+        f"  reconstruction   {report['test_psnr_db']:.1f} dB PSNR, {report['test_ssim']:.3f} SSIM "
+        f"of {report['test_images']:,} test images",
+        f"  label agreement  {report['label_agreement']:.3f} of "
+        f"{report['label_agreement_images']:,} samples at guidance {report['guidance_scale']:g} "
+        f"(real test images: {report['classifier_real_test_accuracy']:.3f})",
+        f"  to look at       {output_dir}/samples.png, {output_dir}/reconstructions.png, "
+        f"{output_dir}/report.json",
+        "",
+        "Try next:",
+        f"  hf-latent generate --model {output_dir}/model --class_labels 0,1,2 --num_images 24 "
+        "--output grid.png --seed 7",
+        "  accelerate launch -m hf_latent.training.autoencoder --data YOUR_FOLDER "
+        "--resolution 64 --output_dir runs/autoencoder",
+        "  accelerate launch -m hf_latent.training.denoiser --data YOUR_FOLDER --resolution 64 "
+        "--vae runs/autoencoder/model --output_dir runs/denoiser",
+    ]
+    return "\n".join(lines)

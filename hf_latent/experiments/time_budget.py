@@ -1,0 +1,70 @@
+"""Keeping a command within the minutes that it was given."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from hf_latent.errors import UserError
+
+SAFETY = 1.2  # machines slow down: what was timed once is taken to last this much longer
+
+
+class TimeBudget:
+    """How long a command has run, what is still to do, and what is left for training.
+
+    Args:
+        max_minutes: for the whole command.
+        started: `time.perf_counter()` when it was called.
+    """
+
+    def __init__(self, max_minutes: float, started: float):
+        """Start with nothing reserved."""
+        self.max_minutes, self.started = max_minutes, started
+        self.stage_seconds: dict[str, float] = {}
+        self.reserved_seconds = 0.0
+
+    @property
+    def total_seconds(self) -> float:
+        """Seconds since the command was called."""
+        return time.perf_counter() - self.started
+
+    @property
+    def minutes_left(self) -> float:
+        """Minutes that are neither over nor reserved."""
+        return self.max_minutes - (self.total_seconds + self.reserved_seconds) / 60
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time what happens inside, as `NAME_seconds` of `stage_seconds`."""
+        start = time.perf_counter()
+        yield
+        self.stage_seconds[f"{name}_seconds"] = time.perf_counter() - start
+
+    def reserve(self, work: Callable[[], object], times: float) -> None:
+        """Run a small part of some later work, twice, and reserve the time for all of it.
+
+        Args:
+            work: the part; the first run is warm-up.
+            times: how many such parts there will be.
+        """
+        work()
+        start = time.perf_counter()
+        work()
+        self.reserved_seconds += SAFETY * times * (time.perf_counter() - start)
+
+    def check(self, minimum_minutes: float, advice: str) -> None:
+        """Refuse to start where the rest is too short.
+
+        Args:
+            minimum_minutes: that must be left.
+            advice: how else to make room.
+
+        Raises:
+            UserError: naming the minutes that would do on this machine.
+        """
+        if self.minutes_left < minimum_minutes:
+            needed = self.max_minutes - self.minutes_left + minimum_minutes
+            raise UserError(
+                f"--max_minutes {self.max_minutes:g} leaves no time to train: this machine needs "
+                f"at least {needed:.2f} for the whole command ({advice})"
+            )

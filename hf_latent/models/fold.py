@@ -1,0 +1,136 @@
+"""The latent scale, folded into an autoencoder's own weights."""
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
+MINIMUM_DEVIATION = 1e-3
+# diffusers passes over private configuration entries, and keeps them when a model is saved again.
+FOLDED_MEAN, FOLDED_STD = "_folded_latents_mean", "_folded_latents_std"
+
+
+@dataclass(frozen=True)
+class LatentStatistics:
+    """Per-channel statistics of posterior samples.
+
+    Attributes:
+        mean: `(c,)` float64.
+        std: `(c,)` float64, at least 1e-3.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+
+def sum_latents(posteriors: Iterable[DiagonalGaussianDistribution]) -> torch.Tensor:
+    """Add up what the statistics of posterior samples need, so that shares can be added too.
+
+    Args:
+        posteriors: batches of posteriors, `(B, c, h, w)` each.
+
+    Returns:
+        `(4, c)` float64 on the CPU: the number of values, the sum of posterior means, of their
+        squares, and of posterior variances, per channel.
+    """
+    sums = torch.zeros(4, 1, dtype=torch.float64)
+    for posterior in posteriors:
+        mean, variance = (
+            x.cpu().double().transpose(0, 1).flatten(1) for x in (posterior.mean, posterior.var)
+        )
+        ones = torch.ones_like(mean)
+        sums = sums + torch.stack([x.sum(1) for x in (ones, mean, mean.square(), variance)])
+    return sums
+
+
+def measure_latents(sums: torch.Tensor) -> LatentStatistics:
+    """Measure the mean and deviation of posterior samples, without drawing any.
+
+    By the law of total variance the variance of a sample is the variance of the posterior's mean
+    plus the mean of its variance.
+
+    Args:
+        sums: `(4, c)` float64, of `sum_latents` over the training set.
+
+    Returns:
+        The statistics per channel, the deviation floored at 1e-3 (a dead channel would otherwise
+        be blown up without bound).
+    """
+    mean, square, variance = sums[1:] / sums[0]
+    variance = square - mean.square() + variance
+    return LatentStatistics(mean, variance.clamp(min=0).sqrt().clamp(min=MINIMUM_DEVIATION))
+
+
+@torch.no_grad()
+def _apply_scale(vae: AutoencoderKL, mean: torch.Tensor, std: torch.Tensor) -> AutoencoderKL:
+    """Return a copy whose latents are `(latents - mean) / std` of the given one's."""
+    if vae.quant_conv is None or vae.post_quant_conv is None:
+        raise ValueError("this autoencoder has no quant_conv to fold a latent scale into")
+    vae = copy.deepcopy(vae)
+    weight, bias = vae.quant_conv.weight.double(), vae.quant_conv.bias.double()
+    mean, std = mean.to(weight), std.to(weight)
+    c = len(mean)
+    weight[:c] /= std.view(-1, 1, 1, 1)
+    bias[:c] = (bias[:c] - mean) / std
+    bias[c:] -= 2 * std.log()
+    vae.quant_conv.weight.copy_(weight)
+    vae.quant_conv.bias.copy_(bias)
+    weight, bias = vae.post_quant_conv.weight.double(), vae.post_quant_conv.bias.double()
+    bias += weight[:, :, 0, 0] @ mean
+    weight *= std.view(1, -1, 1, 1)
+    vae.post_quant_conv.weight.copy_(weight)
+    vae.post_quant_conv.bias.copy_(bias)
+    return vae
+
+
+def fold_latent_scale(vae: AutoencoderKL, statistics: LatentStatistics) -> AutoencoderKL:
+    """Fold measured latent statistics into `quant_conv` and `post_quant_conv`.
+
+    Both are 1x1 convolutions, so this is an affine change of their weights: the mean rows are
+    shifted and scaled, the log-variance rows shifted by `-2 log std`, and `post_quant_conv` undoes
+    both. It is exact except where the log-variance meets its clamp [-30, 20]. What was folded is
+    kept in the configuration, for `unfold_latent_scale`.
+
+    Args:
+        vae: a trained autoencoder, not folded yet; it is left as it is.
+        statistics: the measure of its posterior samples.
+
+    Returns:
+        A copy with unit-variance latents and `scaling_factor = 1`.
+
+    Raises:
+        ValueError: if it is folded already or has no quant_conv.
+    """
+    if FOLDED_MEAN in vae.config:
+        raise ValueError("this autoencoder's latent scale is folded already: unfold it first")
+    folded = _apply_scale(vae, statistics.mean, statistics.std)
+    folded.register_to_config(
+        scaling_factor=1.0,
+        **{FOLDED_MEAN: statistics.mean.tolist(), FOLDED_STD: statistics.std.tolist()},
+    )
+    return folded
+
+
+def unfold_latent_scale(vae: AutoencoderKL) -> AutoencoderKL:
+    """Take a folded latent scale out again, as fine-tuning needs it.
+
+    Args:
+        vae: a folded autoencoder; it is left as it is.
+
+    Returns:
+        A copy with the latents of before the fold.
+
+    Raises:
+        ValueError: if it is not folded.
+    """
+    if FOLDED_MEAN not in vae.config:
+        raise ValueError("this autoencoder's latent scale is not folded")
+    mean = torch.tensor(vae.config[FOLDED_MEAN], dtype=torch.float64)
+    std = torch.tensor(vae.config[FOLDED_STD], dtype=torch.float64)
+    unfolded = _apply_scale(vae, -mean / std, 1 / std)
+    config = {k: v for k, v in unfolded.config.items() if k not in (FOLDED_MEAN, FOLDED_STD)}
+    unfolded._internal_dict = type(unfolded.config)(config)
+    return unfolded

@@ -1,0 +1,86 @@
+"""Models from a folder or the Hub, with one line when that fails."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeAlias
+
+from diffusers import AutoencoderKL, AutoencoderTiny, AutoModel
+from diffusers.utils import logging as diffusers_logging
+
+from hf_latent.errors import UserError
+
+Autoencoder: TypeAlias = AutoencoderKL | AutoencoderTiny
+
+
+@contextmanager
+def loading(name: str, what: str) -> Iterator[None]:
+    """Turn whatever loading raises into one line, and keep the libraries' own lines out.
+
+    Args:
+        name: the folder or Hub id.
+        what: what is loaded, for the message.
+
+    Yields:
+        Nothing; load inside.
+
+    Raises:
+        UserError: if loading fails.
+    """
+    verbosity = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity(logging.CRITICAL)
+    diffusers_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except UserError:
+        raise
+    # A damaged or foreign folder makes the libraries raise nearly anything.
+    except Exception as error:
+        cause = " ".join(str(error).split())[:200]
+        where = "in that folder" if Path(name).is_dir() else "no such folder, and not on the Hub"
+        raise UserError(
+            f"no {what} found at {name}: {where} ({type(error).__name__}: {cause})"
+        ) from error
+    finally:
+        diffusers_logging.set_verbosity(verbosity)
+        diffusers_logging.enable_progress_bar()
+
+
+def load_autoencoder(name: str) -> Autoencoder:
+    """Load an autoencoder, from safetensors only.
+
+    Args:
+        name: a folder or Hub id, of an autoencoder or of a pipeline with a `vae` component.
+
+    Returns:
+        The autoencoder, on the CPU in float32.
+
+    Raises:
+        UserError: if there is none of a known class, or weights are missing from it.
+    """
+    with loading(name, "autoencoder"):
+        vae = _load(name)
+    if not isinstance(vae, AutoencoderKL | AutoencoderTiny):
+        raise UserError(
+            f"{name} is a {type(vae).__name__}, not an AutoencoderKL or AutoencoderTiny"
+        )
+    if missing := [key for key, parameter in vae.named_parameters() if parameter.is_meta]:
+        raise UserError(f"the autoencoder at {name} lacks weights: {', '.join(missing[:3])}")
+    if Path(name).is_dir():
+        vae.register_to_config(_name_or_path="")  # not a path of this machine in a save
+    return vae
+
+
+def _load(name: str) -> Autoencoder:
+    if (Path(name) / "model_index.json").is_file():
+        return AutoModel.from_pretrained(name, subfolder="vae", use_safetensors=True)
+    try:
+        return AutoModel.from_pretrained(name, use_safetensors=True)
+    except (OSError, ValueError):
+        if Path(name).is_dir():
+            raise
+        return AutoModel.from_pretrained(name, subfolder="vae", use_safetensors=True)

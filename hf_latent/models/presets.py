@@ -1,0 +1,244 @@
+"""Autoencoders, denoisers and schedulers: plain diffusers models with custom configurations."""
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Literal
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UNet2DModel,
+)
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+
+from hf_latent.encode import check_images, downsampling_factor, encode_images
+from hf_latent.errors import UserError
+
+Preset = Literal["tiny", "small", "base", "ldm-f4", "ldm-f8"]
+Objective = Literal["flow", "epsilon", "v_prediction", "sample"]
+
+# ldm-f4, ldm-f8: the KL autoencoders of Rombach et al. 2022, table 8 (kl-f4 with c=3, kl-f8 with
+# c=4): 128 channels, multipliers 1-2-4 and 1-2-4-4, two residual blocks a level.
+AUTOENCODERS: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "block_out_channels": (8, 16, 32),
+        "layers_per_block": 1,
+        "norm_num_groups": 8,
+        "mid_block_add_attention": False,
+    },
+    "small": {"block_out_channels": (32, 64, 128), "layers_per_block": 2},
+    "base": {"block_out_channels": (64, 128, 256, 256), "layers_per_block": 2},
+    "ldm-f4": {
+        "block_out_channels": (128, 256, 512),
+        "layers_per_block": 2,
+        "latent_channels": 3,
+    },
+    "ldm-f8": {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2},
+}
+
+# ldm-f4: LDM-4 of CelebA-HQ and FFHQ; ldm-f8: LDM-8 of LSUN-Churches (Rombach et al. 2022,
+# table 12). UNet2DModel fixes the width of an attention head where LDM-8 fixes their number (8):
+# 24 is the width of LDM-8's heads at its first level.
+# "attention": for each level, whether it has self-attention.
+DENOISERS: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "block_out_channels": (64, 128),
+        "layers_per_block": 1,
+        "attention": (False, True),
+        "attention_head_dim": 32,
+        "norm_num_groups": 16,
+    },
+    "small": {
+        "block_out_channels": (128, 256, 256),
+        "layers_per_block": 2,
+        "attention": (False, True, True),
+        "attention_head_dim": 32,
+    },
+    "base": {
+        "block_out_channels": (192, 384, 576),
+        "layers_per_block": 2,
+        "attention": (False, True, True),
+        "attention_head_dim": 64,
+    },
+    "ldm-f4": {
+        "block_out_channels": (224, 448, 672, 896),
+        "layers_per_block": 2,
+        "attention": (False, True, True, True),
+        "attention_head_dim": 32,
+    },
+    "ldm-f8": {
+        "block_out_channels": (192, 384, 384, 768, 768),
+        "layers_per_block": 2,
+        "attention": (True, True, True, True, False),
+        "attention_head_dim": 24,
+        "downsample_type": "resnet",
+        "upsample_type": "resnet",
+        "resnet_time_scale_shift": "scale_shift",
+    },
+}
+
+
+@dataclass(frozen=True)
+class Compression:
+    """What an autoencoder makes of one image.
+
+    Attributes:
+        image_shape: `(C, H, W)`.
+        latent_shape: `(c, H/f, W/f)`.
+    """
+
+    image_shape: tuple[int, ...]
+    latent_shape: tuple[int, ...]
+
+    @property
+    def image_values(self) -> int:
+        """The number of values of an image."""
+        return prod(self.image_shape)
+
+    @property
+    def latent_values(self) -> int:
+        """The number of values of its latent."""
+        return prod(self.latent_shape)
+
+    @property
+    def ratio(self) -> float:
+        """How many times fewer values the latent has."""
+        return self.image_values / self.latent_values
+
+    def __str__(self) -> str:
+        """Say it in one line."""
+        return (
+            f"{self.image_values:,} values in {self.image_shape}, "
+            f"{self.latent_values:,} latent values {self.latent_shape}, "
+            f"{self.ratio:g} times fewer"
+        )
+
+
+def measure_compression(
+    vae: AutoencoderKL | AutoencoderTiny, image_shape: tuple[int, int, int]
+) -> Compression:
+    """Encode one image of a given shape on torch's meta device, and compare the shapes.
+
+    Nothing is computed, so this is quick at any size.
+
+    Args:
+        vae: any autoencoder.
+        image_shape: `(C, H, W)`.
+
+    Returns:
+        The shapes of the image and of its latent.
+
+    Raises:
+        UserError: if the image does not fit the autoencoder.
+    """
+    image = torch.empty((1, *image_shape), device="meta")
+    try:
+        check_images(vae, image)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    with torch.device("meta"):
+        meta_vae = type(vae).from_config(vae.config)
+    latents = encode_images(meta_vae, image, sample_posterior=False)
+    return Compression(image_shape, tuple(latents.shape[1:]))
+
+
+def create_autoencoder(
+    preset: Preset, image_channels: int, sample_size: int | tuple[int, int], **changes: Any
+) -> AutoencoderKL:
+    """Create an untrained AutoencoderKL from a preset.
+
+    Args:
+        preset: a key of `AUTOENCODERS`.
+        image_channels: C of the images, in and out.
+        sample_size: the images' size in pixels; it also sets the tile size of tiled decoding.
+        changes: entries of the configuration that replace the preset's.
+
+    Returns:
+        The autoencoder, with `scaling_factor = 1`: its scale is folded in after training.
+    """
+    config = AUTOENCODERS[preset] | changes
+    levels = len(config["block_out_channels"])
+    return AutoencoderKL(
+        **{"latent_channels": 4} | config,
+        in_channels=image_channels,
+        out_channels=image_channels,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        sample_size=sample_size,
+        scaling_factor=1.0,
+        force_upcast=False,
+    )
+
+
+def create_denoiser(
+    preset: Preset,
+    vae: AutoencoderKL | AutoencoderTiny,
+    image_shape: tuple[int, int, int],
+    num_classes: int | None = None,
+    **changes: Any,
+) -> UNet2DModel:
+    """Create an untrained UNet2DModel whose channels and size are derived from the autoencoder.
+
+    Args:
+        preset: a key of `DENOISERS`.
+        vae: the autoencoder whose latents it will denoise.
+        image_shape: `(C, H, W)` of the images.
+        num_classes: N classes give N + 1 embeddings, the last the null label; None: unconditional.
+        changes: entries of the configuration that replace the preset's.
+
+    Returns:
+        The denoiser.
+
+    Raises:
+        UserError: if the images' size fits the autoencoder but not the denoiser, with both
+            multiples named.
+    """
+    config = DENOISERS[preset] | changes
+    attention = config.pop("attention")
+    channels, height, width = measure_compression(vae, image_shape).latent_shape
+    f, multiple = downsampling_factor(vae), 2 ** (len(attention) - 1)
+    if height % multiple or width % multiple:
+        raise UserError(
+            f"images of {image_shape[1]}x{image_shape[2]} do not fit the denoiser preset "
+            f"{preset!r}: height and width must be multiples of {f} to be encoded and of "
+            f"{f * multiple} to be denoised; choose another --resolution"
+        )
+    down, up = "DownBlock2D", "UpBlock2D"
+    if config.get("downsample_type") == "resnet":
+        down, up = "ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D"
+    return UNet2DModel(
+        **config,
+        in_channels=channels,
+        out_channels=channels,
+        sample_size=height if height == width else (height, width),
+        down_block_types=tuple("AttnDownBlock2D" if level else down for level in attention),
+        up_block_types=tuple("AttnUpBlock2D" if level else up for level in reversed(attention)),
+        num_class_embeds=None if num_classes is None else num_classes + 1,
+    )
+
+
+def create_scheduler(objective: Objective) -> SchedulerMixin:
+    """Create the stock scheduler whose configuration says the denoiser's objective.
+
+    Args:
+        objective: "flow" (rectified flow), or the prediction type of a variance-preserving
+            diffusion with LDM's scaled-linear schedule.
+
+    Returns:
+        A FlowMatchEulerDiscreteScheduler or a DDIMScheduler. Latents are not bounded, so the
+        scheduler does not clip samples.
+    """
+    if objective == "flow":
+        return FlowMatchEulerDiscreteScheduler()
+    return DDIMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.0015,
+        beta_end=0.0195,
+        prediction_type=objective,
+        clip_sample=False,
+        set_alpha_to_one=False,
+        timestep_spacing="trailing",
+    )

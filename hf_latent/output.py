@@ -1,0 +1,98 @@
+"""Files that are written whole, or not at all."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hf_latent.errors import UserError
+
+
+def check_output_dir(output_dir: str | Path, overwrite: bool = False) -> Path:
+    """Make sure that a run can write its folder, before anything long starts; leave no trace.
+
+    Args:
+        output_dir: may be missing, parents too.
+        overwrite: accept a folder with files in it; those of the same name are replaced.
+
+    Returns:
+        The folder's path.
+
+    Raises:
+        UserError: if it cannot be written, or has files and overwrite is off.
+    """
+    path = Path(output_dir)
+    existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    try:
+        with tempfile.TemporaryDirectory(dir=existing):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"--output_dir {path} cannot be written ({error.strerror}): choose another"
+        ) from error
+    if not overwrite and path.is_dir() and any(path.iterdir()):
+        raise UserError(
+            f"--output_dir {path} has files in it: choose another, or pass "
+            "--overwrite_output_dir true to replace them"
+        )
+    return path
+
+
+@contextmanager
+def replaced_whole(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path to write a file or folder to, and rename it when all went well.
+
+    A killed run leaves the old one or the new one, never a half-written one. (A folder cannot be
+    replaced in one go: killed between two renames, the old one is left as `.NAME.PID.old`.)
+
+    Args:
+        path: the file or folder to make or replace.
+
+    Yields:
+        A path beside it, of the same suffix; nothing is there yet.
+    """
+    path = Path(path).resolve()
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        if path.is_dir():
+            old = path.with_name(f".{path.name}.{os.getpid()}.old")
+            path.rename(old)
+            try:
+                temporary.rename(path)
+            except OSError:
+                old.rename(path)
+                raise
+            shutil.rmtree(old)
+        else:
+            temporary.replace(path)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file whole.
+
+    Args:
+        path: the file to make or replace.
+        text: its content.
+    """
+    with replaced_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, values: dict[str, Any]) -> None:
+    """Write a JSON file whole.
+
+    Args:
+        path: the file to make or replace.
+        values: its content; flat snake_case keys, with units where there are any.
+    """
+    write_text(path, json.dumps(values, indent=2) + "\n")

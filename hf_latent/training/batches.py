@@ -1,0 +1,86 @@
+"""Order and draws of a training that do not depend on how many processes run."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import count
+from zlib import crc32
+
+import numpy as np
+import torch
+
+
+def seeded_generator(seed: int, purpose: str, *place: int) -> torch.Generator:
+    """Make the random generator for one purpose at one place in a training.
+
+    Args:
+        seed: the run's.
+        purpose: what is drawn, so that two purposes never share their numbers.
+        place: for example the step and the micro-step, or the epoch.
+
+    Returns:
+        A generator on the CPU.
+    """
+    entropy = (seed, crc32(purpose.encode()), *place)
+    state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state))
+
+
+@dataclass(frozen=True)
+class ProcessRows:
+    """The rows of every global batch that this process takes.
+
+    Everything random in a step is drawn for the global batch, and then cut.
+
+    Attributes:
+        batch_size: rows of one process.
+        process_index: this process's number, from 0.
+        num_processes: how many share a global batch.
+    """
+
+    batch_size: int
+    process_index: int = 0
+    num_processes: int = 1
+
+    @property
+    def global_size(self) -> int:
+        """Rows of a global batch."""
+        return self.batch_size * self.num_processes
+
+    def of(self, global_batch: torch.Tensor) -> torch.Tensor:
+        """Cut this process's rows, `(batch_size, ...)`, out of `(global_size, ...)`."""
+        return global_batch[self.process_index * self.batch_size :][: self.batch_size]
+
+
+class GlobalBatchSampler:
+    """The endless order of the data: each process takes its rows of every global batch.
+
+    Every epoch has an order of its own, from (seed, epoch). Batches follow each other through the
+    epochs' orders without a gap, so a batch may begin in one epoch and end in the next.
+
+    Args:
+        num_samples: the size of the data, at least 1.
+        rows: which rows this process takes.
+        seed: the run's.
+        start_batch: how many batches to pass over, to go on where a run stopped.
+    """
+
+    def __init__(self, num_samples: int, rows: ProcessRows, seed: int, start_batch: int = 0):
+        """Keep the settings; see the class."""
+        self.num_samples, self.rows, self.seed = num_samples, rows, seed
+        self.start_batch = start_batch
+        self._order = lru_cache(maxsize=2)(self._draw_order)
+
+    def _draw_order(self, epoch: int) -> list[int]:
+        generator = seeded_generator(self.seed, "order", epoch)
+        return torch.randperm(self.num_samples, generator=generator).tolist()
+
+    def keys(self, batch: int) -> list[tuple[int, int]]:
+        """Return this process's (epoch, index) keys of one global batch."""
+        first = batch * self.rows.global_size + self.rows.process_index * self.rows.batch_size
+        places = (divmod(first + row, self.num_samples) for row in range(self.rows.batch_size))
+        return [(epoch, self._order(epoch)[place]) for epoch, place in places]
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        """Yield one list of (epoch, index) keys a batch, without end."""
+        return (self.keys(batch) for batch in count(self.start_batch))

@@ -1,0 +1,183 @@
+"""The clock of a training: steps, learning rate, progress bar and log."""
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from tqdm.auto import tqdm
+
+from hf_latent.training.run import TrainingConfig
+
+
+@dataclass(frozen=True)
+class TrainingSummary:
+    """What a training did.
+
+    Attributes:
+        model_dir: the folder of the saved model.
+        steps: optimizer steps.
+        seconds: wall-clock time of the training loop, validation included.
+        images_per_second: over all processes, validation excluded.
+        train_loss: mean over the last logged steps.
+        validation_losses: held-out loss of the averaged weights by step.
+    """
+
+    model_dir: Path
+    steps: int
+    seconds: float
+    images_per_second: float
+    train_loss: float
+    validation_losses: dict[int, float]
+
+
+def cosine_with_warmup(progress: float, warmup_ratio: float) -> float:
+    """Return the learning rate's factor: up linearly, then down along a half cosine.
+
+    The curve of diffusers' `get_cosine_schedule_with_warmup`, as a function of progress instead
+    of steps, so that it can follow the clock (cosine: Loshchilov and Hutter 2017, equation 5).
+
+    Args:
+        progress: in [0, 1].
+        warmup_ratio: the part of the training that is warm-up.
+
+    Returns:
+        A factor in [0, 1].
+    """
+    if progress < warmup_ratio:
+        return progress / warmup_ratio
+    return 0.5 * (1 + math.cos(math.pi * (progress - warmup_ratio) / (1 - warmup_ratio)))
+
+
+class TrainingClock:
+    """Counts the steps of a training, shows them in a progress bar and logs them.
+
+    Args:
+        config: the run's settings.
+        accelerator: the first process shows and logs, and its clock counts for all.
+        name: the progress bar's.
+    """
+
+    LOGGING_STEPS = 20
+
+    def __init__(self, config: TrainingConfig, accelerator: Accelerator, name: str):
+        """Start the clock; see the class."""
+        self.config, self.accelerator = config, accelerator
+        # Inside a step, self.step counts it already.
+        self.step, self.train_loss = 0, math.nan
+        self.validation_losses: dict[int, float] = {}
+        self._losses: list[torch.Tensor] = []
+        self._start, self._validation_seconds = time.perf_counter(), 0.0
+        self._end: float | None = None
+        total = None if config.max_train_minutes else config.max_train_steps
+        self._bar = tqdm(total=total, desc=name, disable=not accelerator.is_main_process)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds from the start to now or to the last step, validation between steps included."""
+        return (self._end or time.perf_counter()) - self._start
+
+    @property
+    def images_per_second(self) -> float:
+        """Training images a second over all processes, validation excluded."""
+        batch = self.config.train_batch_size * self.config.gradient_accumulation_steps
+        images = self.step * batch * self.accelerator.num_processes
+        return images / max(self.seconds - self._validation_seconds, 1e-9)
+
+    @property
+    def validation_is_due(self) -> bool:
+        """Whether to validate after the current step; after the last one it is done anyway."""
+        last = self.config.max_train_minutes is None and self.step == self.config.max_train_steps
+        return self.step % self.config.validation_steps == 0 and not last
+
+    def _progress(self) -> float:
+        if self.config.max_train_minutes is None:
+            return self.step / self.config.max_train_steps
+        elapsed = torch.tensor(self.seconds / (60 * self.config.max_train_minutes))
+        return broadcast(elapsed.to(self.accelerator.device)).item()
+
+    def steps(self, optimizer: torch.optim.Optimizer) -> Iterator[int]:
+        """Yield the index of every step, from 0, with the optimizer's learning rate set.
+
+        Args:
+            optimizer: its learning rate follows `cosine_with_warmup`.
+        """
+        while (progress := self._progress()) < 1:
+            factor = cosine_with_warmup(progress, self.config.lr_warmup_ratio)
+            for group in optimizer.param_groups:
+                group["lr"] = self.config.learning_rate * factor
+            self.step += 1
+            yield self.step - 1
+            self._bar.update()
+        self._end = time.perf_counter()
+        self._log_losses()
+        self._bar.close()
+
+    def log_loss(self, loss: torch.Tensor) -> None:
+        """Take note of a micro-step's loss, without waiting for the device every time.
+
+        Args:
+            loss: a scalar, of this process's rows; what is logged is the mean of all processes.
+        """
+        self._losses.append(loss.detach())
+        if len(self._losses) >= self.LOGGING_STEPS * self.config.gradient_accumulation_steps:
+            self._log_losses()
+
+    def _log_losses(self) -> None:
+        if self._losses:
+            loss = torch.stack(self._losses).mean()
+            self.train_loss = self.accelerator.reduce(loss, "mean").item()
+            self._losses.clear()
+            self._write({"train_loss": self.train_loss})
+
+    def log_validation_loss(self, loss: float, **figures: float) -> None:
+        """Take note of the held-out loss after the current step.
+
+        Args:
+            loss: of the averaged weights.
+            figures: others to log beside it, units in their names.
+        """
+        self.validation_losses[self.step] = loss
+        self._write({"validation_loss": loss, **figures})
+
+    def _write(self, values: dict[str, float]) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        shown = {"images/s": f"{self.images_per_second:.0f}"}
+        if not math.isnan(self.train_loss):
+            shown["loss"] = f"{self.train_loss:.4f}"
+        if self.validation_losses:
+            shown["held-out"] = f"{list(self.validation_losses.values())[-1]:.4f}"
+        self._bar.set_postfix(shown)
+        line = {"step": self.step, **values, "images_per_second": self.images_per_second}
+        with open(Path(self.config.output_dir) / "logs" / "losses.jsonl", "a") as log:
+            log.write(json.dumps(line) + "\n")
+
+    @contextmanager
+    def validation(self) -> Iterator[None]:
+        """Keep the time spent inside, between steps, out of `images_per_second`."""
+        start = time.perf_counter()
+        yield
+        if self._end is None:
+            self._validation_seconds += time.perf_counter() - start
+
+    def summary(self, model_dir: Path) -> TrainingSummary:
+        """Sum up the training.
+
+        Args:
+            model_dir: where the model was saved.
+        """
+        return TrainingSummary(
+            model_dir,
+            self.step,
+            self.seconds,
+            self.images_per_second,
+            self.train_loss,
+            self.validation_losses,
+        )

@@ -1,0 +1,173 @@
+"""What a training run starts from: settings, accelerator and folder."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
+from torch import nn
+
+from hf_latent.command import check_ranges, dump_config
+from hf_latent.data.images import ImageSplits, open_images
+from hf_latent.data.images_config import ImagesConfig
+from hf_latent.errors import UserError
+from hf_latent.output import check_output_dir, write_text
+from hf_latent.training.batches import ProcessRows
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(ImagesConfig):
+    """Settings that both trainings share.
+
+    Attributes:
+        output_dir: the run's folder: config.yaml, logs, samples, and at the end the model.
+        overwrite_output_dir: accept a folder with files in it and replace those; the old model
+            stays until the new one is whole.
+        learning_rate: the highest learning rate, after the warm-up.
+        lr_warmup_ratio: the part of the training in which the learning rate rises from 0; after it
+            comes a cosine down to 0.
+        train_batch_size: images a step, a process and an accumulation step.
+        max_train_steps: optimizer steps.
+        max_train_minutes: train for so long instead; the learning rate then follows the clock.
+        gradient_accumulation_steps: forward passes an optimizer step.
+        max_grad_norm: gradients are clipped to this norm.
+        adam_beta2: AdamW's decay of the second moment.
+        adam_weight_decay: AdamW's weight decay.
+        ema_decay: highest decay of the moving average of the weights, which is what is saved; it
+            rises to that as 1 - (1 + step)^-0.75.
+        mixed_precision: no, fp16 or bf16 over fp32 weights; unset, what accelerate is set to.
+        dataloader_num_workers: processes that read images.
+        validation_steps: steps between held-out loss and sample grid.
+        max_validation_samples: the first so many held-out images are used for it.
+    """
+
+    output_dir: str
+    overwrite_output_dir: bool = False
+    learning_rate: float = 1e-3
+    lr_warmup_ratio: float = 0.05
+    train_batch_size: int = 64
+    max_train_steps: int = 10_000
+    max_train_minutes: float | None = None
+    gradient_accumulation_steps: int = 1
+    max_grad_norm: float = 1.0
+    adam_beta2: float = 0.99
+    adam_weight_decay: float = 1e-2
+    ema_decay: float = 0.999
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = None
+    dataloader_num_workers: int = 0
+    validation_steps: int = 1000
+    max_validation_samples: int = 512
+
+    def __post_init__(self) -> None:
+        """Refuse values that no training can run with, naming the flag."""
+        super().__post_init__()
+        check_ranges(
+            self,
+            positive=(
+                "train_batch_size",
+                "gradient_accumulation_steps",
+                "validation_steps",
+                "max_train_steps",
+                "max_validation_samples",
+                "learning_rate",
+                "max_grad_norm",
+                "max_train_minutes",
+            ),
+            not_negative=("adam_weight_decay", "dataloader_num_workers"),
+            share=("lr_warmup_ratio", "ema_decay", "adam_beta2"),
+        )
+
+
+def start_accelerator(config: TrainingConfig) -> Accelerator:
+    """Start Accelerate, and make sure that it sees the processes that were launched.
+
+    Raises:
+        UserError: if WORLD_SIZE processes were launched and Accelerate sees another number: they
+            would train apart and write over each other.
+    """
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+    )
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched != accelerator.num_processes:
+        raise UserError(
+            f"{launched} processes were launched and Accelerate sees {accelerator.num_processes}: "
+            "correct the launch configuration (on CPUs, set ACCELERATE_USE_CPU=1 and use torchrun)"
+        )
+    return accelerator
+
+
+def open_run_images(config: TrainingConfig, accelerator: Accelerator) -> ImageSplits:
+    """Open a run's images, once the run's folder is known to be writable.
+
+    The first process checks every image, the others find its result in the cache.
+
+    Raises:
+        UserError: if the folder cannot be written or an image cannot be read.
+    """
+    with accelerator.main_process_first():
+        if accelerator.is_main_process:
+            check_output_dir(config.output_dir, config.overwrite_output_dir)
+        workers = config.dataloader_num_workers
+        # Every worker would fill a memory of its own.
+        splits = open_images(config, workers or None, keep_in_memory=False if workers else None)
+    if splits.bad_images:
+        accelerator.print(f"{splits.bad_images} images that cannot be decoded are left out")
+    return splits
+
+
+def create_optimizer(config: TrainingConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """Create AdamW (Loshchilov and Hutter 2019) over all of a model's parameters."""
+    return torch.optim.AdamW(
+        model.parameters(),
+        lr=config.learning_rate,
+        betas=(0.9, config.adam_beta2),
+        weight_decay=config.adam_weight_decay,
+    )
+
+
+def create_ema(config: TrainingConfig, model: nn.Module, device: torch.device) -> EMAModel:
+    """Create the moving average of a model's weights, with diffusers' warm-up for short runs."""
+    ema = EMAModel(
+        model.parameters(), decay=config.ema_decay, use_ema_warmup=True, power=0.75, foreach=True
+    )
+    ema.to(device)
+    return ema
+
+
+def process_rows(config: TrainingConfig, accelerator: Accelerator) -> ProcessRows:
+    """Say which rows of every global batch this process takes."""
+    return ProcessRows(
+        config.train_batch_size, accelerator.process_index, accelerator.num_processes
+    )
+
+
+def start_run_folder(config: TrainingConfig, splits: ImageSplits, accelerator: Accelerator) -> Path:
+    """Make the run's folder and save the resolved configuration in it.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: if it cannot be written, or has files and may not be overwritten.
+    """
+    output_dir = Path(config.output_dir)
+    if accelerator.is_main_process:
+        check_output_dir(output_dir, config.overwrite_output_dir)
+        for name in ("logs", "samples"):
+            (output_dir / name).mkdir(parents=True, exist_ok=True)
+        (output_dir / "logs" / "losses.jsonl").unlink(missing_ok=True)
+        for picture in (output_dir / "samples").glob("step-*.png"):
+            picture.unlink()
+        counts = (
+            f"# {len(splits.train)} training images, {len(splits.validation)} held out, "
+            f"{splits.bad_images} left out because they cannot be decoded\n"
+        )
+        resolved = dump_config(config, validation_fingerprint=splits.validation_fingerprint)
+        write_text(output_dir / "config.yaml", counts + resolved)
+    accelerator.wait_for_everyone()
+    return output_dir
