@@ -1,0 +1,65 @@
+"""Real classes at tiny size, shared by all tests."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, UNet2DModel
+
+from hf_latent.models.presets import create_autoencoder, create_denoiser, create_scheduler
+from hf_latent.pipeline import LatentDiffusionPipeline
+
+torch.set_num_threads(1)  # tiny tensors: a second thread only costs
+
+NUM_CLASSES = 3
+NARROW_AUTOENCODER = {"block_out_channels": (8, 8, 8), "norm_num_groups": 4}
+NARROW_DENOISER = {
+    "block_out_channels": (16, 16),
+    "norm_num_groups": 4,
+    "attention_head_dim": 8,
+}
+
+
+def make_autoencoder(channels: int = 1, sample_size: int = 16, **changes) -> AutoencoderKL:
+    torch.manual_seed(0)
+    changes = NARROW_AUTOENCODER | changes
+    vae = create_autoencoder("tiny", channels, sample_size, **changes)
+    # Untrained weights give latents near 0: a bias makes their scale matter.
+    with torch.no_grad():
+        vae.quant_conv.bias.uniform_(-2, 2)
+    return vae.eval()
+
+
+def make_denoiser(vae: AutoencoderKL, num_classes: int | None = NUM_CLASSES) -> UNet2DModel:
+    torch.manual_seed(1)
+    shape = (vae.config.in_channels, 16, 16)
+    return create_denoiser("tiny", vae, shape, num_classes, **NARROW_DENOISER).eval()
+
+
+@pytest.fixture
+def vae() -> AutoencoderKL:
+    return make_autoencoder()
+
+
+@pytest.fixture
+def pipeline(vae: AutoencoderKL) -> LatentDiffusionPipeline:
+    id2label = {0: "cat", 1: "dog", 2: "owl"}
+    pipeline = LatentDiffusionPipeline(
+        vae, make_denoiser(vae), create_scheduler("flow"), id2label=id2label
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture
+def unconditional(vae: AutoencoderKL) -> LatentDiffusionPipeline:
+    pipeline = LatentDiffusionPipeline(vae, make_denoiser(vae, None), create_scheduler("flow"))
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.rand(4, 1, 16, 16, generator=torch.Generator().manual_seed(2)) * 2 - 1

@@ -1,0 +1,18 @@
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from hf_latent.evaluation.machine import describe_machine
+
+
+def test_it_says_what_a_figure_was_measured_with():
+    machine = describe_machine()
+    assert machine["torch_threads"] == torch.get_num_threads()
+    assert machine["torch_version"] == torch.__version__
+    if sys.platform == "linux":
+        status = Path("/proc/self/status").read_text()
+        peak_kb = int(re.search(r"VmHWM:\s+(\d+) kB", status).group(1))
+        assert machine["peak_memory_mb"] == pytest.approx(peak_kb / 1024, rel=0.05)

@@ -1,0 +1,39 @@
+import numpy as np
+import pytest
+import torch
+
+from hf_latent.evaluation.pictures import LABEL_WIDTH, image_grid, interleave, labelled_rows
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_grid_lays_images_out_in_rows_enlarged(channels):
+    images = torch.zeros(3, channels, 32, 32)
+    images[1] = 1
+    picture = np.asarray(image_grid(images, columns=2))
+    assert picture.shape == (128, 128, 3)
+    transparent = channels == 4
+    assert (picture[:64, :64] == (255 if transparent else 0)).all()
+    assert (picture[:64, 64:] == 255).all()
+    assert (picture[64:, 64:] == 255).all()  # the short row ends in white
+
+
+def test_large_images_keep_their_pixels():
+    images = torch.rand(2, 3, 80, 96)
+    picture = np.asarray(image_grid(images, columns=2))
+    assert picture.shape == (80, 192, 3)
+    expected = (images[1].permute(1, 2, 0) * 255).round().byte().numpy()
+    np.testing.assert_array_equal(picture[:, 96:], expected)
+
+
+def test_interleave_takes_images_in_turn():
+    a, b = torch.zeros(2, 1, 1, 1), torch.ones(2, 1, 1, 1)
+    assert interleave(a, b).flatten().tolist() == [0, 1, 0, 1]
+
+
+def test_labelled_rows_have_one_row_a_label():
+    images = torch.tensor([0.0, 1.0, 0.2, 0.8, 0.4]).view(5, 1, 1, 1).expand(5, 1, 64, 64)
+    picture = np.asarray(labelled_rows(images, [7, 3], {7: "cat"}))
+    assert picture.shape == (128, LABEL_WIDTH + 3 * 64, 3)
+    centers = picture[32::64, LABEL_WIDTH + 32 :: 64, 0]
+    np.testing.assert_array_equal(centers, [[0, 51, 102], [255, 204, 255]])
+    assert (picture[:64, :LABEL_WIDTH] < 128).any()  # a name is written beside its row

@@ -1,0 +1,84 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from hf_latent.cli import main
+from hf_latent.evaluation.pictures import LABEL_WIDTH
+
+
+@pytest.fixture
+def model(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path / "model")
+    return str(tmp_path / "model")
+
+
+def run(model: str, *flags: str) -> int:
+    """Run `hf-latent generate`; return its exit status."""
+    try:
+        main(["generate", "--model", model, "--num_inference_steps", "2", *flags])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def test_one_row_a_label(model, tmp_path, capsys):
+    output = tmp_path / "grid.png"
+    flags = ("--class_labels", "0,owl", "--num_images", "6", "--seed", "7")
+    assert run(model, *flags, "--output", str(output)) == 0
+    assert "6 images" in capsys.readouterr().out
+    picture = Image.open(output)
+    assert picture.size == (LABEL_WIDTH + 3 * 64, 2 * 64)
+    again = tmp_path / "again.png"
+    assert run(model, *flags, "--output", str(again), "--batch_size", "4") == 0
+    difference = np.asarray(picture).astype(int) - np.asarray(Image.open(again)).astype(int)
+    assert abs(difference).max() <= 1
+    other = tmp_path / "other.png"
+    assert run(model, *flags[:-1], "8", "--output", str(other)) == 0
+    assert np.asarray(Image.open(other)).tobytes() != np.asarray(picture).tobytes()
+
+
+def test_all_classes_where_none_is_named(model, tmp_path):
+    assert run(model, "--output", str(tmp_path / "grid.png")) == 0
+    assert Image.open(tmp_path / "grid.png").size == (LABEL_WIDTH + 8 * 64, 3 * 64)
+
+
+def test_unconditional(unconditional, tmp_path):
+    unconditional.save_pretrained(tmp_path / "model")
+    output = tmp_path / "grid.png"
+    assert run(str(tmp_path / "model"), "--num_images", "5", "--output", str(output)) == 0
+    assert Image.open(output).size == (8 * 64, 64)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--class_labels", "3"), "class label 3 is not in the model: use a number from 0 to 2"),
+        (("--class_labels", "-1"), "class label -1"),
+        (("--class_labels", "cow"), "class label cow"),
+        (("--num_images", "0"), "--num_images must be above 0"),
+        (("--num_inference_steps", "0"), "--num_inference_steps must be above 0"),
+        (("--output", "nowhere/grid.png"), "choose a folder that exists"),
+        (("--output", "grid.txt"), "must end in .png"),
+        (("--model", "/nowhere/model"), "no model found at /nowhere/model"),
+        (("--colour", "red"), "--colour"),
+    ],
+)
+def test_mistakes_are_one_line_and_write_nothing(
+    model, tmp_path, monkeypatch, capsys, flags, message
+):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    assert run(model, *flags) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert message in error
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_labels_of_an_unconditional_model_are_refused(unconditional, tmp_path, capsys):
+    unconditional.save_pretrained(tmp_path / "model")
+    assert run(str(tmp_path / "model"), "--class_labels", "0") == 2
+    assert "no classes" in capsys.readouterr().err
+    assert run(str(tmp_path / "model"), "--guidance_scale", "2") == 2
+    assert "--guidance_scale needs a model with classes" in capsys.readouterr().err

@@ -1,0 +1,89 @@
+import json
+import time
+
+import pytest
+from PIL import Image
+
+from hf_latent.cli import main
+from hf_latent.evaluation.pictures import LABEL_WIDTH
+from hf_latent.experiments.quickstart import QuickstartConfig, run_quickstart
+from hf_latent.models.frozen import hash_weights
+from hf_latent.pipeline import LatentDiffusionPipeline
+
+MAX_MINUTES = 0.5
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A short quickstart, its folder and the seconds that it took."""
+    folder = tmp_path_factory.mktemp("quickstart") / "run"
+    start = time.perf_counter()
+    report = run_quickstart(
+        QuickstartConfig(
+            output_dir=str(folder),
+            max_minutes=MAX_MINUTES,
+            max_train_samples=600,
+            evaluation_images=90,
+            num_inference_steps=3,
+        )
+    )
+    return folder, report, time.perf_counter() - start
+
+
+@pytest.mark.slow
+def test_it_leaves_a_model_pictures_and_a_report(finished):
+    folder, report, _ = finished
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "autoencoder",
+        "denoiser",
+        "model",
+        "reconstructions.png",
+        "report.json",
+        "samples.png",
+    ]
+    assert Image.open(folder / "samples.png").size == (LABEL_WIDTH + 8 * 64, 10 * 64)
+    assert Image.open(folder / "reconstructions.png").size == (16 * 64, 5 * 64)
+    written = json.loads((folder / "report.json").read_text())
+    assert written == json.loads(json.dumps(report))
+
+
+@pytest.mark.slow
+def test_it_keeps_to_its_time(finished):
+    _, report, seconds = finished
+    # A loaded machine is slower; a run that ignores its time takes much longer.
+    assert seconds < MAX_MINUTES * 60 * 1.5
+    assert report["total_seconds"] == pytest.approx(seconds, abs=1)
+    stages = ("setup", "classifier", "reserve", "autoencoder", "denoiser", "evaluation")
+    assert sum(report[f"{name}_seconds"] for name in stages) == pytest.approx(seconds, rel=0.05)
+
+
+@pytest.mark.slow
+def test_its_figures_are_there_and_make_sense(finished):
+    folder, report, _ = finished
+    assert report["image_shape"] == (1, 32, 32)
+    assert report["latent_shape"] == (4, 8, 8)
+    assert report["compression_ratio"] == 4
+    assert report["test_images"] == 2000
+    assert report["label_agreement_images"] == 90
+    assert report["denoiser_evaluations_per_image"] == 6
+    assert 10 < report["test_psnr_db"] < 40
+    assert 0 < report["test_ssim"] < 1
+    assert 0.05 < report["label_agreement"] <= 1
+    assert 0.5 < report["classifier_real_test_accuracy"] < 1
+    for part in ("autoencoder", "denoiser"):
+        assert report[f"{part}_steps"] > 5
+        assert report[f"{part}_images_per_second"] > 10
+        assert report[f"{part}_held_out_loss"] > 0
+    pipeline = LatentDiffusionPipeline.from_pretrained(folder / "model")
+    assert report["vae_hash_before"] == report["vae_hash_after"] == hash_weights(pipeline.vae)
+
+
+@pytest.mark.slow
+def test_generate_works_on_the_result(finished, tmp_path):
+    folder, _, _ = finished
+    output = tmp_path / "grid.png"
+    flags = (
+        f"--model {folder}/model --class_labels 0,1,2 --num_images 24 --output {output} --seed 7"
+    )
+    main(["generate", *flags.split(), "--num_inference_steps", "2"])
+    assert Image.open(output).size == (LABEL_WIDTH + 8 * 64, 3 * 64)

@@ -1,0 +1,98 @@
+import pytest
+import torch
+from diffusers import AutoencoderKL
+
+from hf_latent.models.fold import (
+    MINIMUM_DEVIATION,
+    LatentStatistics,
+    fold_latent_scale,
+    measure_latents,
+    sum_latents,
+    unfold_latent_scale,
+)
+from tests.conftest import make_autoencoder
+
+
+def posteriors(vae: AutoencoderKL, images: torch.Tensor) -> list:
+    with torch.no_grad():
+        return [vae.encode(batch).latent_dist for batch in images.split(3)]
+
+
+def statistics_of(vae: AutoencoderKL, images: torch.Tensor) -> LatentStatistics:
+    return measure_latents(sum_latents(posteriors(vae, images)))
+
+
+@pytest.fixture
+def many_images() -> torch.Tensor:
+    return torch.rand(16, 1, 16, 16, generator=torch.Generator().manual_seed(3)) * 2 - 1
+
+
+def test_statistics_are_those_of_posterior_samples(vae, many_images):
+    statistics = statistics_of(vae, many_images)
+    assert statistics.mean.dtype == torch.float64
+    generator = torch.Generator().manual_seed(0)
+    samples = torch.cat(
+        [p.sample(generator) for _ in range(400) for p in posteriors(vae, many_images)]
+    ).double()
+    torch.testing.assert_close(statistics.mean, samples.mean((0, 2, 3)), rtol=0, atol=0.03)
+    torch.testing.assert_close(statistics.std, samples.std((0, 2, 3)), rtol=0.01, atol=0)
+
+
+def test_shares_of_the_images_can_be_summed_apart(vae, many_images):
+    whole = statistics_of(vae, many_images)
+    shares = sum(sum_latents(posteriors(vae, many_images[rank::2])) for rank in range(2))
+    torch.testing.assert_close(measure_latents(shares).std, whole.std, rtol=1e-6, atol=0)
+    torch.testing.assert_close(measure_latents(shares).mean, whole.mean, rtol=0, atol=1e-6)
+
+
+def test_folded_latents_have_zero_mean_and_unit_variance(vae, many_images):
+    folded = fold_latent_scale(vae, statistics_of(vae, many_images))
+    again = statistics_of(folded, many_images)
+    torch.testing.assert_close(again.mean, torch.zeros(4).double(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(again.std, torch.ones(4).double(), rtol=0, atol=1e-6)
+    assert folded.config.scaling_factor == 1.0
+
+
+def test_the_fold_changes_no_reconstruction_and_no_input(vae, many_images):
+    weights = {name: tensor.clone() for name, tensor in vae.state_dict().items()}
+    folded = fold_latent_scale(vae, statistics_of(vae, many_images))
+    with torch.no_grad():
+        before = vae.decode(vae.encode(many_images).latent_dist.mean).sample
+        after = folded.decode(folded.encode(many_images).latent_dist.mean).sample
+    torch.testing.assert_close(after, before, rtol=0, atol=2e-5)
+    for name, tensor in vae.state_dict().items():
+        assert torch.equal(tensor, weights[name]), name
+
+
+def test_fold_and_unfold_are_an_inverse_pair_through_a_save(vae, many_images, tmp_path, caplog):
+    fold_latent_scale(vae, statistics_of(vae, many_images)).save_pretrained(tmp_path)
+    loaded = AutoencoderKL.from_pretrained(tmp_path, use_safetensors=True)
+    assert "not expected" not in caplog.text
+    unfolded = unfold_latent_scale(loaded)
+    for name, tensor in vae.state_dict().items():
+        torch.testing.assert_close(unfolded.state_dict()[name], tensor, rtol=0, atol=1e-6)
+    fold_latent_scale(unfolded, statistics_of(unfolded, many_images))
+
+
+def test_a_collapsed_channel_survives_the_fold(many_images):
+    vae = make_autoencoder()
+    with torch.no_grad():
+        vae.quant_conv.weight[0], vae.quant_conv.bias[0] = 0, 0.5
+        vae.quant_conv.weight[4], vae.quant_conv.bias[4] = 0, -25
+    statistics = statistics_of(vae, many_images)
+    assert statistics.std[0] == MINIMUM_DEVIATION
+    folded = fold_latent_scale(vae, statistics)
+    with torch.no_grad():
+        before = vae.decode(vae.encode(many_images).latent_dist.mean).sample
+        after = folded.decode(folded.encode(many_images).latent_dist.mean).sample
+    torch.testing.assert_close(after, before, rtol=0, atol=2e-5)
+
+
+def test_folding_twice_and_unfolding_what_is_not_folded_are_refused(vae, many_images):
+    statistics = statistics_of(vae, many_images)
+    with pytest.raises(ValueError, match="folded already"):
+        fold_latent_scale(fold_latent_scale(vae, statistics), statistics)
+    with pytest.raises(ValueError, match="not folded"):
+        unfold_latent_scale(vae)
+    with pytest.raises(ValueError, match="no quant_conv"):
+        fold_latent_scale(AutoencoderKL(use_quant_conv=False), statistics)

@@ -1,0 +1,51 @@
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from hf_latent.errors import UserError
+from hf_latent.models.frozen import hash_weights
+from hf_latent.models.load import load_autoencoder
+
+
+def test_an_autoencoder_alone_and_in_a_pipeline(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path / "pipeline")
+    pipeline.vae.save_pretrained(tmp_path / "vae")
+    for name in ("pipeline", "vae"):
+        assert hash_weights(load_autoencoder(str(tmp_path / name))) == hash_weights(pipeline.vae)
+
+
+def test_other_models_and_missing_ones_are_refused(pipeline, tmp_path):
+    pipeline.unet.save_pretrained(tmp_path / "unet")
+    with pytest.raises(UserError, match="is a UNet2DModel"):
+        load_autoencoder(str(tmp_path / "unet"))
+    with pytest.raises(UserError, match="no autoencoder found at"):
+        load_autoencoder(str(tmp_path / "missing"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no autoencoder found at"):
+        load_autoencoder(str(tmp_path / "empty"))
+
+
+def test_missing_weights_are_an_error(pipeline, tmp_path):
+    pipeline.vae.save_pretrained(tmp_path)
+    path = tmp_path / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    del weights["decoder.conv_out.bias"]
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"lacks weights: decoder\.conv_out\.bias"):
+        load_autoencoder(str(tmp_path))
+
+
+def test_a_damaged_folder_is_one_line(tmp_path, capfd):
+    (tmp_path / "model_index.json").write_text("{}")
+    with pytest.raises(UserError, match="no autoencoder found at") as caught:
+        load_autoencoder(str(tmp_path))
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr().err == ""
+
+
+def test_pickled_weights_are_not_loaded(pipeline, tmp_path):
+    pipeline.vae.save_pretrained(tmp_path)
+    (tmp_path / "diffusion_pytorch_model.safetensors").unlink()
+    torch.save(pipeline.vae.state_dict(), tmp_path / "diffusion_pytorch_model.bin")
+    with pytest.raises(UserError, match="no autoencoder found at"):
+        load_autoencoder(str(tmp_path))

@@ -1,0 +1,90 @@
+import pytest
+import torch
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+
+from hf_latent.encode import encode_images
+from hf_latent.errors import UserError
+from hf_latent.models.presets import (
+    AUTOENCODERS,
+    DENOISERS,
+    create_autoencoder,
+    create_denoiser,
+    create_scheduler,
+    measure_compression,
+)
+from tests.conftest import NARROW_AUTOENCODER, NARROW_DENOISER
+
+
+def millions(model: torch.nn.Module) -> float:
+    return sum(parameter.numel() for parameter in model.parameters()) / 1e6
+
+
+def test_f8_of_a_512_image_has_48_times_fewer_values():
+    with torch.device("meta"):
+        vae = create_autoencoder("ldm-f8", 3, 512)
+    compression = measure_compression(vae, (3, 512, 512))
+    assert (compression.image_values, compression.latent_values) == (786_432, 16_384)
+    assert compression.ratio == 48
+    line = str(compression)
+    assert (
+        line == "786,432 values in (3, 512, 512), 16,384 latent values (4, 64, 64), 48 times fewer"
+    )
+
+
+@pytest.mark.parametrize(
+    ("preset", "vae_millions", "denoiser_millions", "f", "c"),
+    # The sizes of Rombach et al. 2022: kl-f8 and LDM-4 (274 M), LDM-8 (295 M).
+    [("ldm-f4", 55.3, 274.1, 4, 3), ("ldm-f8", 83.65, 295.0, 8, 4)],
+)
+def test_published_presets_have_the_published_sizes(preset, vae_millions, denoiser_millions, f, c):
+    with torch.device("meta"):
+        vae = create_autoencoder(preset, 3, 256)
+        unet = create_denoiser(preset, vae, (3, 256, 256))
+    assert millions(vae) == pytest.approx(vae_millions, abs=0.05)
+    assert millions(unet) == pytest.approx(denoiser_millions, abs=0.05)
+    assert measure_compression(vae, (3, 256, 256)).latent_shape == (c, 256 // f, 256 // f)
+
+
+@pytest.mark.parametrize("preset", AUTOENCODERS)
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_every_preset_fits_a_denoiser_to_its_autoencoder(preset, channels):
+    with torch.device("meta"):
+        vae = create_autoencoder(preset, channels, (128, 256))
+        unet = create_denoiser(preset, vae, (channels, 128, 256), num_classes=7)
+    shape = measure_compression(vae, (channels, 128, 256)).latent_shape
+    assert (unet.config.in_channels, *unet.config.sample_size) == shape
+    assert unet.config.out_channels == unet.config.in_channels
+    assert unet.config.num_class_embeds == 8
+    latents = torch.empty(1, *shape, device="meta")
+    labels = torch.zeros(1, dtype=torch.int64, device="meta")
+    assert unet(latents, torch.zeros(1, device="meta"), labels).sample.shape == latents.shape
+    assert vae.config.scaling_factor == 1.0
+
+
+def test_denoiser_and_autoencoder_presets_have_the_same_names():
+    assert list(AUTOENCODERS) == list(DENOISERS)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (48, 80)])
+def test_derived_shape_is_that_of_an_encoded_image(size):
+    vae = create_autoencoder("tiny", 1, size, **NARROW_AUTOENCODER)
+    with torch.no_grad():
+        latents = encode_images(vae, torch.zeros(1, 1, *size))
+    assert measure_compression(vae, (1, *size)).latent_shape == latents.shape[1:]
+
+
+def test_a_size_that_does_not_fit_is_refused_with_both_multiples():
+    vae = create_autoencoder("tiny", 1, 20, **NARROW_AUTOENCODER)
+    with pytest.raises(UserError, match="multiples of 4 to be encoded and of 8 to be denoised"):
+        create_denoiser("tiny", vae, (1, 20, 20), **NARROW_DENOISER)
+    with pytest.raises(UserError, match="multiples of its downsampling factor 4"):
+        create_denoiser("tiny", vae, (1, 18, 18), **NARROW_DENOISER)
+
+
+def test_schedulers_say_their_objective():
+    assert isinstance(create_scheduler("flow"), FlowMatchEulerDiscreteScheduler)
+    for objective in ("epsilon", "v_prediction", "sample"):
+        scheduler = create_scheduler(objective)
+        assert isinstance(scheduler, DDIMScheduler)
+        assert scheduler.config.prediction_type == objective
+        assert not scheduler.config.clip_sample

@@ -1,0 +1,152 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+)
+
+from hf_latent.denoise import denoise_latents, predict, set_inference_steps
+from tests.conftest import make_denoiser
+
+
+class IdealDenoiser(torch.nn.Module):
+    """Returns the exact flow to a known latent, or that latent's noise."""
+
+    def __init__(self, latents: torch.Tensor, scheduler):
+        super().__init__()
+        self.latents, self.scheduler = latents, scheduler
+        self.config = SimpleNamespace(in_channels=4, block_out_channels=(1,), num_class_embeds=4)
+        self.calls: list[tuple[int, torch.Tensor | None]] = []
+
+    def forward(self, sample, timestep, class_labels=None):
+        self.calls.append((len(sample), class_labels))
+        if isinstance(self.scheduler, DDIMScheduler):
+            alpha = self.scheduler.alphas_cumprod[timestep.long()]
+            output = (sample - alpha.sqrt() * self.latents) / (1 - alpha).sqrt()
+        else:
+            output = (sample - self.latents) / (timestep / 1000)
+        return SimpleNamespace(sample=output)
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        FlowMatchEulerDiscreteScheduler(),
+        FlowMatchEulerDiscreteScheduler(shift=3.0),
+        FlowMatchHeunDiscreteScheduler(),
+        DDIMScheduler(clip_sample=False, set_alpha_to_one=True),
+    ],
+    ids=["euler", "shifted_euler", "heun", "ddim"],
+)
+@pytest.mark.parametrize("steps", [1, 7])
+def test_ideal_denoiser_recovers_the_latent(scheduler, steps):
+    known, noise = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    scheduler.set_timesteps(steps)
+    start = noise
+    if isinstance(scheduler, DDIMScheduler):
+        start = scheduler.add_noise(known, noise, scheduler.timesteps[:1])
+    found = denoise_latents(IdealDenoiser(known, scheduler), scheduler, start, scheduler.timesteps)
+    torch.testing.assert_close(found, known, rtol=0, atol=1e-4)
+
+
+def test_flow_steps_are_equal_and_none_is_spent_on_nothing():
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    set_inference_steps(scheduler, 4, "cpu")
+    torch.testing.assert_close(scheduler.sigmas, torch.tensor([1, 0.75, 0.5, 0.25, 0]))
+    torch.testing.assert_close(scheduler.timesteps, torch.tensor([1000.0, 750, 500, 250]))
+    shifted = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    set_inference_steps(shifted, 2, "cpu")
+    torch.testing.assert_close(shifted.sigmas, torch.tensor([1, 0.75, 0]))
+
+
+@pytest.mark.parametrize("scheduler", [FlowMatchHeunDiscreteScheduler(), DDIMScheduler()])
+def test_other_schedulers_choose_their_own_steps(scheduler):
+    set_inference_steps(scheduler, 3, "cpu")
+    timesteps = scheduler.timesteps.clone()
+    scheduler.set_timesteps(3)
+    assert torch.equal(scheduler.timesteps, timesteps)
+    with pytest.raises(ValueError, match="at least 1"):
+        set_inference_steps(scheduler, 0, "cpu")
+
+
+def test_after_step_reaches_in():
+    known, noise = torch.zeros(1, 4, 8, 8), torch.randn(1, 4, 8, 8)
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    scheduler.set_timesteps(3)
+    seen = []
+
+    def after_step(i, t, latents):
+        seen.append((i, t.item(), latents.clone()))
+        return latents if i < 2 else latents + 7
+
+    found = denoise_latents(
+        IdealDenoiser(known, scheduler),
+        scheduler,
+        noise,
+        scheduler.timesteps,
+        after_step=after_step,
+    )
+    assert [i for i, _, _ in seen] == [0, 1, 2]
+    assert [t for _, t, _ in seen] == scheduler.timesteps.tolist()
+    torch.testing.assert_close(found, known + 7, rtol=0, atol=1e-5)
+
+
+def test_guidance_is_one_batched_call_and_follows_the_formula(vae):
+    unet = make_denoiser(vae)
+    latents, labels = torch.randn(2, 4, 4, 4), torch.tensor([0, 2])
+    t = torch.tensor(500.0)
+    conditional = unet(latents, t, class_labels=labels).sample
+    null = unet(latents, t, class_labels=torch.tensor([3, 3])).sample
+    guided = predict(unet, latents, t, labels, 2.5)
+    torch.testing.assert_close(guided, null + 2.5 * (conditional - null), rtol=0, atol=1e-5)
+    guided = predict(unet, latents, t.expand(2), labels, 2.5)
+    torch.testing.assert_close(guided, null + 2.5 * (conditional - null), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("guidance", [None, 1, 1.0])
+def test_no_second_branch_where_guidance_is_off(guidance):
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    scheduler.set_timesteps(2)
+    unet = IdealDenoiser(torch.zeros(2, 4, 8, 8), scheduler)
+    labels = torch.tensor([0, 1])
+    noise = torch.randn(2, 4, 8, 8)
+    denoise_latents(unet, scheduler, noise, scheduler.timesteps, labels, guidance)
+    assert [count for count, _ in unet.calls] == [2, 2]
+    assert all(torch.equal(called, labels) for _, called in unet.calls)
+
+
+def test_guidance_needs_labels(vae):
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    scheduler.set_timesteps(1)
+    with pytest.raises(ValueError, match="guidance needs class labels"):
+        denoise_latents(
+            make_denoiser(vae, None),
+            scheduler,
+            torch.zeros(1, 4, 4, 4),
+            scheduler.timesteps,
+            guidance=2.0,
+        )
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [((1, 3, 4, 4), "3 channels"), ((1, 4, 5, 4), "multiples of 2, so the image's multiples of")],
+)
+def test_latents_that_do_not_fit_are_refused(vae, shape, message):
+    with pytest.raises(ValueError, match=message):
+        denoise_latents(
+            make_denoiser(vae), FlowMatchEulerDiscreteScheduler(), torch.zeros(shape), []
+        )
+
+
+def test_no_gradient_is_kept(vae):
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    scheduler.set_timesteps(1)
+    latents = torch.zeros(1, 4, 4, 4)
+    found = denoise_latents(
+        make_denoiser(vae), scheduler, latents, scheduler.timesteps, torch.tensor([0])
+    )
+    assert not found.requires_grad

@@ -1,0 +1,90 @@
+"""The architecture, held by reading the imports."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "hf_latent"
+STEPS = ("encode", "add_noise", "denoise", "decode")
+# Each layer may import from those before it, and from itself.
+LAYERS = [
+    ("errors", "command", "output"),
+    STEPS,
+    ("models",),
+    ("data",),
+    ("pipeline",),
+    ("evaluation",),
+    ("training",),
+    ("experiments",),
+    ("cli",),
+]
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py")
+
+
+def imported_modules(path: Path) -> list[str]:
+    """Names of imported modules; relative ones begin with a dot."""
+    modules = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            modules += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            modules.append("." * node.level + (node.module or ""))
+    return modules
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_layers_import_only_from_their_left(path):
+    for module in imported_modules(path):
+        if module.startswith("hf_latent."):
+            assert RANK[module.split(".")[1]] <= RANK[room(path)], module
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_steps_import_torch_diffusers_and_the_standard_library_only(name):
+    for module in imported_modules(PACKAGE / f"{name}.py"):
+        top = module.split(".")[0]
+        assert top in {"torch", "diffusers"} or top in sys.stdlib_module_names, module
+
+
+def test_pipeline_imports_the_steps_relatively_and_nothing_else_of_the_package():
+    modules = imported_modules(PACKAGE / "pipeline.py")
+    assert {m for m in modules if m.startswith(".")} == {f".{step}" for step in STEPS}
+    for module in modules:
+        top = module.split(".")[0]
+        allowed = {"", "torch", "diffusers", "numpy", "PIL"}
+        assert top in allowed or top in sys.stdlib_module_names, module
+
+
+def test_accelerate_is_imported_in_training_and_experiments_only():
+    users = {
+        room(path)
+        for path in FILES
+        if any(m.split(".")[0] == "accelerate" for m in imported_modules(path))
+    }
+    assert users <= {"training", "experiments"}
+
+
+def test_torchvision_is_never_imported():
+    for path in FILES:
+        assert all(m.split(".")[0] != "torchvision" for m in imported_modules(path))
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    import subprocess
+
+    code = "import sys, hf_latent, hf_latent.cli; print('torch' in sys.modules)"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert output.stdout.strip() == "False", output.stderr
+
+
+def test_every_file_has_a_docstring_and_fits_its_page():
+    for path in FILES:
+        assert ast.get_docstring(ast.parse(path.read_text())), path
+        assert len(path.read_text().splitlines()) <= 260, path

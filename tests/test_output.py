@@ -1,0 +1,75 @@
+import json
+
+import pytest
+
+from hf_latent.errors import UserError
+from hf_latent.output import check_output_dir, replaced_whole, write_json
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "report.json"
+    write_json(path, {"psnr_db": 1.5})
+    with pytest.raises(RuntimeError), replaced_whole(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert json.loads(path.read_text()) == {"psnr_db": 1.5}
+    assert [p.name for p in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_a_folder_is_replaced_whole(tmp_path):
+    path = tmp_path / "model"
+    for content in ("old", "new"):
+        with replaced_whole(path) as temporary:
+            temporary.mkdir()
+            (temporary / f"{content}.json").write_text(content)
+    assert [p.name for p in path.iterdir()] == ["new.json"]
+    with pytest.raises(RuntimeError), replaced_whole(path) as temporary:
+        temporary.mkdir()
+        raise RuntimeError
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+    assert [p.name for p in path.iterdir()] == ["new.json"]
+
+
+def test_a_folder_stays_where_its_replacement_was_never_written(tmp_path):
+    path = tmp_path / "model"
+    path.mkdir()
+    (path / "old.json").write_text("old")
+    with pytest.raises(FileNotFoundError), replaced_whole(path):
+        pass
+    assert (path / "old.json").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_linked_folder_is_replaced_where_it_lies(tmp_path):
+    (tmp_path / "disk" / "model").mkdir(parents=True)
+    (tmp_path / "model").symlink_to(tmp_path / "disk" / "model")
+    with replaced_whole(tmp_path / "model") as temporary:
+        temporary.mkdir()
+        (temporary / "new.json").write_text("new")
+    assert (tmp_path / "disk" / "model" / "new.json").is_file()
+    assert (tmp_path / "model").is_symlink()
+
+
+def test_checking_a_missing_output_dir_leaves_no_trace(tmp_path):
+    assert check_output_dir(tmp_path / "a" / "b") == tmp_path / "a" / "b"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_relative_output_dir(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert str(check_output_dir("runs/vae")) == "runs/vae"
+
+
+def test_output_dir_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UserError, match="cannot be written"):
+            check_output_dir(path)
+
+
+def test_output_dir_with_files_is_refused_unless_asked(tmp_path):
+    (tmp_path / "work.txt").write_text("mine")
+    with pytest.raises(UserError, match="--overwrite_output_dir true"):
+        check_output_dir(tmp_path)
+    assert check_output_dir(tmp_path, overwrite=True) == tmp_path
+    assert (tmp_path / "work.txt").read_text() == "mine"

@@ -1,0 +1,116 @@
+"""Every command and every Python block of the README runs, with short settings."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BIN = Path(sys.executable).parent
+TRAINING = "--max_train_steps 2 --train_batch_size 4 --max_validation_samples 4 --preset tiny"
+SHORT = {
+    "quickstart": "--max_minutes 0.5 --max_train_samples 300 --evaluation_images 20",
+    "generate": "--num_inference_steps 2",
+    "train_vae.py": TRAINING,
+    "train_unet.py": TRAINING,
+}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands() -> list[str]:
+    return [line for block in blocks("bash") for line in block.splitlines() if line]
+
+
+def shorten(command: str) -> list[str]:
+    words = shlex.split(command)
+    (program,) = (word for word in SHORT if any(w.split("/")[-1] == word for w in words))
+    if "fashion_mnist-32" in command:  # the full set is not on every machine
+        words += ["--data", "fashion_mnist", "--max_train_samples", "20"]
+    return [str(BIN / words[0].split("/")[-1]), *words[1:], *SHORT[program].split()]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Where a reader would stand: the checkout's scripts, and a folder of images."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "train_scripts").symlink_to(ROOT / "train_scripts")
+    generator = np.random.default_rng(0)
+    for label in ("cats", "dogs"):
+        (folder / "path" / "to" / "images" / label).mkdir(parents=True)
+        for i in range(6):
+            pixels = generator.integers(0, 256, (70, 90, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"path/to/images/{label}/{i}.png")
+    return folder
+
+
+def run(arguments: list[str], folder: Path) -> str:
+    environment = os.environ | {"ACCELERATE_USE_CPU": "1"}
+    process = subprocess.run(
+        arguments, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 0, f"{arguments}\n{process.stderr[-2000:]}"
+    return process.stdout
+
+
+def test_the_two_commands_are_the_ones_that_ci_and_newcomers_run():
+    install = "python3 -m venv .venv && .venv/bin/pip install -c constraints.txt -e"
+    first, second = commands()[:2]
+    assert first == f"{install} . && .venv/bin/hf-latent quickstart"
+    assert second == f'{install} ".[test]" && .venv/bin/pytest'
+    assert second in (ROOT / ".ci" / "run").read_text()
+
+
+def test_ci_runs_what_pre_commit_runs():
+    hooks = re.findall(r"entry: (.*)", (ROOT / ".pre-commit-config.yaml").read_text())
+    assert hooks == [".venv/bin/ruff check", ".venv/bin/ruff format --check", ".venv/bin/mypy"]
+    ci = (ROOT / ".ci" / "run").read_text().splitlines()
+    assert set(hooks) <= set(ci)
+
+
+@pytest.mark.slow
+def test_every_command_and_block_runs_in_order(folder):
+    first, _, *others = commands()
+    run(shorten(first.split(" && ")[-1]), folder)
+    for command in others:
+        if command.startswith("pip "):
+            continue
+        run(shorten(command), folder)
+    assert Image.open(folder / "grid.png").size[0] > 0
+    outputs = [run([sys.executable, "-c", block], folder) for block in blocks("python")]
+    assert outputs[0].strip() == "(8, 1, 32, 32) (8, 4, 8, 8) 4 times fewer"
+    expected = blocks("python")[1].splitlines()[-1].removeprefix("# ")
+    assert outputs[1].strip() == expected
+    assert "786,432 values in" in expected
+    assert Image.open(folder / "sample.png").size == (64, 64)
+
+
+def test_figures_are_those_of_the_report():
+    report = json.loads((ROOT / "docs" / "quickstart" / "report.json").read_text())
+    for figure in (
+        f"{report['total_seconds'] / 60:.1f} minutes",
+        f"{report['label_agreement']:.3f}",
+        f"guidance {report['guidance_scale']:g}",
+        f"{report['classifier_real_test_accuracy']:.3f}",
+        f"{report['test_psnr_db']:.1f} dB",
+        f"{report['test_unpadded_psnr_db']:.1f} dB",
+        f"{report['test_ssim']:.3f}",
+        f"{report['peak_memory_mb'] / 1024:.1f} GB",
+        f"{report['denoiser_evaluations_per_image']} evaluations",
+    ):
+        assert figure in README, figure
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target

@@ -1,0 +1,69 @@
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import Accelerator
+from diffusers.optimization import get_cosine_schedule_with_warmup
+
+from hf_latent.training import clock as clock_module
+from hf_latent.training.clock import TrainingClock, cosine_with_warmup
+from hf_latent.training.run import TrainingConfig
+
+
+@pytest.fixture
+def optimizer() -> torch.optim.Optimizer:
+    return torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [(5, 40), (0, 10), (10, 1000)])
+def test_cosine_equals_diffusers(optimizer, warmup, steps):
+    schedule = get_cosine_schedule_with_warmup(optimizer, warmup, steps).lr_lambdas[0]
+    for step in range(steps + 1):
+        assert cosine_with_warmup(step / steps, warmup / steps) == pytest.approx(schedule(step))
+
+
+def start_clock(tmp_path, **settings) -> TrainingClock:
+    (tmp_path / "logs").mkdir()
+    config = TrainingConfig(output_dir=str(tmp_path), **settings)
+    return TrainingClock(config, Accelerator(), "test")
+
+
+def test_steps_learning_rate_and_log(tmp_path, optimizer):
+    clock = start_clock(tmp_path, max_train_steps=30, learning_rate=0.5, validation_steps=10)
+    rates, validated = [], []
+    for step in clock.steps(optimizer):
+        rates.append(optimizer.param_groups[0]["lr"])
+        clock.log_loss(torch.tensor(float(step)))
+        if clock.validation_is_due:
+            validated.append(step)
+            clock.log_validation_loss(0.25)
+    clock.log_validation_loss(0.125)
+    assert rates == [0.5 * cosine_with_warmup(step / 30, 0.05) for step in range(30)]
+    assert validated == [9, 19]
+    summary = clock.summary(tmp_path / "model")
+    assert summary.steps == 30
+    assert summary.validation_losses == {10: 0.25, 20: 0.25, 30: 0.125}
+    assert summary.train_loss == 24.5  # the mean of steps 20 to 29
+    assert summary.images_per_second == pytest.approx(30 * 64 / summary.seconds, rel=0.5)
+    log = [json.loads(line) for line in (tmp_path / "logs" / "losses.jsonl").open()]
+    assert [line["step"] for line in log] == [10, 20, 20, 30, 30]
+    assert log[1]["train_loss"] == 9.5
+
+
+def test_a_time_limit_ends_the_training_and_drives_the_learning_rate(
+    tmp_path, optimizer, monkeypatch
+):
+    seconds = iter(range(1000))
+    monkeypatch.setattr(
+        clock_module, "time", SimpleNamespace(perf_counter=lambda: float(next(seconds)))
+    )
+    clock = start_clock(tmp_path, max_train_minutes=1.0, learning_rate=1.0)
+    rates = []
+    for _ in clock.steps(optimizer):
+        rates.append(optimizer.param_groups[0]["lr"])
+    # One look at the clock a step, and the clock goes on by a second a look.
+    assert rates == [
+        pytest.approx(cosine_with_warmup(s / 60, 0.05), abs=1e-5) for s in range(1, 60)
+    ]
+    assert clock.seconds == pytest.approx(60, abs=1)

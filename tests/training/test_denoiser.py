@@ -1,0 +1,137 @@
+import math
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+
+from hf_latent.data.images import open_images
+from hf_latent.errors import UserError
+from hf_latent.models.frozen import hash_weights
+from hf_latent.models.load import load_autoencoder
+from hf_latent.models.presets import create_scheduler
+from hf_latent.pipeline import LatentDiffusionPipeline
+from hf_latent.training import denoiser
+from hf_latent.training.batches import ProcessRows
+from hf_latent.training.denoiser import draw_batch, train_denoiser
+from hf_latent.training.latents import LatentMoments
+from tests.conftest import make_autoencoder
+
+
+@pytest.fixture(autouse=True)
+def saved_autoencoder(tmp_path, narrow_presets):
+    make_autoencoder(sample_size=32).save_pretrained(tmp_path / "autoencoder" / "model")
+
+
+def test_a_run_leaves_a_pipeline_that_generates(denoiser_config, tmp_path):
+    summary = train_denoiser(denoiser_config())
+    run = tmp_path / "denoiser"
+    assert sorted(p.name for p in run.iterdir()) == ["config.yaml", "logs", "model", "samples"]
+    assert (run / "samples" / "step-000002.png").is_file()
+    assert all(math.isfinite(loss) for loss in summary.validation_losses.values())
+    pipeline = LatentDiffusionPipeline.from_pretrained(summary.model_dir)
+    assert isinstance(pipeline.scheduler, FlowMatchEulerDiscreteScheduler)
+    assert pipeline.num_classes == 10
+    assert pipeline.id2label[9] == "Ankle boot"
+    images = pipeline(class_labels=["Bag", 0], num_inference_steps=2).images
+    assert [image.size for image in images] == [(32, 32)] * 2
+
+
+def test_the_autoencoder_stays_frozen(denoiser_config, tmp_path):
+    before = hash_weights(load_autoencoder(str(tmp_path / "autoencoder" / "model")))
+    summary = train_denoiser(denoiser_config())
+    assert summary.vae_hash_before == summary.vae_hash_after == before
+    assert hash_weights(LatentDiffusionPipeline.from_pretrained(summary.model_dir).vae) == before
+
+
+def test_an_autoencoder_that_changes_is_noticed(denoiser_config, monkeypatch):
+    loss = denoiser.denoising_loss
+    loaded = []
+    monkeypatch.setattr(
+        denoiser,
+        "load_autoencoder",
+        lambda name: loaded.append(load_autoencoder(name)) or loaded[0],
+    )
+
+    def meddle(*arguments):
+        loaded[0].decoder.conv_out.bias.data += 1e-3
+        return loss(*arguments)
+
+    monkeypatch.setattr(denoiser, "denoising_loss", meddle)
+    with pytest.raises(RuntimeError, match="frozen autoencoder changed"):
+        train_denoiser(denoiser_config())
+
+
+def test_training_lowers_the_held_out_loss(denoiser_config):
+    summary = train_denoiser(
+        denoiser_config(max_train_steps=40, validation_steps=2, learning_rate=3e-3, ema_decay=0.8)
+    )
+    losses = list(summary.validation_losses.values())
+    assert losses[-1] < 0.9 * losses[0]
+
+
+@pytest.mark.parametrize("objective", ["epsilon", "v_prediction", "sample"])
+def test_other_objectives_are_saved_in_the_scheduler(denoiser_config, objective):
+    summary = train_denoiser(denoiser_config(objective=objective, max_train_steps=1))
+    pipeline = LatentDiffusionPipeline.from_pretrained(summary.model_dir)
+    assert isinstance(pipeline.scheduler, DDIMScheduler)
+    assert pipeline.scheduler.config.prediction_type == objective
+
+
+def test_unconditional(denoiser_config):
+    summary = train_denoiser(denoiser_config(conditional=False, max_train_steps=1))
+    pipeline = LatentDiffusionPipeline.from_pretrained(summary.model_dir)
+    assert pipeline.num_classes is None
+    assert pipeline.id2label == {}
+
+
+def test_rows_of_a_batch_do_not_depend_on_the_number_of_processes(denoiser_config):
+    config = denoiser_config(horizontal_flip=True, label_dropout=0.5)
+    splits = open_images(config)
+    moments = LatentMoments(
+        torch.randn(2, 40, 4, 8, 8), torch.rand(2, 40, 4, 8, 8), torch.arange(40) % 10
+    )
+    keys = [(1, index) for index in range(8)]
+    scheduler = create_scheduler("flow")
+
+    def draw(rows, keys):
+        return draw_batch(config, scheduler, splits, moments, rows, keys, (5, 0))
+
+    whole, labels = draw(ProcessRows(8), keys)
+    shares = [draw(ProcessRows(4, rank, 2), keys[4 * rank :][:4]) for rank in range(2)]
+    for name in ("noisy_latents", "timesteps", "target", "weights"):
+        joined = torch.cat([getattr(noised, name) for noised, _ in shares])
+        assert torch.equal(joined, getattr(whole, name)), name
+    assert torch.equal(torch.cat([share for _, share in shares]), labels)
+    assert set(labels.tolist()) - set(range(10)) == {10}
+
+
+def test_mirrored_images_take_the_mirror_images_latent(denoiser_config):
+    config = denoiser_config(horizontal_flip=True, label_dropout=0.0)
+    splits = open_images(config)
+    mean = torch.stack([torch.zeros(40, 1, 2, 2), torch.ones(40, 1, 2, 2)])
+    moments = LatentMoments(mean, torch.zeros_like(mean), None)
+    keys = [(3, index) for index in range(40)]
+    noised, labels = draw_batch(
+        config, create_scheduler("flow"), splits, moments, ProcessRows(40), keys, (0, 0)
+    )
+    sigmas = (noised.timesteps / 1000).view(-1, 1, 1, 1)
+    latents = noised.noisy_latents - sigmas * noised.target
+    mirrored = torch.tensor([float(splits.train.is_mirrored(*key)) for key in keys])
+    assert 0 < mirrored.sum() < 40
+    torch.testing.assert_close(latents[:, 0, 0, 0], mirrored, rtol=0, atol=1e-5)
+    assert labels is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vae": "/nowhere/model"}, "no autoencoder found at /nowhere/model"),
+        ({"resolution": 36}, "of 8 to be denoised"),
+        ({"channels": 3}, "3 channels and the autoencoder takes 1"),
+        ({"crop": "random"}, "--crop random"),
+    ],
+)
+def test_what_does_not_fit_leaves_no_folder(denoiser_config, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        train_denoiser(denoiser_config(**changes))
+    assert not (tmp_path / "denoiser").exists()

@@ -1,0 +1,7 @@
+"""Train a denoiser: `accelerate launch train_scripts/train_unet.py --config RECIPE.yaml`."""
+
+from hf_latent.command import run_command
+from hf_latent.training.denoiser import DenoiserConfig, train_denoiser
+
+if __name__ == "__main__":
+    run_command(DenoiserConfig, train_denoiser)

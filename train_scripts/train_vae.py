@@ -1,0 +1,7 @@
+"""Train an autoencoder: `accelerate launch train_scripts/train_vae.py --config RECIPE.yaml`."""
+
+from hf_latent.command import run_command
+from hf_latent.training.autoencoder import AutoencoderConfig, train_autoencoder
+
+if __name__ == "__main__":
+    run_command(AutoencoderConfig, train_autoencoder)
