@@ -1,5 +1,6 @@
 """How much of an image an autoencoder keeps."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -15,14 +16,39 @@ class ReconstructionFigures:
     """Means of per-image figures.
 
     Attributes:
-        psnr_db: peak signal-to-noise ratio, data range 1.
-        ssim: structural similarity (Wang et al. 2004), Gaussian window of 11 pixels.
+        psnr_db: peak signal-to-noise ratio, data range 1. Of RGBA images: composited on white.
+        ssim: structural similarity (Wang et al. 2004), Gaussian window of 11 pixels; of RGBA
+            images: composited on white. NaN where the images are smaller than the window.
         images: how many were measured.
+        grey_psnr_db: of RGBA images composited on mid-grey; None for others.
+        grey_ssim: the same for the structural similarity.
+        alpha_psnr_db: of the alpha channel of RGBA images, apart from colour; None for others.
     """
 
     psnr_db: float
     ssim: float
     images: int
+    grey_psnr_db: float | None = None
+    grey_ssim: float | None = None
+    alpha_psnr_db: float | None = None
+
+
+SSIM_WINDOW = 11
+# What RGBA images are shown on: white and mid-grey.
+BACKGROUNDS = (1.0, 0.5)
+
+
+def _psnr(reconstructions: torch.Tensor, originals: torch.Tensor) -> torch.Tensor:
+    return peak_signal_noise_ratio(reconstructions, originals, 1.0, reduction="none", dim=(1, 2, 3))
+
+
+def _ssim(reconstructions: torch.Tensor, originals: torch.Tensor) -> torch.Tensor:
+    if min(originals.shape[2:]) < SSIM_WINDOW:
+        return torch.full((len(originals),), math.nan)
+    similarity = structural_similarity_index_measure(
+        reconstructions, originals, data_range=1.0, reduction="none"
+    )
+    return torch.as_tensor(similarity).reshape(-1)
 
 
 def measure_reconstructions(
@@ -37,16 +63,38 @@ def measure_reconstructions(
     Returns:
         The means over all images.
     """
-    psnr, ssim = [], []
+    columns: dict[str, list[torch.Tensor]] = {}
     for originals, reconstructions in pairs:
-        arguments = (reconstructions.clamp(0, 1), originals)
-        psnr.append(peak_signal_noise_ratio(*arguments, 1.0, reduction="none", dim=(1, 2, 3)))
-        similarity = structural_similarity_index_measure(
-            *arguments, data_range=1.0, reduction="none"
-        )
-        ssim.append(torch.as_tensor(similarity).reshape(-1))
-    psnr_all, ssim_all = torch.cat(psnr), torch.cat(ssim)
-    return ReconstructionFigures(psnr_all.mean().item(), ssim_all.mean().item(), len(psnr_all))
+        pair = (reconstructions.clamp(0, 1), originals)
+        if originals.shape[1] == 4:
+            white, grey = ([composite(x, level) for x in pair] for level in BACKGROUNDS)
+            figures = {
+                "psnr_db": _psnr(*white),
+                "ssim": _ssim(*white),
+                "grey_psnr_db": _psnr(*grey),
+                "grey_ssim": _ssim(*grey),
+                "alpha_psnr_db": _psnr(*(x[:, 3:] for x in pair)),
+            }
+        else:
+            figures = {"psnr_db": _psnr(*pair), "ssim": _ssim(*pair)}
+        for name, values in figures.items():
+            columns.setdefault(name, []).append(values)
+    means = {name: torch.cat(values).mean().item() for name, values in columns.items()}
+    return ReconstructionFigures(**means, images=sum(len(x) for x in columns["psnr_db"]))
+
+
+def composite(images: torch.Tensor, background: float) -> torch.Tensor:
+    """Put RGBA images on a plain background.
+
+    Args:
+        images: `(B, 4, H, W)` float in [0, 1], alpha last and not multiplied into the colours.
+        background: its grey, in [0, 1].
+
+    Returns:
+        `(B, 3, H, W)` float in [0, 1].
+    """
+    colour, alpha = images[:, :3], images[:, 3:]
+    return colour * alpha + background * (1 - alpha)
 
 
 def center_crop(images: torch.Tensor, size: int) -> torch.Tensor:

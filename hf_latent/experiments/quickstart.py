@@ -29,7 +29,8 @@ from hf_latent.models.presets import (
 )
 from hf_latent.output import check_output_dir, replaced_whole, write_json
 from hf_latent.pipeline import LatentDiffusionPipeline
-from hf_latent.training.autoencoder import AutoencoderConfig, train_autoencoder
+from hf_latent.training.autoencoder import train_autoencoder
+from hf_latent.training.autoencoder_config import AutoencoderConfig
 from hf_latent.training.denoiser import DenoiserConfig, train_denoiser
 
 IMAGES: dict[str, Any] = {"data": "fashion_mnist", "resolution": 32, "resize_mode": "pad"}
@@ -159,7 +160,7 @@ def train(config: QuickstartConfig, splits: ImageSplits, budget: TimeBudget) -> 
             f"{name}_held_out_loss": list(summary.validation_losses.values())[-1],
         }
     return figures | {
-        "autoencoder_kl_nats_per_latent_value": autoencoder.kl_nats_per_latent_value,
+        "autoencoder_kl_nats_per_latent_value": autoencoder.held_out.kl_nats_per_latent_value,
         "encode_seconds": denoiser.encode_seconds,
         "encode_images_per_second": denoiser.encoded_images_per_second,
         "vae_hash_before": denoiser.vae_hash_before,

@@ -134,3 +134,40 @@ def unfold_latent_scale(vae: AutoencoderKL) -> AutoencoderKL:
     config = {k: v for k, v in unfolded.config.items() if k not in (FOLDED_MEAN, FOLDED_STD)}
     unfolded._internal_dict = type(unfolded.config)(config)
     return unfolded
+
+
+def _with_quant_convs(vae: AutoencoderKL) -> AutoencoderKL:
+    """Return a copy with both 1x1 convolutions, an identity where there was none."""
+    c = vae.config.latent_channels
+    config = {**vae.config, "use_quant_conv": True, "use_post_quant_conv": True}
+    copied = AutoencoderKL.from_config(config).to(vae.device, vae.dtype)
+    identity = {
+        "quant_conv.weight": torch.eye(2 * c)[:, :, None, None],
+        "quant_conv.bias": torch.zeros(2 * c),
+        "post_quant_conv.weight": torch.eye(c)[:, :, None, None],
+        "post_quant_conv.bias": torch.zeros(c),
+    }
+    copied.load_state_dict(identity | vae.state_dict())
+    return copied
+
+
+def prepare_for_training(vae: AutoencoderKL) -> AutoencoderKL:
+    """Make any pretrained autoencoder ready to be trained on and folded anew.
+
+    A folded scale is taken out, a foreign one (`scaling_factor` and its like) is forgotten, since
+    the scale is measured again at the end; and an autoencoder without `quant_conv` gets one that
+    changes nothing.
+
+    Args:
+        vae: any AutoencoderKL; it is left as it is.
+
+    Returns:
+        A copy that encodes and decodes as before, on the scale of its own latents.
+    """
+    if vae.quant_conv is None or vae.post_quant_conv is None:
+        vae = _with_quant_convs(vae)
+    vae = unfold_latent_scale(vae) if FOLDED_MEAN in vae.config else copy.deepcopy(vae)
+    vae.register_to_config(
+        scaling_factor=1.0, shift_factor=None, latents_mean=None, latents_std=None
+    )
+    return vae

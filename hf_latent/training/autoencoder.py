@@ -1,33 +1,38 @@
 """The first training: the autoencoder.
 
-Read from top to bottom: settings, data, model, steps, fold, save.
+Read from top to bottom: data, model, players, steps, fold, save.
 """
 
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list
 from diffusers import AutoencoderKL
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-from torch import nn
-from torch.utils.data import DataLoader, Subset
-from tqdm.auto import tqdm
+from torch.utils.data import DataLoader
 
-from hf_latent.command import check_ranges, run_command
-from hf_latent.data.images import ImageDataset, ImageSplits
-from hf_latent.models.fold import fold_latent_scale, measure_latents, sum_latents
+from hf_latent.command import run_command
+from hf_latent.data.images import ImageSplits
+from hf_latent.evaluation.features import load_feature_network
+from hf_latent.evaluation.machine import describe_machine
+from hf_latent.models.fold import fold_latent_scale
 from hf_latent.models.frozen import freeze
-from hf_latent.models.presets import Preset, create_autoencoder, measure_compression
-from hf_latent.output import replaced_whole
+from hf_latent.models.presets import measure_compression
+from hf_latent.output import replaced_whole, write_json
+from hf_latent.training.adversary import Adversary
+from hf_latent.training.autoencoder_config import AutoencoderConfig
+from hf_latent.training.autoencoder_validation import HeldOutFigures, validate_autoencoder
 from hf_latent.training.batches import GlobalBatchSampler, seeded_generator
+from hf_latent.training.checkpoints import TrainingState, resume_training, save_checkpoint
 from hf_latent.training.clock import TrainingClock, TrainingSummary
+from hf_latent.training.diagnosis import diagnose
 from hf_latent.training.ema import ema_weights
-from hf_latent.training.losses import kl_per_latent_value, reconstruction_loss
+from hf_latent.training.guard import NonFiniteGuard
+from hf_latent.training.latents import measure_latent_scale
+from hf_latent.training.losses import kl_per_latent_value, perceptual_loss, reconstruction_loss
 from hf_latent.training.run import (
-    TrainingConfig,
     create_ema,
     create_optimizer,
     open_run_images,
@@ -35,104 +40,8 @@ from hf_latent.training.run import (
     start_accelerator,
     start_run_folder,
 )
-from hf_latent.training.validation import validate_autoencoder
-
-
-@dataclass(frozen=True, kw_only=True)
-class AutoencoderConfig(TrainingConfig):
-    """Train an autoencoder on your images.
-
-    Attributes:
-        preset: the autoencoder's configuration: tiny (f4), small (f4), base (f8), or LDM's
-            published ldm-f4 and ldm-f8.
-        latent_channels: channels of the latent; unset, the preset's.
-        kl_weight: weight of the KL divergence in nats per latent value.
-    """
-
-    preset: Preset = "tiny"
-    latent_channels: int | None = None
-    kl_weight: float = 1e-3
-
-    def __post_init__(self) -> None:
-        """Refuse values that cannot work, naming the flag."""
-        super().__post_init__()
-        check_ranges(self, positive=("latent_channels",), not_negative=("kl_weight",))
-
-
-class TrainableAutoencoder(nn.Module):
-    """Encoding, sampling and decoding in one forward pass.
-
-    Distributed training averages gradients only for what goes through the wrapped module's
-    forward, and `AutoencoderKL.forward` keeps the posterior to itself.
-
-    Args:
-        vae: the autoencoder to train.
-    """
-
-    def __init__(self, vae: AutoencoderKL):
-        """Keep the autoencoder."""
-        super().__init__()
-        self.vae = vae
-
-    def forward(
-        self, images: torch.Tensor, noise: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Reconstruct images from posterior samples.
-
-        Args:
-            images: `(B, C, H, W)` float in [-1, 1].
-            noise: `(B, c, h, w)`, standard normal.
-
-        Returns:
-            Reconstructions `(B, C, H, W)`, and the posterior's mean and log-variance
-            `(B, c, h, w)`.
-        """
-        posterior = self.vae.encode(images).latent_dist
-        latents = posterior.mean + posterior.std * noise
-        return self.vae.decode(latents).sample, posterior.mean, posterior.logvar
-
-
-def _create_autoencoder(
-    config: AutoencoderConfig, image_shape: tuple[int, int, int]
-) -> AutoencoderKL:
-    channels, height, width = image_shape
-    changes = {} if config.latent_channels is None else {"latent_channels": config.latent_channels}
-    torch.manual_seed(config.seed)
-    return create_autoencoder(
-        config.preset, channels, height if height == width else (height, width), **changes
-    )
-
-
-@torch.no_grad()
-def fold_over(
-    vae: AutoencoderKL, dataset: ImageDataset, config: AutoencoderConfig, accelerator: Accelerator
-) -> AutoencoderKL:
-    """Fold the latent scale of all training images in; each process measures its share.
-
-    Args:
-        vae: trained and frozen.
-        dataset: the training images, and their mirror images where flips are on.
-        config: the batch size.
-        accelerator: adds up the processes' shares.
-
-    Returns:
-        A folded copy.
-    """
-
-    def posteriors() -> Iterator[DiagonalGaussianDistribution]:
-        share = range(accelerator.process_index, len(dataset), accelerator.num_processes)
-        for mirrored in (False, True) if config.horizontal_flip else (False,):
-            loader: DataLoader = DataLoader(
-                Subset(dataset.view(mirrored), share),
-                config.train_batch_size,
-                num_workers=config.dataloader_num_workers,
-            )
-            show = accelerator.is_main_process
-            for batch in tqdm(loader, desc="latent scale", unit="batch", disable=not show):
-                yield vae.encode(batch["images"].to(accelerator.device)).latent_dist
-
-    sums = torch.tensor(gather_object([sum_latents(posteriors()).tolist()]), dtype=torch.float64)
-    return fold_latent_scale(vae, measure_latents(sums.sum(0)))
+from hf_latent.training.stop import StopSignal, leave
+from hf_latent.training.trainable_autoencoder import TrainableAutoencoder, start_autoencoder
 
 
 @dataclass(frozen=True)
@@ -140,84 +49,170 @@ class AutoencoderSummary(TrainingSummary):
     """What the training of an autoencoder did.
 
     Attributes:
-        kl_nats_per_latent_value: of held-out images, before the fold.
+        held_out: of the averaged weights, on held-out images, before the fold.
+        residual_mean: of held-out latents after the fold, per channel; 0 at best.
+        residual_std: the same for the deviation; 1 at best.
     """
 
-    kl_nats_per_latent_value: float
+    held_out: HeldOutFigures
+    residual_mean: list[float]
+    residual_std: list[float]
 
 
 def train_autoencoder(
-    config: AutoencoderConfig, splits: ImageSplits | None = None
+    config: AutoencoderConfig, splits: ImageSplits | None = None, stop: StopSignal | None = None
 ) -> AutoencoderSummary:
     """Train an autoencoder, fold its latent scale in and save it.
 
     Args:
         config: the settings.
         splits: the images, where they are open already.
+        stop: ends the training between two steps, with a checkpoint.
 
     Returns:
-        What was done; the model is in `output_dir/model`.
+        What was done; the model is in `output_dir/model`, the figures in `output_dir/report.json`.
 
     Raises:
         UserError: if the settings, the images or the folder are not fit.
+        SystemExit: with status 0, where `stop` asked for it.
     """
     accelerator = start_accelerator(config)
     splits = splits or open_run_images(config, accelerator)
-    vae = _create_autoencoder(config, splits.image_shape)
+    vae = start_autoencoder(config, splits.image_shape)
     compression = measure_compression(vae, splits.image_shape)
     accelerator.print(f"autoencoder: {compression}")
+    network = None
+    if config.perceptual_network is not None:
+        network = load_feature_network(config.perceptual_network).to(accelerator.device)
     output_dir = start_run_folder(config, splits, accelerator)
 
     ema = create_ema(config, vae, accelerator.device)
-    optimizer = create_optimizer(config, vae)
-    model, optimizer = accelerator.prepare(TrainableAutoencoder(vae), optimizer)
+    model, optimizer = accelerator.prepare(TrainableAutoencoder(vae), create_optimizer(config, vae))
+    clock = TrainingClock(config, accelerator, "autoencoder")
+    guard = NonFiniteGuard(output_dir, accelerator)
+    state = TrainingState({"vae": vae}, {"vae": optimizer}, {"vae": ema}, {"clock": clock})
+    adversary = Adversary(config, splits.image_shape[0], vae, state, accelerator)
+    resume_training(config, accelerator, state)
+
     rows = process_rows(config, accelerator)
-    sampler = GlobalBatchSampler(len(splits.train), rows, config.seed)
+    sampler = GlobalBatchSampler(
+        len(splits.train), rows, config.seed, clock.step * config.gradient_accumulation_steps
+    )
     batches = iter(
         DataLoader(splits.train, batch_sampler=sampler, num_workers=config.dataloader_num_workers)
     )
-    clock = TrainingClock(config, accelerator, "autoencoder")
+    seen: list[HeldOutFigures] = []
 
-    def validate() -> float:
+    def validate() -> HeldOutFigures:
         with clock.validation():
             held_out = splits.validation.first(config.max_validation_samples)
-            loss, kl = validate_autoencoder(vae, held_out, config, clock.step)
-            clock.log_validation_loss(loss, kl_nats_per_latent_value=kl)
-        return kl
+            figures = validate_autoencoder(vae, held_out, config, clock.step, network)
+            game = adversary.figures()
+            clock.log_validation_loss(figures.loss, **figures.scalars(), **game)
+            for line in diagnose(figures, seen[-1] if seen else None, game):
+                clock.say(f"step {clock.step}: {line}")
+            seen.append(figures)
+        return figures
 
-    for step in clock.steps(optimizer):
+    for step in clock.steps(*state.optimizers.values()):
+        players = ["vae", "discriminator"] if adversary.plays(step) else ["vae"]
+        losses: list[torch.Tensor] = []
+        batch: dict[str, torch.Tensor] = {}
         for micro_step in range(config.gradient_accumulation_steps):
             images = next(batches)["images"].to(accelerator.device)
             generator = seeded_generator(config.seed, "posterior", step, micro_step)
             noise = torch.randn(rows.global_size, *compression.latent_shape, generator=generator)
             noise = rows.of(noise).to(accelerator.device)
-            with accelerator.accumulate(model):
+            batch |= {f"images_{micro_step}": images, f"noise_{micro_step}": noise}
+            with accelerator.accumulate(model, *adversary.wrapped):
                 reconstructions, mean, logvar = model(images, noise)
-                loss = reconstruction_loss(reconstructions, images)
-                loss = loss + config.kl_weight * kl_per_latent_value(mean, logvar)
+                fidelity = reconstruction_loss(reconstructions, images, config.reconstruction_loss)
+                if network is not None and config.perceptual_weight:
+                    distance = perceptual_loss(network, reconstructions, images)
+                    fidelity = fidelity + config.perceptual_weight * distance
+                loss = fidelity + config.kl_weight * kl_per_latent_value(mean, logvar)
                 clock.log_loss(loss)
-                accelerator.backward(loss)
-                if accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-                optimizer.step()
-                optimizer.zero_grad()
-        ema.step(vae.parameters())
+                losses.append(loss.detach())
+                accelerator.backward(loss + adversary.pull(reconstructions, fidelity, step))
+                if adversary.plays(step):
+                    discriminator_loss = adversary.loss(images, reconstructions)
+                    accelerator.backward(discriminator_loss)
+                    losses.append(discriminator_loss.detach())
+        norms = state.clip_gradients(players, config.max_grad_norm, accelerator)
+        if guard.allows(step, torch.stack(losses).sum(), norms, batch):
+            for player in players:
+                state.optimizers[player].step()
+            ema.step(vae.parameters())
+            adversary.finish_step(step)
+        for player in players:
+            state.optimizers[player].zero_grad()
         if clock.validation_is_due and accelerator.is_main_process:
             with ema_weights(ema, vae):
                 validate()
+        stopping = stop is not None and stop.requested(accelerator)
+        if stopping or clock.checkpoint_is_due:
+            save_checkpoint(config, accelerator, state, clock.step)
+        if stopping:
+            leave(config, "hf_latent.training.autoencoder", accelerator)
 
     ema.copy_to(vae.parameters())
     freeze(vae)
-    kl = validate() if accelerator.is_main_process else math.nan
-    folded = fold_over(vae, splits.train, config, accelerator)
+    (held_out,) = broadcast_object_list([validate() if accelerator.is_main_process else None])
+    return finish(config, splits, vae, clock, held_out, accelerator)
+
+
+def finish(
+    config: AutoencoderConfig,
+    splits: ImageSplits,
+    vae: AutoencoderKL,
+    clock: TrainingClock,
+    held_out: HeldOutFigures,
+    accelerator: Accelerator,
+) -> AutoencoderSummary:
+    """Fold the latent scale in, save the model, and report what was done.
+
+    Args:
+        config: the settings.
+        splits: the images.
+        vae: trained, averaged and frozen.
+        clock: stopped.
+        held_out: figures before the fold.
+        accelerator: its first process writes.
+
+    Returns:
+        The summary.
+    """
+    output_dir = Path(config.output_dir)
+    # A decoder that was trained alone keeps the latents, and so the scale, of its encoder.
+    if not config.train_decoder_only:
+        measured_on = splits.train.first(config.fold_samples or len(splits.train))
+        vae = fold_latent_scale(vae, measure_latent_scale(vae, measured_on, config, accelerator))
+    residual = measure_latent_scale(vae, splits.validation, config, accelerator)
+    summary = AutoencoderSummary(
+        **vars(clock.summary(output_dir / "model")),
+        held_out=held_out,
+        residual_mean=residual.mean.tolist(),
+        residual_std=residual.std.tolist(),
+    )
     if accelerator.is_main_process:
         with replaced_whole(output_dir / "model") as temporary:
-            folded.save_pretrained(temporary)
+            vae.save_pretrained(temporary)
+        figures = asdict(summary) | {"model_dir": str(summary.model_dir)}
+        write_json(
+            output_dir / "report.json",
+            {
+                **asdict(config),
+                "validation_fingerprint": splits.validation_fingerprint,
+                "train_images": len(splits.train),
+                "held_out_images": len(splits.validation),
+                **figures,
+                **describe_machine(),
+            },
+        )
+    accelerator.end_training()
     accelerator.wait_for_everyone()
-    return AutoencoderSummary(
-        **vars(clock.summary(output_dir / "model")), kl_nats_per_latent_value=kl
-    )
+    return summary
 
 
 if __name__ == "__main__":
-    run_command(AutoencoderConfig, train_autoencoder)
+    run_command(AutoencoderConfig, partial(train_autoencoder, stop=StopSignal()))

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from tqdm.auto import tqdm
 
+from hf_latent.output import write_text
 from hf_latent.training.run import TrainingConfig
 
 
@@ -74,6 +76,7 @@ class TrainingClock:
         self.validation_losses: dict[int, float] = {}
         self._losses: list[torch.Tensor] = []
         self._start, self._validation_seconds = time.perf_counter(), 0.0
+        self._seconds_before, self._steps_before = 0.0, 0
         self._end: float | None = None
         total = None if config.max_train_minutes else config.max_train_steps
         self._bar = tqdm(total=total, desc=name, disable=not accelerator.is_main_process)
@@ -87,8 +90,9 @@ class TrainingClock:
     def images_per_second(self) -> float:
         """Training images a second over all processes, validation excluded."""
         batch = self.config.train_batch_size * self.config.gradient_accumulation_steps
-        images = self.step * batch * self.accelerator.num_processes
-        return images / max(self.seconds - self._validation_seconds, 1e-9)
+        images = (self.step - self._steps_before) * batch * self.accelerator.num_processes
+        seconds = self.seconds - self._seconds_before - self._validation_seconds
+        return images / max(seconds, 1e-9)
 
     @property
     def validation_is_due(self) -> bool:
@@ -96,21 +100,42 @@ class TrainingClock:
         last = self.config.max_train_minutes is None and self.step == self.config.max_train_steps
         return self.step % self.config.validation_steps == 0 and not last
 
+    @property
+    def checkpoint_is_due(self) -> bool:
+        """Whether to save a checkpoint after the current step."""
+        every = self.config.checkpointing_steps
+        return every is not None and self.step % every == 0
+
     def _progress(self) -> float:
         if self.config.max_train_minutes is None:
             return self.step / self.config.max_train_steps
         elapsed = torch.tensor(self.seconds / (60 * self.config.max_train_minutes))
         return broadcast(elapsed.to(self.accelerator.device)).item()
 
-    def steps(self, optimizer: torch.optim.Optimizer) -> Iterator[int]:
-        """Yield the index of every step, from 0, with the optimizer's learning rate set.
+    def state(self) -> dict[str, float]:
+        """Return what a checkpoint keeps."""
+        return {"step": self.step, "seconds": self.seconds}
+
+    def load_state(self, state: dict[str, float]) -> None:
+        """Go on from a checkpoint's `state`, and forget what was logged after it."""
+        self.step, self._steps_before = int(state["step"]), int(state["step"])
+        self._seconds_before = state["seconds"]
+        self._start = time.perf_counter() - self._seconds_before
+        self._bar.update(self.step)
+        log = Path(self.config.output_dir) / "logs" / "losses.jsonl"
+        if self.accelerator.is_main_process and log.exists():
+            lines = log.read_text().splitlines(keepends=True)
+            write_text(log, "".join(x for x in lines if json.loads(x)["step"] <= self.step))
+
+    def steps(self, *optimizers: torch.optim.Optimizer) -> Iterator[int]:
+        """Yield the index of every step, from 0, with the optimizers' learning rate set.
 
         Args:
-            optimizer: its learning rate follows `cosine_with_warmup`.
+            optimizers: their learning rate follows `cosine_with_warmup`.
         """
         while (progress := self._progress()) < 1:
             factor = cosine_with_warmup(progress, self.config.lr_warmup_ratio)
-            for group in optimizer.param_groups:
+            for group in [group for o in optimizers for group in o.param_groups]:
                 group["lr"] = self.config.learning_rate * factor
             self.step += 1
             yield self.step - 1
@@ -146,6 +171,15 @@ class TrainingClock:
         self.validation_losses[self.step] = loss
         self._write({"validation_loss": loss, **figures})
 
+    def say(self, text: str) -> None:
+        """Print a line above the progress bar.
+
+        Args:
+            text: without a line break at its end.
+        """
+        if self.accelerator.is_main_process:
+            self._bar.write(text, file=sys.stdout)
+
     def _write(self, values: dict[str, float]) -> None:
         if not self.accelerator.is_main_process:
             return
@@ -158,6 +192,7 @@ class TrainingClock:
         line = {"step": self.step, **values, "images_per_second": self.images_per_second}
         with open(Path(self.config.output_dir) / "logs" / "losses.jsonl", "a") as log:
             log.write(json.dumps(line) + "\n")
+        self.accelerator.log(line, step=self.step)
 
     @contextmanager
     def validation(self) -> Iterator[None]:

@@ -1,15 +1,19 @@
-"""Every image encoded once, before the denoiser trains."""
+"""A data set's latents: their scale, and every image encoded once before the denoiser trains."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from diffusers import AutoencoderKL, AutoencoderTiny
-from torch.utils.data import DataLoader
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
 from hf_latent.data.images import ImageDataset
 from hf_latent.encode import check_images, normalize_latents
+from hf_latent.models.fold import LatentStatistics, measure_latents, sum_latents
 from hf_latent.training.run import TrainingConfig
 
 
@@ -43,6 +47,38 @@ class LatentMoments:
         """
         views = mirrored.long()
         return self.mean[views, indices] + self.std[views, indices] * noise
+
+
+@torch.no_grad()
+def measure_latent_scale(
+    vae: AutoencoderKL, dataset: ImageDataset, config: TrainingConfig, accelerator: Accelerator
+) -> LatentStatistics:
+    """Measure the statistics of posterior samples; each process measures its share.
+
+    Args:
+        vae: trained and frozen.
+        dataset: the images, and their mirror images where flips are on.
+        config: the batch size.
+        accelerator: adds up the processes' shares.
+
+    Returns:
+        The statistics per channel, the same in every process.
+    """
+
+    def posteriors() -> Iterator[DiagonalGaussianDistribution]:
+        share = range(accelerator.process_index, len(dataset), accelerator.num_processes)
+        for mirrored in (False, True) if config.horizontal_flip else (False,):
+            loader: DataLoader = DataLoader(
+                Subset(dataset.view(mirrored), share),
+                config.train_batch_size,
+                num_workers=config.dataloader_num_workers,
+            )
+            show = accelerator.is_main_process
+            for batch in tqdm(loader, desc="latent scale", unit="batch", disable=not show):
+                yield vae.encode(batch["images"].to(accelerator.device)).latent_dist
+
+    sums = torch.tensor(gather_object([sum_latents(posteriors()).tolist()]), dtype=torch.float64)
+    return measure_latents(sums.sum(0))
 
 
 @torch.no_grad()

@@ -1,23 +1,124 @@
 """What the two trainings minimise, and the timesteps that the second draws."""
 
+from collections.abc import Callable, Sequence
+from typing import Literal
+
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.training_utils import compute_density_for_timestep_sampling
 
 from hf_latent.add_noise import is_flow
+from hf_latent.evaluation.reconstruction import BACKGROUNDS, composite
 
 
-def reconstruction_loss(reconstructions: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-    """Mean absolute error (L1).
+def reconstruction_loss(
+    reconstructions: torch.Tensor, images: torch.Tensor, kind: Literal["l1", "l2"] = "l1"
+) -> torch.Tensor:
+    """Mean absolute (L1) or mean squared (L2) error.
+
+    Four channels are RGBA, and compared as they are seen: composited on white and on mid-grey, and
+    the alpha channel by itself. What a transparent pixel's colour would be counts for nothing.
 
     Args:
         reconstructions: `(B, C, H, W)` float.
         images: `(B, C, H, W)` float in [-1, 1].
+        kind: which; L2 gives the higher PSNR, L1 the sharper edges.
 
     Returns:
-        A scalar, in units of [-1, 1].
+        A scalar, in units of [-1, 1] or their square.
     """
-    return (reconstructions - images).abs().mean()
+    error = as_seen(reconstructions) - as_seen(images)
+    return error.abs().mean() if kind == "l1" else error.square().mean()
+
+
+def as_seen(images: torch.Tensor) -> torch.Tensor:
+    """Show RGBA images on two backgrounds, and leave all others as they are.
+
+    Args:
+        images: `(B, C, H, W)` float in [-1, 1].
+
+    Returns:
+        `(B, 7, H, W)` for four channels: on white, on mid-grey, alpha; otherwise the same.
+    """
+    if images.shape[1] != 4:
+        return images
+    unit = images / 2 + 0.5
+    shown = [composite(unit, background) for background in BACKGROUNDS]
+    return torch.cat([*shown, unit[:, 3:]], dim=1) * 2 - 1
+
+
+def perceptual_loss(
+    network: Callable[[torch.Tensor], Sequence[torch.Tensor]],
+    reconstructions: torch.Tensor,
+    images: torch.Tensor,
+) -> torch.Tensor:
+    """Distance of two batches in the features of a frozen network.
+
+    The sum over layers of the squared difference of features with unit length across channels,
+    averaged over places and images (Zhang et al. 2018, equation 1; their learned weights of
+    channels are in the features where the network is `lpips`). The gradient flows into
+    `reconstructions` only.
+
+    Args:
+        network: images to feature maps `(N, C_l, H_l, W_l)`, see `evaluation/features.py`.
+        reconstructions: `(B, C, H, W)` float.
+        images: `(B, C, H, W)` float in [-1, 1].
+
+    Returns:
+        A scalar, 0 for equal images.
+    """
+    with torch.no_grad():
+        targets = network(images)
+    distances = [
+        (features - target).square().sum(1).mean()
+        for features, target in zip(network(reconstructions), targets, strict=True)
+    ]
+    return torch.stack(distances).sum()
+
+
+def discriminator_hinge_loss(real_logits: torch.Tensor, fake_logits: torch.Tensor) -> torch.Tensor:
+    """What the discriminator minimises (Lim and Ye 2017, equation 3).
+
+    Args:
+        real_logits: `(B, 1, h, w)` float, of images.
+        fake_logits: `(B, 1, h, w)` float, of reconstructions.
+
+    Returns:
+        A scalar: 1 where it cannot tell them apart, 0 where it always can.
+    """
+    return 0.5 * ((1 - real_logits).relu().mean() + (1 + fake_logits).relu().mean())
+
+
+def generator_hinge_loss(fake_logits: torch.Tensor) -> torch.Tensor:
+    """What the autoencoder minimises against the discriminator (Lim and Ye 2017, equation 4).
+
+    Args:
+        fake_logits: `(B, 1, h, w)` float, of reconstructions.
+
+    Returns:
+        A scalar.
+    """
+    return -fake_logits.mean()
+
+
+def adaptive_weight(
+    fidelity_gradient: torch.Tensor, adversarial_gradient: torch.Tensor, maximum: float = 1e4
+) -> float:
+    """Weight the adversarial loss so that it pulls as hard as the others at the last layer.
+
+    `|grad fidelity| / (|grad adversarial| + 1e-4)`, clamped to `[0, maximum]` (Esser et al. 2021,
+    equation 7, with LDM's constants).
+
+    Args:
+        fidelity_gradient: of reconstruction and perceptual loss, at the decoder's last layer.
+        adversarial_gradient: of `generator_hinge_loss`, at the same weights.
+        maximum: the clamp.
+
+    Returns:
+        The weight.
+    """
+    weight = fidelity_gradient.norm() / (adversarial_gradient.norm() + 1e-4)
+    return min(weight.item(), maximum)
 
 
 def kl_per_latent_value(mean: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,9 @@
 """What a training run starts from: settings, accelerator and folder."""
 
 import os
-from dataclasses import dataclass
+import shutil
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -42,6 +44,11 @@ class TrainingConfig(ImagesConfig):
         dataloader_num_workers: processes that read images.
         validation_steps: steps between held-out loss and sample grid.
         max_validation_samples: the first so many held-out images are used for it.
+        checkpointing_steps: steps between checkpoints; unset, only a signal makes one.
+        checkpoints_total_limit: older checkpoints are removed; unset, none is.
+        resume_from_checkpoint: go on from a folder checkpoint-N, or from the latest of output_dir,
+            where there is one.
+        report_to: trackers to log to beside logs/losses.jsonl: tensorboard, trackio, wandb.
     """
 
     output_dir: str
@@ -60,6 +67,10 @@ class TrainingConfig(ImagesConfig):
     dataloader_num_workers: int = 0
     validation_steps: int = 1000
     max_validation_samples: int = 512
+    checkpointing_steps: int | None = None
+    checkpoints_total_limit: int | None = 2
+    resume_from_checkpoint: str | None = None
+    report_to: list[Literal["tensorboard", "trackio", "wandb"]] | None = None
 
     def __post_init__(self) -> None:
         """Refuse values that no training can run with, naming the flag."""
@@ -72,6 +83,8 @@ class TrainingConfig(ImagesConfig):
                 "validation_steps",
                 "max_train_steps",
                 "max_validation_samples",
+                "checkpointing_steps",
+                "checkpoints_total_limit",
                 "learning_rate",
                 "max_grad_norm",
                 "max_train_minutes",
@@ -86,11 +99,16 @@ def start_accelerator(config: TrainingConfig) -> Accelerator:
 
     Raises:
         UserError: if WORLD_SIZE processes were launched and Accelerate sees another number: they
-            would train apart and write over each other.
+            would train apart and write over each other; or if a tracker is not installed.
     """
+    for tracker in config.report_to or ():
+        if find_spec(tracker) is None:
+            raise UserError(f"--report_to {tracker} is not installed: pip install {tracker}")
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
+        log_with=config.report_to,
+        project_dir=str(Path(config.output_dir) / "logs"),
     )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
@@ -111,7 +129,7 @@ def open_run_images(config: TrainingConfig, accelerator: Accelerator) -> ImageSp
     """
     with accelerator.main_process_first():
         if accelerator.is_main_process:
-            check_output_dir(config.output_dir, config.overwrite_output_dir)
+            check_run_folder(config)
         workers = config.dataloader_num_workers
         # Every worker would fill a memory of its own.
         splits = open_images(config, workers or None, keep_in_memory=False if workers else None)
@@ -146,8 +164,18 @@ def process_rows(config: TrainingConfig, accelerator: Accelerator) -> ProcessRow
     )
 
 
+def check_run_folder(config: TrainingConfig) -> Path:
+    """Make sure that the run's folder can be written; one that is resumed may have files in it.
+
+    Raises:
+        UserError: if it cannot be written, or has files and may not be overwritten.
+    """
+    resumed = config.resume_from_checkpoint is not None
+    return check_output_dir(config.output_dir, config.overwrite_output_dir or resumed)
+
+
 def start_run_folder(config: TrainingConfig, splits: ImageSplits, accelerator: Accelerator) -> Path:
-    """Make the run's folder and save the resolved configuration in it.
+    """Make the run's folder, save the resolved configuration in it and start the trackers.
 
     Returns:
         The folder.
@@ -157,17 +185,30 @@ def start_run_folder(config: TrainingConfig, splits: ImageSplits, accelerator: A
     """
     output_dir = Path(config.output_dir)
     if accelerator.is_main_process:
-        check_output_dir(output_dir, config.overwrite_output_dir)
+        check_run_folder(config)
         for name in ("logs", "samples"):
             (output_dir / name).mkdir(parents=True, exist_ok=True)
-        (output_dir / "logs" / "losses.jsonl").unlink(missing_ok=True)
-        for picture in (output_dir / "samples").glob("step-*.png"):
-            picture.unlink()
+        if config.resume_from_checkpoint is None:
+            _remove_old_run(output_dir)
         counts = (
             f"# {len(splits.train)} training images, {len(splits.validation)} held out, "
             f"{splits.bad_images} left out because they cannot be decoded\n"
         )
         resolved = dump_config(config, validation_fingerprint=splits.validation_fingerprint)
         write_text(output_dir / "config.yaml", counts + resolved)
+    if config.report_to:
+        # tensorboard takes scalars only
+        settings = {k: v for k, v in asdict(config).items() if isinstance(v, int | float | str)}
+        accelerator.init_trackers("hf_latent", config=settings)
     accelerator.wait_for_everyone()
     return output_dir
+
+
+def _remove_old_run(output_dir: Path) -> None:
+    """Remove what would be taken for the new run's: logs, pictures and checkpoints."""
+    (output_dir / "logs" / "losses.jsonl").unlink(missing_ok=True)
+    for picture in (output_dir / "samples").glob("step-*.png"):
+        picture.unlink()
+    for checkpoint in output_dir.glob("checkpoint-*"):
+        if (checkpoint / "state.json").exists():
+            shutil.rmtree(checkpoint)

@@ -1,62 +1,35 @@
-"""What a training shows as it goes: held-out loss and a picture."""
+"""What the denoiser's training shows as it goes: held-out loss and a picture."""
 
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DModel
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from torch.utils.data import DataLoader
 
 from hf_latent.add_noise import add_noise, is_flow
-from hf_latent.data.images import ImageDataset
-from hf_latent.evaluation.pictures import image_grid, interleave
+from hf_latent.evaluation.pictures import image_grid
 from hf_latent.output import replaced_whole
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.training.batches import seeded_generator
 from hf_latent.training.latents import LatentMoments
-from hf_latent.training.losses import denoising_loss, kl_per_latent_value, reconstruction_loss
+from hf_latent.training.losses import denoising_loss
 from hf_latent.training.run import TrainingConfig
 
 GRID_COLUMNS = 8
 MAX_GRID_ROWS = 10
 
 
-def _save_picture(images: torch.Tensor, config: TrainingConfig, step: int) -> None:
+def save_picture(images: torch.Tensor, config: TrainingConfig, step: int) -> None:
+    """Save a step's picture in the run's folder.
+
+    Args:
+        images: `(B, C, H, W)` float in [-1, 1]; C is 1, 3 or 4.
+        config: the run's folder.
+        step: the picture's number.
+    """
     path = Path(config.output_dir) / "samples" / f"step-{step:06d}.png"
     with replaced_whole(path) as temporary:
         image_grid(images / 2 + 0.5, GRID_COLUMNS).save(temporary)
-
-
-@torch.no_grad()
-def validate_autoencoder(
-    vae: AutoencoderKL, dataset: ImageDataset, config: TrainingConfig, step: int
-) -> tuple[float, float]:
-    """Reconstruct held-out images from the posterior's mean, and save pairs of them.
-
-    Args:
-        vae: with the averaged weights.
-        dataset: the held-out images.
-        config: the batch size and the run's folder.
-        step: the picture's number.
-
-    Returns:
-        The mean absolute error, in units of [-1, 1], and the KL in nats per latent value.
-    """
-    loader: DataLoader = DataLoader(
-        dataset, config.train_batch_size, num_workers=config.dataloader_num_workers
-    )
-    loss, kl, count = 0.0, 0.0, 0
-    for batch in loader:
-        images = batch["images"].to(vae.device)
-        posterior = vae.encode(images).latent_dist
-        reconstructions = vae.decode(posterior.mean).sample
-        if count == 0 and images.shape[1] in (1, 3, 4):
-            pairs = interleave(images, reconstructions)[: GRID_COLUMNS * MAX_GRID_ROWS]
-            _save_picture(pairs, config, step)
-        loss += reconstruction_loss(reconstructions, images).item() * len(images)
-        kl += kl_per_latent_value(posterior.mean, posterior.logvar).item() * len(images)
-        count += len(images)
-    return loss / count, kl / count
 
 
 def evenly_spaced_timesteps(scheduler: SchedulerMixin, count: int) -> torch.Tensor:
@@ -135,4 +108,4 @@ def save_samples(
         return_dict=False,
     )
     if images.shape[1] in (1, 3, 4):
-        _save_picture(images * 2 - 1, config, step)
+        save_picture(images * 2 - 1, config, step)

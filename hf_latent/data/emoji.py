@@ -1,0 +1,259 @@
+"""Noto emoji as a data set of small RGBA images, made from an npm package; split by emoji.
+
+    npm pack emoji-datasource-google && tar xf emoji-datasource-google-*.tgz
+    python -m hf_latent.data.emoji --package package --output_dir emoji
+
+The folder is then a source of images like any other: `--data emoji --channels 4 --resolution 64`.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
+
+from hf_latent.command import run_command
+from hf_latent.data.held_out import content_hash
+from hf_latent.data.pixels import decode_image, to_channels
+from hf_latent.data.quiet import quiet_datasets
+from hf_latent.errors import UserError
+from hf_latent.output import check_output_dir, replaced_whole
+
+PACKAGE = "emoji-datasource-google"
+IMAGE_NAME = re.compile(r"[0-9a-f]+(-[0-9a-f]+)*\.png")
+TEST_PERCENT = 10
+
+# Variation selector, joiner, gender signs, arrow of who faces right; skin tones; hair.
+DROPPED = {*"\ufe0f\u200d\u2640\u2642\u27a1"}
+DROPPED |= {chr(code) for code in (*range(0x1F3FB, 0x1F400), *range(0x1F9B0, 0x1F9B4))}
+# Each word is drawn nearly alike, mirrored or turned; its first stands for the others.
+DRAWN_ALIKE = """🧑👨👩 🧒👦👧 🧓👴👵 👫👬👭 🤴👸🫅 🎅🤶 🤰🫃🫄 🤛🤜 🫱🫲 🫷🫸 👈👉👆👇 ☃⛄ 🌛🌜
+🌒🌘 🌓🌗 🌔🌖 🔍🔎 🔅🔆 ↔↕↖↗↘↙⬅⬆⬇➡ ◀▶🔼🔽 ⏪⏩⏫⏬ ⏮⏭
+🕐🕑🕒🕓🕔🕕🕖🕗🕘🕙🕚🕛🕜🕝🕞🕟🕠🕡🕢🕣🕤🕥🕦🕧"""
+STANDS_FOR = {ord(other): row[0] for row in DRAWN_ALIKE.split() for other in row[1:]}
+SPELLED_OUT = {"🧑🤝🧑": "👫", "🧑❤🧑": "💑", "🧑❤💋🧑": "💏", "🧑🎄": "🎅", "🧑🍼": "🤱"}
+FAMILY, FAMILY_MEMBERS, KEYCAP = "👪", {"🧑", "🧒"}, "\u20e3"
+
+README = """# Noto emoji, RGBA
+
+Made by `python -m hf_latent.data.emoji` from the npm package {package} {version}
+(https://github.com/iamcal/emoji-data). The bytes of the PNG files are unchanged.
+
+Licence: the images are Google's Noto Emoji (https://github.com/googlefonts/noto-emoji), Apache
+License 2.0 (https://www.apache.org/licenses/LICENSE-2.0); its flags are in the public domain or
+exempt from copyright. The package's data, from which the labels come, has the MIT licence in
+LICENSE-{package}.
+
+Split: by emoji, never by variant. Skin tones, hair, genders and directions of one emoji, all
+families, all clock faces, all keycaps, mirrored pairs such as the fists, and emoji with identical
+images are one group. A group is in the test split if the sha256 of its key, read as a share, is
+below {percent}%. The five bare skin swatches (category Component) are left out.
+
+| category | train | test |
+|---|---|---|
+{rows}
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmojiConfig:
+    """Turn the npm package emoji-datasource-google into a data set with train and test splits.
+
+    Attributes:
+        package: the unpacked package, the folder that holds emoji.json.
+        output_dir: the folder to make; it must be missing or empty.
+    """
+
+    package: str
+    output_dir: str
+
+
+@dataclass(frozen=True)
+class EmojiImage:
+    """One picture of the package: an emoji, or one of its skin tones.
+
+    Attributes:
+        name: the file's name.
+        category: the emoji's category, such as Food & Drink.
+        group: the emoji's `group_key`.
+    """
+
+    name: str
+    category: str
+    group: str
+
+
+def group_key(unified: str) -> str:
+    """Name the group of an emoji: the same for all that are drawn nearly alike.
+
+    Args:
+        unified: its code points in hexadecimal, joined by hyphens.
+
+    Returns:
+        In the same form, what remains without skin tones, hair and gender; all families are one
+        group, and so are all clock faces and all keycaps.
+
+    Example:
+        >>> group_key("1F469-1F3FD-200D-1F680")  # woman astronaut, medium skin tone
+        '1f9d1-1f680'
+    """
+    text = "".join(chr(int(code, 16)) for code in unified.split("-"))
+    # A gender sign or an arrow can also be an emoji itself.
+    kept = "".join(character for character in text if character not in DROPPED) or text[0]
+    key = kept.translate(STANDS_FOR)
+    if KEYCAP in key:
+        key = KEYCAP
+    elif len(key) > 1 and set(key) <= FAMILY_MEMBERS:
+        key = FAMILY
+    return "-".join(f"{ord(character):x}" for character in SPELLED_OUT.get(key, key))
+
+
+def join_groups(groups: Sequence[str], hashes: Sequence[str]) -> list[str]:
+    """Make one group of all groups that share an image.
+
+    Args:
+        groups: each image's group.
+        hashes: each image's content hash.
+
+    Returns:
+        Each image's group, named after the first, in order of text, of those that were joined.
+    """
+    joined = {group: {group} for group in groups}
+    first_with: dict[str, str] = {}
+    for group, content in zip(groups, hashes, strict=True):
+        both = joined[group] | joined[first_with.setdefault(content, group)]
+        joined.update(dict.fromkeys(both, both))
+    return [min(joined[group]) for group in groups]
+
+
+def is_held_out(group: str) -> bool:
+    """Tell whether a group is in the test split: its sha256, read as a share, is below 10%."""
+    digits = hashlib.sha256(group.encode()).hexdigest()[:16]
+    return int(digits, 16) / 2**64 < TEST_PERCENT / 100
+
+
+def list_images(package: Path) -> Iterator[EmojiImage]:
+    """List what emoji.json names: each emoji, followed by its skin tones.
+
+    The category Component is left out, because it holds only five bare skin swatches.
+
+    Raises:
+        UserError: if the file is not what it should be, or names an image that is no plain name.
+    """
+    for number, emoji in enumerate(_read_json(package, "emoji.json", list)):
+        where = f"{package / 'emoji.json'}: entry {number}"
+        try:
+            category, group = str(emoji["category"]), group_key(emoji["unified"])
+            # A couple's skin tones have other code points than the couple, but are variants too.
+            variants = [emoji, *emoji.get("skin_variations", {}).values()]
+            names = [str(variant["image"]) for variant in variants if variant["has_img_google"]]
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            what = f"{type(error).__name__}: {error}"
+            raise UserError(f"{where} is not an emoji ({what}): unpack {PACKAGE} again") from error
+        for name in names:
+            if not IMAGE_NAME.fullmatch(name):
+                raise UserError(f"{where} names the image {name!r}, not one like 1f600.png")
+            if category != "Component":
+                yield EmojiImage(name, category, group)
+
+
+def make_splits(package: Path) -> tuple[DatasetDict, dict[str, int]]:
+    """Read the package's images, and split them by emoji.
+
+    Args:
+        package: holds emoji.json and img/google/64.
+
+    Returns:
+        Splits `train` and `test` with `image` (each file's bytes as they are) and `label` (the
+        category); and each split's number of groups.
+
+    Raises:
+        UserError: if a file is missing or is not what it should be, or a split would be empty.
+    """
+    images = list(list_images(package))
+    contents, hashes = [], []
+    for image in images:
+        contents.append(_read_bytes(package, f"img/google/64/{image.name}"))
+        try:
+            array = to_channels(decode_image(contents[-1]), 4)
+        # A damaged file makes decoders raise nearly anything, and each is the same news.
+        except Exception as error:
+            raise UserError(f"{image.name} is damaged ({error}): unpack {PACKAGE} again") from error
+        # Colour under full transparency does not make another image.
+        hashes.append(content_hash(array * (array[:, :, 3:] > 0)))
+    groups = join_groups([image.group for image in images], hashes)
+    names = sorted({image.category for image in images})
+    features = Features({"image": Image(), "label": ClassLabel(names=names)})
+    splits, group_counts = DatasetDict(), {}
+    for split in ("train", "test"):
+        rows = [row for row, group in enumerate(groups) if is_held_out(group) == (split == "test")]
+        if not rows:
+            raise UserError(f"{package} has too few emoji: the {split} split would be empty")
+        pictures = [{"bytes": contents[row], "path": None} for row in rows]
+        labels = [images[row].category for row in rows]
+        splits[split] = Dataset.from_dict({"image": pictures, "label": labels}, features)
+        group_counts[split] = len({groups[row] for row in rows})
+    return splits, group_counts
+
+
+def make_emoji(config: EmojiConfig) -> None:
+    """Write train.parquet, test.parquet, README.md and the package's licence.
+
+    Raises:
+        UserError: for whatever the user can mend, in one line.
+    """
+    package, output_dir = Path(config.package), Path(config.output_dir)
+    if not (package / "emoji.json").is_file():
+        what = "has no emoji.json" if package.is_dir() else "is not a folder"
+        raise UserError(f"--package {package} {what}: give the unpacked npm package {PACKAGE}")
+    if output_dir.is_dir() and any(output_dir.iterdir()):
+        raise UserError(f"--output_dir {output_dir} has files in it: choose another")
+    check_output_dir(output_dir)
+    version = _read_json(package, "package.json", dict).get("version", "unknown")
+    licence = _read_bytes(package, "LICENSE")
+    splits, groups = make_splits(package)
+    names = splits["train"].features["label"].names
+    labels = [splits["train"]["label"][:], splits["test"]["label"][:]]
+    rows = [(name, *(own.count(i) for own in labels)) for i, name in enumerate(names)]
+    rows += [("all images", *map(len, labels)), ("groups", *groups.values())]
+    table = "\n".join(f"| {name} | {train} | {test} |" for name, train, test in rows)
+    readme = README.format(package=PACKAGE, version=version, percent=TEST_PERCENT, rows=table)
+    output_dir.parent.mkdir(parents=True, exist_ok=True)
+    with replaced_whole(output_dir) as temporary, quiet_datasets():
+        temporary.mkdir()
+        for split, dataset in splits.items():
+            dataset.to_parquet(temporary / f"{split}.parquet")
+            print(f"{split}: {len(dataset)} images of {groups[split]} groups of emoji")
+        (temporary / f"LICENSE-{PACKAGE}").write_bytes(licence)
+        (temporary / "README.md").write_text(readme, encoding="utf-8")
+
+
+def _read_json(package: Path, name: str, kind: type) -> Any:
+    encoded = _read_bytes(package, name)
+    try:
+        content = json.loads(encoded)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{package / name} is not JSON ({error}): unpack it again") from error
+    if not isinstance(content, kind):
+        raise UserError(f"{package / name} holds no {kind.__name__}: unpack {PACKAGE} again")
+    return content
+
+
+def _read_bytes(package: Path, name: str) -> bytes:
+    """Read a file of the package; where links lead counts."""
+    file = package / name
+    if not Path(os.path.realpath(file)).is_relative_to(os.path.realpath(package)):
+        raise UserError(f"{file} is a link that leads out of the package, and is not opened")
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror}): unpack it again") from error
+
+
+if __name__ == "__main__":
+    run_command(EmojiConfig, make_emoji)

@@ -1,0 +1,93 @@
+"""The autoencoder as its training starts with it: new or pretrained, whole or the decoder only."""
+
+import torch
+from diffusers import AutoencoderKL
+from torch import nn
+
+from hf_latent.errors import UserError
+from hf_latent.models.fold import prepare_for_training
+from hf_latent.models.load import load_autoencoder
+from hf_latent.models.presets import create_autoencoder
+from hf_latent.training.autoencoder_config import AutoencoderConfig
+
+
+class TrainableAutoencoder(nn.Module):
+    """Encoding, sampling and decoding in one forward pass.
+
+    Distributed training averages gradients only for what goes through the wrapped module's
+    forward, and `AutoencoderKL.forward` keeps the posterior to itself.
+
+    Args:
+        vae: the autoencoder to train.
+    """
+
+    def __init__(self, vae: AutoencoderKL):
+        """Keep the autoencoder."""
+        super().__init__()
+        self.vae = vae
+
+    def forward(
+        self, images: torch.Tensor, noise: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Reconstruct images from posterior samples.
+
+        Args:
+            images: `(B, C, H, W)` float in [-1, 1].
+            noise: `(B, c, h, w)`, standard normal.
+
+        Returns:
+            Reconstructions `(B, C, H, W)`, and the posterior's mean and log-variance
+            `(B, c, h, w)`.
+        """
+        posterior = self.vae.encode(images).latent_dist
+        latents = posterior.mean + posterior.std * noise
+        return self.vae.decode(latents).sample, posterior.mean, posterior.logvar
+
+
+def start_autoencoder(
+    config: AutoencoderConfig, image_shape: tuple[int, int, int]
+) -> AutoencoderKL:
+    """Create the autoencoder that a training starts with.
+
+    Args:
+        config: the preset, or the pretrained autoencoder.
+        image_shape: `(C, H, W)`.
+
+    Returns:
+        The autoencoder in float32. With `train_decoder_only` its encoder has no gradient, and its
+        latents keep the scale that they had.
+
+    Raises:
+        UserError: if the pretrained one cannot be loaded or has no posterior.
+    """
+    if config.pretrained_vae is None:
+        channels, height, width = image_shape
+        torch.manual_seed(config.seed)
+        size = height if height == width else (height, width)
+        vae = create_autoencoder(config.preset, channels, size, **config.architecture())
+    else:
+        vae = _load_pretrained(config.pretrained_vae)
+        if not config.train_decoder_only:
+            vae = prepare_for_training(vae)
+    vae.train().requires_grad_(True)
+    if config.train_decoder_only:
+        for module in (vae.encoder, vae.quant_conv):
+            if module is not None:
+                module.requires_grad_(False)
+    if config.gradient_checkpointing:
+        vae.enable_gradient_checkpointing()
+    if config.compile:
+        # The last layer stays as it is: the adaptive weight takes gradients at it.
+        for module in (vae.encoder, vae.decoder.mid_block, *vae.decoder.up_blocks):
+            module.compile()
+    return vae
+
+
+def _load_pretrained(name: str) -> AutoencoderKL:
+    vae = load_autoencoder(name)
+    if not isinstance(vae, AutoencoderKL):
+        raise UserError(
+            f"--pretrained_vae {name} is a {type(vae).__name__}, which has no posterior to train: "
+            "name an AutoencoderKL"
+        )
+    return vae
