@@ -187,7 +187,8 @@ def finish(
     if not config.train_decoder_only:
         measured_on = splits.train.first(config.fold_samples or len(splits.train))
         vae = fold_latent_scale(vae, measure_latent_scale(vae, measured_on, config, accelerator))
-    residual = measure_latent_scale(vae, splits.validation, config, accelerator)
+    held_out_images = splits.validation.first(config.max_validation_samples)
+    residual = measure_latent_scale(vae, held_out_images, config, accelerator)
     summary = AutoencoderSummary(
         **vars(clock.summary(output_dir / "model")),
         held_out=held_out,

@@ -119,7 +119,7 @@ def find_checkpoint(config: TrainingConfig) -> Path | None:
     path = Path(config.resume_from_checkpoint)
     if not (path / "state.json").is_file():
         raise UserError(
-            f"--resume_from_checkpoint {path} is no checkpoint: name a checkpoint-N folder or latest"
+            f"--resume_from_checkpoint {path} is no checkpoint: name a checkpoint-N, or latest"
         )
     return path
 

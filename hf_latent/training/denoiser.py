@@ -5,6 +5,7 @@ Read from top to bottom: settings, data, latents, model, steps, save.
 
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from accelerate.utils import send_to_device
@@ -26,8 +27,10 @@ from hf_latent.models.presets import (
 from hf_latent.output import replaced_whole
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.training.batches import GlobalBatchSampler, ProcessRows, seeded_generator
+from hf_latent.training.checkpoints import TrainingState, resume_training, save_checkpoint
 from hf_latent.training.clock import TrainingClock, TrainingSummary
 from hf_latent.training.ema import ema_weights
+from hf_latent.training.guard import NonFiniteGuard
 from hf_latent.training.latents import LatentMoments, encode_moments
 from hf_latent.training.losses import denoising_loss, draw_timesteps
 from hf_latent.training.run import (
@@ -39,6 +42,7 @@ from hf_latent.training.run import (
     start_accelerator,
     start_run_folder,
 )
+from hf_latent.training.stop import StopSignal, leave
 from hf_latent.training.validation import held_out_denoising_loss, save_samples
 
 
@@ -137,18 +141,22 @@ def draw_batch(
     return noised, labels.masked_fill(rows.of(dropped), splits.num_classes)
 
 
-def train_denoiser(config: DenoiserConfig, splits: ImageSplits | None = None) -> DenoiserSummary:
+def train_denoiser(
+    config: DenoiserConfig, splits: ImageSplits | None = None, stop: StopSignal | None = None
+) -> DenoiserSummary:
     """Encode the images once, train a denoiser on their latents and save the pipeline.
 
     Args:
         config: the settings.
         splits: the images, where they are open already.
+        stop: ends the training between two steps, with a checkpoint.
 
     Returns:
         What was done; the pipeline is in `output_dir/model`.
 
     Raises:
         UserError: if the settings, the images, the autoencoder or the folder are not fit.
+        SystemExit: with status 0, where `stop` asked for it.
     """
     if config.crop == "random":
         raise UserError("--crop random does not go with latents that are encoded once: use center")
@@ -175,9 +183,14 @@ def train_denoiser(config: DenoiserConfig, splits: ImageSplits | None = None) ->
     ema = create_ema(config, unet, accelerator.device)
     optimizer = create_optimizer(config, unet)
     model, optimizer = accelerator.prepare(unet, optimizer)
-    rows = process_rows(config, accelerator)
-    batches = iter(GlobalBatchSampler(len(splits.train), rows, config.seed))
     clock = TrainingClock(config, accelerator, "denoiser")
+    guard = NonFiniteGuard(output_dir, accelerator)
+    state = TrainingState({"unet": unet}, {"unet": optimizer}, {"unet": ema}, {"clock": clock})
+    resume_training(config, accelerator, state)
+
+    rows = process_rows(config, accelerator)
+    start_batch = clock.step * config.gradient_accumulation_steps
+    batches = iter(GlobalBatchSampler(len(splits.train), rows, config.seed, start_batch))
 
     def validate() -> None:
         with clock.validation():
@@ -186,24 +199,33 @@ def train_denoiser(config: DenoiserConfig, splits: ImageSplits | None = None) ->
             save_samples(vae, unet, scheduler, config, clock.step)
 
     for step in clock.steps(optimizer):
+        losses: list[torch.Tensor] = []
+        batch: dict[str, torch.Tensor] = {}
         for micro_step in range(config.gradient_accumulation_steps):
             noised, labels = draw_batch(
                 config, scheduler, splits, train, rows, next(batches), (step, micro_step)
             )
             noised, labels = send_to_device((noised, labels), accelerator.device)
+            batch |= {f"{k}_{micro_step}": tensor for k, tensor in vars(noised).items()}
             with accelerator.accumulate(model):
                 output = model(noised.noisy_latents, noised.timesteps, class_labels=labels).sample
                 loss = denoising_loss(output, noised.target, noised.weights)
                 clock.log_loss(loss)
+                losses.append(loss.detach())
                 accelerator.backward(loss)
-                if accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-                optimizer.step()
-                optimizer.zero_grad()
-        ema.step(unet.parameters())
+        norms = state.clip_gradients(["unet"], config.max_grad_norm, accelerator)
+        if guard.allows(step, torch.stack(losses).sum(), norms, batch):
+            optimizer.step()
+            ema.step(unet.parameters())
+        optimizer.zero_grad()
         if clock.validation_is_due and accelerator.is_main_process:
             with ema_weights(ema, unet):
                 validate()
+        stopping = stop is not None and stop.requested(accelerator)
+        if stopping or clock.checkpoint_is_due:
+            save_checkpoint(config, accelerator, state, clock.step)
+        if stopping:
+            leave(config, "hf_latent.training.denoiser", accelerator)
 
     ema.copy_to(unet.parameters())
     freeze(unet)
@@ -216,6 +238,7 @@ def train_denoiser(config: DenoiserConfig, splits: ImageSplits | None = None) ->
         pipeline = LatentDiffusionPipeline(vae, unet, scheduler, id2label)
         with replaced_whole(output_dir / "model") as temporary:
             pipeline.save_pretrained(temporary)
+    accelerator.end_training()
     accelerator.wait_for_everyone()
     return DenoiserSummary(
         **vars(clock.summary(output_dir / "model")),
@@ -227,4 +250,4 @@ def train_denoiser(config: DenoiserConfig, splits: ImageSplits | None = None) ->
 
 
 if __name__ == "__main__":
-    run_command(DenoiserConfig, train_denoiser)
+    run_command(DenoiserConfig, partial(train_denoiser, stop=StopSignal()))

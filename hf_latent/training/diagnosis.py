@@ -24,13 +24,15 @@ def diagnose(
     """
     lines = []
     channels = len(figures.latent_std)
-    if len(figures.dead_channels) == channels:
+    # A channel may wake up yet: it is called dead the second time.
+    dead = sorted(set(figures.dead_channels) & set(before.dead_channels if before else ()))
+    if len(dead) == channels:
         lines.append(
             "the posterior collapsed: the latent says nothing about the image; "
             "lower --kl_weight tenfold and start anew"
         )
-    elif figures.dead_channels:
-        named = ", ".join(map(str, figures.dead_channels))
+    elif dead:
+        named = ", ".join(map(str, dead))
         lines.append(
             f"dead: channel {named} of {channels} (counted from 0) carries nothing; "
             "lower --kl_weight, or take fewer --latent_channels"

@@ -57,6 +57,8 @@ class NonFiniteGuard:
             self.bad_steps_in_a_row = 0
             return True
         self.bad_steps_in_a_row += 1
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.update()  # it must not unscale the next gradients twice
         path = (
             self.folder / f"step-{step + 1:06d}-rank-{self.accelerator.process_index}.safetensors"
         )
