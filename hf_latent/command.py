@@ -34,6 +34,9 @@ def parse_config(
     parser = jsonargparse.ArgumentParser(prog=prog, exit_on_error=False)
     parser.add_argument("--config", action="config", help="a YAML recipe; flags win over it")
     parser.add_class_arguments(config_class)
+    for action in parser._actions:
+        if getattr(action, "_typehint", None) is bool:
+            action.nargs, action.const = "?", True  # --flag alone means --flag true
     try:
         values = parser.parse_args(arguments).as_dict()
     except UnicodeDecodeError as error:

@@ -16,6 +16,7 @@ LAYERS = [
     ("data",),
     ("pipeline",),
     ("evaluation",),
+    ("hub",),
     ("training",),
     ("experiments",),
     ("cli",),

@@ -20,8 +20,10 @@ from hf_latent.experiments.quickstart_report import (
     measure_kept,
     measure_samples,
     summarize,
+    training_figures,
 )
 from hf_latent.experiments.time_budget import TimeBudget
+from hf_latent.models.load import Autoencoder, load_autoencoder
 from hf_latent.models.presets import (
     create_autoencoder,
     create_denoiser,
@@ -48,17 +50,19 @@ DENOISER = {
     "ema_decay": 0.997,
     "validation_steps": 1000,
 }
+RELEASED_AUTOENCODER = "fashion-mnist-f4"
 AUTOENCODER_SHARE = 0.25
 MINIMUM_MINUTES = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuickstartConfig:
-    """Train, sample, measure and save a latent diffusion model of built-in images, from nothing.
+    """Train, sample, measure and save a latent diffusion model of built-in images.
 
     Attributes:
         output_dir: the folder for the model, its pictures and report.json.
         overwrite_output_dir: accept a folder with files in it and replace those.
+        train_vae: train an autoencoder too, in place of the released fashion-mnist-f4.
         max_minutes: for the whole command; evaluation is reserved first, the rest is training.
         guidance_scale: classifier-free guidance of the samples, 1 is off.
         num_inference_steps: sampling steps.
@@ -69,6 +73,7 @@ class QuickstartConfig:
 
     output_dir: str = "hf-latent-quickstart"
     overwrite_output_dir: bool = False
+    train_vae: bool = False
     max_minutes: float = 6.0
     guidance_scale: float = 2.0
     num_inference_steps: int = 20
@@ -101,13 +106,17 @@ def reserve_evaluation(
     config: QuickstartConfig, splits: ImageSplits, test_images: torch.Tensor, budget: TimeBudget
 ) -> None:
     """Reserve time for what comes between and after the trainings, timed on untrained models."""
-    vae = create_autoencoder("tiny", splits.image_shape[0], splits.image_shape[1])
+    if config.train_vae:
+        vae: Autoencoder = create_autoencoder("tiny", splits.image_shape[0], splits.image_shape[1])
+    else:
+        vae = load_autoencoder(RELEASED_AUTOENCODER)
     unet = create_denoiser("tiny", vae, splits.image_shape, splits.num_classes)
     pipeline = LatentDiffusionPipeline(vae.eval(), unet.eval(), create_scheduler("flow"))
     pipeline.set_progress_bar_config(disable=True)
     images = test_images[:200]
-    # The latent scale and the latents of all training images.
-    budget.reserve(lambda: pipeline.encode_images(images), 2 * len(splits.train) / len(images))
+    # The latents of all training images, and before them the latent scale.
+    times = 2 if config.train_vae else 1
+    budget.reserve(lambda: pipeline.encode_images(images), times * len(splits.train) / len(images))
     budget.reserve(lambda: pipeline.reconstruct(images), len(test_images) / len(images))
     # Samples to score, and the grid at the end of the denoiser's training.
     count, steps = min(config.evaluation_images, 100), 2
@@ -118,49 +127,58 @@ def reserve_evaluation(
     )
 
 
-def train(config: QuickstartConfig, splits: ImageSplits, budget: TimeBudget) -> dict[str, Any]:
-    """Train the autoencoder, then the denoiser, in what is left of the time.
+def train_vae(
+    config: QuickstartConfig, shared: dict[str, Any], splits: ImageSplits, budget: TimeBudget
+) -> tuple[str, dict[str, Any]]:
+    """Train an autoencoder in its share of what is left of the time.
 
     Returns:
-        The figures of both, for the report.
+        Its folder, and figures for the report.
+    """
+    with budget.stage("autoencoder"):
+        summary = train_autoencoder(
+            AutoencoderConfig(
+                **shared | AUTOENCODER,
+                output_dir=str(Path(config.output_dir) / "autoencoder"),
+                max_train_minutes=budget.minutes_left * AUTOENCODER_SHARE,
+            ),
+            splits,
+        )
+    kl = summary.held_out.kl_nats_per_latent_value
+    figures = training_figures("autoencoder", summary)
+    return str(summary.model_dir), figures | {"autoencoder_kl_nats_per_latent_value": kl}
+
+
+def train(config: QuickstartConfig, splits: ImageSplits, budget: TimeBudget) -> dict[str, Any]:
+    """Train the denoiser, and before it the autoencoder if asked, in what is left of the time.
+
+    Returns:
+        Figures for the report.
     """
     output_dir = Path(config.output_dir)
     shared: dict[str, Any] = {
         **asdict(config.images_config()),
         "overwrite_output_dir": config.overwrite_output_dir,
     }
-    with budget.stage("autoencoder"):
-        autoencoder = train_autoencoder(
-            AutoencoderConfig(
-                **shared | AUTOENCODER,
-                output_dir=str(output_dir / "autoencoder"),
-                max_train_minutes=budget.minutes_left * AUTOENCODER_SHARE,
-            ),
-            splits,
-        )
+    vae, figures = RELEASED_AUTOENCODER, dict[str, Any]()
+    if config.train_vae:
+        vae, figures = train_vae(config, shared, splits, budget)
     with budget.stage("denoiser"):
         denoiser = train_denoiser(
             DenoiserConfig(
                 **shared | DENOISER,
                 output_dir=str(output_dir / "denoiser"),
-                vae=str(autoencoder.model_dir),
+                vae=vae,
                 max_train_minutes=max(budget.minutes_left, MINIMUM_MINUTES),
             ),
             splits,
         )
     with replaced_whole(output_dir / "model") as temporary:
         denoiser.model_dir.rename(temporary)
-    figures: dict[str, Any] = {}
-    for name, summary in (("autoencoder", autoencoder), ("denoiser", denoiser)):
-        figures |= {
-            f"{name}_steps": summary.steps,
-            f"{name}_training_seconds": summary.seconds,
-            f"{name}_images_per_second": summary.images_per_second,
-            f"{name}_train_loss": summary.train_loss,
-            f"{name}_held_out_loss": list(summary.validation_losses.values())[-1],
-        }
-    return figures | {
-        "autoencoder_kl_nats_per_latent_value": autoencoder.held_out.kl_nats_per_latent_value,
+    return {
+        "autoencoder": "trained here" if config.train_vae else RELEASED_AUTOENCODER,
+        **figures,
+        **training_figures("denoiser", denoiser),
         "encode_seconds": denoiser.encode_seconds,
         "encode_images_per_second": denoiser.encoded_images_per_second,
         "vae_hash_before": denoiser.vae_hash_before,
@@ -183,10 +201,13 @@ def run_quickstart(config: QuickstartConfig, started: float | None = None) -> di
     """
     budget = TimeBudget(config.max_minutes, time.perf_counter() if started is None else started)
     output_dir = check_output_dir(config.output_dir, config.overwrite_output_dir)
+    trained = "an autoencoder, then a denoiser" if config.train_vae else "a denoiser"
+    space = (
+        "its latent space" if config.train_vae else f"the latent space of {RELEASED_AUTOENCODER}"
+    )
     print(
-        f"Fashion-MNIST, from nothing, in {config.max_minutes:g} minutes: train an autoencoder, "
-        "then a denoiser in its latent space;\nsample ten classes, measure both, and save the "
-        f"model to {output_dir}/model."
+        f"Fashion-MNIST in {config.max_minutes:g} minutes: train {trained} in {space};\n"
+        f"sample ten classes, measure, and save the model to {output_dir}/model."
     )
     with budget.stage("setup"):
         splits = open_images(config.images_config())

@@ -15,6 +15,7 @@ from hf_latent.evaluation.sampling import sample_images
 from hf_latent.models.presets import measure_compression
 from hf_latent.output import replaced_whole
 from hf_latent.pipeline import LatentDiffusionPipeline
+from hf_latent.training.clock import TrainingSummary
 
 SAMPLES_PER_CLASS = 8
 PAIRS = 40
@@ -114,6 +115,17 @@ def measure_samples(
         "label_agreement_images": len(scored),
         "denoiser_evaluations_per_image": sampling.num_inference_steps * branches,
         "sampling_images_per_second": count / seconds,
+    }
+
+
+def training_figures(name: str, summary: TrainingSummary) -> dict[str, Any]:
+    """Return a training's figures for the report, its name before each."""
+    return {
+        f"{name}_steps": summary.steps,
+        f"{name}_training_seconds": summary.seconds,
+        f"{name}_images_per_second": summary.images_per_second,
+        f"{name}_train_loss": summary.train_loss,
+        f"{name}_held_out_loss": list(summary.validation_losses.values())[-1],
     }
 
 

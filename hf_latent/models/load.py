@@ -13,6 +13,7 @@ from diffusers.utils import logging as diffusers_logging
 from hf_latent.errors import UserError
 
 Autoencoder: TypeAlias = AutoencoderKL | AutoencoderTiny
+PRETRAINED = Path(__file__).parents[1] / "pretrained"
 
 
 @contextmanager
@@ -50,11 +51,17 @@ def loading(name: str, what: str) -> Iterator[None]:
         diffusers_logging.enable_progress_bar()
 
 
+def released_models() -> list[str]:
+    """Return the names of the models that come with this package."""
+    return sorted(path.name for path in PRETRAINED.iterdir() if path.is_dir())
+
+
 def load_autoencoder(name: str) -> Autoencoder:
     """Load an autoencoder, from safetensors only.
 
     Args:
-        name: a folder or Hub id, of an autoencoder or of a pipeline with a `vae` component.
+        name: a folder or Hub id, of an autoencoder or of a pipeline with a `vae` component; or the
+            name of one that comes with this package (`fashion-mnist-f4`, `emoji`).
 
     Returns:
         The autoencoder, on the CPU in float32.
@@ -62,6 +69,8 @@ def load_autoencoder(name: str) -> Autoencoder:
     Raises:
         UserError: if there is none of a known class, or weights are missing from it.
     """
+    if not Path(name).exists() and name in released_models():
+        name = str(PRETRAINED / name)
     with loading(name, "autoencoder"):
         vae = _load(name)
     if not isinstance(vae, AutoencoderKL | AutoencoderTiny):

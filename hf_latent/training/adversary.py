@@ -52,7 +52,10 @@ class Adversary:
         )
         # LDM's betas: a slow first moment would chase an opponent that has moved on.
         optimizer = torch.optim.AdamW(
-            self.discriminator.parameters(), lr=config.learning_rate, betas=(0.5, 0.9)
+            self.discriminator.parameters(),
+            lr=config.learning_rate,
+            betas=(0.5, 0.9),
+            fused=True,
         )
         wrapped, optimizer = accelerator.prepare(self.discriminator, optimizer)
         self.wrapped = (wrapped,)

@@ -210,8 +210,10 @@ def finish(
                 **describe_machine(),
             },
         )
-    accelerator.end_training()
     accelerator.wait_for_everyone()
+    # Not end_training: the process group may be needed for a second training.
+    for tracker in accelerator.trackers:
+        tracker.finish()
     return summary
 
 

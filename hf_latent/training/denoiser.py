@@ -238,8 +238,10 @@ def train_denoiser(
         pipeline = LatentDiffusionPipeline(vae, unet, scheduler, id2label)
         with replaced_whole(output_dir / "model") as temporary:
             pipeline.save_pretrained(temporary)
-    accelerator.end_training()
     accelerator.wait_for_everyone()
+    # Not end_training: the process group may be needed for a second training.
+    for tracker in accelerator.trackers:
+        tracker.finish()
     return DenoiserSummary(
         **vars(clock.summary(output_dir / "model")),
         encode_seconds=encode_seconds,

@@ -19,6 +19,8 @@ from hf_latent.errors import UserError
 from hf_latent.output import check_output_dir, write_text
 from hf_latent.training.batches import ProcessRows
 
+TRACKERS = ("tensorboard", "trackio", "wandb")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig(ImagesConfig):
@@ -48,7 +50,8 @@ class TrainingConfig(ImagesConfig):
         checkpoints_total_limit: older checkpoints are removed; unset, none is.
         resume_from_checkpoint: go on from a folder checkpoint-N, or from the latest of output_dir,
             where there is one.
-        report_to: trackers to log to beside logs/losses.jsonl: tensorboard, trackio, wandb.
+        report_to: trackers to log to beside logs/losses.jsonl: tensorboard, trackio or wandb, or
+            several with commas between.
     """
 
     output_dir: str
@@ -70,7 +73,7 @@ class TrainingConfig(ImagesConfig):
     checkpointing_steps: int | None = None
     checkpoints_total_limit: int | None = 2
     resume_from_checkpoint: str | None = None
-    report_to: list[Literal["tensorboard", "trackio", "wandb"]] | None = None
+    report_to: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse values that no training can run with, naming the flag."""
@@ -92,6 +95,13 @@ class TrainingConfig(ImagesConfig):
             not_negative=("adam_weight_decay", "dataloader_num_workers"),
             share=("lr_warmup_ratio", "ema_decay", "adam_beta2"),
         )
+        for tracker in self.trackers():
+            if tracker not in TRACKERS:
+                raise UserError(f"--report_to {tracker} is not one of {', '.join(TRACKERS)}")
+
+    def trackers(self) -> list[str]:
+        """Return the names in `report_to`."""
+        return [name.strip() for name in (self.report_to or "").split(",") if name.strip()]
 
 
 def start_accelerator(config: TrainingConfig) -> Accelerator:
@@ -101,13 +111,13 @@ def start_accelerator(config: TrainingConfig) -> Accelerator:
         UserError: if WORLD_SIZE processes were launched and Accelerate sees another number: they
             would train apart and write over each other; or if a tracker is not installed.
     """
-    for tracker in config.report_to or ():
+    for tracker in config.trackers():
         if find_spec(tracker) is None:
             raise UserError(f"--report_to {tracker} is not installed: pip install {tracker}")
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
-        log_with=config.report_to,
+        log_with=config.trackers() or None,
         project_dir=str(Path(config.output_dir) / "logs"),
     )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
@@ -139,12 +149,16 @@ def open_run_images(config: TrainingConfig, accelerator: Accelerator) -> ImageSp
 
 
 def create_optimizer(config: TrainingConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """Create AdamW (Loshchilov and Hutter 2019) over all of a model's parameters."""
+    """Create AdamW (Loshchilov and Hutter 2019) over all of a model's parameters.
+
+    Fused: on a CPU too its step takes a quarter of the time.
+    """
     return torch.optim.AdamW(
         model.parameters(),
         lr=config.learning_rate,
         betas=(0.9, config.adam_beta2),
         weight_decay=config.adam_weight_decay,
+        fused=True,
     )
 
 
@@ -196,7 +210,7 @@ def start_run_folder(config: TrainingConfig, splits: ImageSplits, accelerator: A
         )
         resolved = dump_config(config, validation_fingerprint=splits.validation_fingerprint)
         write_text(output_dir / "config.yaml", counts + resolved)
-    if config.report_to:
+    if config.trackers():
         # tensorboard takes scalars only
         settings = {k: v for k, v in asdict(config).items() if isinstance(v, int | float | str)}
         accelerator.init_trackers("hf_latent", config=settings)
