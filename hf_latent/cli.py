@@ -17,12 +17,14 @@ class Command(NamedTuple):
         config: the name of its configuration there.
         function: the name of what it does there.
         summary: its line in `hf-latent --help`.
+        subject: the flag that may be given by its value alone, right after the subcommand.
     """
 
     module: str
     config: str
     function: str
     summary: str
+    subject: str | None = None
 
 
 COMMANDS = {
@@ -37,6 +39,13 @@ COMMANDS = {
         "GenerateConfig",
         "generate",
         "images from a model",
+    ),
+    "bench": Command(
+        "hf_latent.experiments.benchmark",
+        "BenchmarkConfig",
+        "run_benchmark",
+        "a performance ratio: hf-latent bench autoencoder",
+        subject="what",
     ),
 }
 
@@ -79,6 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from hf_latent.command import run_command
 
     command = COMMANDS[name]
+    if command.subject and rest and not rest[0].startswith("-"):
+        rest.insert(0, f"--{command.subject}")
     module = import_module(command.module)
     function = getattr(module, command.function)
     if "started" in signature(function).parameters:
