@@ -72,6 +72,41 @@ CASES = {
         "of 8 to be denoised",
     ),
     "latent channels": ("autoencoder", "--data photos --latent_channels 0", "--latent_channels"),
+    "perceptual weight alone": (
+        "autoencoder",
+        "--data photos --perceptual_weight 1",
+        "--perceptual_network",
+    ),
+    "unknown feature network": (
+        "autoencoder",
+        "--data photos --perceptual_network vgg",
+        "--perceptual_network",
+    ),
+    "decoder of nothing": (
+        "autoencoder",
+        "--data photos --train_decoder_only true",
+        "--pretrained",
+    ),
+    "architecture of a pretrained one": (
+        "autoencoder",
+        "--data grey --pretrained_vae grey_vae --block_out_channels [8,8]",
+        "--block_out_channels cannot change a --pretrained_vae",
+    ),
+    "pretrained one of other channels": (
+        "autoencoder",
+        "--data photos --pretrained_vae grey_vae",
+        "3 channels and the autoencoder takes 1",
+    ),
+    "no pretrained one": (
+        "autoencoder",
+        "--data photos --pretrained_vae nowhere/vae",
+        "nowhere/vae",
+    ),
+    "images too small for a patch": (
+        "autoencoder",
+        "--data photos --resolution 16 --discriminator_weight 0.5",
+        "--discriminator_num_layers",
+    ),
     "weight decay": ("autoencoder", "--data photos --adam_weight_decay -1", "--adam_weight_decay"),
     "second moment": ("autoencoder", "--data photos --adam_beta2 1", "--adam_beta2"),
     "workers": ("autoencoder", "--data photos --dataloader_num_workers -1", "--dataloader_num"),

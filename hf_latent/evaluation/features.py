@@ -97,9 +97,7 @@ class EfficientNetLite(FeatureNetwork):
 
     def feature_maps(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Compute maps of 16, 24, 40, 112 and 320 channels at strides 2, 4, 8, 16 and 32."""
-        height, width = (max(size, self.MINIMUM_SIZE) for size in images.shape[2:])
-        if (height, width) != images.shape[2:]:
-            images = F.interpolate(images, (height, width), mode="bilinear", antialias=True)
+        images = self.enlarge(images)
         network, maps = self.network, []
         hidden = network._swish(network._bn0(network._conv_stem(images)))
         for block in network._blocks:
@@ -107,6 +105,13 @@ class EfficientNetLite(FeatureNetwork):
                 maps.append(unit_length(hidden))
             hidden = block(hidden)
         return [*maps, unit_length(hidden)]
+
+    def enlarge(self, images: torch.Tensor) -> torch.Tensor:
+        """Enlarge `(N, 3, H, W)` to at least 32 pixels a side."""
+        height, width = (max(size, self.MINIMUM_SIZE) for size in images.shape[2:])
+        if (height, width) == images.shape[2:]:
+            return images
+        return F.interpolate(images, (height, width), mode="bilinear", antialias=True)
 
 
 class Dinov2(FeatureNetwork):

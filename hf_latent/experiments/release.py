@@ -38,6 +38,7 @@ class ReleaseConfig:
             unpadded_size, where the images were padded.
         recipe: the run's recipe, printed on the card.
         ablation: names and run folders, NAME=FOLDER, of short runs to compare with each other.
+        comparison: a comparison.json of train_scripts/compare_models.py, printed on the card.
         pretrained_dir: the model goes to a folder with its name in here.
         cards_dir: the card, its pictures and metrics.json go to a folder with its name in here.
     """
@@ -46,6 +47,7 @@ class ReleaseConfig:
     about: str
     recipe: str
     ablation: list[str] | None = None
+    comparison: str | None = None
     pretrained_dir: str = "hf_latent/pretrained"
     cards_dir: str = "model_cards"
 
@@ -130,6 +132,33 @@ def measure_ablation(
     return rows
 
 
+def comparison_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the card's table of compared autoencoders.
+
+    Args:
+        path: of a comparison.json.
+
+    Returns:
+        A row a model, its figures as the card shows them by their headings.
+    """
+    report = json.loads(path.read_text())
+    count = report["num_images"]
+    return [
+        {
+            "name": row["name"],
+            "figures": {
+                "latent": " x ".join(map(str, row["latent_shape"])),
+                "fewer values": f"{row['compression_ratio']:g} times",
+                "PSNR on white": f"{row['test_psnr_db']:.2f} dB",
+                "PSNR on mid-grey": f"{row['test_grey_psnr_db']:.2f} dB",
+                f"FD of {count} generated": f"{row['generated_fd']:.1f}",
+                f"FD of {count} real": f"{report['real_against_real_fd']:.1f}",
+            },
+        }
+        for row in report["models"]
+    ]
+
+
 def _read_report(run: Path) -> dict[str, Any]:
     if not (run / "report.json").is_file():
         raise UserError(f"{run} is no finished run: it has no report.json")
@@ -197,6 +226,8 @@ def release_autoencoder(config: ReleaseConfig) -> dict[str, Any]:
     }
     if config.ablation:
         metrics["ablation"] = measure_ablation(config.ablation, splits.validation, card_dir)
+    if config.comparison:
+        metrics["comparison"] = comparison_rows(Path(config.comparison))
     write_json(card_dir / "metrics.json", metrics)
     metrics = json.loads((card_dir / "metrics.json").read_text())
     template = Path(config.cards_dir) / TEMPLATE.name

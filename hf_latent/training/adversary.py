@@ -5,6 +5,7 @@ from accelerate import Accelerator
 from diffusers import AutoencoderKL
 from torch import nn
 
+from hf_latent.errors import UserError
 from hf_latent.training.autoencoder_config import AutoencoderConfig
 from hf_latent.training.checkpoints import TrainingState
 from hf_latent.training.discriminator import PatchDiscriminator
@@ -13,6 +14,21 @@ from hf_latent.training.losses import (
     discriminator_hinge_loss,
     generator_hinge_loss,
 )
+
+
+def check_image_size(config: AutoencoderConfig, image_shape: tuple[int, int, int]) -> None:
+    """Make sure that the discriminator, if there is one, finds a patch in every image.
+
+    Raises:
+        UserError: if the images are too small for its layers.
+    """
+    smallest = 3 * 2**config.discriminator_num_layers
+    if config.discriminator_weight and min(image_shape[1:]) < smallest:
+        raise UserError(
+            f"images of {image_shape[1]}x{image_shape[2]} are too small for a discriminator with "
+            f"{config.discriminator_num_layers} layers, which needs {smallest} pixels: "
+            "lower --discriminator_num_layers"
+        )
 
 
 class Adversary:

@@ -21,7 +21,7 @@ from hf_latent.models.fold import fold_latent_scale
 from hf_latent.models.frozen import freeze
 from hf_latent.models.presets import measure_compression
 from hf_latent.output import replaced_whole, write_json
-from hf_latent.training.adversary import Adversary
+from hf_latent.training.adversary import Adversary, check_image_size
 from hf_latent.training.autoencoder_config import AutoencoderConfig
 from hf_latent.training.autoencoder_validation import HeldOutFigures, validate_autoencoder
 from hf_latent.training.batches import GlobalBatchSampler, seeded_generator
@@ -78,6 +78,7 @@ def train_autoencoder(
     """
     accelerator = start_accelerator(config)
     splits = splits or open_run_images(config, accelerator)
+    check_image_size(config, splits.image_shape)
     vae = start_autoencoder(config, splits.image_shape)
     compression = measure_compression(vae, splits.image_shape)
     accelerator.print(f"autoencoder: {compression}")
@@ -143,7 +144,7 @@ def train_autoencoder(
             for player in players:
                 state.optimizers[player].step()
             ema.step(vae.parameters())
-            adversary.finish_step(step)
+        adversary.finish_step(step)
         for player in players:
             state.optimizers[player].zero_grad()
         if clock.validation_is_due and accelerator.is_main_process:

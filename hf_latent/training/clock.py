@@ -125,7 +125,8 @@ class TrainingClock:
         log = Path(self.config.output_dir) / "logs" / "losses.jsonl"
         if self.accelerator.is_main_process and log.exists():
             lines = log.read_text().splitlines(keepends=True)
-            write_text(log, "".join(x for x in lines if json.loads(x)["step"] <= self.step))
+            whole = [line for line in lines if line.endswith("\n")]  # a kill may cut the last short
+            write_text(log, "".join(x for x in whole if json.loads(x)["step"] <= self.step))
 
     def steps(self, *optimizers: torch.optim.Optimizer) -> Iterator[int]:
         """Yield the index of every step, from 0, with the optimizers' learning rate set.
@@ -189,10 +190,10 @@ class TrainingClock:
         if self.validation_losses:
             shown["held-out"] = f"{list(self.validation_losses.values())[-1]:.4f}"
         self._bar.set_postfix(shown)
-        line = {"step": self.step, **values, "images_per_second": self.images_per_second}
+        values = {**values, "images_per_second": self.images_per_second}
         with open(Path(self.config.output_dir) / "logs" / "losses.jsonl", "a") as log:
-            log.write(json.dumps(line) + "\n")
-        self.accelerator.log(line, step=self.step)
+            log.write(json.dumps({"step": self.step, **values}) + "\n")
+        self.accelerator.log(values, step=self.step)
 
     @contextmanager
     def validation(self) -> Iterator[None]:

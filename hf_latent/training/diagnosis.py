@@ -64,4 +64,5 @@ def diagnose(
                 "little is the price of sharper texture, this much is not; lower "
                 "--discriminator_weight"
             )
-    return lines or [f"this is normal: {now:.1f} dB, all {channels} channels alive"]
+    alive = channels - len(figures.dead_channels)
+    return lines or [f"this is normal: {now:.1f} dB, {alive} of {channels} channels alive"]

@@ -1,5 +1,6 @@
 """Stopping a training from outside, between two steps."""
 
+import shlex
 import signal
 from pathlib import Path
 from types import FrameType
@@ -46,8 +47,9 @@ def leave(config: TrainingConfig, module: str, accelerator: Accelerator) -> None
         SystemExit: with status 0.
     """
     accelerator.end_training()
+    saved = shlex.quote(str(Path(config.output_dir) / "config.yaml"))
     accelerator.print(
         f"stopped, with a checkpoint; to go on: accelerate launch -m {module} "
-        f"--config {Path(config.output_dir) / 'config.yaml'} --resume_from_checkpoint latest"
+        f"--config {saved} --resume_from_checkpoint latest"
     )
     raise SystemExit(0)

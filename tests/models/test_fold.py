@@ -2,15 +2,20 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
+from hf_latent.decode import decode_latents
+from hf_latent.encode import encode_images
 from hf_latent.models.fold import (
+    FOLDED_MEAN,
     MINIMUM_DEVIATION,
     LatentStatistics,
     fold_latent_scale,
     measure_latents,
+    prepare_for_training,
     sum_latents,
     unfold_latent_scale,
 )
-from tests.conftest import make_autoencoder
+from hf_latent.models.presets import create_autoencoder
+from tests.conftest import NARROW_AUTOENCODER, make_autoencoder
 
 
 def posteriors(vae: AutoencoderKL, images: torch.Tensor) -> list:
@@ -86,6 +91,7 @@ def test_a_collapsed_channel_survives_the_fold(many_images):
         before = vae.decode(vae.encode(many_images).latent_dist.mean).sample
         after = folded.decode(folded.encode(many_images).latent_dist.mean).sample
     torch.testing.assert_close(after, before, rtol=0, atol=2e-5)
+    assert all(weight.isfinite().all() for weight in folded.state_dict().values())
 
 
 def test_folding_twice_and_unfolding_what_is_not_folded_are_refused(vae, many_images):
@@ -96,3 +102,80 @@ def test_folding_twice_and_unfolding_what_is_not_folded_are_refused(vae, many_im
         unfold_latent_scale(vae)
     with pytest.raises(ValueError, match="no quant_conv"):
         fold_latent_scale(AutoencoderKL(use_quant_conv=False), statistics)
+
+
+@torch.no_grad()
+def reconstruct(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
+    return vae.decode(vae.encode(images).latent_dist.mean).sample
+
+
+def assert_neutral(vae: AutoencoderKL) -> None:
+    assert vae.config.scaling_factor == 1.0
+    assert not [key for key in vae.config if key.startswith("_folded")]
+    for name in ("shift_factor", "latents_mean", "latents_std"):
+        assert vae.config[name] is None
+
+
+def test_a_folded_autoencoder_is_unfolded_to_be_trained_on(vae, many_images, tmp_path):
+    fold_latent_scale(vae, statistics_of(vae, many_images)).save_pretrained(tmp_path)
+    folded = AutoencoderKL.from_pretrained(tmp_path)
+    prepared = prepare_for_training(folded)
+    assert_neutral(prepared)
+    for name, tensor in vae.state_dict().items():
+        torch.testing.assert_close(prepared.state_dict()[name], tensor, rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        reconstruct(prepared, many_images), reconstruct(folded, many_images), rtol=0, atol=2e-5
+    )
+    assert FOLDED_MEAN in folded.config
+
+
+def test_a_foreign_scale_is_forgotten_and_folding_gives_unit_variance(vae, many_images):
+    foreign = {
+        "scaling_factor": 0.18215,
+        "shift_factor": 0.1,
+        "latents_mean": [0.1, -0.2, 0.3, -0.4],
+        "latents_std": [1.5, 0.5, 2.0, 3.0],
+    }
+    vae.register_to_config(**foreign)
+    prepared = prepare_for_training(vae)
+    assert_neutral(prepared)
+    assert {name: vae.config[name] for name in foreign} == foreign, "the given one is left alone"
+    assert torch.equal(reconstruct(prepared, many_images), reconstruct(vae, many_images))
+    folded = fold_latent_scale(prepared, statistics_of(prepared, many_images))
+    latents = encode_images(folded, many_images, sample_posterior=False)
+    again = statistics_of(folded, many_images)
+    torch.testing.assert_close(again.mean, torch.zeros(4).double(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(again.std, torch.ones(4).double(), rtol=0, atol=1e-6)
+    decoded = decode_latents(folded, latents)
+    torch.testing.assert_close(decoded, reconstruct(vae, many_images), rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize("lacking", ["use_quant_conv", "use_post_quant_conv", "both"])
+def test_without_quant_conv_it_gets_one_that_changes_nothing(many_images, lacking):
+    names = ("use_quant_conv", "use_post_quant_conv")
+    parts = {name: lacking not in (name, "both") for name in names}
+    torch.manual_seed(0)
+    vae = create_autoencoder("tiny", 1, 16, **NARROW_AUTOENCODER, **parts).eval()
+    assert vae.quant_conv is None or vae.post_quant_conv is None
+    prepared = prepare_for_training(vae).eval()
+    assert prepared.config.use_quant_conv
+    assert prepared.config.use_post_quant_conv
+    with torch.no_grad():
+        before, after = (x.encode(many_images).latent_dist for x in (vae, prepared))
+    torch.testing.assert_close(after.mean, before.mean, rtol=0, atol=1e-6)
+    torch.testing.assert_close(after.logvar, before.logvar, rtol=0, atol=1e-6)
+    expected = reconstruct(vae, many_images)
+    torch.testing.assert_close(reconstruct(prepared, many_images), expected, rtol=0, atol=1e-6)
+    folded = fold_latent_scale(prepared, statistics_of(prepared, many_images))
+    again = statistics_of(folded, many_images)
+    torch.testing.assert_close(again.std, torch.ones(4).double(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(reconstruct(folded, many_images), expected, rtol=0, atol=2e-5)
+
+
+def test_a_prepared_autoencoder_can_be_saved_and_loaded(vae, many_images, tmp_path, caplog):
+    folded = fold_latent_scale(vae, statistics_of(vae, many_images))
+    prepare_for_training(folded).save_pretrained(tmp_path)
+    loaded = AutoencoderKL.from_pretrained(tmp_path)
+    assert "not expected" not in caplog.text
+    assert_neutral(loaded)
+    fold_latent_scale(loaded, statistics_of(loaded, many_images))

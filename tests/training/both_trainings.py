@@ -3,14 +3,23 @@
 import sys
 from pathlib import Path
 
+from accelerate import PartialState
+
+from hf_latent.models.presets import DENOISERS
 from hf_latent.training.autoencoder import AutoencoderConfig, train_autoencoder
+from hf_latent.training.clock import TrainingClock
 from hf_latent.training.denoiser import DenoiserConfig, train_denoiser
 
+DENOISERS["tiny"] |= {
+    "block_out_channels": (16, 16),
+    "norm_num_groups": 4,
+    "attention_head_dim": 8,
+}
+TrainingClock.LOGGING_STEPS = 1
 folder, batch_size = Path(sys.argv[1]), int(sys.argv[2])
 shared = {
     "resize_mode": "pad",
     "max_train_samples": 42,
-    "max_train_steps": 4,
     "train_batch_size": batch_size,
     "validation_steps": 1,
     "max_validation_samples": 7,
@@ -18,5 +27,26 @@ shared = {
     "ema_decay": 0.0,
     "lr_warmup_ratio": 0.0,
 }
-vae = train_autoencoder(AutoencoderConfig(**shared, output_dir=str(folder / "vae")))
-train_denoiser(DenoiserConfig(**shared, output_dir=str(folder / "unet"), vae=str(vae.model_dir)))
+vae = train_autoencoder(
+    AutoencoderConfig(
+        **shared,
+        output_dir=str(folder / "vae"),
+        max_train_steps=10,
+        checkpointing_steps=1,
+        checkpoints_total_limit=None,
+        discriminator_weight=0.5,
+        discriminator_start=2,
+        discriminator_base_channels=16,
+        discriminator_num_layers=2,
+    )
+)
+state = PartialState()
+(folder / f"process-{state.process_index}-of-{state.num_processes}").touch()
+train_denoiser(
+    DenoiserConfig(
+        **shared,
+        output_dir=str(folder / "unet"),
+        vae=str(vae.model_dir),
+        max_train_steps=4,
+    )
+)

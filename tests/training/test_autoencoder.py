@@ -1,24 +1,38 @@
 import json
 import math
+from dataclasses import asdict
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from diffusers import AutoencoderKL
 from PIL import Image
+from safetensors.torch import load_file
 
 from hf_latent.command import parse_config
-from hf_latent.data.images import open_images
+from hf_latent.data.images import ImageSplits, open_images
+from hf_latent.encode import encode_images
 from hf_latent.errors import UserError
-from hf_latent.models.fold import measure_latents, sum_latents
+from hf_latent.evaluation.features import load_feature_network
+from hf_latent.models.fold import FOLDED_MEAN, measure_latents, sum_latents, unfold_latent_scale
 from hf_latent.models.frozen import hash_weights
-from hf_latent.training.autoencoder import (
-    AutoencoderConfig,
-    TrainableAutoencoder,
-    train_autoencoder,
-)
+from hf_latent.training import autoencoder
+from hf_latent.training.autoencoder import train_autoencoder
+from hf_latent.training.autoencoder_config import AutoencoderConfig
+from hf_latent.training.batches import GlobalBatchSampler, ProcessRows, seeded_generator
 from hf_latent.training.latents import encode_moments
+from hf_latent.training.losses import kl_per_latent_value, perceptual_loss, reconstruction_loss
+from hf_latent.training.trainable_autoencoder import TrainableAutoencoder, start_autoencoder
 from tests.conftest import make_autoencoder
+
+PLAYING = {
+    "discriminator_weight": 0.5,
+    "discriminator_base_channels": 8,
+    "discriminator_num_layers": 2,
+}
+NETWORK = "efficientnet-lite0"
 
 
 def test_a_run_leaves_a_folded_autoencoder_and_its_log(autoencoder_config, tmp_path):
@@ -27,7 +41,13 @@ def test_a_run_leaves_a_folded_autoencoder_and_its_log(autoencoder_config, tmp_p
     run = tmp_path / "autoencoder"
     assert summary.model_dir == run / "model"
     assert summary.steps == 4
-    assert sorted(p.name for p in run.iterdir()) == ["config.yaml", "logs", "model", "samples"]
+    assert sorted(p.name for p in run.iterdir()) == [
+        "config.yaml",
+        "logs",
+        "model",
+        "report.json",
+        "samples",
+    ]
     assert sorted(p.name for p in (run / "samples").iterdir()) == [
         "step-000002.png",
         "step-000004.png",
@@ -36,7 +56,7 @@ def test_a_run_leaves_a_folded_autoencoder_and_its_log(autoencoder_config, tmp_p
     lines = [json.loads(line) for line in (run / "logs" / "losses.jsonl").open()]
     assert all(math.isfinite(value) for line in lines for value in line.values())
     assert sorted(summary.validation_losses) == [2, 4]
-    assert lines[-1]["kl_nats_per_latent_value"] == summary.kl_nats_per_latent_value > 0
+    assert lines[-1]["kl_nats_per_latent_value"] == summary.held_out.kl_nats_per_latent_value > 0
 
     vae = AutoencoderKL.from_pretrained(run / "model", use_safetensors=True)
     splits = open_images(config)
@@ -83,6 +103,262 @@ def test_trainable_autoencoder_samples_the_posterior_with_given_noise(images):
     torch.testing.assert_close(reconstructions, expected)
 
 
+def test_the_perceptual_gradient_reaches_the_encoder():
+    vae, network = make_autoencoder(sample_size=32).train(), load_feature_network(NETWORK)
+    images = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    # The posterior's mean: no other loss, and no noise, is there to bring a gradient.
+    reconstructions, _, _ = TrainableAutoencoder(vae)(images, torch.zeros(2, 4, 8, 8))
+    perceptual_loss(network, reconstructions, images).backward()
+    for name, parameter in vae.encoder.named_parameters():
+        if name == "conv_out.bias":  # half of it is the log-variance's
+            continue
+        assert parameter.grad.abs().max() > 1e-7, name
+    assert vae.encoder.conv_in.weight.grad.norm() > 1e-3
+
+
+def test_the_perceptual_weight_changes_the_encoder_that_is_trained(autoencoder_config, tmp_path):
+    config = autoencoder_config(
+        perceptual_network=NETWORK,
+        perceptual_weight=3.0,
+        kl_weight=0.1,
+        reconstruction_loss="l2",
+        max_train_steps=1,
+        checkpointing_steps=1,
+        lr_warmup_ratio=0.0,
+        max_grad_norm=1e9,
+    )
+    summary = train_autoencoder(config)
+    # The first step's gradient, which Adam's first moment keeps a tenth of, written out.
+    vae = start_autoencoder(config, (1, 32, 32))
+    keys = GlobalBatchSampler(40, ProcessRows(8), 0).keys(0)
+    train = open_images(config).train
+    images = torch.stack([train[key]["images"] for key in keys])
+    noise = torch.randn(8, 4, 8, 8, generator=seeded_generator(0, "posterior", 0, 0))
+    reconstructions, mean, logvar = TrainableAutoencoder(vae)(images, noise)
+    loss = (reconstructions - images).square().mean() + 0.1 * kl_per_latent_value(mean, logvar)
+    distance = perceptual_loss(load_feature_network(NETWORK), reconstructions, images)
+    (loss + 3.0 * distance).backward()
+    moments = load_file(tmp_path / "autoencoder" / "checkpoint-1" / "vae_optimizer.safetensors")
+    for name, parameter in vae.named_parameters():
+        found = moments[f"{name}.exp_avg"] * 10
+        torch.testing.assert_close(found, parameter.grad, rtol=1e-3, atol=1e-5, msg=name)
+    assert summary.held_out.perceptual_distance > 0.1
+    assert summary.train_loss == pytest.approx((loss + 3.0 * distance).item(), rel=1e-4)
+
+
+def test_a_network_without_weight_is_only_watched(autoencoder_config, tmp_path):
+    watched = train_autoencoder(autoencoder_config(perceptual_network=NETWORK))
+    plain = train_autoencoder(autoencoder_config(output_dir=str(tmp_path / "plain")))
+    assert watched.held_out.perceptual_distance > 0.1
+    assert plain.held_out.perceptual_distance is None
+    one, other = (AutoencoderKL.from_pretrained(run.model_dir) for run in (watched, plain))
+    assert hash_weights(one) == hash_weights(other)
+
+
+@pytest.fixture
+def another_precision():
+    """Accelerate lets a process have one precision only, unless it forgets."""
+    AcceleratorState._reset_state()
+    yield
+    AcceleratorState._reset_state()
+
+
+def test_weights_stay_float32_under_bf16(autoencoder_config, tmp_path, another_precision):
+    seen = set()
+    hook = torch.nn.modules.module.register_module_forward_hook(
+        lambda module, inputs, output: (
+            seen.add(output.dtype) if isinstance(module, torch.nn.Conv2d) else None
+        )
+    )
+    config = autoencoder_config(
+        **PLAYING,
+        mixed_precision="bf16",
+        perceptual_network=NETWORK,
+        perceptual_weight=0.5,
+        max_train_steps=2,
+        checkpointing_steps=2,
+    )
+    try:
+        summary = train_autoencoder(config)
+    finally:
+        hook.remove()
+    assert torch.bfloat16 in seen, "nothing ran in half precision"
+    run = tmp_path / "autoencoder"
+    files = [*run.glob("checkpoint-2/**/*.safetensors"), *run.glob("model/*.safetensors")]
+    assert len(files) == 6
+    for file in files:
+        for name, tensor in load_file(file).items():
+            assert tensor.dtype == torch.float32, name
+            assert tensor.isfinite().all(), name
+    assert math.isfinite(summary.train_loss)
+    assert summary.residual_std == pytest.approx([1.0] * 4, abs=0.2)
+
+
+def relative_difference(one: torch.Tensor, other: torch.Tensor) -> float:
+    return ((one - other).norm() / other.norm()).item()
+
+
+def test_accumulation_of_2_equals_one_batch_of_both(autoencoder_config, tmp_path, monkeypatch):
+    checkpoints = []
+    for parts in (1, 2):
+        drawn: dict[int, torch.Generator] = {}
+
+        def in_parts(seed, purpose, step, micro_step, drawn=drawn):
+            """One generator a step: the parts' noise follows each other as in the whole."""
+            return drawn.setdefault(step, seeded_generator(seed, purpose, step))
+
+        monkeypatch.setattr(autoencoder, "seeded_generator", in_parts)
+        config = autoencoder_config(
+            **PLAYING,
+            output_dir=str(tmp_path / str(parts)),
+            train_batch_size=8 // parts,
+            gradient_accumulation_steps=parts,
+            max_train_steps=2,
+            checkpointing_steps=2,
+            lr_warmup_ratio=0.0,
+        )
+        train_autoencoder(config)
+        checkpoints.append(tmp_path / str(parts) / "checkpoint-2")
+    for name in ("vae", "vae_ema", "discriminator"):
+        whole, parts = (
+            load_file(path / name / "diffusion_pytorch_model.safetensors") for path in checkpoints
+        )
+        for key, tensor in parts.items():
+            # The discriminator's biases have gradients of nearly 0, whose sign Adam follows.
+            if name != "discriminator" or tensor.ndim == 4:
+                assert relative_difference(tensor, whole[key]) < 1e-5, key
+    for name in ("vae", "discriminator"):
+        whole, parts = (load_file(path / f"{name}_optimizer.safetensors") for path in checkpoints)
+        for key, moment in parts.items():
+            torch.testing.assert_close(moment, whole[key], rtol=1e-4, atol=1e-6, msg=key)
+    weights = [
+        json.loads((path / "state.json").read_text())["others"]["adversary"]["adversarial_weight"]
+        for path in checkpoints
+    ]
+    assert weights[1] == pytest.approx(weights[0], rel=1e-5)
+    assert weights[0] > 1e-2
+
+
+class MadeUpImages(torch.utils.data.Dataset):
+    """Images of any shape, as `ImageDataset` serves them."""
+
+    def __init__(self, count: int, shape: tuple[int, int, int]):
+        self.image_shape = shape
+        self.images = torch.rand(count, *shape, generator=torch.Generator().manual_seed(count))
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, key):
+        index = key[1] if isinstance(key, tuple) else key
+        return {"images": self.images[index] * 2 - 1, "indices": torch.tensor(index)}
+
+    def first(self, count):
+        view = self.view(False)
+        view.images = self.images[:count]
+        return view
+
+    def view(self, mirrored):
+        view = object.__new__(MadeUpImages)
+        view.image_shape = self.image_shape
+        view.images = self.images.flip(3) if mirrored else self.images
+        return view
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4, 6])
+def test_any_number_of_channels(autoencoder_config, channels):
+    shape = (channels, 32, 32)
+    splits = ImageSplits(MadeUpImages(20, shape), MadeUpImages(9, shape), None, "0" * 16, 0)
+    config = autoencoder_config(
+        **PLAYING,
+        max_train_steps=2,
+        perceptual_network=NETWORK,
+        perceptual_weight=0.1,
+    )
+    summary = train_autoencoder(config, splits)
+    vae = AutoencoderKL.from_pretrained(summary.model_dir, use_safetensors=True)
+    assert vae.config.in_channels == vae.config.out_channels == channels
+    images = torch.stack([splits.validation[i]["images"] for i in range(9)])
+    latents = encode_images(vae, images, torch.Generator().manual_seed(0))
+    assert latents.shape == (9, 4, 8, 8)
+    assert latents.std((0, 2, 3)).tolist() == pytest.approx([1] * 4, abs=0.2)
+    assert math.isfinite(summary.held_out.reconstruction.psnr_db)
+    assert (summary.held_out.reconstruction.alpha_psnr_db is not None) == (channels == 4)
+
+
+def test_16_bit_images_of_48_by_80_pixels(autoencoder_config, tmp_path):
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for i in range(16):
+        pixels = np.random.default_rng(i).integers(0, 2**16, (48, 80), dtype=np.uint16)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    config = autoencoder_config(
+        **PLAYING,
+        data=str(folder),
+        resolution="48,80",
+        resize_mode="crop",
+        validation_fraction=0.2,
+        max_train_steps=2,
+        perceptual_network=NETWORK,
+        perceptual_weight=0.1,
+    )
+    summary = train_autoencoder(config)
+    vae = AutoencoderKL.from_pretrained(summary.model_dir, use_safetensors=True)
+    assert (vae.config.in_channels, vae.config.sample_size) == (1, [48, 80])
+    image = open_images(config).train[0]["images"]
+    assert len(image.unique()) > 2000, "8 bits have 256 values"
+    assert encode_images(vae, image[None]).shape == (1, 4, 12, 20)
+    assert math.isfinite(summary.held_out.reconstruction.psnr_db)
+
+
+def test_the_scale_can_be_measured_on_some_images(autoencoder_config, tmp_path):
+    whole = train_autoencoder(autoencoder_config(output_dir=str(tmp_path / "whole")))
+    some = train_autoencoder(autoencoder_config(output_dir=str(tmp_path / "some"), fold_samples=11))
+    vaes = [AutoencoderKL.from_pretrained(run.model_dir) for run in (whole, some)]
+    train = open_images(autoencoder_config()).train
+    for vae, count in zip(vaes, (40, 11), strict=True):
+        images = torch.stack([train[i]["images"] for i in range(count)])
+        with torch.no_grad():
+            posterior = unfold_latent_scale(vae).encode(images).latent_dist
+        expected = measure_latents(sum_latents([posterior]))
+        assert vae.config[FOLDED_MEAN] == pytest.approx(expected.mean.tolist(), abs=1e-5)
+    assert vaes[0].config[FOLDED_MEAN] != pytest.approx(vaes[1].config[FOLDED_MEAN], abs=1e-4)
+
+
+def test_the_report_says_what_was_done_and_measured(autoencoder_config, tmp_path):
+    config = autoencoder_config(**PLAYING, max_train_steps=6)
+    summary = train_autoencoder(config)
+    report = json.loads((tmp_path / "autoencoder" / "report.json").read_text())
+    splits = open_images(config)
+    assert report["kl_weight"] == config.kl_weight
+    assert report["validation_fingerprint"] == splits.validation_fingerprint
+    assert report["train_images"] == 40
+    assert report["held_out_images"] == len(splits.validation)
+    assert report["steps"] == 6
+    assert report["held_out"] == json.loads(json.dumps(asdict(summary.held_out)))
+    assert report["held_out"]["reconstruction"]["images"] == 12
+    assert sorted(report["validation_losses"], key=int) == ["2", "4", "6"]
+    # The residual: of held-out images, encoded with the autoencoder that was saved.
+    vae = AutoencoderKL.from_pretrained(summary.model_dir)
+    images = torch.stack([splits.validation[i]["images"] for i in range(12)])
+    with torch.no_grad():
+        expected = measure_latents(sum_latents([vae.encode(images).latent_dist]))
+    assert report["residual_mean"] == pytest.approx(expected.mean.tolist(), abs=1e-5)
+    assert report["residual_std"] == pytest.approx(expected.std.tolist(), abs=1e-5)
+    assert report["residual_mean"] == pytest.approx([0] * 4, abs=0.3)
+    assert report["residual_std"] == pytest.approx([1] * 4, abs=0.3)
+    assert summary.residual_mean != [0.0] * 4, "measured on the images that it was folded on"
+    # Before the fold.
+    before = unfold_latent_scale(vae)
+    with torch.no_grad():
+        posterior = before.encode(images).latent_dist
+        reconstructions = before.decode(posterior.mean).sample
+    kl = kl_per_latent_value(posterior.mean, posterior.logvar).item()
+    loss = reconstruction_loss(reconstructions, images).item()
+    assert report["held_out"]["kl_nats_per_latent_value"] == pytest.approx(kl, rel=1e-3)
+    assert report["held_out"]["loss"] == pytest.approx(loss, rel=1e-3)
+
+
 def test_rgb_images_of_any_shape(autoencoder_config, tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()
@@ -115,11 +391,30 @@ def test_rgb_images_of_any_shape(autoencoder_config, tmp_path):
         ({"ema_decay": 1.0}, "--ema_decay"),
         ({"data": "/nowhere/photos"}, "/nowhere/photos"),
         ({"validation_fingerprint": "0" * 16}, "fingerprint"),
+        ({"perceptual_weight": 1.0}, "--perceptual_weight needs a --perceptual_network"),
+        ({"train_decoder_only": True}, "--train_decoder_only needs a --pretrained_vae"),
+        (
+            {"pretrained_vae": "x", "latent_channels": 2, "layers_per_block": 1},
+            "--latent_channels, --layers_per_block cannot change a --pretrained_vae",
+        ),
+        ({"pretrained_vae": "x", "block_out_channels": [8, 8]}, "--block_out_channels cannot"),
+        ({"pretrained_vae": "/nowhere/vae"}, "no autoencoder found at /nowhere/vae"),
+        ({"kl_weight": -1.0}, "--kl_weight must be 0 or above, not -1.0"),
+        ({"perceptual_weight": -1.0}, "--perceptual_weight must be 0 or above"),
+        ({"discriminator_weight": -0.1}, "--discriminator_weight must be 0 or above"),
+        ({"discriminator_start": -1}, "--discriminator_start must be 0 or above"),
+        ({"discriminator_num_layers": 0}, "--discriminator_num_layers must be above 0"),
+        (
+            {"discriminator_weight": 0.5, "resolution": 16},
+            "16x16 are too small for a discriminator with 3 layers, which needs 24 pixels",
+        ),
+        ({"fold_samples": 0}, "--fold_samples must be above 0"),
     ],
 )
 def test_bad_settings_leave_no_folder(autoencoder_config, tmp_path, changes, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as error:
         train_autoencoder(autoencoder_config(**changes))
+    assert "\n" not in str(error.value)
     assert not (tmp_path / "autoencoder").exists()
 
 

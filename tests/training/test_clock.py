@@ -24,7 +24,7 @@ def test_cosine_equals_diffusers(optimizer, warmup, steps):
 
 
 def start_clock(tmp_path, **settings) -> TrainingClock:
-    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs").mkdir(parents=True, exist_ok=True)
     config = TrainingConfig(output_dir=str(tmp_path), **settings)
     return TrainingClock(config, Accelerator(), "test")
 
@@ -67,3 +67,64 @@ def test_a_time_limit_ends_the_training_and_drives_the_learning_rate(
         pytest.approx(cosine_with_warmup(s / 60, 0.05), abs=1e-5) for s in range(1, 60)
     ]
     assert clock.seconds == pytest.approx(60, abs=1)
+
+
+def run_to(clock: TrainingClock, optimizer, last: int) -> list[float]:
+    """Go on up to a step, with a loss and a held-out loss in each; return the learning rates."""
+    rates = []
+    for step in clock.steps(optimizer):
+        rates.append(optimizer.param_groups[0]["lr"])
+        clock.log_loss(torch.tensor(float(step)))
+        clock.log_validation_loss(step / 8)
+        if clock.step == last:
+            break
+    return rates
+
+
+def test_a_clock_goes_on_from_its_state_and_forgets_what_came_after(
+    tmp_path, optimizer, monkeypatch
+):
+    monkeypatch.setattr(TrainingClock, "LOGGING_STEPS", 1)
+    whole = run_to(start_clock(tmp_path / "whole", max_train_steps=10), optimizer, 10)
+    clock = start_clock(tmp_path, max_train_steps=10)
+    before = run_to(clock, optimizer, 4)
+    state = json.loads(json.dumps(clock.state()))
+    assert state["step"] == 4
+    run_to(clock, optimizer, 7)
+
+    resumed = start_clock(tmp_path, max_train_steps=10)
+    resumed.load_state(state)
+    assert resumed.step == 4
+    assert resumed.seconds == pytest.approx(state["seconds"], abs=1)
+    after = run_to(resumed, optimizer, 10)
+    assert before + after == whole
+    logs = [
+        [json.loads(line) for line in (folder / "logs" / "losses.jsonl").open()]
+        for folder in (tmp_path, tmp_path / "whole")
+    ]
+    for line in sum(logs, []):
+        line.pop("images_per_second")
+    assert logs[0] == logs[1]
+
+
+def test_time_before_a_checkpoint_counts_for_the_limit_and_not_for_the_rate(
+    tmp_path, optimizer, monkeypatch
+):
+    now = [1000.0]
+    monkeypatch.setattr(clock_module, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    clock = start_clock(tmp_path, max_train_minutes=10.0, checkpointing_steps=50)
+    clock.load_state({"step": 100, "seconds": 540.0})
+    assert clock.seconds == 540
+    steps = 0
+    for _ in clock.steps(optimizer):
+        now[0] += 1.0
+        steps += 1
+    assert steps == 60
+    assert clock.step == 160
+    assert clock.images_per_second == pytest.approx(64.0)
+
+
+@pytest.mark.parametrize(("every", "due"), [(None, []), (1, [1, 2, 3, 4, 5, 6, 7]), (3, [3, 6])])
+def test_checkpoints_are_due_every_so_many_steps(tmp_path, optimizer, every, due):
+    clock = start_clock(tmp_path, max_train_steps=7, checkpointing_steps=every)
+    assert [clock.step for _ in clock.steps(optimizer) if clock.checkpoint_is_due] == due

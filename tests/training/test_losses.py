@@ -1,11 +1,17 @@
+import pytest
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from hf_latent.models.presets import create_scheduler
 from hf_latent.training.losses import (
+    adaptive_weight,
+    as_seen,
     denoising_loss,
+    discriminator_hinge_loss,
     draw_timesteps,
+    generator_hinge_loss,
     kl_per_latent_value,
+    perceptual_loss,
     reconstruction_loss,
 )
 
@@ -13,6 +19,88 @@ from hf_latent.training.losses import (
 def test_reconstruction_loss_is_the_mean_absolute_error():
     a, b = torch.randn(2, 3, 2, 4, 4)
     torch.testing.assert_close(reconstruction_loss(a, b), torch.nn.functional.l1_loss(a, b))
+
+
+def test_l2_is_the_mean_squared_error():
+    a, b = torch.randn(2, 3, 2, 4, 4)
+    torch.testing.assert_close(reconstruction_loss(a, b, "l2"), torch.nn.functional.mse_loss(a, b))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 5, 6])
+def test_other_than_four_channels_are_compared_as_they_are(channels):
+    images = torch.randn(2, channels, 4, 4)
+    assert torch.equal(as_seen(images), images)
+
+
+def test_rgba_is_seen_on_white_on_grey_and_as_alpha():
+    # Half transparent red; red, green, blue and alpha in [-1, 1].
+    red = torch.tensor([1.0, -1.0, -1.0, 0.0]).view(1, 4, 1, 1)
+    white, grey, alpha = [1.0, 0.0, 0.0], [0.5, -0.5, -0.5], [0.0]
+    torch.testing.assert_close(as_seen(red).flatten(), torch.tensor(white + grey + alpha))
+
+
+@pytest.mark.parametrize("kind", ["l1", "l2"])
+def test_hidden_colour_counts_for_nothing_and_alpha_counts(kind):
+    images = torch.rand(2, 4, 6, 6) * 1.8 - 0.9
+    images[:, 3, :3] = -1  # the upper half is transparent
+    other = images.clone()
+    other[:, :3, :3] = torch.rand(2, 3, 3, 6) * 2 - 1
+    assert reconstruction_loss(other, images, kind) == 0
+    lighter = images.clone()
+    lighter[:, 3] += 0.1
+    assert reconstruction_loss(lighter, images, kind) > 1e-3
+
+    reconstructions = images + 0.05
+    reconstructions[:, 3, :3] = -1
+    reconstructions.requires_grad_()
+    reconstruction_loss(reconstructions, images, kind).backward()
+    assert (reconstructions.grad[:, :3, :3] == 0).all()
+    # L1's signs on white and on grey may cancel.
+    share = (reconstructions.grad[:, :, 3:] != 0).float().mean()
+    assert share > (0.5 if kind == "l1" else 0.99)
+
+
+def test_perceptual_loss_sums_layers_and_averages_places_and_images():
+    first = torch.nn.Conv2d(3, 5, 3, stride=2)
+    second = torch.nn.Conv2d(5, 2, 1)
+
+    def network(images):
+        hidden = first(images)
+        return [hidden, second(hidden.tanh())]
+
+    images, reconstructions = (x.requires_grad_() for x in torch.randn(2, 4, 3, 9, 7))
+    loss = perceptual_loss(network, reconstructions, images)
+    expected = 0.0
+    for a, b in zip(network(images), network(reconstructions), strict=True):
+        for image in range(4):
+            for y in range(a.shape[2]):
+                for x in range(a.shape[3]):
+                    difference = b[image, :, y, x] - a[image, :, y, x]
+                    expected += difference @ difference / (4 * a.shape[2] * a.shape[3])
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    assert images.grad is None
+    assert (reconstructions.grad.abs().amax((1, 2, 3)) > 1e-4).all()
+    assert perceptual_loss(network, images, images) == 0
+
+
+def test_hinge_losses():
+    real, fake = (torch.tensor(x).view(-1, 1, 1, 2) for x in ([2.0, 0.5, -1, 0], [-2.0, 0.5, 3, 0]))
+    # 1 - real, where above 0: 0, 0.5, 2, 1; 1 + fake, where above 0: 0, 1.5, 4, 1
+    assert discriminator_hinge_loss(real, fake) == pytest.approx(0.5 * (3.5 / 4 + 6.5 / 4))
+    zero = torch.zeros(3, 1, 2, 2)
+    assert discriminator_hinge_loss(zero, zero) == 1
+    assert discriminator_hinge_loss(zero + 1, zero - 1) == 0
+    assert generator_hinge_loss(fake) == pytest.approx(-1.5 / 4)
+
+
+def test_adaptive_weight_is_the_ratio_of_the_norms_and_clamped():
+    fidelity, adversarial = torch.tensor([3.0, 4.0]), torch.tensor([0.0, 2.0])
+    assert adaptive_weight(fidelity, adversarial) == pytest.approx(5 / 2.0001)
+    assert adaptive_weight(fidelity, adversarial, maximum=1.5) == 1.5
+    assert adaptive_weight(fidelity, adversarial * 0) == 1e4
+    assert adaptive_weight(fidelity * 1e-3, adversarial * 0) == pytest.approx(50)
+    assert adaptive_weight(fidelity * 0, adversarial) == 0
 
 
 def test_kl_equals_diffusers_and_torch_per_value():

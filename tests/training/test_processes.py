@@ -5,13 +5,24 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 SCRIPT = Path(__file__).with_name("both_trainings.py")
 
 
-def held_out_losses(run: Path) -> list[float]:
+def logged(run: Path, name: str) -> list[float]:
     lines = [json.loads(line) for line in (run / "logs" / "losses.jsonl").open()]
-    return [line["validation_loss"] for line in lines if "validation_loss" in line]
+    return [line[name] for line in lines if name in line]
+
+
+def first_gradients(run: Path, player: str, step: int, beta1: float) -> dict[str, torch.Tensor]:
+    """AdamW's first moment after its first step is (1 - beta1) times the gradient."""
+    moments = load_file(run / f"checkpoint-{step}" / f"{player}_optimizer.safetensors")
+    assert {float(x) for name, x in moments.items() if name.endswith(".step")} == {1.0}
+    return {
+        name: moment / (1 - beta1) for name, moment in moments.items() if name.endswith(".exp_avg")
+    }
 
 
 @pytest.mark.slow
@@ -23,11 +34,30 @@ def test_two_processes_give_one_processs_curves(tmp_path):
         process = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert process.returncode == 0, process.stderr[-2000:]
         assert process.stdout.count("autoencoder: ") == 1, "only the first process speaks"
-    for part in ("vae", "unet"):
-        one, two = (
-            held_out_losses(tmp_path / "one" / part),
-            held_out_losses(tmp_path / "two" / part),
-        )
-        assert len(one) == len(two) == 4
+    counted = {
+        name: sorted(path.name for path in (tmp_path / name).glob("process-*"))
+        for name in ("one", "two")
+    }
+    assert counted == {"one": ["process-0-of-1"], "two": ["process-0-of-2", "process-1-of-2"]}
+
+    for part, figure, steps, tolerance in (
+        ("vae", "train_loss", 10, 1e-5),
+        ("vae", "validation_loss", 10, 1e-4),
+        ("vae", "adversarial_weight", 8, 1e-4),
+        ("unet", "train_loss", 4, 1e-5),
+        ("unet", "validation_loss", 4, 1e-4),
+    ):
+        one, two = (logged(tmp_path / name / part, figure) for name in ("one", "two"))
+        assert len(one) == len(two) == steps
         assert max(one) - min(one) > 1e-3
-        assert two == pytest.approx(one, abs=1e-4)
+        assert two == pytest.approx(one, abs=tolerance), f"{figure} of {part}"
+
+    # The discriminator takes its first step in the training's third.
+    for player, step, beta1 in (("vae", 1, 0.9), ("discriminator", 3, 0.5)):
+        one, two = (
+            first_gradients(tmp_path / name / "vae", player, step, beta1) for name in ("one", "two")
+        )
+        assert two.keys() == one.keys()
+        assert max(gradient.abs().max() for gradient in one.values()) > 1e-2
+        for name, gradient in two.items():
+            torch.testing.assert_close(gradient, one[name], rtol=0, atol=1e-5, msg=name)

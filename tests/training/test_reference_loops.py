@@ -11,6 +11,7 @@ from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.training.autoencoder import train_autoencoder
 from hf_latent.training.batches import GlobalBatchSampler, ProcessRows, seeded_generator
 from hf_latent.training.denoiser import train_denoiser
+from hf_latent.training.discriminator import PatchDiscriminator
 from tests.conftest import make_autoencoder
 
 STEPS, BATCH, RATE, CLIP = 4, 8, 0.02, 0.05
@@ -62,6 +63,69 @@ def test_autoencoder(autoencoder_config):
     average = bare_loop(vae, open_images(config).train, loss_of)
     for found, expected in zip(unfold_latent_scale(saved).parameters(), average, strict=True):
         torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+
+
+def test_autoencoder_and_discriminator(autoencoder_config, tmp_path):
+    start = 2
+    config = autoencoder_config(
+        **SETTINGS,
+        discriminator_weight=0.6,
+        discriminator_start=start,
+        discriminator_base_channels=8,
+        discriminator_num_layers=2,
+        checkpointing_steps=STEPS,
+    )
+    train_autoencoder(config)
+    torch.manual_seed(0)
+    vae = create_autoencoder("tiny", 1, 32)
+    torch.manual_seed(0)
+    discriminator = PatchDiscriminator(1, base_channels=8, num_layers=2)
+    opponent = torch.optim.AdamW(discriminator.parameters(), lr=RATE, betas=(0.5, 0.9))
+    (rate,) = get_cosine_schedule_with_warmup(opponent, 1, STEPS).lr_lambdas
+    weights = [0.0]
+
+    def norm(loss):
+        last = vae.decoder.conv_out.weight
+        return torch.autograd.grad(loss, last, retain_graph=True)[0].norm()
+
+    def loss_of(step, batch, labels):
+        posterior = vae.encode(batch).latent_dist
+        noise = torch.randn(BATCH, 4, 8, 8, generator=seeded_generator(0, "posterior", step, 0))
+        reconstructions = vae.decode(posterior.mean + posterior.std * noise).sample
+        fidelity = torch.nn.functional.l1_loss(reconstructions, batch)
+        loss = fidelity + 1e-3 * posterior.kl().mean() / (4 * 8 * 8)
+        adversarial = -discriminator(reconstructions).mean()
+        # Measured in a step for the next one.
+        weights.append(0.6 * (norm(fidelity) / (norm(adversarial) + 1e-4)).item())
+        if step < start:
+            return loss
+        gradients = torch.autograd.grad(
+            loss + weights[step] * adversarial, list(vae.parameters()), retain_graph=True
+        )
+        # In one batch, as in the training: the last bias has a gradient of 0 but for rounding,
+        # whose sign Adam follows.
+        real, fake = discriminator(torch.cat([batch, reconstructions.detach()])).chunk(2)
+        hinge = 0.5 * (torch.relu(1 - real).mean() + torch.relu(1 + fake).mean())
+        opponent.zero_grad()
+        hinge.backward()
+        torch.nn.utils.clip_grad_norm_(discriminator.parameters(), CLIP)
+        opponent.param_groups[0]["lr"] = RATE * rate(step)
+        opponent.step()
+        # Its gradient is the one above, taken before the discriminator changed.
+        return sum(
+            (gradient * parameter).sum()
+            for gradient, parameter in zip(gradients, vae.parameters(), strict=True)
+        )
+
+    average = bare_loop(vae, open_images(config).train, loss_of)
+    saved = tmp_path / "autoencoder" / f"checkpoint-{STEPS}"
+    assert weights[start] > 0.1
+    trained = AutoencoderKL.from_pretrained(saved / "vae_ema").parameters()
+    for found, expected in zip(trained, average, strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+    trained = PatchDiscriminator.from_pretrained(saved / "discriminator").named_parameters()
+    for (name, found), expected in zip(trained, discriminator.parameters(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=2e-5, msg=name)
 
 
 def test_denoiser(denoiser_config, tmp_path):

@@ -1,0 +1,87 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from hf_latent.command import parse_config
+from hf_latent.data.images import open_images
+from hf_latent.errors import UserError
+from hf_latent.evaluation.reconstruction import center_crop, measure_reconstructions
+from hf_latent.experiments.release import ReleaseConfig, measure_autoencoder, release_autoencoder
+from hf_latent.models.load import load_autoencoder
+from hf_latent.training.autoencoder import train_autoencoder
+from hf_latent.training.autoencoder_config import AutoencoderConfig
+
+ROOT = Path(__file__).parents[2]
+RECIPES = ROOT / "train_scripts" / "recipes"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("release")
+    train_autoencoder(
+        AutoencoderConfig(
+            output_dir=str(folder / "run"),
+            resize_mode="pad",
+            max_train_samples=20,
+            max_train_steps=2,
+            train_batch_size=4,
+            max_validation_samples=4,
+        )
+    )
+    return folder / "run"
+
+
+def test_figures_equal_those_of_one_batch(run):
+    splits = open_images(parse_config(AutoencoderConfig, ["--config", str(run / "config.yaml")]))
+    vae, dataset = load_autoencoder(str(run / "model")), splits.validation.first(130)
+    figures = measure_autoencoder(vae, dataset, unpadded_size=28)
+    images = torch.stack([dataset[i]["images"] for i in range(130)])
+    with torch.no_grad():
+        shown = vae.decode(vae.encode(images).latent_dist.mean).sample / 2 + 0.5
+    expected = measure_reconstructions([(images / 2 + 0.5, shown)])
+    cropped = measure_reconstructions([(center_crop(images / 2 + 0.5, 28), center_crop(shown, 28))])
+    assert figures["test_images"] == 130
+    assert figures["test_psnr_db"] == pytest.approx(expected.psnr_db, abs=1e-4)
+    assert figures["test_unpadded_psnr_db"] == pytest.approx(cropped.psnr_db, abs=1e-4)
+    assert figures["test_perceptual_distance"] > 0
+
+
+@pytest.mark.slow
+def test_a_release_has_model_card_pictures_and_figures(run, tmp_path):
+    (tmp_path / "cards").mkdir()
+    template = ROOT / "model_cards" / "autoencoder_template.md"
+    (tmp_path / "cards" / template.name).write_text(template.read_text())
+    about = yaml.safe_load((RECIPES / "fashion_mnist-32" / "card.yaml").read_text())
+    (tmp_path / "about.yaml").write_text(yaml.safe_dump(about | {"name": "made"}))
+    metrics = release_autoencoder(
+        ReleaseConfig(
+            run=str(run),
+            about=str(tmp_path / "about.yaml"),
+            recipe=str(RECIPES / "fashion_mnist-32" / "vae.yaml"),
+            ablation=[f"L1={run}", f"again={run}"],
+            pretrained_dir=str(tmp_path / "pretrained"),
+            cards_dir=str(tmp_path / "cards"),
+        )
+    )
+    card_dir = tmp_path / "cards" / "made"
+    assert json.loads((card_dir / "metrics.json").read_text()) == metrics
+    assert sorted(p.name for p in card_dir.iterdir()) == [
+        "README.md",
+        "ablation.png",
+        "metrics.json",
+        "reconstructions.png",
+    ]
+    assert Image.open(card_dir / "ablation.png").size == (12 * 64, 3 * 64)
+    card = (card_dir / "README.md").read_text()
+    assert f"{metrics['test_psnr_db']:.2f} dB" in card
+    assert load_autoencoder(str(tmp_path / "pretrained" / "made")).config.scaling_factor == 1
+
+
+def test_a_run_that_is_not_finished_is_refused(tmp_path):
+    config = ReleaseConfig(run=str(tmp_path), about="about.yaml", recipe="recipe.yaml")
+    with pytest.raises(UserError, match=r"no report\.json"):
+        release_autoencoder(config)

@@ -1,0 +1,294 @@
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+
+from hf_latent.errors import UserError
+from hf_latent.training.autoencoder_config import AutoencoderConfig
+from hf_latent.training.checkpoints import (
+    TrainingState,
+    find_checkpoint,
+    list_checkpoints,
+    resume_training,
+    save_checkpoint,
+)
+from hf_latent.training.run import create_ema, create_optimizer
+from hf_latent.training.trainable_autoencoder import TrainableAutoencoder
+from tests.conftest import make_autoencoder
+
+
+class Steps:
+    """What a training counts."""
+
+    done = 0
+
+    def state(self):
+        return {"done": self.done}
+
+    def load_state(self, state):
+        self.done = state["done"]
+
+
+@pytest.fixture
+def config(tmp_path):
+    return lambda **changes: AutoencoderConfig(**{"output_dir": str(tmp_path), **changes})
+
+
+def start(config: AutoencoderConfig, decoder_only: bool = False, **changes) -> TrainingState:
+    vae = make_autoencoder(**changes).train()
+    if decoder_only:
+        vae.encoder.requires_grad_(False)
+        vae.quant_conv.requires_grad_(False)
+    optimizer = create_optimizer(config, vae)
+    ema = create_ema(config, vae, torch.device("cpu"))
+    return TrainingState({"vae": vae}, {"vae": optimizer}, {"vae": ema}, {"steps": Steps()})
+
+
+def train(state: TrainingState, steps: int) -> TrainingState:
+    vae, optimizer, steps_done = state.models["vae"], state.optimizers["vae"], state.others["steps"]
+    for _ in range(steps):
+        generator = torch.Generator().manual_seed(steps_done.done)
+        images = torch.rand(2, 1, 16, 16, generator=generator)
+        noise = torch.randn(2, 4, 4, 4, generator=generator)
+        reconstructions, _, _ = TrainableAutoencoder(vae)(images, noise)
+        (reconstructions - images).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        state.averages["vae"].step(vae.parameters())
+        steps_done.done += 1
+    return state
+
+
+def assert_equal(found: TrainingState, expected: TrainingState) -> None:
+    assert found.others["steps"].done == expected.others["steps"].done
+    weights = expected.models["vae"].state_dict()
+    assert found.models["vae"].state_dict().keys() == weights.keys()
+    for name, weight in found.models["vae"].state_dict().items():
+        assert torch.equal(weight, weights[name]), name
+    averages = [state.averages["vae"] for state in (found, expected)]
+    assert averages[0].optimization_step == averages[1].optimization_step
+    for one, other in zip(averages[0].shadow_params, averages[1].shadow_params, strict=True):
+        assert torch.equal(one, other)
+    optimizers = [state.optimizers["vae"].state_dict() for state in (found, expected)]
+    assert optimizers[0]["param_groups"] == optimizers[1]["param_groups"]
+    assert optimizers[0]["state"].keys() == optimizers[1]["state"].keys()
+    for index, moments in optimizers[1]["state"].items():
+        assert optimizers[0]["state"][index].keys() == moments.keys()
+        for name, moment in moments.items():
+            assert torch.equal(optimizers[0]["state"][index][name], moment), (index, name)
+
+
+def spoil(state: TrainingState) -> TrainingState:
+    """Nothing of what is loaded may have been there before."""
+    with torch.no_grad():
+        for parameter in state.models["vae"].parameters():
+            parameter.fill_(9)
+        for shadow in state.averages["vae"].shadow_params:
+            shadow.fill_(8)
+    return state
+
+
+@pytest.mark.parametrize("decoder_only", [False, True])
+@pytest.mark.parametrize("steps", [0, 2])
+def test_a_loaded_state_goes_on_bit_for_bit(config, steps, decoder_only):
+    uninterrupted = train(start(config(), decoder_only), steps)
+    save_checkpoint(config(), Accelerator(), uninterrupted, steps)
+    loaded = spoil(start(config(), decoder_only))
+    resume_training(config(resume_from_checkpoint="latest"), Accelerator(), loaded)
+    assert_equal(loaded, uninterrupted)
+    assert_equal(train(loaded, 3), train(uninterrupted, 3))
+    moments = loaded.optimizers["vae"].state_dict()["state"]
+    trained = [p.requires_grad for p in loaded.models["vae"].parameters()]
+    assert sorted(moments) == [index for index, wanted in enumerate(trained) if wanted]
+
+
+def test_a_checkpoint_is_safetensors_and_json(config, tmp_path):
+    state = train(start(config()), 1)
+    save_checkpoint(config(), Accelerator(), state, 1)
+    files = [path for path in (tmp_path / "checkpoint-1").rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".safetensors", ".json"}
+    for path in files:
+        load_file(path) if path.suffix == ".safetensors" else json.loads(path.read_text())
+    assert sorted(path.name for path in (tmp_path / "checkpoint-1").iterdir()) == [
+        "state.json",
+        "vae",
+        "vae_ema",
+        "vae_optimizer.safetensors",
+    ]
+    values = json.loads((tmp_path / "checkpoint-1" / "state.json").read_text())
+    assert values["step"] == 1
+    assert values["settings"]["learning_rate"] == config().learning_rate
+
+
+def test_saving_leaves_the_training_as_it_was(config):
+    state, untouched = train(start(config()), 2), train(start(config()), 2)
+    save_checkpoint(config(), Accelerator(), state, 2)
+    assert_equal(state, untouched)
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(1, [10]), (2, [9, 10]), (None, [1, 2, 9, 10])])
+def test_the_limit_keeps_the_newest(config, tmp_path, limit, kept):
+    state = start(config())
+    for step in (1, 2, 9, 10):
+        save_checkpoint(config(checkpoints_total_limit=limit), Accelerator(), state, step)
+    expected = [tmp_path / f"checkpoint-{step}" for step in kept]
+    assert list_checkpoints(tmp_path) == expected
+    assert sorted(tmp_path.iterdir()) == sorted(expected)
+
+
+def test_a_half_written_checkpoint_is_never_taken_for_a_whole_one(config, tmp_path):
+    state = train(start(config()), 1)
+    save_checkpoint(config(), Accelerator(), state, 1)
+    for name in (".checkpoint-5.123", ".checkpoint-6.123.old", "checkpoint-7", "checkpoint-x"):
+        (tmp_path / name).mkdir()
+    for name in (".checkpoint-5.123", ".checkpoint-6.123.old", "checkpoint-x"):
+        (tmp_path / name / "state.json").write_text("{}")
+    (tmp_path / "checkpoint-7" / "vae_optimizer.safetensors").write_bytes(b"")
+    assert list_checkpoints(tmp_path) == [tmp_path / "checkpoint-1"]
+    loaded = spoil(start(config()))
+    resume_training(config(resume_from_checkpoint="latest"), Accelerator(), loaded)
+    assert_equal(loaded, state)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "checkpoint-1",
+        "checkpoint-7",
+        "checkpoint-x",
+    ]
+    save_checkpoint(config(), Accelerator(), state, 7)
+    assert find_checkpoint(config(resume_from_checkpoint="latest")) == tmp_path / "checkpoint-7"
+
+
+def test_saving_that_fails_leaves_no_checkpoint(config, tmp_path, monkeypatch):
+    state = start(config())
+
+    def fill_the_disk(*arguments):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("hf_latent.training.checkpoints.save_file", fill_the_disk)
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint(config(), Accelerator(), state, 3)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_latest_with_none_there_starts_anew(config):
+    state, untouched = start(config()), start(config())
+    resume_training(config(resume_from_checkpoint="latest"), Accelerator(), state)
+    assert_equal(state, untouched)
+    assert find_checkpoint(config()) is None
+
+
+def test_a_named_checkpoint_is_taken(config, tmp_path, capsys):
+    state = start(config())
+    for step in (1, 2):
+        save_checkpoint(config(), Accelerator(), train(state, 1), step)
+    loaded = start(config())
+    name = str(tmp_path / "checkpoint-1")
+    resume_training(config(resume_from_checkpoint=name), Accelerator(), loaded)
+    assert loaded.others["steps"].done == 1
+    assert capsys.readouterr().out == f"resumed from {name}\n"
+
+
+@pytest.mark.parametrize("name", ["checkpoint-9", "", "logs"])
+def test_a_folder_that_is_no_checkpoint_is_named(config, tmp_path, name):
+    (tmp_path / "logs").mkdir()
+    asked = str(tmp_path / name)
+    with pytest.raises(UserError, match=f"^--resume_from_checkpoint {asked} is no checkpoint"):
+        resume_training(config(resume_from_checkpoint=asked), Accelerator(), start(config()))
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "vae/diffusion_pytorch_model.safetensors",
+        "vae_ema/diffusion_pytorch_model.safetensors",
+        "vae_optimizer.safetensors",
+        "state.json",
+    ],
+)
+@pytest.mark.parametrize("damage", [truncate, Path.unlink])
+def test_a_damaged_checkpoint_is_named(config, tmp_path, file, damage):
+    save_checkpoint(config(), Accelerator(), train(start(config()), 1), 1)
+    damage(tmp_path / "checkpoint-1" / file)
+    asked = str(tmp_path / "checkpoint-1")
+    with pytest.raises(UserError, match=asked) as raised:
+        resume_training(config(resume_from_checkpoint=asked), Accelerator(), start(config()))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"block_out_channels": (8, 8, 16)}, {"latent_channels": 3}, {"layers_per_block": 2}]
+)
+def test_a_checkpoint_of_another_architecture_is_named(config, tmp_path, changes):
+    save_checkpoint(config(), Accelerator(), train(start(config()), 1), 1)
+    with pytest.raises(UserError, match=f"^{tmp_path / 'checkpoint-1'} is damaged or of") as raised:
+        other = start(config(), **changes)
+        resume_training(config(resume_from_checkpoint="latest"), Accelerator(), other)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_checkpoint_of_another_training_is_named(config, tmp_path):
+    save_checkpoint(config(), Accelerator(), start(config()), 1)
+    state = start(config())
+    other = TrainingState(
+        *({"unet": x["vae"]} for x in (state.models, state.optimizers, state.averages)), {}
+    )
+    with pytest.raises(UserError, match=str(tmp_path / "checkpoint-1")):
+        resume_training(config(resume_from_checkpoint="latest"), Accelerator(), other)
+
+
+def test_changed_settings_are_told(config, tmp_path, capsys):
+    before = config(learning_rate=1e-3, block_out_channels=[8, 8, 8], checkpointing_steps=5)
+    save_checkpoint(before, Accelerator(), start(before), 1)
+    after = config(
+        learning_rate=2e-3,
+        block_out_channels=[8, 8, 8],
+        checkpointing_steps=7,
+        kl_weight=1.0,
+        resume_from_checkpoint="latest",
+        dataloader_num_workers=2,
+    )
+    resume_training(after, Accelerator(), start(after))
+    assert capsys.readouterr().out.splitlines() == [
+        "--learning_rate is 0.002 from now on, 0.001 until now",
+        "--kl_weight is 1.0 from now on, 0.001 until now",
+        f"resumed from {tmp_path / 'checkpoint-1'}",
+    ]
+
+
+class Trap:
+    """Unpickling it makes a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_a_planted_pickle_is_not_opened(config, tmp_path):
+    state = train(start(config()), 1)
+    save_checkpoint(config(), Accelerator(), state, 1)
+    trap = pickle.dumps(Trap(tmp_path / "sprung"))
+    for name in ("pytorch_model.bin", "optimizer.bin", "random_states_0.pkl"):
+        (tmp_path / "checkpoint-1" / name).write_bytes(trap)
+    for name in ("vae", "vae_ema"):
+        for file in ("diffusion_pytorch_model.bin", "pytorch_model.bin"):
+            (tmp_path / "checkpoint-1" / name / file).write_bytes(trap)
+    loaded = spoil(start(config()))
+    resume_training(config(resume_from_checkpoint="latest"), Accelerator(), loaded)
+    assert_equal(loaded, state)
+    # Nor in place of the weights.
+    weights = tmp_path / "checkpoint-1" / "vae" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(trap)
+    with pytest.raises(UserError, match="is damaged"):
+        resume_training(config(resume_from_checkpoint="latest"), Accelerator(), loaded)
+    assert not (tmp_path / "sprung").exists()
+    pickle.loads(trap)
+    assert (tmp_path / "sprung").exists(), "the trap works"

@@ -1,0 +1,310 @@
+import json
+import os
+import random
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hf_latent.command import dump_config
+from hf_latent.errors import UserError
+from hf_latent.training.autoencoder import train_autoencoder
+from hf_latent.training.autoencoder_config import AutoencoderConfig
+from hf_latent.training.denoiser import train_denoiser
+from tests.conftest import make_autoencoder
+from tests.training.conftest import SHORT
+
+AUTOENCODER = {
+    "max_train_steps": 5,
+    "checkpointing_steps": 2,
+    "checkpoints_total_limit": None,
+    "gradient_accumulation_steps": 2,
+    "horizontal_flip": True,
+    "discriminator_weight": 0.5,
+    "discriminator_start": 3,
+    "discriminator_base_channels": 8,
+    "discriminator_num_layers": 1,
+}
+DENOISER = {
+    "max_train_steps": 5,
+    "checkpointing_steps": 5,
+    "validation_steps": 3,
+    "max_validation_samples": 4,
+    "gradient_accumulation_steps": 2,
+    "horizontal_flip": True,
+    "label_dropout": 0.5,
+}
+
+
+class StopAfter:
+    """Asks a training to stop after so many steps."""
+
+    def __init__(self, steps: int):
+        self.steps = steps
+
+    def requested(self, accelerator) -> bool:
+        self.steps -= 1
+        return self.steps == 0
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    found = {
+        str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.safetensors")
+    }
+    assert found, f"no weights in {folder}"
+    return found
+
+
+def assert_same_weights(found: Path, expected: Path) -> None:
+    expected_weights = weights(expected)
+    found_weights = weights(found)
+    assert found_weights.keys() == expected_weights.keys()
+    for name, content in found_weights.items():
+        assert content == expected_weights[name], f"{name} differs from the uninterrupted run's"
+
+
+def log_lines(run: Path, key: str) -> list[dict]:
+    lines = [json.loads(line) for line in (run / "logs" / "losses.jsonl").open()]
+    return [line for line in lines if key in line]
+
+
+def assert_each_loss_is_logged_once(run: Path) -> None:
+    steps = [line["step"] for line in log_lines(run, "train_loss")]
+    assert steps
+    assert steps == sorted(set(steps)), "the loss of a step stands twice in the log"
+
+
+@pytest.fixture
+def whole_autoencoder_run(autoencoder_config, tmp_path) -> Path:
+    config = autoencoder_config(**AUTOENCODER, output_dir=str(tmp_path / "whole"))
+    train_autoencoder(replace(config, checkpointing_steps=5))
+    return tmp_path / "whole"
+
+
+# The discriminator's weight is measured from the third step on; it plays from the fourth.
+def test_an_interrupted_autoencoder_ends_bit_for_bit_as_an_uninterrupted_one(
+    autoencoder_config, whole_autoencoder_run, tmp_path, capsys
+):
+    config = autoencoder_config(**AUTOENCODER | {"checkpointing_steps": 5})
+    for stops in ([1, 1], [3, 1]):
+        config = replace(config, output_dir=str(tmp_path / f"interrupted-{stops[0]}"))
+        resumed = replace(config, resume_from_checkpoint="latest")
+        for after in stops:
+            with pytest.raises(SystemExit) as stopped:
+                train_autoencoder(resumed, stop=StopAfter(after))
+            assert stopped.value.code == 0
+            assert "hf_latent.training.autoencoder --config" in capsys.readouterr().out
+        summary = train_autoencoder(resumed)
+        assert summary.steps == 5
+        run = Path(config.output_dir)
+        names = sorted(path.name for path in run.glob("checkpoint-*"))
+        done = [f"checkpoint-{sum(stops[: n + 1])}" for n in range(len(stops))]
+        assert names == [*done, "checkpoint-5"]
+        found = weights(run / "checkpoint-5")
+        assert sorted(name.split(os.sep)[0] for name in found) == [
+            "discriminator",
+            "discriminator_optimizer.safetensors",
+            "vae",
+            "vae_ema",
+            "vae_optimizer.safetensors",
+        ]
+        for folder in ("model", "checkpoint-5"):
+            assert_same_weights(run / folder, whole_autoencoder_run / folder)
+        last, whole_last = (
+            log_lines(folder, "validation_loss")[-1] for folder in (run, whole_autoencoder_run)
+        )
+        for name in last.keys() - {"images_per_second"}:
+            assert last[name] == whole_last[name], name
+        assert_each_loss_is_logged_once(run)
+
+
+def test_an_earlier_checkpoint_can_be_named(autoencoder_config, whole_autoencoder_run, tmp_path):
+    config = autoencoder_config(**AUTOENCODER)
+    train_autoencoder(config)
+    run = tmp_path / "autoencoder"
+    before = weights(run / "checkpoint-2")
+    train_autoencoder(replace(config, resume_from_checkpoint=str(run / "checkpoint-2")))
+    assert weights(run / "checkpoint-2") == before
+    assert_same_weights(run / "model", whole_autoencoder_run / "model")
+    assert_each_loss_is_logged_once(run)
+
+
+def test_a_run_that_ended_can_be_resumed_to_the_same_end(autoencoder_config, tmp_path):
+    config = autoencoder_config(checkpointing_steps=4)
+    train_autoencoder(config)
+    run = tmp_path / "autoencoder"
+    before = weights(run / "model")
+    summary = train_autoencoder(replace(config, resume_from_checkpoint="latest"))
+    assert summary.steps == 4
+    assert weights(run / "model") == before
+    assert_each_loss_is_logged_once(run)
+
+
+def test_a_log_line_that_a_kill_cut_short_does_not_stand_in_the_way(autoencoder_config, tmp_path):
+    config = autoencoder_config(checkpointing_steps=2)
+    train_autoencoder(config)
+    with open(tmp_path / "autoencoder" / "logs" / "losses.jsonl", "a") as log:
+        log.write('{"step": 2, "train_lo')
+    train_autoencoder(replace(config, resume_from_checkpoint="latest"))
+    assert log_lines(tmp_path / "autoencoder", "step")[-1]["step"] == 4
+
+
+def test_another_discriminator_is_refused(autoencoder_config):
+    config = autoencoder_config(**AUTOENCODER)
+    train_autoencoder(config)
+    wider = replace(config, discriminator_base_channels=12, resume_from_checkpoint="latest")
+    with pytest.raises(UserError, match="checkpoint-4 is damaged or of another training"):
+        train_autoencoder(wider)
+
+
+def test_an_interrupted_denoiser_ends_bit_for_bit_as_an_uninterrupted_one(
+    denoiser_config, tmp_path
+):
+    make_autoencoder(sample_size=32).save_pretrained(tmp_path / "autoencoder" / "model")
+    config = denoiser_config(**DENOISER)
+    train_denoiser(replace(config, output_dir=str(tmp_path / "whole")))
+    for after in (1, 2):
+        with pytest.raises(SystemExit) as stopped:
+            train_denoiser(replace(config, resume_from_checkpoint="latest"), stop=StopAfter(after))
+        assert stopped.value.code == 0
+    train_denoiser(replace(config, resume_from_checkpoint="latest"))
+    for folder in ("model", "checkpoint-5"):
+        assert_same_weights(tmp_path / "denoiser" / folder, tmp_path / "whole" / folder)
+    assert_each_loss_is_logged_once(tmp_path / "denoiser")
+
+
+class Launched:
+    """A training in a process of its own."""
+
+    def __init__(self, run: Path, *arguments: str):
+        self.run = run
+        self.known = self._signs()
+        self.process = subprocess.Popen(
+            [sys.executable, *arguments],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def _signs(self) -> set[Path]:
+        return {*self.run.glob("*checkpoint-*"), *self.run.glob("samples/*.png")}
+
+    def wait_for_a_sign(self) -> None:
+        """Return once it has saved one more picture, or begun or ended to save a checkpoint."""
+        deadline = time.monotonic() + 120
+        while not (new := self._signs() - self.known):
+            assert self.process.poll() is None, self.process.communicate()
+            assert time.monotonic() < deadline, "it does not train"
+            time.sleep(0.002)
+        self.known |= new
+
+    def end(self, number: int | None = None) -> tuple[int, str]:
+        """Wait for the end, after a signal if one is given; return status and stdout."""
+        if number is not None:
+            self.process.send_signal(number)
+        stdout, stderr = self.process.communicate(timeout=120)
+        assert self.process.returncode in (0, -signal.SIGKILL), stderr[-2000:]
+        return self.process.returncode, stdout
+
+
+class LaunchedTrainings:
+    """One recipe, and a run of it that nothing interrupts."""
+
+    def __init__(self, folder: Path):
+        self.recipe, self.whole = folder / "recipe.yaml", folder / "whole"
+        settings = {
+            **SHORT,
+            "output_dir": str(self.whole),
+            "block_out_channels": [8, 16],
+            "max_train_steps": 90,
+            "train_batch_size": 4,
+            "validation_steps": 25,
+            "checkpointing_steps": 3,
+            "horizontal_flip": True,
+            "discriminator_weight": 0.5,
+            "discriminator_start": 5,
+            "discriminator_base_channels": 8,
+            "discriminator_num_layers": 1,
+        }
+        self.recipe.write_text(dump_config(AutoencoderConfig(**settings)))
+        self.uninterrupted = self.start(self.whole)
+
+    def start(self, run: Path, *flags: str) -> Launched:
+        module = ("-m", "hf_latent.training.autoencoder")
+        settings = ("--config", str(self.recipe), "--output_dir", str(run))
+        return Launched(run, *module, *settings, *flags)
+
+    def assert_same_end(self, run: Path, folders: list[str]) -> None:
+        if self.uninterrupted.process.returncode is None:
+            assert self.uninterrupted.end()[0] == 0
+        assert "diffusion_pytorch_model.safetensors" in weights(run / "model")
+        for folder in folders:
+            assert_same_weights(run / folder, self.whole / folder)
+        assert not list(run.glob(".*")), "remains of a killed process"
+        assert_each_loss_is_logged_once(run)
+
+
+@pytest.fixture(scope="module")
+def launched_trainings(tmp_path_factory):
+    trainings = LaunchedTrainings(tmp_path_factory.mktemp("processes"))
+    yield trainings
+    trainings.uninterrupted.process.kill()
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_ends_bit_for_bit(launched_trainings, tmp_path):
+    seed = random.SystemRandom().randrange(10**6)
+    print(f"seed of the random moments: {seed}")  # pytest shows it if the test fails
+    draw = random.Random(seed)
+    run = tmp_path / "killed"
+    for _ in range(5):
+        training = launched_trainings.start(run, "--resume_from_checkpoint", "latest")
+        for _ in range(draw.randint(1, 6)):
+            training.wait_for_a_sign()
+        time.sleep(draw.uniform(0, 0.05))
+        assert training.end(signal.SIGKILL)[0] == -signal.SIGKILL
+        print(sorted(path.name for path in run.iterdir()))
+    last = launched_trainings.start(run, "--resume_from_checkpoint", "latest")
+    assert last.end()[0] == 0
+    launched_trainings.assert_same_end(run, ["model", "checkpoint-87", "checkpoint-90"])
+
+
+@pytest.mark.slow
+def test_sigterm_and_ctrl_c_save_a_checkpoint_and_say_how_to_go_on(launched_trainings, tmp_path):
+    run = tmp_path / "stopped"
+    # Only the last step has a checkpoint of its own.
+    training = launched_trainings.start(
+        run, "--checkpointing_steps", "90", "--validation_steps", "5"
+    )
+    stopped_at = [0]
+    for number in (signal.SIGTERM, signal.SIGINT):
+        training.wait_for_a_sign()
+        status, stdout = training.end(number)
+        assert status == 0
+        steps = sorted(int(path.name.split("-")[1]) for path in run.glob("checkpoint-*"))
+        assert steps[:-1] == stopped_at[1:]
+        assert stopped_at[-1] < steps[-1] < 90
+        stopped_at.append(steps[-1])
+        line = stdout.splitlines()[-1]
+        said, command = line.split("; to go on: accelerate launch ")
+        assert said == "stopped, with a checkpoint"
+        config = str(run / "config.yaml")
+        assert shlex.split(command) == [
+            "-m",
+            "hf_latent.training.autoencoder",
+            "--config",
+            config,
+            "--resume_from_checkpoint",
+            "latest",
+        ]
+        training = Launched(run, *shlex.split(command))
+    status, stdout = training.end()
+    assert status == 0
+    assert f"resumed from {run / 'checkpoint-'}{stopped_at[-1]}\n" in stdout
+    launched_trainings.assert_same_end(run, ["model", "checkpoint-90"])
