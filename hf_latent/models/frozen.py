@@ -32,3 +32,28 @@ def hash_weights(model: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+class FrozenWeights:
+    """Holds a training to the frozen model that it began with, through every resume.
+
+    Args:
+        model: the frozen model.
+    """
+
+    def __init__(self, model: nn.Module):
+        """Hash the weights."""
+        self.sha256 = hash_weights(model)
+
+    def state(self) -> dict[str, str]:
+        """Return what a checkpoint keeps."""
+        return {"sha256": self.sha256}
+
+    def load_state(self, state: dict[str, str]) -> None:
+        """Compare with a checkpoint's `state`.
+
+        Raises:
+            ValueError: if the checkpoint was made with other weights.
+        """
+        if state["sha256"] != self.sha256:
+            raise ValueError("the frozen autoencoder is not the one that it was trained with")

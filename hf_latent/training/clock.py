@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -112,14 +113,21 @@ class TrainingClock:
         elapsed = torch.tensor(self.seconds / (60 * self.config.max_train_minutes))
         return broadcast(elapsed.to(self.accelerator.device)).item()
 
-    def state(self) -> dict[str, float]:
+    def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
-        return {"step": self.step, "seconds": self.seconds}
+        return {
+            "step": self.step,
+            "seconds": self.seconds,
+            "train_loss": None if math.isnan(self.train_loss) else self.train_loss,
+            "validation_losses": list(self.validation_losses.items()),
+        }
 
-    def load_state(self, state: dict[str, float]) -> None:
+    def load_state(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint's `state`, and forget what was logged after it."""
         self.step, self._steps_before = int(state["step"]), int(state["step"])
         self._seconds_before = state["seconds"]
+        self.train_loss = math.nan if state["train_loss"] is None else state["train_loss"]
+        self.validation_losses = dict(state["validation_losses"])
         self._start = time.perf_counter() - self._seconds_before
         self._bar.update(self.step)
         log = Path(self.config.output_dir) / "logs" / "losses.jsonl"
@@ -156,10 +164,15 @@ class TrainingClock:
             self._log_losses()
 
     def _log_losses(self) -> None:
-        if self._losses:
-            loss = torch.stack(self._losses).mean()
-            self.train_loss = self.accelerator.reduce(loss, "mean").item()
-            self._losses.clear()
+        if not self._losses:
+            return
+        losses = torch.stack(self._losses)
+        self._losses.clear()
+        finite = losses.isfinite()  # a skipped step's is not
+        sums = torch.stack([losses.where(finite, 0).sum(), finite.sum().to(losses)])
+        total, count = self.accelerator.reduce(sums, "sum").tolist()
+        if count:
+            self.train_loss = total / count
             self._write({"train_loss": self.train_loss})
 
     def log_validation_loss(self, loss: float, **figures: float) -> None:

@@ -15,7 +15,7 @@ from hf_latent.add_noise import NoisedLatents, add_noise
 from hf_latent.command import check_ranges, run_command
 from hf_latent.data.images import ImageSplits
 from hf_latent.errors import UserError
-from hf_latent.models.frozen import freeze, hash_weights
+from hf_latent.models.frozen import FrozenWeights, freeze, hash_weights
 from hf_latent.models.load import load_autoencoder
 from hf_latent.models.presets import (
     Objective,
@@ -27,7 +27,12 @@ from hf_latent.models.presets import (
 from hf_latent.output import replaced_whole
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.training.batches import GlobalBatchSampler, ProcessRows, seeded_generator
-from hf_latent.training.checkpoints import TrainingState, resume_training, save_checkpoint
+from hf_latent.training.checkpoints import (
+    HasState,
+    TrainingState,
+    resume_training,
+    save_checkpoint,
+)
 from hf_latent.training.clock import TrainingClock, TrainingSummary
 from hf_latent.training.ema import ema_weights
 from hf_latent.training.guard import NonFiniteGuard
@@ -171,7 +176,7 @@ def train_denoiser(
     output_dir = start_run_folder(config, splits, accelerator)
 
     freeze(vae).to(accelerator.device)
-    vae_hash_before = hash_weights(vae)
+    frozen_vae = FrozenWeights(vae)
     encoding_start = time.perf_counter()
     train = encode_moments(vae, splits.train, accelerator, config, config.horizontal_flip)
     encode_seconds = time.perf_counter() - encoding_start
@@ -185,7 +190,8 @@ def train_denoiser(
     model, optimizer = accelerator.prepare(unet, optimizer)
     clock = TrainingClock(config, accelerator, "denoiser")
     guard = NonFiniteGuard(output_dir, accelerator)
-    state = TrainingState({"unet": unet}, {"unet": optimizer}, {"unet": ema}, {"clock": clock})
+    others: dict[str, HasState] = {"clock": clock, "vae": frozen_vae}
+    state = TrainingState({"unet": unet}, {"unet": optimizer}, {"unet": ema}, others)
     resume_training(config, accelerator, state)
 
     rows = process_rows(config, accelerator)
@@ -230,7 +236,7 @@ def train_denoiser(
     ema.copy_to(unet.parameters())
     freeze(unet)
     vae_hash_after = hash_weights(vae)
-    if vae_hash_after != vae_hash_before:
+    if vae_hash_after != frozen_vae.sha256:
         raise RuntimeError("the frozen autoencoder changed while the denoiser trained")
     if accelerator.is_main_process:
         validate()
@@ -246,7 +252,7 @@ def train_denoiser(
         **vars(clock.summary(output_dir / "model")),
         encode_seconds=encode_seconds,
         encoded_images_per_second=train.mean[:, :, 0, 0, 0].numel() / encode_seconds,
-        vae_hash_before=vae_hash_before,
+        vae_hash_before=frozen_vae.sha256,
         vae_hash_after=vae_hash_after,
     )
 
