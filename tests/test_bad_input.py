@@ -9,7 +9,8 @@ from PIL import Image
 from hf_latent.command import run_command
 from hf_latent.experiments.quickstart import QuickstartConfig, run_quickstart
 from hf_latent.training.autoencoder import AutoencoderConfig, train_autoencoder
-from hf_latent.training.denoiser import DenoiserConfig, train_denoiser
+from hf_latent.training.denoiser import train_denoiser
+from hf_latent.training.denoiser_config import DenoiserConfig
 
 COMMANDS = {
     "autoencoder": (AutoencoderConfig, train_autoencoder),

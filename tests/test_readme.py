@@ -111,6 +111,19 @@ def test_figures_are_those_of_the_report():
         assert figure in README, figure
 
 
+def test_figures_of_released_autoencoders_are_those_of_their_cards():
+    for path in sorted((ROOT / "model_cards").glob("*/metrics.json")):
+        metrics = json.loads(path.read_text())
+        (row,) = (line for line in README.splitlines() if line.startswith(f"| [`{path.parent.name}"))
+        for figure in (
+            "x".join(map(str, metrics["latent_shape"])),
+            f"{metrics['test_psnr_db']:.1f} dB",
+            f"{metrics['test_ssim']:.3f}",
+            f"{metrics['weights_mb']:.1f} MB",
+        ):
+            assert figure in row, figure
+
+
 def test_links_lead_somewhere():
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert (ROOT / target).exists(), target

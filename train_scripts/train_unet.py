@@ -3,7 +3,8 @@
 from functools import partial
 
 from hf_latent.command import run_command
-from hf_latent.training.denoiser import DenoiserConfig, train_denoiser
+from hf_latent.training.denoiser import train_denoiser
+from hf_latent.training.denoiser_config import DenoiserConfig
 from hf_latent.training.stop import StopSignal
 
 if __name__ == "__main__":

@@ -33,7 +33,8 @@ from hf_latent.output import check_output_dir, replaced_whole, write_json
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.training.autoencoder import train_autoencoder
 from hf_latent.training.autoencoder_config import AutoencoderConfig
-from hf_latent.training.denoiser import DenoiserConfig, train_denoiser
+from hf_latent.training.denoiser import train_denoiser
+from hf_latent.training.denoiser_config import DenoiserConfig
 
 IMAGES: dict[str, Any] = {"data": "fashion_mnist", "resolution": 32, "resize_mode": "pad"}
 AUTOENCODER = {

@@ -1,6 +1,6 @@
 """The second training: the denoiser, on the latents of a frozen autoencoder.
 
-Read from top to bottom: settings, data, latents, model, steps, save.
+Read from top to bottom: data, latents, model, steps, save.
 """
 
 import time
@@ -12,14 +12,12 @@ from accelerate.utils import send_to_device
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from hf_latent.add_noise import NoisedLatents, add_noise
-from hf_latent.command import check_ranges, run_command
+from hf_latent.command import run_command
 from hf_latent.data.images import ImageSplits
 from hf_latent.errors import UserError
 from hf_latent.models.frozen import FrozenWeights, freeze, hash_weights
 from hf_latent.models.load import load_autoencoder
 from hf_latent.models.presets import (
-    Objective,
-    Preset,
     create_denoiser,
     create_scheduler,
     measure_compression,
@@ -34,12 +32,12 @@ from hf_latent.training.checkpoints import (
     save_checkpoint,
 )
 from hf_latent.training.clock import TrainingClock, TrainingSummary
+from hf_latent.training.denoiser_config import DenoiserConfig
 from hf_latent.training.ema import ema_weights
 from hf_latent.training.guard import NonFiniteGuard
 from hf_latent.training.latents import LatentMoments, encode_moments
 from hf_latent.training.losses import denoising_loss, draw_timesteps
 from hf_latent.training.run import (
-    TrainingConfig,
     create_ema,
     create_optimizer,
     open_run_images,
@@ -49,35 +47,6 @@ from hf_latent.training.run import (
 )
 from hf_latent.training.stop import StopSignal, leave
 from hf_latent.training.validation import held_out_denoising_loss, save_samples
-
-
-@dataclass(frozen=True, kw_only=True)
-class DenoiserConfig(TrainingConfig):
-    """Train a denoiser in the latent space of a trained autoencoder.
-
-    Attributes:
-        vae: the autoencoder: a folder or Hub id, of an autoencoder or of a whole pipeline.
-        preset: the denoiser's configuration: tiny, small, base, or LDM's published ldm-f4 and
-            ldm-f8. Its channels and size come from the autoencoder.
-        objective: what the denoiser predicts.
-        conditional: use the images' classes, where they have any.
-        label_dropout: how often a label is dropped in training, for guidance.
-        timestep_logit_mean: mean of the noise level's logit (flow); larger: noisier.
-        timestep_logit_std: deviation of the noise level's logit (flow).
-    """
-
-    vae: str
-    preset: Preset = "tiny"
-    objective: Objective = "flow"
-    conditional: bool = True
-    label_dropout: float = 0.1
-    timestep_logit_mean: float = 0.0
-    timestep_logit_std: float = 1.0
-
-    def __post_init__(self) -> None:
-        """Refuse values that cannot work, naming the flag."""
-        super().__post_init__()
-        check_ranges(self, not_negative=("timestep_logit_std",), share=("label_dropout",))
 
 
 @dataclass(frozen=True)

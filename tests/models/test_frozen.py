@@ -1,6 +1,7 @@
+import pytest
 import torch
 
-from hf_latent.models.frozen import freeze, hash_weights
+from hf_latent.models.frozen import FrozenWeights, freeze, hash_weights
 from tests.conftest import make_autoencoder
 
 
@@ -23,3 +24,13 @@ def test_freeze(vae):
     assert frozen is vae
     assert not vae.training
     assert not any(parameter.requires_grad for parameter in vae.parameters())
+
+
+def test_frozen_weights_know_their_model_again_and_no_other():
+    vae = make_autoencoder()
+    state = FrozenWeights(vae).state()
+    FrozenWeights(make_autoencoder()).load_state(state)
+    with torch.no_grad():
+        vae.quant_conv.bias[0] += 1e-6
+    with pytest.raises(ValueError, match="not the one"):
+        FrozenWeights(vae).load_state(state)

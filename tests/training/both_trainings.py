@@ -8,7 +8,8 @@ from accelerate import PartialState
 from hf_latent.models.presets import DENOISERS
 from hf_latent.training.autoencoder import AutoencoderConfig, train_autoencoder
 from hf_latent.training.clock import TrainingClock
-from hf_latent.training.denoiser import DenoiserConfig, train_denoiser
+from hf_latent.training.denoiser import train_denoiser
+from hf_latent.training.denoiser_config import DenoiserConfig
 
 DENOISERS["tiny"] |= {
     "block_out_channels": (16, 16),

@@ -2,7 +2,7 @@ import pytest
 
 from hf_latent.models.presets import AUTOENCODERS, DENOISERS
 from hf_latent.training.autoencoder import AutoencoderConfig
-from hf_latent.training.denoiser import DenoiserConfig
+from hf_latent.training.denoiser_config import DenoiserConfig
 from tests.conftest import NARROW_AUTOENCODER, NARROW_DENOISER
 
 SHORT = {

@@ -1,4 +1,5 @@
 import json
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -95,6 +96,8 @@ def test_a_clock_goes_on_from_its_state_and_forgets_what_came_after(
     resumed = start_clock(tmp_path, max_train_steps=10)
     resumed.load_state(state)
     assert resumed.step == 4
+    assert resumed.train_loss == 3
+    assert resumed.validation_losses == {1: 0.0, 2: 0.125, 3: 0.25, 4: 0.375}
     assert resumed.seconds == pytest.approx(state["seconds"], abs=1)
     after = run_to(resumed, optimizer, 10)
     assert before + after == whole
@@ -113,7 +116,7 @@ def test_time_before_a_checkpoint_counts_for_the_limit_and_not_for_the_rate(
     now = [1000.0]
     monkeypatch.setattr(clock_module, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     clock = start_clock(tmp_path, max_train_minutes=10.0, checkpointing_steps=50)
-    clock.load_state({"step": 100, "seconds": 540.0})
+    clock.load_state(clock.state() | {"step": 100, "seconds": 540.0})
     assert clock.seconds == 540
     steps = 0
     for _ in clock.steps(optimizer):
@@ -122,6 +125,14 @@ def test_time_before_a_checkpoint_counts_for_the_limit_and_not_for_the_rate(
     assert steps == 60
     assert clock.step == 160
     assert clock.images_per_second == pytest.approx(64.0)
+
+
+def test_a_loss_that_is_not_finite_does_not_spoil_the_mean(tmp_path, optimizer):
+    clock = start_clock(tmp_path, max_train_steps=3)
+    losses = iter([1.0, math.nan, 4.0])
+    for _ in clock.steps(optimizer):
+        clock.log_loss(torch.tensor(next(losses)))
+    assert clock.train_loss == 2.5
 
 
 @pytest.mark.parametrize(("every", "due"), [(None, []), (1, [1, 2, 3, 4, 5, 6, 7]), (3, [3, 6])])
