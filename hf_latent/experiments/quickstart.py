@@ -160,6 +160,7 @@ def train(config: QuickstartConfig, splits: ImageSplits, budget: TimeBudget) -> 
     shared: dict[str, Any] = {
         **asdict(config.images_config()),
         "overwrite_output_dir": config.overwrite_output_dir,
+        "checkpointing_steps": None,
     }
     vae, figures = RELEASED_AUTOENCODER, dict[str, Any]()
     if config.train_vae:

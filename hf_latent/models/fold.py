@@ -70,7 +70,8 @@ def _apply_scale(vae: AutoencoderKL, mean: torch.Tensor, std: torch.Tensor) -> A
     if vae.quant_conv is None or vae.post_quant_conv is None:
         raise ValueError("this autoencoder has no quant_conv to fold a latent scale into")
     vae = copy.deepcopy(vae)
-    weight, bias = vae.quant_conv.weight.double(), vae.quant_conv.bias.double()
+    # On the CPU, because not every device has float64.
+    weight, bias = vae.quant_conv.weight.cpu().double(), vae.quant_conv.bias.cpu().double()
     mean, std = mean.to(weight), std.to(weight)
     c = len(mean)
     weight[:c] /= std.view(-1, 1, 1, 1)
@@ -78,7 +79,8 @@ def _apply_scale(vae: AutoencoderKL, mean: torch.Tensor, std: torch.Tensor) -> A
     bias[c:] -= 2 * std.log()
     vae.quant_conv.weight.copy_(weight)
     vae.quant_conv.bias.copy_(bias)
-    weight, bias = vae.post_quant_conv.weight.double(), vae.post_quant_conv.bias.double()
+    weight = vae.post_quant_conv.weight.cpu().double()
+    bias = vae.post_quant_conv.bias.cpu().double()
     bias += weight[:, :, 0, 0] @ mean
     weight *= std.view(1, -1, 1, 1)
     vae.post_quant_conv.weight.copy_(weight)

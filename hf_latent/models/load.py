@@ -69,7 +69,8 @@ def load_autoencoder(name: str) -> Autoencoder:
     Raises:
         UserError: if there is none of a known class, or weights are missing from it.
     """
-    if not Path(name).exists() and name in released_models():
+    local = any((Path(name) / file).is_file() for file in ("config.json", "model_index.json"))
+    if name in released_models() and not local:
         name = str(PRETRAINED / name)
     with loading(name, "autoencoder"):
         vae = _load(name)

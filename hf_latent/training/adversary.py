@@ -1,5 +1,7 @@
 """The game of autoencoder and discriminator, with neither's gradient left in the other."""
 
+import math
+
 import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
@@ -11,6 +13,7 @@ from hf_latent.training.checkpoints import TrainingState
 from hf_latent.training.discriminator import PatchDiscriminator
 from hf_latent.training.losses import (
     adaptive_weight,
+    as_seen,
     discriminator_hinge_loss,
     generator_hinge_loss,
 )
@@ -64,13 +67,16 @@ class Adversary:
             return
         torch.manual_seed(config.seed)
         self.discriminator = PatchDiscriminator(
-            channels, config.discriminator_base_channels, config.discriminator_num_layers
+            as_seen(torch.zeros(1, channels, 1, 1)).shape[1],
+            config.discriminator_base_channels,
+            config.discriminator_num_layers,
         )
         # LDM's betas: a slow first moment would chase an opponent that has moved on.
         optimizer = torch.optim.AdamW(
             self.discriminator.parameters(),
             lr=config.learning_rate,
             betas=(0.5, 0.9),
+            weight_decay=config.adam_weight_decay,
             fused=True,
         )
         wrapped, optimizer = accelerator.prepare(self.discriminator, optimizer)
@@ -108,9 +114,9 @@ class Adversary:
         if not self.measures(step):
             return torch.zeros_like(fidelity)
         leaf = reconstructions.detach().requires_grad_()
-        adversarial = generator_hinge_loss(self.discriminator(leaf))
-        # A mean's gradient is so small that half precision would lose it.
-        scale = reconstructions.numel()
+        adversarial = generator_hinge_loss(self.discriminator(as_seen(leaf)))
+        # Half precision would lose a mean's gradient, and overflow on a sum's.
+        scale = math.sqrt(reconstructions.numel())
         (at_output,) = torch.autograd.grad(adversarial * scale, leaf)
         measured = [
             torch.autograd.grad(loss, self.last_layer, gradient, retain_graph=True)[0]
@@ -131,7 +137,7 @@ class Adversary:
         Returns:
             A scalar.
         """
-        both = torch.cat([images, reconstructions.detach()])
+        both = as_seen(torch.cat([images, reconstructions.detach()]))
         real, fake = self.wrapped[0](both).chunk(2)
         self.logits = real.detach().mean(), fake.detach().mean()
         return discriminator_hinge_loss(real, fake)
@@ -147,6 +153,11 @@ class Adversary:
         gradients = self.accelerator.reduce(self._gradients, "mean")
         if gradients.isfinite().all():
             self.weight = self.config.discriminator_weight * adaptive_weight(*gradients)
+        else:
+            self.accelerator.print(
+                f"step {step + 1}: the gradients that weigh the adversarial loss are not finite; "
+                f"its weight stays {self.weight:g}"
+            )
         self._gradients.zero_()
 
     def figures(self) -> dict[str, float]:

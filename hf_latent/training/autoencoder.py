@@ -24,7 +24,7 @@ from hf_latent.output import replaced_whole, write_json
 from hf_latent.training.adversary import Adversary, check_image_size
 from hf_latent.training.autoencoder_config import AutoencoderConfig
 from hf_latent.training.autoencoder_validation import HeldOutFigures, validate_autoencoder
-from hf_latent.training.batches import GlobalBatchSampler, seeded_generator
+from hf_latent.training.batches import GlobalBatchSampler, ignore_signals, seeded_generator
 from hf_latent.training.checkpoints import TrainingState, resume_training, save_checkpoint
 from hf_latent.training.clock import TrainingClock, TrainingSummary
 from hf_latent.training.diagnosis import diagnose
@@ -35,11 +35,10 @@ from hf_latent.training.losses import kl_per_latent_value, perceptual_loss, reco
 from hf_latent.training.run import (
     create_ema,
     create_optimizer,
-    open_run_images,
     process_rows,
     start_accelerator,
-    start_run_folder,
 )
+from hf_latent.training.run_folder import open_run_images, start_run_folder
 from hf_latent.training.stop import StopSignal, leave
 from hf_latent.training.trainable_autoencoder import TrainableAutoencoder, start_autoencoder
 
@@ -50,8 +49,9 @@ class AutoencoderSummary(TrainingSummary):
 
     Attributes:
         held_out: of the averaged weights, on held-out images, before the fold.
-        residual_mean: of held-out latents after the fold, per channel; 0 at best.
-        residual_std: the same for the deviation; 1 at best.
+        residual_mean: of held-out latents as the saved model gives them, per channel; 0 at best,
+            after a fold.
+        residual_std: the same for the deviation; 1 at best, after a fold.
     """
 
     held_out: HeldOutFigures
@@ -99,15 +99,19 @@ def train_autoencoder(
     sampler = GlobalBatchSampler(
         len(splits.train), rows, config.seed, clock.step * config.gradient_accumulation_steps
     )
-    batches = iter(
-        DataLoader(splits.train, batch_sampler=sampler, num_workers=config.dataloader_num_workers)
+    loader: DataLoader = DataLoader(
+        splits.train,
+        batch_sampler=sampler,
+        num_workers=config.dataloader_num_workers,
+        worker_init_fn=ignore_signals,
     )
+    batches = iter(loader)
+    held_out_images = splits.validation.evenly_spaced(config.max_validation_samples)
     seen: list[HeldOutFigures] = []
 
     def validate() -> HeldOutFigures:
         with clock.validation():
-            held_out = splits.validation.first(config.max_validation_samples)
-            figures = validate_autoencoder(vae, held_out, config, clock.step, network)
+            figures = validate_autoencoder(vae, held_out_images, config, clock.step, network)
             game = adversary.figures()
             clock.log_validation_loss(figures.loss, **figures.scalars(), **game)
             for line in diagnose(figures, seen[-1] if seen else None, game):
@@ -141,8 +145,7 @@ def train_autoencoder(
                     losses.append(discriminator_loss.detach())
         norms = state.clip_gradients(players, config.max_grad_norm, accelerator)
         if guard.allows(step, torch.stack(losses).sum(), norms, batch):
-            for player in players:
-                state.optimizers[player].step()
+            state.step_optimizers(players, accelerator)
             ema.step(vae.parameters())
         adversary.finish_step(step)
         for player in players:
@@ -154,8 +157,10 @@ def train_autoencoder(
         if stopping or clock.checkpoint_is_due:
             save_checkpoint(config, accelerator, state, clock.step)
         if stopping:
-            leave(config, "hf_latent.training.autoencoder", accelerator)
+            leave(config, "autoencoder", accelerator)
 
+    if stop is not None:
+        stop.release()
     ema.copy_to(vae.parameters())
     freeze(vae)
     (held_out,) = broadcast_object_list([validate() if accelerator.is_main_process else None])
@@ -186,9 +191,12 @@ def finish(
     output_dir = Path(config.output_dir)
     # A decoder that was trained alone keeps the latents, and so the scale, of its encoder.
     if not config.train_decoder_only:
-        measured_on = splits.train.first(config.fold_samples or len(splits.train))
+        measured_on = splits.train.evenly_spaced(config.fold_samples or len(splits.train))
         vae = fold_latent_scale(vae, measure_latent_scale(vae, measured_on, config, accelerator))
-    held_out_images = splits.validation.first(config.max_validation_samples)
+    if accelerator.is_main_process:
+        with replaced_whole(output_dir / "model") as temporary:
+            vae.save_pretrained(temporary)
+    held_out_images = splits.validation.evenly_spaced(config.max_validation_samples)
     residual = measure_latent_scale(vae, held_out_images, config, accelerator)
     summary = AutoencoderSummary(
         **vars(clock.summary(output_dir / "model")),
@@ -197,20 +205,21 @@ def finish(
         residual_std=residual.std.tolist(),
     )
     if accelerator.is_main_process:
-        with replaced_whole(output_dir / "model") as temporary:
-            vae.save_pretrained(temporary)
-        figures = asdict(summary) | {"model_dir": str(summary.model_dir)}
-        write_json(
-            output_dir / "report.json",
-            {
-                **asdict(config),
-                "validation_fingerprint": splits.validation_fingerprint,
-                "train_images": len(splits.train),
-                "held_out_images": len(splits.validation),
-                **figures,
-                **describe_machine(),
-            },
-        )
+        report = {
+            **asdict(config),
+            "validation_fingerprint": splits.validation_fingerprint,
+            "train_images": len(splits.train),
+            "steps": summary.steps,
+            "seconds": summary.seconds,
+            "images_per_second": summary.images_per_second,
+            "train_loss": summary.train_loss,
+            "held_out_loss": held_out.loss,
+            **{f"held_out_{name}": value for name, value in held_out.scalars().items()},
+            "residual_mean": summary.residual_mean,
+            "residual_std": summary.residual_std,
+            **describe_machine(),
+        }
+        write_json(output_dir / "report.json", report)
     accelerator.wait_for_everyone()
     # Not end_training: the process group may be needed for a second training.
     for tracker in accelerator.trackers:

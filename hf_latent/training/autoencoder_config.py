@@ -15,7 +15,7 @@ class AutoencoderConfig(TrainingConfig):
     """Train an autoencoder on your images.
 
     Attributes:
-        preset: the autoencoder's configuration: tiny (f4), small (f4), base (f8), or LDM's
+        preset: a new autoencoder's configuration: tiny (f4), small (f4), base (f8), or LDM's
             published ldm-f4 and ldm-f8.
         latent_channels: channels of the latent; unset, the preset's.
         block_out_channels: widths of the levels, in place of the preset's; n levels make a
@@ -35,7 +35,8 @@ class AutoencoderConfig(TrainingConfig):
         discriminator_start: the step at which the discriminator begins to play.
         discriminator_base_channels: width of its first layer.
         discriminator_num_layers: its layers with stride 2; each doubles what one patch sees.
-        fold_samples: measure the latent scale on the first so many training images; unset, on all.
+        fold_samples: measure the latent scale on so many training images, evenly spaced; unset,
+            on all.
         gradient_checkpointing: less memory for more time.
         compile: compile encoder and decoder with torch.compile.
     """
@@ -81,6 +82,12 @@ class AutoencoderConfig(TrainingConfig):
             raise UserError("--perceptual_weight needs a --perceptual_network")
         if self.train_decoder_only and self.pretrained_vae is None:
             raise UserError("--train_decoder_only needs a --pretrained_vae to take the encoder of")
+        counted = self.discriminator_weight and self.max_train_minutes is None
+        if counted and self.discriminator_start >= self.max_train_steps:
+            raise UserError(
+                f"--discriminator_start {self.discriminator_start} must be below --max_train_steps "
+                f"{self.max_train_steps}"
+            )
         if self.pretrained_vae and self.architecture():
             names = ", ".join(f"--{name}" for name in self.architecture())
             raise UserError(f"{names} cannot change a --pretrained_vae: leave one of them out")

@@ -1,5 +1,6 @@
 """What the autoencoder's training measures on held-out images, as it goes and at its end."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,8 +15,9 @@ from hf_latent.evaluation.pictures import interleave
 from hf_latent.evaluation.reconstruction import ReconstructionFigures, measure_reconstructions
 from hf_latent.models.fold import measure_latents, sum_latents
 from hf_latent.training.autoencoder_config import AutoencoderConfig
+from hf_latent.training.batches import ignore_signals
 from hf_latent.training.losses import kl_per_latent_value, perceptual_loss, reconstruction_loss
-from hf_latent.training.validation import GRID_COLUMNS, MAX_GRID_ROWS, save_picture
+from hf_latent.training.sample_pictures import GRID_COLUMNS, MAX_GRID_ROWS, save_picture
 
 # A channel whose posterior mean hardly moves from image to image carries nothing (the inactive
 # units of Burda et al. 2016, section 5.2).
@@ -46,7 +48,8 @@ class HeldOutFigures:
 
     def scalars(self) -> dict[str, Any]:
         """Return the figures flat, for a log line; what was not measured is left out."""
-        kept = {k: v for k, v in asdict(self.reconstruction).items() if v is not None}
+        figures = asdict(self.reconstruction)
+        kept = {k: v for k, v in figures.items() if v is not None and not math.isnan(v)}
         distance = self.perceptual_distance
         return {
             "kl_nats_per_latent_value": self.kl_nats_per_latent_value,
@@ -79,7 +82,10 @@ def validate_autoencoder(
         The figures.
     """
     loader: DataLoader = DataLoader(
-        dataset, config.train_batch_size, num_workers=config.dataloader_num_workers
+        dataset,
+        config.train_batch_size,
+        num_workers=config.dataloader_num_workers,
+        worker_init_fn=ignore_signals,
     )
     sums, moments = torch.zeros(3), torch.zeros(4, vae.config.latent_channels, dtype=torch.float64)
 

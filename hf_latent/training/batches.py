@@ -1,5 +1,6 @@
 """Order and draws of a training that do not depend on how many processes run."""
 
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -50,6 +51,18 @@ class ProcessRows:
     def of(self, global_batch: torch.Tensor) -> torch.Tensor:
         """Cut this process's rows, `(batch_size, ...)`, out of `(global_size, ...)`."""
         return global_batch[self.process_index * self.batch_size :][: self.batch_size]
+
+
+def ignore_signals(worker: int) -> None:
+    """Let a reading process outlive SIGTERM and Ctrl-C, so that the training can save itself.
+
+    Both are often sent to all processes of a job; a reader ends with its training.
+
+    Args:
+        worker: the reader's number, as a DataLoader hands it to its `worker_init_fn`.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class GlobalBatchSampler:

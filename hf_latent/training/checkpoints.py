@@ -10,13 +10,14 @@ Order and draws of the data follow from the seed and the step, so no random stat
 
 import dataclasses
 import json
-import re
 import shutil
+import time
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
@@ -25,6 +26,7 @@ from hf_latent.errors import UserError
 from hf_latent.output import replaced_whole, write_json
 from hf_latent.training.ema import ema_weights
 from hf_latent.training.run import TrainingConfig
+from hf_latent.training.run_folder import find_checkpoint, list_checkpoints, remove_checkpoint
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 # Settings that change nothing about what a training computes.
@@ -64,7 +66,7 @@ class TrainingState:
     """
 
     models: dict[str, ModelMixin]
-    optimizers: dict[str, torch.optim.Optimizer]
+    optimizers: dict[str, AcceleratedOptimizer]
     averages: dict[str, EMAModel]
     others: dict[str, HasState]
 
@@ -87,41 +89,23 @@ class TrainingState:
             for name in names
         ]
 
+    def step_optimizers(self, names: list[str], accelerator: Accelerator) -> None:
+        """Update the weights of some models.
 
-def list_checkpoints(output_dir: Path) -> list[Path]:
-    """Return the whole checkpoints of a run's folder, the oldest first.
+        With fp16 all optimizers step before the scale is updated: an update forgets which gradients
+        are unscaled already, and each of Accelerate's optimizers makes one of its own.
 
-    A checkpoint gets its name once it is whole, so a half-written one is never among them.
-    """
-    found = [
-        (int(match[1]), path)
-        for path in output_dir.glob("checkpoint-*")
-        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))
-        and (path / "state.json").exists()
-    ]
-    return [path for _, path in sorted(found)]
-
-
-def find_checkpoint(config: TrainingConfig) -> Path | None:
-    """Return the checkpoint that `--resume_from_checkpoint` names.
-
-    Returns:
-        Its folder; None where none is asked for, or `latest` is and there is none yet.
-
-    Raises:
-        UserError: if the named folder is no checkpoint.
-    """
-    if config.resume_from_checkpoint is None:
-        return None
-    if config.resume_from_checkpoint == "latest":
-        found = list_checkpoints(Path(config.output_dir))
-        return found[-1] if found else None
-    path = Path(config.resume_from_checkpoint)
-    if not (path / "state.json").is_file():
-        raise UserError(
-            f"--resume_from_checkpoint {path} is no checkpoint: name a checkpoint-N, or latest"
-        )
-    return path
+        Args:
+            names: of the models.
+            accelerator: scales fp16 gradients.
+        """
+        if accelerator.scaler is None:
+            for name in names:
+                self.optimizers[name].step()
+            return
+        for name in names:
+            accelerator.scaler.step(self.optimizers[name].optimizer)
+        accelerator.scaler.update()
 
 
 def _moments(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
@@ -162,6 +146,8 @@ def save_checkpoint(
             _save_weights(state, temporary)
             values = {
                 "step": step,
+                "saved_at": time.time(),
+                "num_processes": accelerator.num_processes,
                 "average_steps": {k: v.optimization_step for k, v in state.averages.items()},
                 "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
                 "others": {name: other.state() for name, other in state.others.items()},
@@ -170,7 +156,7 @@ def save_checkpoint(
             write_json(temporary / "state.json", values)
         if config.checkpoints_total_limit is not None:
             for old in list_checkpoints(output_dir)[: -config.checkpoints_total_limit]:
-                shutil.rmtree(old)
+                remove_checkpoint(old)
     accelerator.wait_for_everyone()
 
 
@@ -223,7 +209,7 @@ def resume_training(config: TrainingConfig, accelerator: Accelerator, state: Tra
             other.load_state(values["others"][name])
         if accelerator.scaler:
             accelerator.scaler.load_state_dict(values["scaler"])
-        before = values["settings"]
+        before, processes = values["settings"], values["num_processes"]
     # A damaged file makes the libraries raise nearly anything.
     except Exception as error:
         cause = " ".join(str(error).split())[:200]
@@ -232,6 +218,7 @@ def resume_training(config: TrainingConfig, accelerator: Accelerator, state: Tra
             "resume from another, with the settings that it was made with"
         ) from error
     now = json.loads(json.dumps(dataclasses.asdict(config)))
+    now["num_processes"], before["num_processes"] = accelerator.num_processes, processes
     changed = [k for k in before if k not in HARMLESS and now.get(k) != before[k]]
     for name in changed:
         accelerator.print(f"--{name} is {now.get(name)} from now on, {before[name]} until now")

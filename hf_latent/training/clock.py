@@ -103,9 +103,9 @@ class TrainingClock:
 
     @property
     def checkpoint_is_due(self) -> bool:
-        """Whether to save a checkpoint after the current step."""
+        """Whether to save a checkpoint after the current step; after the last one too."""
         every = self.config.checkpointing_steps
-        return every is not None and self.step % every == 0
+        return every is not None and (self.step % every == 0 or self._progress() >= 1)
 
     def _progress(self) -> float:
         if self.config.max_train_minutes is None:

@@ -40,11 +40,10 @@ from hf_latent.training.losses import denoising_loss, draw_timesteps
 from hf_latent.training.run import (
     create_ema,
     create_optimizer,
-    open_run_images,
     process_rows,
     start_accelerator,
-    start_run_folder,
 )
+from hf_latent.training.run_folder import open_run_images, start_run_folder
 from hf_latent.training.stop import StopSignal, leave
 from hf_latent.training.validation import held_out_denoising_loss, save_samples
 
@@ -149,7 +148,7 @@ def train_denoiser(
     encoding_start = time.perf_counter()
     train = encode_moments(vae, splits.train, accelerator, config, config.horizontal_flip)
     encode_seconds = time.perf_counter() - encoding_start
-    validation_images = splits.validation.first(config.max_validation_samples)
+    validation_images = splits.validation.evenly_spaced(config.max_validation_samples)
     held_out = encode_moments(vae, validation_images, accelerator, config)
     if num_classes is None:
         train, held_out = (replace(moments, class_labels=None) for moments in (train, held_out))
@@ -190,7 +189,7 @@ def train_denoiser(
                 accelerator.backward(loss)
         norms = state.clip_gradients(["unet"], config.max_grad_norm, accelerator)
         if guard.allows(step, torch.stack(losses).sum(), norms, batch):
-            optimizer.step()
+            state.step_optimizers(["unet"], accelerator)
             ema.step(unet.parameters())
         optimizer.zero_grad()
         if clock.validation_is_due and accelerator.is_main_process:
@@ -200,8 +199,10 @@ def train_denoiser(
         if stopping or clock.checkpoint_is_due:
             save_checkpoint(config, accelerator, state, clock.step)
         if stopping:
-            leave(config, "hf_latent.training.denoiser", accelerator)
+            leave(config, "denoiser", accelerator)
 
+    if stop is not None:
+        stop.release()
     ema.copy_to(unet.parameters())
     freeze(unet)
     vae_hash_after = hash_weights(vae)

@@ -64,5 +64,9 @@ def diagnose(
                 "little is the price of sharper texture, this much is not; lower "
                 "--discriminator_weight"
             )
-    alive = channels - len(figures.dead_channels)
-    return lines or [f"this is normal: {now:.1f} dB, {alive} of {channels} channels alive"]
+    asleep = len(figures.dead_channels)
+    if asleep and not dead:
+        lines.append(
+            f"{asleep} of {channels} channels carry nothing yet; if that stays, lower --kl_weight"
+        )
+    return lines or [f"this is normal: {now:.1f} dB, all {channels} channels alive"]

@@ -1,5 +1,7 @@
 """The second player: a PatchGAN discriminator."""
 
+import math
+
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
@@ -32,7 +34,7 @@ class PatchDiscriminator(ModelMixin, ConfigMixin):
             stride = 2 if layer < num_layers else 1
             layers += [
                 nn.Conv2d(before, width, 4, stride, padding=1, bias=False),
-                nn.GroupNorm(num_groups=min(32, width // 4), num_channels=width),
+                nn.GroupNorm(math.gcd(width, min(32, max(1, width // 4))), width),
                 nn.LeakyReLU(0.2),
             ]
         self.layers = nn.Sequential(*layers, nn.Conv2d(width, 1, 4, padding=1))

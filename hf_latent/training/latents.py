@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from hf_latent.data.images import ImageDataset
 from hf_latent.encode import check_images, normalize_latents
 from hf_latent.models.fold import LatentStatistics, measure_latents, sum_latents
+from hf_latent.training.batches import ignore_signals
 from hf_latent.training.run import TrainingConfig
 
 
@@ -77,7 +78,11 @@ def measure_latent_scale(
             for batch in tqdm(loader, desc="latent scale", unit="batch", disable=not show):
                 yield vae.encode(batch["images"].to(accelerator.device)).latent_dist
 
-    sums = torch.tensor(gather_object([sum_latents(posteriors()).tolist()]), dtype=torch.float64)
+    # A process may have no image at all.
+    share_sums = torch.zeros(4, vae.config.latent_channels, dtype=torch.float64)
+    for posterior in posteriors():
+        share_sums += sum_latents([posterior])
+    sums = torch.tensor(gather_object([share_sums.tolist()]), dtype=torch.float64)
     return measure_latents(sums.sum(0))
 
 
@@ -130,6 +135,7 @@ def encode_moments(
             dataset.view(mirrored),
             config.train_batch_size,
             num_workers=config.dataloader_num_workers,
+            worker_init_fn=ignore_signals,
         )
         batches = accelerator.prepare(loader)
         show = accelerator.is_main_process

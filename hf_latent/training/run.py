@@ -1,24 +1,23 @@
 """What a training run starts from: settings, accelerator and folder."""
 
 import os
-import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from diffusers.training_utils import EMAModel
 from torch import nn
 
-from hf_latent.command import check_ranges, dump_config
-from hf_latent.data.images import ImageSplits, open_images
+from hf_latent.command import check_ranges
 from hf_latent.data.images_config import ImagesConfig
 from hf_latent.errors import UserError
-from hf_latent.output import check_output_dir, write_text
 from hf_latent.training.batches import ProcessRows
 
+# They split a model's weights, which checkpoints and averages here take as a whole.
+UNSUPPORTED = (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MEGATRON_LM)
 TRACKERS = ("tensorboard", "trackio", "wandb")
 
 
@@ -45,8 +44,8 @@ class TrainingConfig(ImagesConfig):
         mixed_precision: no, fp16 or bf16 over fp32 weights; unset, what accelerate is set to.
         dataloader_num_workers: processes that read images.
         validation_steps: steps between held-out loss and sample grid.
-        max_validation_samples: the first so many held-out images are used for it.
-        checkpointing_steps: steps between checkpoints; unset, only a signal makes one.
+        max_validation_samples: so many held-out images, evenly spaced, are used for it.
+        checkpointing_steps: steps between checkpoints; the last step makes one too, and a signal.
         checkpoints_total_limit: older checkpoints are removed; unset, none is.
         resume_from_checkpoint: go on from a folder checkpoint-N, or from the latest of output_dir,
             where there is one.
@@ -70,7 +69,7 @@ class TrainingConfig(ImagesConfig):
     dataloader_num_workers: int = 0
     validation_steps: int = 1000
     max_validation_samples: int = 512
-    checkpointing_steps: int | None = None
+    checkpointing_steps: int | None = 1000
     checkpoints_total_limit: int | None = 2
     resume_from_checkpoint: str | None = None
     report_to: str | None = None
@@ -109,7 +108,8 @@ def start_accelerator(config: TrainingConfig) -> Accelerator:
 
     Raises:
         UserError: if WORLD_SIZE processes were launched and Accelerate sees another number: they
-            would train apart and write over each other; or if a tracker is not installed.
+            would train apart and write over each other; if a tracker is not installed; or if
+            Accelerate is set to what these trainings do not do.
     """
     for tracker in config.trackers():
         if find_spec(tracker) is None:
@@ -120,6 +120,17 @@ def start_accelerator(config: TrainingConfig) -> Accelerator:
         log_with=config.trackers() or None,
         project_dir=str(Path(config.output_dir) / "logs"),
     )
+    if accelerator.distributed_type in UNSUPPORTED:
+        raise UserError(
+            f"{accelerator.distributed_type.value} is not supported here: choose several GPUs or "
+            "none in `accelerate config`"
+        )
+    parts = accelerator.gradient_accumulation_steps
+    if parts != config.gradient_accumulation_steps:
+        raise UserError(
+            f"accelerate is set to accumulate {parts} times, this run "
+            f"{config.gradient_accumulation_steps}: pass --gradient_accumulation_steps {parts}"
+        )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
         raise UserError(
@@ -127,25 +138,6 @@ def start_accelerator(config: TrainingConfig) -> Accelerator:
             "correct the launch configuration (on CPUs, set ACCELERATE_USE_CPU=1 and use torchrun)"
         )
     return accelerator
-
-
-def open_run_images(config: TrainingConfig, accelerator: Accelerator) -> ImageSplits:
-    """Open a run's images, once the run's folder is known to be writable.
-
-    The first process checks every image, the others find its result in the cache.
-
-    Raises:
-        UserError: if the folder cannot be written or an image cannot be read.
-    """
-    with accelerator.main_process_first():
-        if accelerator.is_main_process:
-            check_run_folder(config)
-        workers = config.dataloader_num_workers
-        # Every worker would fill a memory of its own.
-        splits = open_images(config, workers or None, keep_in_memory=False if workers else None)
-    if splits.bad_images:
-        accelerator.print(f"{splits.bad_images} images that cannot be decoded are left out")
-    return splits
 
 
 def create_optimizer(config: TrainingConfig, model: nn.Module) -> torch.optim.Optimizer:
@@ -176,53 +168,3 @@ def process_rows(config: TrainingConfig, accelerator: Accelerator) -> ProcessRow
     return ProcessRows(
         config.train_batch_size, accelerator.process_index, accelerator.num_processes
     )
-
-
-def check_run_folder(config: TrainingConfig) -> Path:
-    """Make sure that the run's folder can be written; one that is resumed may have files in it.
-
-    Raises:
-        UserError: if it cannot be written, or has files and may not be overwritten.
-    """
-    resumed = config.resume_from_checkpoint is not None
-    return check_output_dir(config.output_dir, config.overwrite_output_dir or resumed)
-
-
-def start_run_folder(config: TrainingConfig, splits: ImageSplits, accelerator: Accelerator) -> Path:
-    """Make the run's folder, save the resolved configuration in it and start the trackers.
-
-    Returns:
-        The folder.
-
-    Raises:
-        UserError: if it cannot be written, or has files and may not be overwritten.
-    """
-    output_dir = Path(config.output_dir)
-    if accelerator.is_main_process:
-        check_run_folder(config)
-        for name in ("logs", "samples"):
-            (output_dir / name).mkdir(parents=True, exist_ok=True)
-        if config.resume_from_checkpoint is None:
-            _remove_old_run(output_dir)
-        counts = (
-            f"# {len(splits.train)} training images, {len(splits.validation)} held out, "
-            f"{splits.bad_images} left out because they cannot be decoded\n"
-        )
-        resolved = dump_config(config, validation_fingerprint=splits.validation_fingerprint)
-        write_text(output_dir / "config.yaml", counts + resolved)
-    if config.trackers():
-        # tensorboard takes scalars only
-        settings = {k: v for k, v in asdict(config).items() if isinstance(v, int | float | str)}
-        accelerator.init_trackers("hf_latent", config=settings)
-    accelerator.wait_for_everyone()
-    return output_dir
-
-
-def _remove_old_run(output_dir: Path) -> None:
-    """Remove what would be taken for the new run's: logs, pictures and checkpoints."""
-    (output_dir / "logs" / "losses.jsonl").unlink(missing_ok=True)
-    for picture in (output_dir / "samples").glob("step-*.png"):
-        picture.unlink()
-    for checkpoint in output_dir.glob("checkpoint-*"):
-        if (checkpoint / "state.json").exists():
-            shutil.rmtree(checkpoint)

@@ -1,35 +1,16 @@
 """What the denoiser's training shows as it goes: held-out loss and a picture."""
 
-from pathlib import Path
-
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DModel
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from hf_latent.add_noise import add_noise, is_flow
-from hf_latent.evaluation.pictures import image_grid
-from hf_latent.output import replaced_whole
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.training.batches import seeded_generator
 from hf_latent.training.latents import LatentMoments
 from hf_latent.training.losses import denoising_loss
 from hf_latent.training.run import TrainingConfig
-
-GRID_COLUMNS = 8
-MAX_GRID_ROWS = 10
-
-
-def save_picture(images: torch.Tensor, config: TrainingConfig, step: int) -> None:
-    """Save a step's picture in the run's folder.
-
-    Args:
-        images: `(B, C, H, W)` float in [-1, 1]; C is 1, 3 or 4.
-        config: the run's folder.
-        step: the picture's number.
-    """
-    path = Path(config.output_dir) / "samples" / f"step-{step:06d}.png"
-    with replaced_whole(path) as temporary:
-        image_grid(images / 2 + 0.5, GRID_COLUMNS).save(temporary)
+from hf_latent.training.sample_pictures import GRID_COLUMNS, MAX_GRID_ROWS, save_picture
 
 
 def evenly_spaced_timesteps(scheduler: SchedulerMixin, count: int) -> torch.Tensor:

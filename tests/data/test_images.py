@@ -250,11 +250,28 @@ def test_is_mirrored_says_what_an_item_shows(labelled):
     assert not train.view(mirrored=False).is_mirrored(0, 0)
 
 
-def test_first_keeps_the_order_and_the_items(labelled):
-    validation = open_images(ImagesConfig(data=labelled)).validation
-    assert [len(validation.first(count)) for count in (1, 3, 100)] == [1, 3, 4]
-    assert all(equal_items(validation.first(3)[i], validation[i]) for i in range(3))
-    assert len(list(validation.first(3))) == 3 and len(validation) == 4
+@pytest.mark.parametrize("options", [{}, {"horizontal_flip": True}, {"crop": "random"}])
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize(
+    ("count", "places"),
+    [(1, [0]), (2, [0, 10]), (5, [0, 4, 8, 12, 16]), (20, range(20)), (99, range(20))],
+)
+def test_evenly_spaced_images_are_of_every_class(labelled, count, places, keep, options):
+    config = ImagesConfig(data=labelled, resolution=8, **options)
+    train = open_images(config, keep_in_memory=keep).train
+    labels = [int(item["class_labels"]) for item in train]
+    assert labels == [0] * 10 + [1] * 10, "sorted by class, as folders are"
+    plain = open_images(ImagesConfig(data=labelled, resolution=8)).train
+    chosen = train.evenly_spaced(count)
+    assert len(chosen) == len(places) and len(train) == 20
+    for _ in range(2):  # decoded, then from memory
+        for i, place in enumerate(places):
+            item = chosen[3, i]
+            assert int(item["indices"]) == i
+            assert int(item["class_labels"]) == labels[place]
+            assert torch.equal(item["images"], plain[place]["images"])
+    # What the chosen ones keep in memory is not taken for the whole set's.
+    assert all(torch.equal(train.view(False)[i]["images"], plain[i]["images"]) for i in range(20))
 
 
 def test_max_train_samples_takes_a_random_subset_in_the_old_order(labelled):

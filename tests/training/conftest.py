@@ -12,6 +12,7 @@ SHORT = {
     "train_batch_size": 8,
     "validation_steps": 2,
     "max_validation_samples": 12,
+    "checkpointing_steps": None,
 }
 
 

@@ -19,20 +19,21 @@ START = 5
 def game(autoencoder_config):
     """An autoencoder and its adversary: images, noise, and what the training has around them."""
 
-    def start(**changes) -> SimpleNamespace:
+    def start(channels: int = 3, **changes) -> SimpleNamespace:
         settings = {
             "discriminator_weight": 0.7,
             "discriminator_start": START,
+            "max_train_steps": START + 3,
             "discriminator_base_channels": 8,
             "discriminator_num_layers": 2,
         }
         config = autoencoder_config(**settings | changes)
-        vae = make_autoencoder(channels=3).train()
+        vae = make_autoencoder(channels=channels).train()
         accelerator = Accelerator(
             gradient_accumulation_steps=config.gradient_accumulation_steps, cpu=True
         )
         state = TrainingState({"vae": vae}, {}, {}, {})
-        adversary = Adversary(config, 3, vae, state, accelerator)
+        adversary = Adversary(config, channels, vae, state, accelerator)
         generator = torch.Generator().manual_seed(3)
         return SimpleNamespace(
             vae=vae,
@@ -40,7 +41,7 @@ def game(autoencoder_config):
             state=state,
             accelerator=accelerator,
             model=TrainableAutoencoder(vae),
-            images=torch.rand(4, 3, 16, 16, generator=generator) * 2 - 1,
+            images=torch.rand(4, channels, 16, 16, generator=generator) * 2 - 1,
             noise=torch.randn(4, 4, 4, 4, generator=generator),
         )
 
@@ -182,17 +183,53 @@ def test_nothing_is_pulled_before_the_start_and_the_step_before_measures(game):
     assert adversary.pull(reconstructions, fidelity, START - 1) == 0
 
 
-def test_a_step_that_is_not_finite_leaves_the_weight(game):
+def test_a_step_that_is_not_finite_leaves_the_weight(game, capsys):
     game = game()
     game.adversary.weight = 2.0
     game.images[0, 0, 0, 0] = torch.nan
     play(game, START)
     game.adversary.finish_step(START)
     assert game.adversary.weight == 2.0
+    assert capsys.readouterr().out == (
+        f"step {START + 1}: the gradients that weigh the adversarial loss are not finite; "
+        "its weight stays 2\n"
+    )
     game.images.nan_to_num_(0)
     play(game, START)
     game.adversary.finish_step(START)
     assert game.adversary.weight == pytest.approx(0.7 * ratio_by_autograd(game), rel=1e-4)
+    assert capsys.readouterr().out == ""
+
+
+def test_the_colour_of_transparent_pixels_is_not_played_for(game):
+    game = game(channels=4)
+    adversary = game.adversary
+    assert adversary.discriminator.config.in_channels == 7
+    adversary.weight = 3.5
+    colour = torch.tensor([True, True, True, False]).view(1, 4, 1, 1)
+    left = (torch.arange(16) < 8).view(1, 1, 1, 16)
+
+    def with_hidden(images: torch.Tensor, hidden: float, shown: float = 0.0) -> torch.Tensor:
+        """Make the left half transparent, over a hidden colour."""
+        images = images.where(~left | colour, -1.0).where(~left | ~colour, hidden)
+        return images.where(left | ~colour, images + shown)
+
+    def played(hidden: float, shown: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
+        images = with_hidden(game.images, hidden, shown)
+        reconstructions = with_hidden(game.model(game.images, game.noise)[0], -hidden)
+        fidelity = reconstruction_loss(reconstructions, images)
+        pull = adversary.pull(reconstructions, fidelity, START)
+        (gradient,) = torch.autograd.grad(pull, adversary.last_layer, retain_graph=True)
+        return adversary.loss(images, reconstructions), gradient
+
+    loss, gradient = played(-1.0)
+    for hidden in (0.0, 0.9):
+        other_loss, other_gradient = played(hidden)
+        assert torch.equal(other_loss, loss)
+        assert torch.equal(other_gradient, gradient)
+    assert gradient[3].abs().max() > 0, "alpha is played for"
+    assert gradient[:3].abs().max() > 0, "so is the colour that is seen"
+    assert not torch.equal(played(-1.0, shown=0.5)[0], loss)
 
 
 def test_a_weight_of_0_makes_no_discriminator(game):

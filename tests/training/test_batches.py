@@ -1,8 +1,14 @@
+import signal
 from itertools import islice
 
 import torch
 
-from hf_latent.training.batches import GlobalBatchSampler, ProcessRows, seeded_generator
+from hf_latent.training.batches import (
+    GlobalBatchSampler,
+    ProcessRows,
+    ignore_signals,
+    seeded_generator,
+)
 
 
 def first_keys(sampler: GlobalBatchSampler, batches: int) -> list[list[tuple[int, int]]]:
@@ -47,3 +53,14 @@ def test_generators_differ_by_seed_purpose_and_place():
     draws = [draw(*place) for place in places]
     assert len({tuple(d) for d in draws}) == len(places) - 1  # a last 0 is the same as none
     assert draws[0] == draw(0, "order", 0)
+
+
+def test_a_reading_process_ignores_what_stops_a_training():
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.getsignal(number) for number in numbers]
+    try:
+        ignore_signals(0)
+        assert [signal.getsignal(number) for number in numbers] == [signal.SIG_IGN] * 2
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)

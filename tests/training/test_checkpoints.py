@@ -1,22 +1,21 @@
 import json
 import pickle
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from safetensors.torch import load_file
 
 from hf_latent.errors import UserError
+from hf_latent.models.frozen import FrozenWeights
 from hf_latent.training.autoencoder_config import AutoencoderConfig
-from hf_latent.training.checkpoints import (
-    TrainingState,
-    find_checkpoint,
-    list_checkpoints,
-    resume_training,
-    save_checkpoint,
-)
+from hf_latent.training.checkpoints import TrainingState, resume_training, save_checkpoint
 from hf_latent.training.run import create_ema, create_optimizer
+from hf_latent.training.run_folder import find_checkpoint, list_checkpoints, remove_checkpoint
 from hf_latent.training.trainable_autoencoder import TrainableAutoencoder
 from tests.conftest import make_autoencoder
 
@@ -138,6 +137,41 @@ def test_the_limit_keeps_the_newest(config, tmp_path, limit, kept):
     expected = [tmp_path / f"checkpoint-{step}" for step in kept]
     assert list_checkpoints(tmp_path) == expected
     assert sorted(tmp_path.iterdir()) == sorted(expected)
+
+
+def test_after_going_back_the_latest_is_what_was_saved_last(config, tmp_path):
+    state = start(config())
+    for step in (1, 3, 4):
+        save_checkpoint(config(checkpoints_total_limit=None), Accelerator(), state, step)
+    back = config(resume_from_checkpoint=str(tmp_path / "checkpoint-1"), checkpoints_total_limit=2)
+    resume_training(back, Accelerator(), state)
+    kept = {2: [4, 2], 3: [2, 3], 4: [3, 4]}
+    for step in (2, 3, 4):
+        save_checkpoint(back, Accelerator(), state, step)
+        expected = [tmp_path / f"checkpoint-{one}" for one in kept[step]]
+        assert list_checkpoints(tmp_path) == expected
+        assert sorted(tmp_path.iterdir()) == sorted(expected)
+        latest = find_checkpoint(config(resume_from_checkpoint="latest"))
+        assert latest == tmp_path / f"checkpoint-{step}"
+
+
+def test_a_checkpoint_that_is_half_removed_is_none_any_more(config, tmp_path, monkeypatch):
+    state = start(config())
+    for step in (1, 2):
+        save_checkpoint(config(), Accelerator(), state, step)
+
+    def die(path):
+        (path / "vae_optimizer.safetensors").unlink()
+        raise OSError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", die)
+        with pytest.raises(OSError, match="killed"):
+            remove_checkpoint(tmp_path / "checkpoint-2")
+    assert list_checkpoints(tmp_path) == [tmp_path / "checkpoint-1"]
+    assert len(list(tmp_path.iterdir())) == 2, "the test leaves a part of it"
+    resume_training(config(resume_from_checkpoint="latest"), Accelerator(), start(config()))
+    assert list(tmp_path.iterdir()) == [tmp_path / "checkpoint-1"]
 
 
 def test_a_half_written_checkpoint_is_never_taken_for_a_whole_one(config, tmp_path):
@@ -292,3 +326,70 @@ def test_a_planted_pickle_is_not_opened(config, tmp_path):
     assert not (tmp_path / "sprung").exists()
     pickle.loads(trap)
     assert (tmp_path / "sprung").exists(), "the trap works"
+
+
+def test_another_number_of_processes_is_told(config, tmp_path, capsys):
+    save_checkpoint(config(), Accelerator(), start(config()), 1)
+    path = tmp_path / "checkpoint-1" / "state.json"
+    values = json.loads(path.read_text())
+    assert values["num_processes"] == 1
+    latest = config(resume_from_checkpoint="latest")
+    resume_training(latest, Accelerator(), start(config()))
+    assert capsys.readouterr().out == f"resumed from {path.parent}\n"
+    path.write_text(json.dumps(values | {"num_processes": 4}))
+    resume_training(latest, Accelerator(), start(config()))
+    told, resumed = capsys.readouterr().out.splitlines()
+    assert told == "--num_processes is 1 from now on, 4 until now"
+    assert resumed == f"resumed from {path.parent}"
+
+
+def test_another_frozen_autoencoder_is_refused(config, tmp_path):
+    frozen = make_autoencoder()
+    state = start(config())
+    state.others["vae"] = FrozenWeights(frozen)
+    save_checkpoint(config(), Accelerator(), state, 1)
+    latest = config(resume_from_checkpoint="latest")
+    resume_training(latest, Accelerator(), state)
+    with torch.no_grad():
+        frozen.decoder.conv_out.bias[0] += 1e-6
+    state.others["vae"] = FrozenWeights(frozen)
+    with pytest.raises(UserError, match="autoencoder is not the one that it was trained") as raised:
+        resume_training(latest, Accelerator(), state)
+    assert str(tmp_path / "checkpoint-1") in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+# Half precision has a scaler only on a GPU, but the scaler itself runs anywhere.
+def test_under_a_gradient_scaler_both_players_step_by_unscaled_gradients(config):
+    Accelerator()
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    models = {name: torch.nn.Linear(3, 2) for name in ("vae", "discriminator")}
+    optimizers = {
+        name: AcceleratedOptimizer(create_optimizer(config(), model), scaler=scaler)
+        for name, model in models.items()
+    }
+    state = TrainingState(models, optimizers, {}, {})
+    accelerator = SimpleNamespace(
+        scaler=scaler,
+        unscale_gradients=lambda wrapped: [scaler.unscale_(one.optimizer) for one in wrapped],
+    )
+    for step in (1, 2):
+        inputs = torch.randn(4, 3, generator=torch.Generator().manual_seed(step))
+        losses = {name: model(inputs).square().mean() for name, model in models.items()}
+        expected = {
+            name: torch.autograd.grad(loss, list(models[name].parameters()), retain_graph=True)
+            for name, loss in losses.items()
+        }
+        for loss in losses.values():
+            scaler.scale(loss).backward()
+        norms = state.clip_gradients(list(models), 1e9, accelerator)
+        state.step_optimizers(list(models), accelerator)
+        for name, norm in zip(models, norms, strict=True):
+            together = torch.cat([gradient.flatten() for gradient in expected[name]])
+            torch.testing.assert_close(norm, together.norm())
+            for parameter, gradient in zip(models[name].parameters(), expected[name], strict=True):
+                moments = optimizers[name].optimizer.state[parameter]
+                assert moments["step"] == 1, name
+                torch.testing.assert_close(moments["exp_avg"], 0.1 * gradient)
+                moments["exp_avg"].zero_(), moments["step"].zero_()
+            optimizers[name].zero_grad()

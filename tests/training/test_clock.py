@@ -135,7 +135,7 @@ def test_a_loss_that_is_not_finite_does_not_spoil_the_mean(tmp_path, optimizer):
     assert clock.train_loss == 2.5
 
 
-@pytest.mark.parametrize(("every", "due"), [(None, []), (1, [1, 2, 3, 4, 5, 6, 7]), (3, [3, 6])])
-def test_checkpoints_are_due_every_so_many_steps(tmp_path, optimizer, every, due):
+@pytest.mark.parametrize(("every", "due"), [(None, []), (1, [1, 2, 3, 4, 5, 6, 7]), (3, [3, 6, 7])])
+def test_checkpoints_are_due_every_so_often_and_after_the_last(tmp_path, optimizer, every, due):
     clock = start_clock(tmp_path, max_train_steps=7, checkpointing_steps=every)
     assert [clock.step for _ in clock.steps(optimizer) if clock.checkpoint_is_due] == due

@@ -52,6 +52,15 @@ def test_any_number_of_channels_counts(channels):
     assert (images.grad.abs().amax((2, 3)) > 0).all()
 
 
+@pytest.mark.parametrize("base_channels", [1, 9, 33, 50, 100])
+def test_any_width_counts(base_channels):
+    discriminator = PatchDiscriminator(3, base_channels=base_channels)
+    assert discriminator(torch.randn(2, 3, 32, 32)).isfinite().all()
+    for module in discriminator.modules():
+        if isinstance(module, torch.nn.GroupNorm):
+            assert 1 <= module.num_groups <= 32
+
+
 @pytest.mark.parametrize("num_layers", [1, 2, 3, 5])
 def test_nothing_is_normalised_over_the_batch(num_layers):
     modules = list(make_discriminator(num_layers=num_layers).modules())

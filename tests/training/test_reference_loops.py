@@ -80,7 +80,9 @@ def test_autoencoder_and_discriminator(autoencoder_config, tmp_path):
     vae = create_autoencoder("tiny", 1, 32)
     torch.manual_seed(0)
     discriminator = PatchDiscriminator(1, base_channels=8, num_layers=2)
-    opponent = torch.optim.AdamW(discriminator.parameters(), lr=RATE, betas=(0.5, 0.9))
+    opponent = torch.optim.AdamW(
+        discriminator.parameters(), lr=RATE, betas=(0.5, 0.9), weight_decay=0.1
+    )
     (rate,) = get_cosine_schedule_with_warmup(opponent, 1, STEPS).lr_lambdas
     weights = [0.0]
 

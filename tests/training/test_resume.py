@@ -158,7 +158,7 @@ def test_another_discriminator_is_refused(autoencoder_config):
     config = autoencoder_config(**AUTOENCODER)
     train_autoencoder(config)
     wider = replace(config, discriminator_base_channels=12, resume_from_checkpoint="latest")
-    with pytest.raises(UserError, match="checkpoint-4 is damaged or of another training"):
+    with pytest.raises(UserError, match="checkpoint-5 is damaged or of another training"):
         train_autoencoder(wider)
 
 
@@ -179,13 +179,14 @@ def test_an_interrupted_denoiser_ends_bit_for_bit_as_an_uninterrupted_one(
 
 
 class Launched:
-    """A training in a process of its own."""
+    """A training in a process of its own, the leader of a group."""
 
-    def __init__(self, run: Path, *arguments: str):
+    def __init__(self, run: Path, *arguments: str, program: str = sys.executable):
         self.run = run
         self.known = self._signs()
         self.process = subprocess.Popen(
-            [sys.executable, *arguments],
+            [program, *arguments],
+            start_new_session=True,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -213,6 +214,11 @@ class Launched:
         return self.process.returncode, stdout
 
 
+TRAIN_VAE = Path(__file__).parents[2] / "train_scripts" / "train_vae.py"
+# Only the last step has a checkpoint of its own.
+SAVED_WHEN_STOPPED = ("--checkpointing_steps", "90", "--validation_steps", "5")
+
+
 class LaunchedTrainings:
     """One recipe, and a run of it that nothing interrupts."""
 
@@ -235,10 +241,12 @@ class LaunchedTrainings:
         self.recipe.write_text(dump_config(AutoencoderConfig(**settings)))
         self.uninterrupted = self.start(self.whole)
 
+    def settings(self, run: Path) -> tuple[str, ...]:
+        return ("--config", str(self.recipe), "--output_dir", str(run))
+
     def start(self, run: Path, *flags: str) -> Launched:
         module = ("-m", "hf_latent.training.autoencoder")
-        settings = ("--config", str(self.recipe), "--output_dir", str(run))
-        return Launched(run, *module, *settings, *flags)
+        return Launched(run, *module, *self.settings(run), *flags)
 
     def assert_same_end(self, run: Path, folders: list[str]) -> None:
         if self.uninterrupted.process.returncode is None:
@@ -278,21 +286,26 @@ def test_killed_at_random_moments_it_ends_bit_for_bit(launched_trainings, tmp_pa
 @pytest.mark.slow
 def test_sigterm_and_ctrl_c_save_a_checkpoint_and_say_how_to_go_on(launched_trainings, tmp_path):
     run = tmp_path / "stopped"
-    # Only the last step has a checkpoint of its own.
-    training = launched_trainings.start(
-        run, "--checkpointing_steps", "90", "--validation_steps", "5"
+    training = Launched(
+        run,
+        str(TRAIN_VAE),
+        *launched_trainings.settings(run),
+        *SAVED_WHEN_STOPPED,
+        *("--dataloader_num_workers", "1"),
     )
     stopped_at = [0]
-    for number in (signal.SIGTERM, signal.SIGINT):
+    # As a cluster does it, the reading process gets SIGTERM too.
+    for send, number in ((os.killpg, signal.SIGTERM), (os.kill, signal.SIGINT)):
         training.wait_for_a_sign()
-        status, stdout = training.end(number)
+        send(training.process.pid, number)
+        status, stdout = training.end()
         assert status == 0
         steps = sorted(int(path.name.split("-")[1]) for path in run.glob("checkpoint-*"))
         assert steps[:-1] == stopped_at[1:]
         assert stopped_at[-1] < steps[-1] < 90
         stopped_at.append(steps[-1])
         line = stdout.splitlines()[-1]
-        said, command = line.split("; to go on: accelerate launch ")
+        said, command = line.split("; to go on: python ")
         assert said == "stopped, with a checkpoint"
         config = str(run / "config.yaml")
         assert shlex.split(command) == [
@@ -303,8 +316,33 @@ def test_sigterm_and_ctrl_c_save_a_checkpoint_and_say_how_to_go_on(launched_trai
             "--resume_from_checkpoint",
             "latest",
         ]
-        training = Launched(run, *shlex.split(command))
+        training = Launched(run, *shlex.split(command), "--dataloader_num_workers", "0")
     status, stdout = training.end()
     assert status == 0
     assert f"resumed from {run / 'checkpoint-'}{stopped_at[-1]}\n" in stdout
     launched_trainings.assert_same_end(run, ["model", "checkpoint-90"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a training outlives its launcher")
+def test_a_launcher_that_ends_has_its_training_save_a_checkpoint(launched_trainings, tmp_path):
+    run = tmp_path / "launched"
+    one = ("--num_processes", "1", "--num_machines", "1", "--cpu")
+    plain = ("--mixed_precision", "no", "--dynamo_backend", "no")
+    launcher = Launched(
+        run,
+        *("launch", *one, *plain, str(TRAIN_VAE)),
+        *launched_trainings.settings(run),
+        *SAVED_WHEN_STOPPED,
+        program=str(Path(sys.executable).with_name("accelerate")),
+    )
+    launcher.wait_for_a_sign()
+    launcher.process.terminate()
+    assert launcher.process.wait(timeout=120) == -signal.SIGTERM
+    # The training has the other end of this pipe: it is closed when the training is gone.
+    stdout, stderr = launcher.process.communicate(timeout=120)
+    assert "stopped, with a checkpoint; to go on: python -m" in stdout, stderr[-2000:]
+    (checkpoint,) = run.glob("checkpoint-*")
+    assert 0 < int(checkpoint.name.split("-")[1]) < 90
+    assert (checkpoint / "state.json").exists()
+    assert not (run / "model").exists()

@@ -1,10 +1,9 @@
 import importlib.util
 import json
-import math
 import os
-from dataclasses import replace
 
 import pytest
+from accelerate import Accelerator, DistributedType
 
 from hf_latent.errors import UserError
 from hf_latent.training import run as run_module
@@ -19,6 +18,25 @@ def test_processes_that_accelerate_does_not_see_are_refused(autoencoder_config, 
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="2 processes were launched and Accelerate sees 1"):
         start_accelerator(autoencoder_config())
+
+
+def test_another_accumulation_than_the_launchers_is_refused(autoencoder_config, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    with pytest.raises(UserError, match="set to accumulate 4 times, this run 1: ") as error:
+        start_accelerator(autoencoder_config())
+    assert "pass --gradient_accumulation_steps 4" in str(error.value)
+    assert "\n" not in str(error.value)
+    start_accelerator(autoencoder_config(gradient_accumulation_steps=4))
+
+
+@pytest.mark.parametrize("kind", ["DEEPSPEED", "FSDP", "MEGATRON_LM"])
+def test_launchers_that_split_the_weights_are_refused(autoencoder_config, monkeypatch, kind):
+    start_accelerator(autoencoder_config())
+    kind = getattr(DistributedType, kind)
+    monkeypatch.setattr(Accelerator, "distributed_type", kind)
+    with pytest.raises(UserError, match=f"^{kind.value} is not supported here") as error:
+        start_accelerator(autoencoder_config())
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -70,61 +88,3 @@ def test_tensorboard_gets_the_scalars_of_the_log(autoencoder_config, tmp_path):
         found = [(event.step, event.value) for event in written.Scalars(name)]
         assert [step for step, _ in found] == [step for step, _ in values]
         assert [value for _, value in found] == pytest.approx([value for _, value in values])
-
-
-def test_a_resumed_run_keeps_its_log_and_pictures(autoencoder_config, tmp_path):
-    run = tmp_path / "autoencoder"
-    train_autoencoder(autoencoder_config(checkpointing_steps=2))
-    log = (run / "logs" / "losses.jsonl").read_text().splitlines()
-    first = (run / "samples" / "step-000002.png").stat()
-    train_autoencoder(
-        autoencoder_config(resume_from_checkpoint=str(run / "checkpoint-2"), max_train_steps=6)
-    )
-    now = (run / "logs" / "losses.jsonl").read_text().splitlines()
-    kept = [line for line in log if json.loads(line)["step"] <= 2]
-    assert kept
-    assert now[: len(kept)] == kept
-    assert [json.loads(line)["step"] for line in now[len(kept) :]] == [4, 6, 6]
-    assert sorted(path.name for path in (run / "samples").iterdir()) == [
-        "step-000002.png",
-        "step-000004.png",
-        "step-000006.png",
-    ]
-    assert (run / "samples" / "step-000002.png").stat() == first
-
-
-def test_a_new_run_over_an_old_one_removes_what_would_be_taken_for_its_own(
-    autoencoder_config, tmp_path
-):
-    run = tmp_path / "autoencoder"
-    config = autoencoder_config(checkpointing_steps=2)
-    train_autoencoder(config)
-    (run / "notes.txt").write_text("mine")
-    (run / "checkpoint-of-mine").mkdir()
-    with pytest.raises(UserError, match="has files in it"):
-        train_autoencoder(config)
-    assert (run / "checkpoint-4").exists(), "a refused run removes nothing"
-    train_autoencoder(
-        replace(
-            config,
-            overwrite_output_dir=True,
-            max_train_steps=1,
-            checkpointing_steps=None,
-            validation_steps=100,
-        )
-    )
-    assert sorted(path.name for path in run.glob("checkpoint-*")) == ["checkpoint-of-mine"]
-    assert (run / "notes.txt").read_text() == "mine"
-    assert [path.name for path in (run / "samples").iterdir()] == ["step-000001.png"]
-    steps = [json.loads(line)["step"] for line in (run / "logs" / "losses.jsonl").open()]
-    assert set(steps) == {1}
-
-
-def test_resuming_needs_no_leave_to_overwrite(autoencoder_config, tmp_path):
-    config = autoencoder_config(checkpointing_steps=2, overwrite_output_dir=True)
-    train_autoencoder(config)
-    summary = train_autoencoder(
-        replace(config, overwrite_output_dir=False, resume_from_checkpoint="latest")
-    )
-    assert summary.steps == 4
-    assert all(math.isfinite(value) for value in summary.validation_losses.values())

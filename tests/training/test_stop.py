@@ -42,6 +42,23 @@ def test_ctrl_c_after_sigterm_ends_the_process_at_once(stop):
         os.kill(os.getpid(), signal.SIGINT)
 
 
+def test_released_the_earlier_handlers_are_back():
+    def mine(number, frame):
+        raise AssertionError("never sent")
+
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(number, mine) for number in numbers]
+    try:
+        stop = StopSignal()
+        assert mine not in [signal.getsignal(number) for number in numbers]
+        os.kill(os.getpid(), signal.SIGTERM)
+        stop.release()
+        assert [signal.getsignal(number) for number in numbers] == [mine, mine]
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
 @pytest.mark.parametrize(("others", "wanted"), [(0.0, False), (1.0, True)])
 def test_a_signal_in_another_process_stops_this_one_too(stop, others, wanted):
     def reduce(flag: torch.Tensor, reduction: str) -> torch.Tensor:
@@ -54,14 +71,18 @@ def test_a_signal_in_another_process_stops_this_one_too(stop, others, wanted):
     assert stop.requested(two)
 
 
-def test_leaving_says_how_to_go_on(capsys):
+@pytest.mark.parametrize(
+    ("processes", "launcher"), [(1, ["python"]), (2, ["accelerate", "launch"])]
+)
+def test_leaving_says_how_to_go_on(capsys, processes, launcher):
     config = TrainingConfig(output_dir="runs/a b")
+    accelerator = SimpleNamespace(num_processes=processes, end_training=list, print=print)
     with pytest.raises(SystemExit) as left:
-        leave(config, "hf_latent.training.autoencoder", Accelerator())
+        leave(config, "autoencoder", accelerator)
     assert left.value.code == 0
     said, command = capsys.readouterr().out.strip().split("; to go on: ")
     assert said == "stopped, with a checkpoint"
     assert shlex.split(command) == [
-        *("accelerate", "launch", "-m", "hf_latent.training.autoencoder"),
+        *(*launcher, "-m", "hf_latent.training.autoencoder"),
         *("--config", "runs/a b/config.yaml", "--resume_from_checkpoint", "latest"),
     ]
