@@ -125,6 +125,12 @@ def test_figures_of_released_autoencoders_are_those_of_their_cards():
             assert figure in row, figure
 
 
+def test_the_benchmarks_figure_is_that_of_its_report():
+    report = json.loads((ROOT / "docs" / "bench" / "autoencoder.json").read_text())
+    assert f"at {report['ratio_median']:.2f} of the" in README
+    assert report["ratio_median"] >= 0.95
+
+
 def test_links_lead_somewhere():
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert (ROOT / target).exists(), target

@@ -142,6 +142,7 @@ class TrainingClock:
         Args:
             optimizers: their learning rate follows `cosine_with_warmup`.
         """
+        self._start = time.perf_counter() - self._seconds_before
         while (progress := self._progress()) < 1:
             factor = cosine_with_warmup(progress, self.config.lr_warmup_ratio)
             for group in [group for o in optimizers for group in o.param_groups]:

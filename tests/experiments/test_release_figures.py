@@ -8,7 +8,6 @@ from hf_latent.output import write_json
 from hf_latent.training.autoencoder_config import AutoencoderConfig
 
 FINGERPRINT = "0123456789abcdef"
-SETTINGS = AutoencoderConfig(output_dir="released", max_train_steps=9000)
 
 
 @pytest.fixture
@@ -35,6 +34,7 @@ def ablation(tmp_path):
         {"perceptual_weight": 0.5, "perceptual_network": "efficientnet-lite0"},
         {"discriminator_weight": 0.5, "discriminator_start": 50, "overwrite_output_dir": True},
         {"seconds": 10},
+        {"dataloader_num_workers": 2, "resume_from_checkpoint": "latest"},
     ],
 )
 def test_an_ablations_runs_may_differ_in_their_loss(ablation, changes):

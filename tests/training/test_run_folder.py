@@ -95,3 +95,13 @@ def test_latest_does_not_write_over_a_finished_run_without_checkpoint(autoencode
     assert validated_steps(run) == [2, 4]
     weights = run / "model" / "diffusion_pytorch_model.safetensors"
     assert weights.read_bytes() != before[weights]
+
+
+def test_a_checkpoint_without_a_readable_state_is_not_taken_for_a_whole_one(tmp_path):
+    states = {1: '{"saved_at": 1.0}', 2: "{", 3: "{}", 4: '{"saved_at": 0.5}'}
+    for step, state in states.items():
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "state.json").write_text(state)
+    (tmp_path / "checkpoint-5").mkdir()
+    names = [path.name for path in list_checkpoints(tmp_path)]
+    assert names == ["checkpoint-4", "checkpoint-1"]
