@@ -11,7 +11,7 @@ from hf_latent.models.frozen import hash_weights
 from hf_latent.models.load import load_autoencoder
 from hf_latent.pipeline import LatentDiffusionPipeline
 
-MAX_MINUTES = 0.5
+MAX_MINUTES = 0.7
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_train_vae_trains_the_autoencoder_too(tmp_path):
         QuickstartConfig(
             output_dir=str(folder),
             train_vae=True,
-            max_minutes=0.4,
+            max_minutes=0.6,
             max_train_samples=300,
             evaluation_images=20,
             num_inference_steps=2,
