@@ -40,6 +40,18 @@ COMMANDS = {
         "generate",
         "images from a model",
     ),
+    "inspect": Command(
+        "hf_latent.evaluation.inspect",
+        "InspectConfig",
+        "inspect_autoencoder",
+        "compression against information loss of an autoencoder, on your images",
+    ),
+    "evaluate": Command(
+        "hf_latent.evaluation.evaluate",
+        "EvaluateConfig",
+        "evaluate",
+        "measure a model: reconstruction, generation, memorisation",
+    ),
     "bench": Command(
         "hf_latent.experiments.benchmark",
         "BenchmarkConfig",

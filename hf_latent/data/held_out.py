@@ -51,19 +51,25 @@ class HeldOut:
     Attributes:
         train: data set of the training rows.
         train_rows: `(n,)` int64, ascending.
+        train_hashes: `(n,)`, their content hashes.
         validation: data set of the held-out rows; the same one as `train` if it was split.
         validation_rows: `(m,)` int64, ascending, at least one.
-        fingerprint: of the held-out images: the first 16 hexadecimal digits of the sha256 of
-            their sorted content hashes, one a line.
+        validation_hashes: `(m,)`, their content hashes.
         bad_images: how many images were skipped.
     """
 
     train: Dataset
     train_rows: np.ndarray
+    train_hashes: np.ndarray
     validation: Dataset
     validation_rows: np.ndarray
-    fingerprint: str
+    validation_hashes: np.ndarray
     bad_images: int
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprint of the held-out images, see `fingerprint`."""
+        return fingerprint(self.validation_hashes)
 
 
 def content_hash(array: np.ndarray) -> str:
@@ -78,6 +84,18 @@ def content_hash(array: np.ndarray) -> str:
     digest = hashlib.sha256(f"{array.shape} {array.dtype.name}".encode())
     digest.update(array.tobytes())
     return digest.hexdigest()
+
+
+def fingerprint(hashes: np.ndarray) -> str:
+    """Return what stands for a set of images, in whatever order.
+
+    Args:
+        hashes: `(n,)` array of ASCII bytes, their content hashes.
+
+    Returns:
+        The first 16 hexadecimal digits of the sha256 of the sorted hashes, one a line.
+    """
+    return hashlib.sha256(b"\n".join(sorted(hashes.tolist()))).hexdigest()[:16]
 
 
 def check_images(dataset: Dataset, num_proc: int | None = None) -> CheckedImages:
@@ -183,8 +201,15 @@ def hold_out(
             f"{len(train_rows)} images to train on and {len(validation_rows)} held out: both need "
             "at least one; give more different images or another --validation_fraction"
         )
-    fingerprint = hashlib.sha256(b"\n".join(sorted(validation_hashes.tolist()))).hexdigest()[:16]
-    return HeldOut(source.train, train_rows, validation, validation_rows, fingerprint, len(errors))
+    return HeldOut(
+        source.train,
+        train_rows,
+        train.hashes[train_rows],
+        validation,
+        validation_rows,
+        validation_hashes,
+        len(errors),
+    )
 
 
 def split_by_hash(checked: CheckedImages, fraction: float) -> tuple[np.ndarray, np.ndarray]:

@@ -4,141 +4,16 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-import torch
-from datasets import Dataset
 
 from hf_latent.data.held_out import hold_out
+from hf_latent.data.image_dataset import SUBSET, ImageDataset, decode_row
 from hf_latent.data.images_config import ImagesConfig, parse_resolution
-from hf_latent.data.pixel_memory import PixelMemory
-from hf_latent.data.pixels import decode_image, fit, to_channels, to_tensor
 from hf_latent.data.sources import open_source
 from hf_latent.errors import UserError
 
 MEMORY_LIMIT_BYTES = 512 * 2**20
-FLIP, CROP, SUBSET = (
-    1,
-    2,
-    3,
-)  # what is drawn; never 0, which numpy's SeedSequence would not tell from nothing
 # By the channels of a decoded image: grey with alpha becomes RGBA.
 OWN_CHANNELS: dict[int, Literal[1, 3, 4]] = {1: 1, 2: 4, 3: 3, 4: 4}
-
-
-class ImageDataset(torch.utils.data.Dataset):
-    """Images of one split as tensors. It pickles cheaply, and is read from disk in each worker.
-
-    Args:
-        dataset: columns `image` (`Image(decode=False)`) and maybe `label`.
-        rows: `(N,)` int64, which rows of it; their order is this data set's order.
-        config: resize mode, crop, flip and seed are taken from it, and the size.
-        channels: 1, 3 or 4.
-        keep_in_memory: keep the resized pixels once they have been decoded, `N * H * W * C`
-            bytes, twice that with 16-bit grey. Ignored with a random crop.
-        mirrored: mirror every image.
-    """
-
-    def __init__(
-        self,
-        dataset: Dataset,
-        rows: np.ndarray,
-        config: ImagesConfig,
-        channels: int,
-        keep_in_memory: bool = False,
-        mirrored: bool = False,
-    ):
-        """Open the data set; nothing is decoded yet."""
-        self.image_shape = (channels, *parse_resolution(config.resolution))
-        self._rows = rows
-        self._config = config
-        self._mirrored = mirrored
-        self._encoded = dataset.select_columns("image")
-        self._random_crop = config.crop == "random" and config.resize_mode == "crop"
-        self._labels: np.ndarray | None = None
-        if "label" in dataset.column_names:
-            self._labels = dataset.data.column("label").to_numpy()[rows]
-        keep = keep_in_memory and not self._random_crop
-        self._memory = PixelMemory(len(rows), (*self.image_shape[1:], channels)) if keep else None
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return len(self._rows)
-
-    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, torch.Tensor]:
-        """Return one image.
-
-        Args:
-            key: `index`, or `(epoch, index)`; random crops and flips are drawn from the seed and
-                these two, so that they depend on neither the order nor the workers.
-
-        Returns:
-            `images`: `(C, H, W)` float32 in [-1, 1]; `indices`: int64 scalar, the index;
-            `class_labels`: int64 scalar, only if the data has labels.
-        """
-        epoch, index = key if isinstance(key, tuple) else (0, key)
-        index = range(len(self))[index]
-        crop = self._generator(epoch, index, CROP) if self._random_crop else None
-        array = self._pixels(index, crop)
-        item = {
-            "images": to_tensor(array[:, ::-1] if self.is_mirrored(epoch, index) else array),
-            "indices": torch.tensor(index),
-        }
-        if self._labels is not None:
-            item["class_labels"] = torch.tensor(int(self._labels[index]))
-        return item
-
-    def is_mirrored(self, epoch: int, index: int) -> bool:
-        """Tell whether an image is mirrored in an epoch."""
-        if not self._config.horizontal_flip:
-            return self._mirrored
-        return bool(self._generator(epoch, index, FLIP).integers(2))
-
-    def _generator(self, epoch: int, index: int, purpose: int) -> np.random.Generator:
-        return np.random.default_rng((self._config.seed, epoch, index, purpose))
-
-    def evenly_spaced(self, count: int) -> "ImageDataset":
-        """Return `count` images, or all where there are fewer, without anything random.
-
-        Evenly spaced, because folders are sorted by class: the first ones may be all of one.
-        """
-        chosen = self.view(self._mirrored)
-        if count >= len(self):
-            return chosen
-        places = np.arange(count) * len(self) // count
-        chosen._rows = self._rows[places]
-        if self._labels is not None:
-            chosen._labels = self._labels[places]
-        if self._memory is not None:
-            channels, height, width = self.image_shape
-            chosen._memory = PixelMemory(count, (height, width, channels))
-        return chosen
-
-    def view(self, mirrored: bool) -> "ImageDataset":
-        """Return the same images without anything random, for encoding them once.
-
-        Args:
-            mirrored: mirror every image, instead of none.
-
-        Returns:
-            the same images in the same order, cropped at the centre.
-        """
-        view = object.__new__(ImageDataset)
-        view.__dict__.update(self.__dict__)
-        view._config = replace(self._config, crop="center", horizontal_flip=False)
-        view._mirrored = mirrored
-        view._random_crop = False
-        return view
-
-    def _pixels(self, index: int, generator: np.random.Generator | None) -> np.ndarray:
-        """Return `(H, W, C)` uint8 or uint16 pixels before any flip."""
-        if self._memory is not None and (kept := self._memory.get(index)) is not None:
-            return kept
-        array = decode_row(self._encoded, self._rows[index])
-        channels, height, width = self.image_shape
-        array = to_channels(array, channels)
-        array = fit(array, height, width, self._config.resize_mode, generator)
-        if self._memory is not None:
-            self._memory.put(index, array)
-        return array
 
 
 @dataclass(frozen=True)
@@ -170,12 +45,6 @@ class ImageSplits:
         return self.train.image_shape
 
 
-def decode_row(dataset: Dataset, row: int) -> np.ndarray:
-    """Decode the image in one row of a data set with a column `image` (`Image(decode=False)`)."""
-    encoded = dataset[int(row)]["image"]
-    return decode_image(encoded["bytes"] or encoded["path"])
-
-
 def open_images(
     config: ImagesConfig, num_proc: int | None = None, keep_in_memory: bool | None = None
 ) -> ImageSplits:
@@ -205,6 +74,7 @@ def open_images(
     # the last one keeps the draws apart.
     shuffled = np.random.default_rng((config.seed, 0, 0, SUBSET)).permutation(split.train_rows)
     rows = np.sort(shuffled[: config.max_train_samples])
+    hashes = split.train_hashes[np.searchsorted(split.train_rows, rows)]
     if keep_in_memory is None:
         height, width = parse_resolution(config.resolution)
         image_bytes = channels * height * width * first.dtype.itemsize
@@ -214,9 +84,14 @@ def open_images(
     label = source.train.features.get("label")
     still = replace(config, crop="center", horizontal_flip=False)
     return ImageSplits(
-        train=ImageDataset(split.train, rows, config, channels, keep_in_memory),
+        train=ImageDataset(split.train, rows, config, channels, keep_in_memory, hashes=hashes),
         validation=ImageDataset(
-            split.validation, split.validation_rows, still, channels, keep_in_memory
+            split.validation,
+            split.validation_rows,
+            still,
+            channels,
+            keep_in_memory,
+            hashes=split.validation_hashes,
         ),
         id2label=None if label is None else dict(enumerate(label.names)),
         validation_fingerprint=split.fingerprint,

@@ -237,3 +237,8 @@ def to_tensor(array: np.ndarray) -> torch.Tensor:
     values /= half
     values -= 1
     return torch.from_numpy(values)
+
+
+def to_uint8(images: torch.Tensor) -> torch.Tensor:
+    """Round images to 8 bit, as saving them would: `(B, C, H, W)` float in [-1, 1] to uint8."""
+    return ((images.clamp(-1, 1) / 2 + 0.5) * 255).round().byte()

@@ -1,12 +1,54 @@
 """A small classifier, trained on real images: do generated ones show what was asked for?"""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from hf_latent.evaluation.reconstruction import composite
+
 WIDTHS = (16, 32, 64)
+LARGEST_SIZE = 64
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images and their labels, read when they are needed.
+
+    Attributes:
+        read: from `(n,)` int64 row numbers to images `(n, C, H, W)` float in [-1, 1] and labels
+            `(n,)` int64.
+        length: the number of rows.
+    """
+
+    read: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+    length: int
+
+    @classmethod
+    def from_tensors(cls, images: torch.Tensor, class_labels: torch.Tensor) -> "LabelledImages":
+        """Serve images and labels that are in memory."""
+        return cls(lambda rows: (images[rows], class_labels[rows]), len(images))
+
+
+def classifier_input(images: torch.Tensor) -> torch.Tensor:
+    """Bring images to what the classifier takes.
+
+    Args:
+        images: `(B, C, H, W)` float in [-1, 1].
+
+    Returns:
+        The same, or where they do not fit: RGBA on white, and height and width resampled to
+        multiples of 8, at most 64.
+    """
+    if images.shape[1] == 4:
+        images = composite(images / 2 + 0.5, 1.0) * 2 - 1
+    size = tuple(min(LARGEST_SIZE, max(8, side // 8 * 8)) for side in images.shape[2:])
+    if size != images.shape[2:]:
+        images = functional.interpolate(images, size, mode="bilinear", antialias=True)
+    return images
 
 
 def create_classifier(image_shape: tuple[int, ...], num_classes: int) -> nn.Module:
@@ -31,18 +73,12 @@ def create_classifier(image_shape: tuple[int, ...], num_classes: int) -> nn.Modu
 
 
 def train_classifier(
-    images: torch.Tensor,
-    class_labels: torch.Tensor,
-    num_classes: int,
-    seed: int,
-    epochs: int = 8,
-    batch_size: int = 64,
+    images: LabelledImages, num_classes: int, seed: int, epochs: int = 8, batch_size: int = 64
 ) -> nn.Module:
-    """Train a classifier on real images, half of them mirrored.
+    """Train a classifier, half of the images mirrored.
 
     Args:
-        images: `(N, C, H, W)` float in [-1, 1], all in memory; H and W multiples of 8.
-        class_labels: `(N,)` int64.
+        images: with their labels.
         num_classes: how many classes there are.
         seed: of the weights, the order and the mirroring.
         epochs: passes over the images.
@@ -52,18 +88,20 @@ def train_classifier(
         The classifier, in eval mode.
     """
     torch.manual_seed(seed)
-    classifier = create_classifier(tuple(images.shape[1:]), num_classes)
-    images = images.to(memory_format=torch.channels_last)
+    first, _ = images.read(torch.tensor([0]))
+    classifier = create_classifier(tuple(classifier_input(first).shape[1:]), num_classes)
     optimizer = torch.optim.AdamW(classifier.parameters())
+    steps = epochs * -(-images.length // batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=5e-3, total_steps=epochs * -(-len(images) // batch_size), pct_start=0.25
+        optimizer, max_lr=5e-3, total_steps=steps, pct_start=0.25
     )
     for _ in range(epochs):
-        for rows in torch.randperm(len(images)).split(batch_size):
-            batch = images[rows]
+        for rows in torch.randperm(images.length).split(batch_size):
+            batch, class_labels = images.read(rows)
+            batch = classifier_input(batch).contiguous(memory_format=torch.channels_last)
             mirrored = torch.rand(len(rows), 1, 1, 1) < 0.5
             logits = classifier(torch.where(mirrored, batch.flip(3), batch))
-            loss = functional.cross_entropy(logits, class_labels[rows], label_smoothing=0.05)
+            loss = functional.cross_entropy(logits, class_labels, label_smoothing=0.05)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -72,9 +110,7 @@ def train_classifier(
 
 
 @torch.no_grad()
-def measure_accuracy(
-    classifier: nn.Module, images: torch.Tensor, class_labels: torch.Tensor
-) -> float:
+def measure_accuracy(classifier: nn.Module, images: LabelledImages) -> float:
     """Return how often a classifier gives an image the label that goes with it.
 
     On real images this is its accuracy; on generated ones, with the labels that were asked for,
@@ -82,11 +118,13 @@ def measure_accuracy(
 
     Args:
         classifier: in eval mode.
-        images: `(N, C, H, W)` float in [-1, 1].
-        class_labels: `(N,)` int64.
+        images: with their labels.
 
     Returns:
         A share in [0, 1].
     """
-    predicted = torch.cat([classifier(batch).argmax(1) for batch in images.split(500)])
-    return (predicted == class_labels).float().mean().item()
+    right = 0
+    for rows in torch.arange(images.length).split(500):
+        batch, class_labels = images.read(rows)
+        right += int((classifier(classifier_input(batch)).argmax(1) == class_labels).sum())
+    return right / images.length

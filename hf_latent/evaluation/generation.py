@@ -1,33 +1,27 @@
-"""How close generated images come to real ones."""
+"""How close generated images come to real ones, from feature vectors of both."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from statistics import mean, stdev
+from typing import Any
 
 import torch
 from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import poly_mmd
 
-from hf_latent.evaluation.features import EfficientNetLite, as_rgb
-from hf_latent.evaluation.reconstruction import composite
+from hf_latent.data.shards import Selection
+from hf_latent.evaluation.neighbours import (
+    Blocks,
+    nearest_neighbours,
+    on_device,
+    squared_distances,
+)
 
-BATCH_SIZE = 100
-
-
-@torch.no_grad()
-def pooled_features(network: EfficientNetLite, images: torch.Tensor) -> torch.Tensor:
-    """Compute one feature vector an image; RGBA images are composited on white.
-
-    Args:
-        network: frozen.
-        images: `(N, C, H, W)` float in [-1, 1], one, three or four channels.
-
-    Returns:
-        `(N, 1280)` float32 on the CPU.
-    """
-    pooled = []
-    for batch in images.split(BATCH_SIZE):
-        if batch.shape[1] == 4:
-            batch = composite(batch / 2 + 0.5, 1.0) * 2 - 1
-        maps = network.network.extract_features(network.enlarge(as_rgb(batch)))
-        pooled.append(maps.mean((2, 3)).cpu())
-    return torch.cat(pooled)
+PRECISION_RECALL_K = 3  # Kynkäänniemi et al. 2019
+DENSITY_COVERAGE_K = 5  # Naeem et al. 2020
+FD_SUBSETS = 5
+KID_SUBSET_IMAGES = 1000
 
 
 class _AsTheyAre(nn.Identity):
@@ -38,21 +32,171 @@ class _AsTheyAre(nn.Identity):
         self.num_features = num_features
 
 
-def frechet_distance(features: torch.Tensor, reference: torch.Tensor) -> float:
+class FrechetDistance:
     """Fréchet distance of two sets of features, each taken as a Gaussian (Heusel et al. 2017).
 
-    It is biased by the number of images: compare at equal numbers only, and put real images against
-    other real images at that number beside it.
+    Only sums are kept, in float64. The distance is biased by the number of images: compare at equal
+    numbers only, and put real images against other real images at that number beside it.
+    """
+
+    def __init__(self) -> None:
+        """Start with nothing; the length of the vectors is that of the first ones."""
+        self.metric: FrechetInceptionDistance | None = None
+
+    def update(self, features: torch.Tensor, real: bool) -> None:
+        """Add features `(n, d)` float to one of the two sets."""
+        if self.metric is None:
+            self.metric = FrechetInceptionDistance(feature=_AsTheyAre(features.shape[1]))
+            self.metric.set_dtype(torch.float64)
+        self.metric.update(features.cpu().double(), real=real)
+
+    def compute(self) -> float:
+        """Return the distance: 0 for equal means and covariances.
+
+        Raises:
+            RuntimeError: if a set has fewer than two images.
+        """
+        if self.metric is None:
+            raise RuntimeError("there is nothing to compare yet")
+        return self.metric.compute().item()
+
+
+def frechet_distance(features: Blocks, reference: Blocks) -> float:
+    """Compute the Fréchet distance of two sets of features, see `FrechetDistance`.
 
     Args:
-        features: `(N, d)` float.
-        reference: `(M, d)` float.
+        features: N vectors of length d.
+        reference: M vectors of length d.
 
     Returns:
-        The distance, 0 for equal means and covariances.
+        The distance.
     """
-    metric = FrechetInceptionDistance(feature=_AsTheyAre(features.shape[1]))
-    metric.set_dtype(torch.float64)
-    metric.update(reference, real=True)
-    metric.update(features, real=False)
-    return metric.compute().item()
+    distance = FrechetDistance()
+    for real, blocks in ((True, reference), (False, features)):
+        for block in blocks:
+            distance.update(block, real)
+    return distance.compute()
+
+
+def kernel_distances(features: Sequence[Blocks], reference: Sequence[Blocks]) -> list[float]:
+    """Compute the kernel distance (KID, Bińkowski et al. 2018) of each pair of subsets.
+
+    The unbiased squared maximum mean discrepancy with the cubic kernel `(x.y / d + 1)^3`. Its
+    expectation does not depend on the subsets' size: their mean is the figure, their deviation
+    tells how sure it is.
+
+    Args:
+        features: subsets of n vectors of length d, n at least 2.
+        reference: as many subsets of n vectors.
+
+    Returns:
+        One value a pair.
+    """
+
+    def whole(blocks: Blocks) -> torch.Tensor:
+        return torch.cat([block.double() for block in blocks])
+
+    return [
+        poly_mmd(whole(real), whole(fake)).item()
+        for fake, real in zip(features, reference, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class ManifoldFigures:
+    """How two sets of images cover each other, each image a ball up to its k-th neighbour.
+
+    Attributes:
+        precision: share of generated images that lie in the ball of a real one (k = 3).
+        recall: share of real images that lie in the ball of a generated one (k = 3).
+        density: mean number of real balls that a generated image lies in, divided by k (k = 5);
+            1 is expected of equal distributions, and more is possible.
+        coverage: share of real balls that have a generated image in them (k = 5).
+    """
+
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+
+
+@torch.no_grad()
+def measure_manifold(features: Blocks, reference: Blocks) -> ManifoldFigures:
+    """Measure precision and recall, density and coverage.
+
+    Precision and recall: Kynkäänniemi et al. 2019, equations 1 to 3; density and coverage: Naeem
+    et al. 2020, equations 4 and 6. Like FD they depend on the number of images.
+
+    Args:
+        features: N vectors of generated images, N above 5.
+        reference: M vectors of real images, M above 5.
+
+    Returns:
+        The four figures.
+    """
+    largest = max(PRECISION_RECALL_K, DENSITY_COVERAGE_K)
+    radii = nearest_neighbours(reference, reference, largest, exclude_self=True)[0].square()
+    own, _ = nearest_neighbours(features, features, PRECISION_RECALL_K, exclude_self=True)
+    own_radius = own[:, -1].square()
+    in_real = torch.zeros(len(own_radius), dtype=torch.bool)
+    balls, recalled, covered = 0, 0, 0
+    first = 0
+    for real in on_device(reference):
+        small, large = (
+            radii[first : first + len(real), k - 1].to(real)
+            for k in (PRECISION_RECALL_K, DENSITY_COVERAGE_K)
+        )
+        first += len(real)
+        is_recalled = torch.zeros(len(real), dtype=torch.bool, device=real.device)
+        is_covered = is_recalled.clone()
+        start = 0
+        for generated in on_device(features):
+            squared = squared_distances(generated, real)
+            rows = slice(start, start + len(generated))
+            start += len(generated)
+            in_real[rows] |= (squared <= small).any(1).cpu()
+            is_recalled |= (squared <= own_radius[rows].to(real)[:, None]).any(0)
+            within = squared <= large
+            balls += int(within.sum())
+            is_covered |= within.any(0)
+        recalled += int(is_recalled.sum())
+        covered += int(is_covered.sum())
+    return ManifoldFigures(
+        precision=in_real.float().mean().item(),
+        recall=recalled / first,
+        density=balls / (DENSITY_COVERAGE_K * len(own_radius)),
+        coverage=covered / first,
+    )
+
+
+def compare_sets(features: Selection, reference: Selection, prefix: str = "") -> dict[str, Any]:
+    """Measure all of the above of two equally large sets, with their spread.
+
+    Args:
+        features: N vectors of one set, N at least 10, in an order that means nothing.
+        reference: N vectors of real images, in an order that means nothing.
+        prefix: before each key.
+
+    Returns:
+        Flat figures: `fd` at N, `fd_subset_values` at N/5 of five disjoint subsets each (higher
+        than at N by FD's bias: what counts is their spread), the mean and deviation of `kid` over
+        disjoint subsets of at most 1,000, and the four figures of `ManifoldFigures`.
+    """
+    values = [
+        frechet_distance(*pair)
+        for pair in zip(features.subsets(FD_SUBSETS), reference.subsets(FD_SUBSETS), strict=True)
+    ]
+    count = max(1, len(features) // KID_SUBSET_IMAGES)
+    kernel = kernel_distances(features.subsets(count), reference.subsets(count))
+    figures = {
+        "fd": frechet_distance(features, reference),
+        "fd_subset_images": len(features) // FD_SUBSETS,
+        "fd_subset_values": values,
+        "fd_subset_std": stdev(values),
+        "kid": mean(kernel),
+        "kid_std": stdev(kernel) if count > 1 else None,
+        "kid_subsets": count,
+        "kid_subset_images": len(features) // count,
+        **asdict(measure_manifold(features, reference)),
+    }
+    return {prefix + name: value for name, value in figures.items() if value is not None}

@@ -10,6 +10,10 @@ from torchmetrics.functional.image import (
     structural_similarity_index_measure,
 )
 
+from hf_latent.decode import decode_latents
+from hf_latent.encode import encode_images
+from hf_latent.models.load import Autoencoder
+
 
 @dataclass(frozen=True)
 class ReconstructionFigures:
@@ -81,6 +85,28 @@ def measure_reconstructions(
             columns.setdefault(name, []).append(values)
     means = {name: torch.cat(values).mean().item() for name, values in columns.items()}
     return ReconstructionFigures(**means, images=sum(len(x) for x in columns["psnr_db"]))
+
+
+@torch.no_grad()
+def reconstruct(
+    vae: Autoencoder,
+    images: torch.Tensor,
+    generator: torch.Generator | None = None,
+    sample_posterior: bool = False,
+) -> torch.Tensor:
+    """Encode images and decode them again.
+
+    Args:
+        vae: the autoencoder.
+        images: `(B, C, H, W)` float in [-1, 1].
+        generator: draws the posterior sample.
+        sample_posterior: decode a sample of the posterior, as generation does, not its mean.
+
+    Returns:
+        `(B, C, H, W)` float32 on the CPU, near [-1, 1] and not clamped.
+    """
+    latents = encode_images(vae, images.to(vae.device), generator, sample_posterior)
+    return decode_latents(vae, latents).float().cpu()
 
 
 def composite(images: torch.Tensor, background: float) -> torch.Tensor:

@@ -2,7 +2,28 @@
 
 import torch
 
+from hf_latent.models.load import loading
 from hf_latent.pipeline import LatentDiffusionPipeline
+
+
+def load_pipeline(model: str) -> LatentDiffusionPipeline:
+    """Load a saved model, onto the accelerator where there is one.
+
+    Args:
+        model: a folder or Hub id.
+
+    Returns:
+        The pipeline, without progress bars.
+
+    Raises:
+        UserError: if there is none.
+    """
+    with loading(model, "model"):
+        pipeline = LatentDiffusionPipeline.from_pretrained(model)
+    if torch.accelerator.is_available():
+        pipeline.to(torch.accelerator.current_accelerator())
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 @torch.no_grad()

@@ -10,18 +10,18 @@ import torch
 from hf_latent.command import check_ranges
 from hf_latent.data.images import open_images
 from hf_latent.data.images_config import ImagesConfig
+from hf_latent.data.pixels import to_uint8
 from hf_latent.errors import UserError
-from hf_latent.evaluation.features import EfficientNetLite
-from hf_latent.evaluation.generation import frechet_distance, pooled_features
+from hf_latent.evaluation.feature_extractors import load_feature_extractor
+from hf_latent.evaluation.generation import frechet_distance
 from hf_latent.evaluation.machine import describe_machine
 from hf_latent.evaluation.pictures import image_grid
-from hf_latent.evaluation.sampling import sample_images
-from hf_latent.experiments.generate import load_pipeline
+from hf_latent.evaluation.sampling import load_pipeline, sample_images
 from hf_latent.experiments.release_figures import measure_autoencoder
 from hf_latent.models.presets import measure_compression
 from hf_latent.output import check_output_dir, replaced_whole, write_json
 
-SHOWN = 32
+SHOWN, BATCH_SIZE = 32, 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,10 +71,13 @@ def compare_models(config: CompareConfig) -> dict[str, Any]:
     if len(splits.train) < 2 * count:
         raise UserError(f"--num_images {count} needs {2 * count} training images to compare with")
     order = torch.randperm(len(splits.train), generator=torch.Generator().manual_seed(config.seed))
-    network = EfficientNetLite().requires_grad_(False).eval()
+    extractor = load_feature_extractor("efficientnet-lite0")
+
+    def vectors(images: torch.Tensor) -> list[torch.Tensor]:
+        return [extractor(x) for x in images.split(BATCH_SIZE)]
+
     real, other_real = (
-        pooled_features(network, torch.stack([splits.train[i]["images"] for i in rows.tolist()]))
-        for rows in order[: 2 * count].split(count)
+        vectors(splits.train.read_uint8(rows)) for rows in order[: 2 * count].split(count)
     )
     labels = None
     if splits.num_classes is not None:  # as often as among the training images
@@ -92,11 +95,11 @@ def compare_models(config: CompareConfig) -> dict[str, Any]:
                 None if pipeline.num_classes is None else labels,
                 count,
                 config.seed + turn * count,
-                100,
+                BATCH_SIZE,
                 1.0 if pipeline.num_classes is not None else None,
                 config.num_inference_steps,
             )
-            distances.append(frechet_distance(pooled_features(network, samples * 2 - 1), real))
+            distances.append(frechet_distance(vectors(to_uint8(samples * 2 - 1)), real))
         with replaced_whole(output_dir / f"{name}.png") as temporary:
             image_grid(samples[:SHOWN], SHOWN // 4).save(temporary)
         rows.append(

@@ -4,14 +4,12 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from PIL import Image
 
 from hf_latent.command import check_ranges
 from hf_latent.errors import UserError
 from hf_latent.evaluation.pictures import image_grid, labelled_rows
-from hf_latent.evaluation.sampling import sample_images
-from hf_latent.models.load import loading
+from hf_latent.evaluation.sampling import load_pipeline, sample_images
 from hf_latent.output import replaced_whole
 from hf_latent.pipeline import LatentDiffusionPipeline
 
@@ -47,26 +45,6 @@ class GenerateConfig:
         check_ranges(self, ("num_images", "num_inference_steps", "batch_size"), ("seed",))
         if self.seed >= 2**32:
             raise UserError(f"--seed {self.seed} must be below 2^32")
-
-
-def load_pipeline(model: str) -> LatentDiffusionPipeline:
-    """Load a saved model, onto the accelerator where there is one.
-
-    Args:
-        model: a folder or Hub id.
-
-    Returns:
-        The pipeline, without progress bars.
-
-    Raises:
-        UserError: if there is none.
-    """
-    with loading(model, "model"):
-        pipeline = LatentDiffusionPipeline.from_pretrained(model)
-    if torch.accelerator.is_available():
-        pipeline.to(torch.accelerator.current_accelerator())
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
 
 
 def _chosen_labels(config: GenerateConfig, pipeline: LatentDiffusionPipeline) -> list[int] | None:

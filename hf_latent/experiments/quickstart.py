@@ -9,12 +9,12 @@ import torch
 from torch.utils.data import DataLoader
 
 from hf_latent.command import check_ranges
-from hf_latent.data.images import ImageDataset, ImageSplits, open_images
+from hf_latent.data.image_dataset import ImageDataset
+from hf_latent.data.images import ImageSplits, open_images
 from hf_latent.data.images_config import ImagesConfig
-from hf_latent.evaluation.classifier import measure_accuracy, train_classifier
+from hf_latent.evaluation.classifier import LabelledImages, measure_accuracy, train_classifier
 from hf_latent.evaluation.machine import describe_machine
-from hf_latent.evaluation.sampling import sample_images
-from hf_latent.experiments.generate import load_pipeline
+from hf_latent.evaluation.sampling import load_pipeline, sample_images
 from hf_latent.experiments.quickstart_report import (
     Sampling,
     measure_kept,
@@ -215,10 +215,11 @@ def run_quickstart(config: QuickstartConfig, started: float | None = None) -> di
         splits = open_images(config.images_config())
         test_images, test_labels = load_tensors(splits.validation)
     with budget.stage("classifier"):
-        images, labels = load_tensors(splits.train)
-        classifier = train_classifier(images, labels, splits.num_classes or 1, config.seed)
-        accuracy = measure_accuracy(classifier, test_images, test_labels)
-        del images, labels
+        training_set = LabelledImages.from_tensors(*load_tensors(splits.train))
+        classifier = train_classifier(training_set, splits.num_classes or 1, config.seed)
+        test_set = LabelledImages.from_tensors(test_images, test_labels)
+        accuracy = measure_accuracy(classifier, test_set)
+        del training_set
     with budget.stage("reserve"):
         reserve_evaluation(config, splits, test_images, budget)
     budget.check(MINIMUM_MINUTES, "fewer --evaluation_images or --max_train_samples take less")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_latent.evaluation.classifier import measure_accuracy
+from hf_latent.evaluation.classifier import LabelledImages, measure_accuracy
 from hf_latent.evaluation.pictures import image_grid, interleave, labelled_rows
 from hf_latent.evaluation.reconstruction import center_crop, measure_reconstructions
 from hf_latent.evaluation.sampling import sample_images
@@ -111,7 +111,9 @@ def measure_samples(
         labelled_rows(samples[:shown], labels, pipeline.id2label).save(temporary)
     branches = 1 if sampling.guidance_scale == 1 else 2
     return {
-        "label_agreement": measure_accuracy(classifier, scored * 2 - 1, asked_for),
+        "label_agreement": measure_accuracy(
+            classifier, LabelledImages.from_tensors(scored * 2 - 1, asked_for)
+        ),
         "label_agreement_images": len(scored),
         "denoiser_evaluations_per_image": sampling.num_inference_steps * branches,
         "sampling_images_per_second": count / seconds,

@@ -11,13 +11,13 @@ from hf_latent.command import parse_config
 from hf_latent.data.images import open_images
 from hf_latent.errors import UserError
 from hf_latent.evaluation.pictures import image_grid, interleave
+from hf_latent.evaluation.reconstruction import reconstruct
 from hf_latent.experiments.release_figures import (
     check_ablation,
     comparison_rows,
     measure_ablation,
     measure_autoencoder,
     read_report,
-    reconstruct,
     shown_images,
 )
 from hf_latent.hub.model_card import TEMPLATE, render_autoencoder_card

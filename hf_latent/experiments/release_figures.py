@@ -10,11 +10,15 @@ import torch
 from diffusers import AutoencoderKL
 from torch.utils.data import DataLoader
 
-from hf_latent.data.images import ImageDataset
+from hf_latent.data.image_dataset import ImageDataset
 from hf_latent.errors import UserError
 from hf_latent.evaluation.features import load_feature_network
 from hf_latent.evaluation.pictures import image_grid
-from hf_latent.evaluation.reconstruction import center_crop, measure_reconstructions
+from hf_latent.evaluation.reconstruction import (
+    center_crop,
+    measure_reconstructions,
+    reconstruct,
+)
 from hf_latent.models.load import load_autoencoder
 from hf_latent.output import replaced_whole
 from hf_latent.training.autoencoder_config import AutoencoderConfig
@@ -83,12 +87,6 @@ def shown_images(dataset: ImageDataset, count: int) -> torch.Tensor:
     """Return `(count, C, H, W)` images of a data set, evenly spaced; fewer where it has fewer."""
     chosen = dataset.evenly_spaced(count)
     return torch.stack([chosen[place]["images"] for place in range(len(chosen))])
-
-
-@torch.no_grad()
-def reconstruct(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
-    """Reconstruct images `(B, C, H, W)` in [-1, 1] from their posterior's mean."""
-    return vae.decode(vae.encode(images).latent_dist.mean).sample
 
 
 def check_ablation(runs: list[str], fingerprint: str) -> None:

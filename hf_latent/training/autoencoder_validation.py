@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch.utils.data import DataLoader
 
-from hf_latent.data.images import ImageDataset
+from hf_latent.data.image_dataset import ImageDataset
 from hf_latent.evaluation.features import FeatureNetwork
 from hf_latent.evaluation.pictures import interleave
 from hf_latent.evaluation.reconstruction import ReconstructionFigures, measure_reconstructions

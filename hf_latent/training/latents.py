@@ -11,7 +11,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
-from hf_latent.data.images import ImageDataset
+from hf_latent.data.image_dataset import ImageDataset
 from hf_latent.encode import check_images, normalize_latents
 from hf_latent.models.fold import LatentStatistics, measure_latents, sum_latents
 from hf_latent.training.batches import ignore_signals

@@ -1,0 +1,202 @@
+"""The images of one split as `(C, H, W)` tensors in [-1, 1]."""
+
+import hashlib
+from dataclasses import replace
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from hf_latent.data.held_out import fingerprint
+from hf_latent.data.images_config import ImagesConfig, parse_resolution
+from hf_latent.data.pixel_memory import PixelMemory
+from hf_latent.data.pixels import decode_image, fit, to_channels, to_tensor, to_uint8
+
+FLIP, CROP, SUBSET = (
+    1,
+    2,
+    3,
+)  # what is drawn; never 0, which numpy's SeedSequence would not tell from nothing
+
+
+class ImageDataset(torch.utils.data.Dataset):
+    """Images of one split as tensors. It pickles cheaply, and is read from disk in each worker.
+
+    Args:
+        dataset: columns `image` (`Image(decode=False)`) and maybe `label`.
+        rows: `(N,)` int64, which rows of it; their order is this data set's order.
+        config: resize mode, crop, flip and seed are taken from it, and the size.
+        channels: 1, 3 or 4.
+        keep_in_memory: keep the resized pixels once they have been decoded, `N * H * W * C`
+            bytes, twice that with 16-bit grey. Ignored with a random crop.
+        mirrored: mirror every image.
+        hashes: `(N,)`, the rows' content hashes; None: the images' `identity` is not asked for.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        rows: np.ndarray,
+        config: ImagesConfig,
+        channels: int,
+        keep_in_memory: bool = False,
+        mirrored: bool = False,
+        hashes: np.ndarray | None = None,
+    ):
+        """Open the data set; nothing is decoded yet."""
+        self.image_shape = (channels, *parse_resolution(config.resolution))
+        self._rows = rows
+        self._config = config
+        self._mirrored = mirrored
+        self.hashes = hashes
+        self._encoded = dataset.select_columns("image")
+        self._random_crop = config.crop == "random" and config.resize_mode == "crop"
+        self._labels: np.ndarray | None = None
+        if "label" in dataset.column_names:
+            self._labels = dataset.data.column("label").to_numpy()[rows]
+        keep = keep_in_memory and not self._random_crop
+        self._memory = PixelMemory(len(rows), (*self.image_shape[1:], channels)) if keep else None
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self._rows)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, torch.Tensor]:
+        """Return one image.
+
+        Args:
+            key: `index`, or `(epoch, index)`; random crops and flips are drawn from the seed and
+                these two, so that they depend on neither the order nor the workers.
+
+        Returns:
+            `images`: `(C, H, W)` float32 in [-1, 1]; `indices`: int64 scalar, the index;
+            `class_labels`: int64 scalar, only if the data has labels.
+        """
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        index = range(len(self))[index]
+        crop = self._generator(epoch, index, CROP) if self._random_crop else None
+        array = self._pixels(index, crop)
+        item = {
+            "images": to_tensor(array[:, ::-1] if self.is_mirrored(epoch, index) else array),
+            "indices": torch.tensor(index),
+        }
+        if self._labels is not None:
+            item["class_labels"] = torch.tensor(int(self._labels[index]))
+        return item
+
+    def is_mirrored(self, epoch: int, index: int) -> bool:
+        """Tell whether an image is mirrored in an epoch."""
+        if not self._config.horizontal_flip:
+            return self._mirrored
+        return bool(self._generator(epoch, index, FLIP).integers(2))
+
+    def _generator(self, epoch: int, index: int, purpose: int) -> np.random.Generator:
+        return np.random.default_rng((self._config.seed, epoch, index, purpose))
+
+    def evenly_spaced(self, count: int) -> "ImageDataset":
+        """Return `count` images, or all where there are fewer, without anything random.
+
+        Evenly spaced, because folders are sorted by class: the first ones may be all of one.
+        """
+        chosen = self.view(self._mirrored)
+        if count >= len(self):
+            return chosen
+        return chosen.subset(np.arange(count) * len(self) // count)
+
+    def subset(self, places: np.ndarray) -> "ImageDataset":
+        """Return the images at some places.
+
+        Args:
+            places: `(n,)` int64, in the order that they are to have.
+        """
+        chosen = object.__new__(ImageDataset)
+        chosen.__dict__.update(self.__dict__)
+        chosen._rows = self._rows[places]
+        if self._labels is not None:
+            chosen._labels = self._labels[places]
+        if self.hashes is not None:
+            chosen.hashes = self.hashes[places]
+        if self._memory is not None:
+            channels, height, width = self.image_shape
+            chosen._memory = PixelMemory(len(places), (height, width, channels))
+        return chosen
+
+    def read_uint8(self, rows: torch.Tensor) -> torch.Tensor:
+        """Read images at once, rounded to 8 bit.
+
+        Args:
+            rows: `(n,)` int64, at least one.
+
+        Returns:
+            `(n, C, H, W)` uint8.
+        """
+        return to_uint8(torch.stack([self[row]["images"] for row in rows.tolist()]))
+
+    @property
+    def labels(self) -> torch.Tensor | None:
+        """The class labels, `(N,)` int64; None without labels."""
+        return None if self._labels is None else torch.from_numpy(self._labels.astype(np.int64))
+
+    @property
+    def preprocessing(self) -> str:
+        """What becomes of the decoded images before they are tensors, in one line."""
+        channels, height, width = self.image_shape
+        mirrored = ", mirrored" if self._mirrored else ""
+        return f"{self._config.resize_mode} to {height}x{width}, {channels} channels{mirrored}"
+
+    @property
+    def fingerprint(self) -> str:
+        """The 16 hexadecimal digits that stand for the images, in whatever order."""
+        assert self.hashes is not None, "opened without content hashes"
+        return fingerprint(self.hashes)
+
+    @property
+    def exact_duplicates(self) -> int:
+        """How many images have the same pixels as one before them."""
+        assert self.hashes is not None, "opened without content hashes"
+        return len(self.hashes) - len(np.unique(self.hashes))
+
+    @property
+    def identity(self) -> str:
+        """The sha256 of the images' contents in their order and of the preprocessing.
+
+        Two data sets without anything random give equal tensors if it is equal.
+        """
+        assert self.hashes is not None, "opened without content hashes"
+        digest = hashlib.sha256(self.preprocessing.encode())
+        digest.update(b"\n".join(self.hashes.tolist()))
+        return digest.hexdigest()
+
+    def view(self, mirrored: bool) -> "ImageDataset":
+        """Return the same images without anything random, for encoding them once.
+
+        Args:
+            mirrored: mirror every image, instead of none.
+
+        Returns:
+            the same images in the same order, cropped at the centre.
+        """
+        view = object.__new__(ImageDataset)
+        view.__dict__.update(self.__dict__)
+        view._config = replace(self._config, crop="center", horizontal_flip=False)
+        view._mirrored = mirrored
+        view._random_crop = False
+        return view
+
+    def _pixels(self, index: int, generator: np.random.Generator | None) -> np.ndarray:
+        """Return `(H, W, C)` uint8 or uint16 pixels before any flip."""
+        if self._memory is not None and (kept := self._memory.get(index)) is not None:
+            return kept
+        array = decode_row(self._encoded, self._rows[index])
+        channels, height, width = self.image_shape
+        array = to_channels(array, channels)
+        array = fit(array, height, width, self._config.resize_mode, generator)
+        if self._memory is not None:
+            self._memory.put(index, array)
+        return array
+
+
+def decode_row(dataset: Dataset, row: int) -> np.ndarray:
+    """Decode the image in one row of a data set with a column `image` (`Image(decode=False)`)."""
+    encoded = dataset[int(row)]["image"]
+    return decode_image(encoded["bytes"] or encoded["path"])

@@ -1,0 +1,168 @@
+"""`hf-latent evaluate`: what a model keeps, how close its images come, and whether it copies."""
+
+from pathlib import Path
+from typing import Any
+
+from hf_latent.data.shards import Selection
+from hf_latent.evaluation.evaluate_config import EvaluateConfig
+from hf_latent.evaluation.evaluate_pictures import save_pictures
+from hf_latent.evaluation.feature_extractors import LatentVectors, load_feature_extractor
+from hf_latent.evaluation.floor import measure_floor, measure_kept
+from hf_latent.evaluation.generated import measure_classes, write_samples
+from hf_latent.evaluation.generation import compare_sets
+from hf_latent.evaluation.machine import describe_machine
+from hf_latent.evaluation.memorisation import (
+    COPY_RATIO,
+    Duplicates,
+    measure_closeness,
+    memorisation_figures,
+)
+from hf_latent.evaluation.reference import (
+    cached_neighbours,
+    identify,
+    open_real_images,
+    vectors_by_space,
+)
+from hf_latent.evaluation.sampling import load_pipeline
+from hf_latent.evaluation.stages import Stages
+from hf_latent.output import check_output_dir, write_json
+from hf_latent.pipeline import DEFAULT_GUIDANCE_SCALE
+
+STAGES, STAGES_WITH_CLASSES = 9, 10
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+    """Measure a model and write metrics.json and pictures.
+
+    Args:
+        config: the model, the data, and how much.
+
+    Returns:
+        The content of metrics.json.
+
+    Raises:
+        UserError: for whatever the user can mend, in one line.
+    """
+    begun = (Path(config.output_dir) / "generated").is_dir()
+    output_dir = check_output_dir(config.output_dir, config.overwrite_output_dir or begun)
+    pipeline = load_pipeline(config.model)
+    conditional = pipeline.num_classes is not None
+    stages = Stages(STAGES_WITH_CLASSES if conditional else STAGES)
+    with stages.stage("setup"):
+        extractor = load_feature_extractor(config.feature_extractor)
+        spaces = {"features": extractor, "latents": LatentVectors(pipeline.vae)}
+        splits, real = open_real_images(config, pipeline)
+    count = len(real.reference)
+    vectors = vectors_by_space(real, spaces, config, stages)
+    features = {name: shards.select("vectors") for name, shards in vectors["features"].items()}
+    reference, other = (
+        Selection(features["train"].shards, "vectors", rows)
+        for rows in (real.reference, real.other)
+    )
+    labels = real.subset(real.reference).labels if conditional else None
+    with stages.stage("sampling", count) as bar:
+        samples = write_samples(pipeline, labels, count, config, spaces, bar)
+    with stages.stage("reconstruction", len(real.held_out)) as bar:
+        kept = measure_kept(
+            pipeline.vae, real.held_out, features["held_out"], extractor, config.batch_size, bar
+        )
+    with stages.stage("floor", count) as bar:
+        others = real.subset(real.other)
+        floor = measure_floor(
+            pipeline.vae, others, reference, extractor, config.batch_size, config.seed, bar
+        )
+    with stages.stage("distances"):
+        generation = compare_sets(samples.select("features"), reference)
+        generation |= compare_sets(other, reference, "real_")
+    classes: dict[str, Any] = {}
+    if labels is not None:
+        with stages.stage("classifiers"):
+            classes = measure_classes(
+                samples,
+                real.train,
+                real.subset(real.reference),
+                real.held_out,
+                splits.num_classes or 1,
+                config.seed,
+            )
+    memorisation: dict[str, Any] = {"memorisation_copy_ratio": COPY_RATIO}
+    closeness, duplicates = {}, {}
+    for space, own in vectors.items():
+        with stages.stage(f"memorisation by {space}"):
+            duplicates[space] = Duplicates.from_neighbours(*cached_neighbours(own["train"]))
+            closeness[space], held_out = (
+                measure_closeness(*images, own["train"].select("vectors"), duplicates[space])
+                for images in (
+                    (samples.select(space), samples.select(f"{space}_mirrored")),
+                    (own["held_out"].select("vectors"), own["held_out_mirrored"].select("vectors")),
+                )
+            )
+            memorisation |= memorisation_figures(closeness[space], held_out, space)
+            memorisation[f"train_near_duplicates_by_{space}"] = duplicates[space].count
+    memorisation["memorisation_found"] = any(
+        memorisation[f"memorisation_{x}_found"] for x in vectors
+    )
+    with stages.stage("pictures"):
+        save_pictures(output_dir, pipeline, real, samples, closeness, duplicates)
+    guidance = config.guidance_scale or (DEFAULT_GUIDANCE_SCALE if conditional else 1.0)
+    metrics = {
+        "model": Path(config.model).name if Path(config.model).is_dir() else config.model,
+        "data": Path(config.data).name if Path(config.data).exists() else config.data,
+        **identify(config, real, extractor),
+        "train_images": len(real.train),
+        "train_exact_duplicates": real.train.exact_duplicates,
+        "held_out_images": len(real.held_out),
+        "validation_fingerprint": splits.validation_fingerprint,
+        "guidance_scale": guidance,
+        "num_inference_steps": config.num_inference_steps,
+        "denoiser_evaluations_per_image": config.num_inference_steps * (1 if guidance == 1 else 2),
+        **generation,
+        "floor_fd": floor,
+        **kept,
+        **classes,
+        **memorisation,
+        **stages.report(),
+        **describe_machine(),
+    }
+    write_json(output_dir / "metrics.json", metrics)
+    print(summarize(metrics, output_dir))
+    return metrics
+
+
+def summarize(metrics: dict[str, Any], output_dir: Path) -> str:
+    """Say the main figures, each beside what real images reach.
+
+    Args:
+        metrics: the content of metrics.json.
+        output_dir: where it is.
+
+    Returns:
+        A few lines for the terminal.
+    """
+    n = metrics["num_images"]
+    lines = [
+        f"FD of {n:,} generated images {metrics['fd']:.2f}; real ones {metrics['real_fd']:.2f}; "
+        f"with a perfect denoiser {metrics['floor_fd']:.2f}",
+        f"KID {metrics['kid']:.5f}; real ones {metrics['real_kid']:.5f}",
+        *(
+            f"{name} {metrics[name]:.3f}; real ones {metrics[f'real_{name}']:.3f}"
+            for name in ("precision", "recall", "density", "coverage")
+        ),
+        f"reconstruction {metrics['reconstruction_psnr_db']:.2f} dB, rFD "
+        f"{metrics['reconstruction_fd']:.2f}",
+    ]
+    if "label_agreement" in metrics:
+        lines += [
+            f"label agreement {metrics['label_agreement']:.3f}; real ones "
+            f"{metrics['label_agreement_judge_real_accuracy']:.3f}",
+            "accuracy on real images of a classifier trained on generated ones "
+            f"{metrics['train_on_generated_test_on_real_accuracy']:.3f}; on as many real ones "
+            f"{metrics['train_on_real_test_on_real_accuracy']:.3f}",
+        ]
+    copies = ", ".join(
+        f"{metrics[f'memorisation_{space}_copies']} by {space} (held-out images: "
+        f"{metrics[f'memorisation_{space}_held_out_copies']} of {metrics['held_out_images']:,})"
+        for space in ("latents", "features")
+    )
+    verdict = "the model copies training images" if metrics["memorisation_found"] else "no excess"
+    return "\n".join([*lines, f"copies of training images: {copies}: {verdict}", f"{output_dir}/"])

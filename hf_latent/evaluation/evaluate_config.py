@@ -1,0 +1,105 @@
+"""The settings of `hf-latent evaluate`."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from huggingface_hub import constants
+
+from hf_latent.command import check_ranges
+from hf_latent.data.images_config import ImagesConfig
+from hf_latent.errors import UserError
+from hf_latent.evaluation.feature_extractors import FeatureExtractorName
+
+CACHE_DIR = Path(constants.HF_HOME) / "hf_latent" / "vectors"
+LARGEST_DEFAULT = 10_000
+FEWEST_IMAGES = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagesOfModelConfig(ImagesConfig):
+    """The images that a finished model is measured on.
+
+    Attributes:
+        resolution: Height and width in pixels, one number for a square or "H,W"; auto is the
+            model's own.
+        crop: Part of a recipe, and of no effect here: every image is cropped at its centre.
+        horizontal_flip: Part of a recipe, and of no effect here: no image is mirrored.
+    """
+
+    resolution: int | str = "auto"
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work, naming the flag."""
+        self.images_config((1, 1), None)
+
+    def images_config(self, size: tuple[int, int], channels: int | None) -> ImagesConfig:
+        """Return which images are used, and how, without anything random.
+
+        Args:
+            size: the model's height and width, for a resolution of auto.
+            channels: the model's, where none are given.
+        """
+        values = {field.name: getattr(self, field.name) for field in fields(ImagesConfig)}
+        if self.resolution == "auto":
+            values["resolution"] = f"{size[0]},{size[1]}"
+        values["channels"] = self.channels or channels
+        return ImagesConfig(**values | {"crop": "center", "horizontal_flip": False})
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(ImagesOfModelConfig):
+    """Measure a model: what its autoencoder keeps, how close its images come, whether it copies.
+
+    Attributes:
+        model: the folder or Hub id of a model.
+        output_dir: the folder for metrics.json, pictures and the generated images. A run that was
+            killed goes on from what is there.
+        overwrite_output_dir: accept a folder with other files in it.
+        num_images: generated images, and real ones to compare them with. There must be twice as
+            many training images, so that real ones can be compared with real ones; unset, as many
+            as there can be, at most 10,000.
+        feature_extractor: the network that compares images: efficientnet-lite0 (of the extra
+            features), dinov2 (from the Hub) or inception (of the extra inception, for comparison
+            with papers).
+        guidance_scale: classifier-free guidance, 1 is off; unset, 2 with classes, else off.
+        num_inference_steps: the scheduler's steps.
+        batch_size: images at a time.
+        dataloader_num_workers: processes that decode images.
+        cache_dir: where vectors of real images are kept, to be computed once.
+    """
+
+    model: str
+    output_dir: str
+    overwrite_output_dir: bool = False
+    num_images: int | None = None
+    feature_extractor: FeatureExtractorName = "efficientnet-lite0"
+    guidance_scale: float | None = None
+    num_inference_steps: int = 20
+    batch_size: int = 100
+    dataloader_num_workers: int = 0
+    cache_dir: str = str(CACHE_DIR)
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work, naming the flag."""
+        super().__post_init__()
+        check_ranges(
+            self, ("num_images", "num_inference_steps", "batch_size"), ("dataloader_num_workers",)
+        )
+
+    def count(self, train_images: int) -> int:
+        """Return how many images to generate and to compare with.
+
+        Args:
+            train_images: how many there are.
+
+        Raises:
+            UserError: if there are too few.
+        """
+        most = train_images // 2
+        count = min(most, LARGEST_DEFAULT) if self.num_images is None else self.num_images
+        if count > most or count < FEWEST_IMAGES:
+            raise UserError(
+                f"--num_images {count} does not fit {train_images} training images: it must be "
+                f"from {FEWEST_IMAGES} to half of them, {most}"
+            )
+        return count

@@ -1,0 +1,84 @@
+"""The pictures of an evaluation: samples, reconstructions, closest pairs, duplicates."""
+
+from pathlib import Path
+
+import torch
+
+from hf_latent.data.image_dataset import ImageDataset
+from hf_latent.data.shards import Shards
+from hf_latent.evaluation.memorisation import Closeness, Duplicates
+from hf_latent.evaluation.pictures import image_grid, interleave, labelled_rows
+from hf_latent.evaluation.reconstruction import reconstruct
+from hf_latent.evaluation.reference import RealImages
+from hf_latent.output import replaced_whole
+from hf_latent.pipeline import LatentDiffusionPipeline
+
+SAMPLES_PER_CLASS, MOST_CLASSES = 8, 20
+UNCONDITIONAL_SAMPLES = 64
+PAIRS, COLUMNS = 24, 12
+
+
+def save_samples(path: Path, samples: Shards, pipeline: LatentDiffusionPipeline) -> None:
+    """Save the first samples of each class in a row, or the first samples."""
+    if pipeline.num_classes is None:
+        rows = torch.arange(min(UNCONDITIONAL_SAMPLES, len(samples)))
+        picture = image_grid(samples.read("images", rows) / 255, SAMPLES_PER_CLASS)
+    else:
+        asked = samples.read("class_labels", torch.arange(len(samples)))
+        classes = [x for x in asked.unique().tolist() if (asked == x).sum() >= SAMPLES_PER_CLASS]
+        classes = classes[:MOST_CLASSES] or asked[:1].tolist()
+        by_class = [(asked == x).nonzero().flatten()[:SAMPLES_PER_CLASS] for x in classes]
+        rows = torch.stack(by_class, dim=1).flatten()
+        images = samples.read("images", rows) / 255
+        picture = labelled_rows(images, classes, pipeline.id2label or {})
+    with replaced_whole(path) as temporary:
+        picture.save(temporary)
+
+
+def save_closest(path: Path, samples: Shards, train: ImageDataset, closeness: Closeness) -> None:
+    """Save the samples that come closest to a training image, each beside that image."""
+    rows = closeness.ratios.argsort()[:PAIRS]
+    originals = train.read_uint8(closeness.places[rows])
+    mirrored = closeness.mirrored[rows].view(-1, 1, 1, 1)
+    originals = torch.where(mirrored, originals.flip(3), originals)
+    pairs = interleave(samples.read("images", rows), originals)
+    with replaced_whole(path) as temporary:
+        image_grid(pairs / 255, COLUMNS).save(temporary)
+
+
+def save_duplicates(path: Path, train: ImageDataset, duplicates: Duplicates) -> None:
+    """Save the training images that come closest to another one, each beside that one."""
+    order = duplicates.ratios.argsort()[: 4 * PAIRS].tolist()
+    pairs = list(dict.fromkeys(tuple(sorted((x, int(duplicates.places[x])))) for x in order))
+    places = torch.tensor(pairs[:PAIRS]).flatten()
+    with replaced_whole(path) as temporary:
+        image_grid(train.read_uint8(places) / 255, COLUMNS).save(temporary)
+
+
+def save_pictures(
+    output_dir: Path,
+    pipeline: LatentDiffusionPipeline,
+    real: RealImages,
+    samples: Shards,
+    closeness: dict[str, Closeness],
+    duplicates: dict[str, Duplicates],
+) -> None:
+    """Save samples.png, reconstructions.png, and for each space closest and duplicates.
+
+    Args:
+        output_dir: where to.
+        pipeline: the model.
+        real: the real images.
+        samples: of `write_samples`.
+        closeness: of the samples to training images, by space.
+        duplicates: among the training images, by space.
+    """
+    save_samples(output_dir / "samples.png", samples, pipeline)
+    shown = real.held_out.evenly_spaced(PAIRS)
+    images = torch.stack([shown[row]["images"] for row in range(len(shown))])
+    with replaced_whole(output_dir / "reconstructions.png") as temporary:
+        pairs = interleave(images, reconstruct(pipeline.vae, images))
+        image_grid(pairs / 2 + 0.5, COLUMNS).save(temporary)
+    for space, own in closeness.items():
+        save_closest(output_dir / f"closest_by_{space}.png", samples, real.train, own)
+        save_duplicates(output_dir / f"duplicates_by_{space}.png", real.train, duplicates[space])

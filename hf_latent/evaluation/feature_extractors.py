@@ -1,0 +1,243 @@
+"""Frozen feature networks for measuring generation: one vector an image."""
+
+import hashlib
+import os
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from hf_latent.encode import encode_images
+from hf_latent.errors import UserError
+from hf_latent.evaluation.features import (
+    DINOV2,
+    EFFICIENTNET_SHA256,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    EfficientNetLite,
+    load_feature_network,
+)
+from hf_latent.evaluation.reconstruction import composite
+from hf_latent.models.frozen import hash_weights
+from hf_latent.models.load import Autoencoder
+
+FeatureExtractorName = Literal["efficientnet-lite0", "dinov2", "inception"]
+# The weights of papers' FID (Heusel et al. 2017), converted by torch-fidelity. They are published
+# as a .pth file only: its hash is pinned, and it is read with weights_only=True.
+INCEPTION_URL = (
+    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
+    "weights-inception-2015-12-05-6726825d.pth"
+)
+INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+
+
+class FeatureExtractor(nn.Module):
+    """A frozen network from 8-bit images to one vector each.
+
+    Attributes:
+        preprocessing: all that the vectors depend on beside the images, in one line: vectors of
+            equal `preprocessing` can be compared, others cannot.
+    """
+
+    preprocessing: str
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Compute the vectors.
+
+        Args:
+            images: `(B, C, H, W)` uint8 with C = 1, 3 or 4, on any device.
+
+        Returns:
+            `(B, d)` float32 on the CPU.
+        """
+        return self.vectors(images.to(next(self.parameters()).device)).float().cpu()
+
+    @abstractmethod
+    def vectors(self, images: torch.Tensor) -> torch.Tensor:
+        """Compute the vectors of images `(B, C, H, W)` uint8 on the network's own device."""
+
+
+def as_rgb_pixels(images: torch.Tensor) -> torch.Tensor:
+    """Show images to a network that knows RGB: grey is repeated, RGBA composited on white.
+
+    Args:
+        images: `(B, C, H, W)` uint8 with C = 1, 3 or 4.
+
+    Returns:
+        `(B, 3, H, W)` float32 in [0, 1].
+    """
+    pixels = images / 255
+    pixels = composite(pixels, 1.0) if images.shape[1] == 4 else pixels
+    return pixels.expand(-1, 3, -1, -1)
+
+
+class EfficientNetVectors(FeatureExtractor):
+    """EfficientNet-Lite0, trained on ImageNet: its last 1,280 maps, averaged over their places.
+
+    Images are taken at their own size, and smaller ones enlarged to 32 pixels.
+    """
+
+    preprocessing = (
+        f"efficientnet-lite0 {EFFICIENTNET_SHA256[:16]}, average of the last maps, 8 bit, RGBA on "
+        "white, own size of at least 32 pixels (bilinear, antialiased)"
+    )
+
+    def __init__(self) -> None:
+        """Load the network of the perceptual distance."""
+        super().__init__()
+        network = load_feature_network("efficientnet-lite0")
+        assert isinstance(network, EfficientNetLite)
+        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def vectors(self, images: torch.Tensor) -> torch.Tensor:
+        """See the class."""
+        pixels = self.network.enlarge(as_rgb_pixels(images) * 2 - 1)
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+        maps = self.network.network.extract_features(pixels)
+        return maps.mean((2, 3))
+
+
+class Dinov2Vectors(FeatureExtractor):
+    """DINOv2's normalised class token, as Stein et al. 2023 use it for FD; images at 224 pixels.
+
+    Args:
+        model: a `transformers.Dinov2Model`.
+        name: of its weights.
+    """
+
+    SIZE = 224
+
+    def __init__(self, model: Any, name: str):
+        """Keep the model."""
+        super().__init__()
+        self.model = model
+        self.preprocessing = (
+            f"{name} {hash_weights(model)[:16]}, class token, 8 bit, RGBA on white, "
+            f"{self.SIZE} pixels (bicubic, antialiased)"
+        )
+
+    def vectors(self, images: torch.Tensor) -> torch.Tensor:
+        """See the class."""
+        size = (self.SIZE, self.SIZE)
+        pixels = F.interpolate(as_rgb_pixels(images), size, mode="bicubic", antialias=True)
+        pixels = pixels.clamp(0, 1)
+        mean, std = (pixels.new_tensor(x).view(3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
+        return self.model(pixel_values=(pixels - mean) / std).pooler_output
+
+
+class InceptionVectors(FeatureExtractor):
+    """The Inception network of papers' FID, through torch-fidelity, which does the resizing.
+
+    Args:
+        model: a `torch_fidelity.FeatureExtractorInceptionV3` of its features "2048".
+    """
+
+    preprocessing = (
+        f"inception-2015-12-05 {INCEPTION_SHA256[:16]}, 2048 features, 8 bit, RGBA on white, "
+        "resized by torch-fidelity"
+    )
+
+    def __init__(self, model: nn.Module):
+        """Keep the model."""
+        super().__init__()
+        self.model = model
+
+    def vectors(self, images: torch.Tensor) -> torch.Tensor:
+        """See the class."""
+        return self.model((as_rgb_pixels(images) * 255).round().byte())[0]
+
+
+class LatentVectors(FeatureExtractor):
+    """The latents of a frozen autoencoder, the posterior's mean where there is one, flattened.
+
+    Unlike the others it takes only the channels that the autoencoder does. A latent keeps what the
+    image shows and drops pixel noise: the space to look for copies in.
+
+    Args:
+        vae: the autoencoder.
+    """
+
+    def __init__(self, vae: Autoencoder):
+        """Keep the autoencoder."""
+        super().__init__()
+        self.vae = vae
+        self.preprocessing = f"latents of {type(vae).__name__} {hash_weights(vae)[:16]}, 8 bit"
+
+    def vectors(self, images: torch.Tensor) -> torch.Tensor:
+        """See the class."""
+        return encode_images(self.vae, images / 127.5 - 1, sample_posterior=False).flatten(1)
+
+
+def load_feature_extractor(name: FeatureExtractorName) -> FeatureExtractor:
+    """Load a feature extractor, frozen, onto the accelerator where there is one.
+
+    Args:
+        name: `efficientnet-lite0` (of the extra `features`, nothing to download), `dinov2` (from
+            the Hub through transformers), or `inception` (of the extra `inception`, for comparison
+            with papers; its weights are downloaded once).
+
+    Returns:
+        The extractor in eval mode, float32.
+
+    Raises:
+        UserError: if it is not installed or cannot be fetched.
+    """
+    extractor: FeatureExtractor
+    if name == "efficientnet-lite0":
+        extractor = EfficientNetVectors()
+    elif name == "dinov2":
+        network = load_feature_network("dinov2")
+        extractor = Dinov2Vectors(network.model, DINOV2)
+    else:
+        extractor = InceptionVectors(_load_inception())
+    extractor = extractor.requires_grad_(False).eval()
+    if torch.accelerator.is_available():
+        extractor.to(torch.accelerator.current_accelerator())
+    return extractor
+
+
+def _load_inception() -> nn.Module:
+    try:
+        from torch_fidelity import FeatureExtractorInceptionV3
+    # A torchvision of another torch raises RuntimeError.
+    except (ImportError, RuntimeError) as error:
+        raise UserError(
+            "inception needs torch-fidelity and a torchvision that goes with this torch: "
+            f"pip install torch-fidelity (the extra `inception`; {' '.join(str(error).split())})"
+        ) from error
+    weights = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_URL.rpartition("/")[2]
+    if not weights.is_file():
+        weights.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(INCEPTION_URL, str(weights), INCEPTION_SHA256)
+        except (OSError, RuntimeError) as error:
+            raise UserError(
+                f"Inception's weights cannot be fetched from {INCEPTION_URL} ({error}): put that "
+                f"file at {weights}"
+            ) from error
+    if hashlib.sha256(weights.read_bytes()).hexdigest() != INCEPTION_SHA256:
+        raise UserError(f"{weights} is not the published file: remove it, and run again")
+    with _weights_only():
+        return FeatureExtractorInceptionV3(
+            "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(weights)
+        )
+
+
+@contextmanager
+def _weights_only() -> Iterator[None]:
+    """Make `torch.load` unpickle nothing, whatever its caller asks for."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before

@@ -1,0 +1,91 @@
+"""What the autoencoder alone costs: no denoiser can do better than its reconstructions."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from hf_latent.data.image_dataset import ImageDataset
+from hf_latent.data.pixels import to_uint8
+from hf_latent.evaluation.feature_extractors import FeatureExtractor
+from hf_latent.evaluation.generation import FrechetDistance
+from hf_latent.evaluation.neighbours import Blocks
+from hf_latent.evaluation.reconstruction import measure_reconstructions, reconstruct
+from hf_latent.models.load import Autoencoder
+
+
+def measure_kept(
+    vae: Autoencoder,
+    held_out: ImageDataset,
+    held_out_vectors: Blocks,
+    extractor: FeatureExtractor,
+    batch_size: int,
+    bar: tqdm,
+) -> dict[str, Any]:
+    """Compare held-out images with their reconstructions from the posterior's mean.
+
+    Args:
+        vae: the autoencoder.
+        held_out: images that it was not trained on.
+        held_out_vectors: their vectors.
+        extractor: of these vectors.
+        batch_size: images at a time.
+        bar: is told how many images are done.
+
+    Returns:
+        Flat figures: PSNR, SSIM, and the Fréchet distance between both (rFD), which is smaller
+        than any of two independent sets, since both are of the same images.
+    """
+    distance = FrechetDistance()
+
+    def pairs() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for batch in DataLoader(held_out, batch_size):
+            images = batch["images"]
+            reconstructions = reconstruct(vae, images)
+            distance.update(extractor(to_uint8(reconstructions)), real=False)
+            bar.update(len(images))
+            yield images / 2 + 0.5, reconstructions / 2 + 0.5
+
+    figures = asdict(measure_reconstructions(pairs()))
+    for block in held_out_vectors:
+        distance.update(block, real=True)
+    figures["fd"] = distance.compute()
+    return {f"reconstruction_{k}": v for k, v in figures.items() if v is not None}
+
+
+@torch.no_grad()
+def measure_floor(
+    vae: Autoencoder,
+    other: ImageDataset,
+    reference: Blocks,
+    extractor: FeatureExtractor,
+    batch_size: int,
+    seed: int,
+    bar: tqdm,
+) -> float:
+    """Return the Fréchet distance that a perfect denoiser would reach.
+
+    Real images are encoded, sampled from their posteriors and decoded, as if a denoiser had drawn
+    their latents from the true distribution, and compared with other real images.
+
+    Args:
+        vae: the autoencoder.
+        other: real images that are not in the reference.
+        reference: vectors of as many real images.
+        extractor: of these vectors.
+        batch_size: images at a time.
+        seed: of the posterior samples.
+        bar: is told how many images are done.
+    """
+    distance = FrechetDistance()
+    generator = torch.Generator().manual_seed(seed)
+    for batch in DataLoader(other, batch_size):
+        decoded = reconstruct(vae, batch["images"], generator, sample_posterior=True)
+        distance.update(extractor(to_uint8(decoded)), real=False)
+        bar.update(len(decoded))
+    for block in reference:
+        distance.update(block, real=True)
+    return distance.compute()

@@ -1,0 +1,150 @@
+"""The latent itself: its rate, its scale, its channels, and how Gaussian it is."""
+
+import math
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
+from hf_latent.evaluation.inspection.frequencies import BandPower
+from hf_latent.models.fold import FOLDED_MEAN, FOLDED_STD
+from hf_latent.models.load import Autoencoder
+
+# A channel less of whose variance than this comes from the image, not from the posterior's noise,
+# carries next to nothing (the inactive units of Burda et al. 2016, section 5.2).
+DEAD_SHARE = 0.01
+KEPT_VALUES = 100_000
+
+
+class LatentMoments:
+    """Adds latents up, channel by channel, in float64.
+
+    Args:
+        channels: c.
+    """
+
+    def __init__(self, channels: int):
+        """Start with nothing."""
+        self.count = 0
+        self._powers = torch.zeros(4, channels, dtype=torch.float64)
+        self._products = torch.zeros(channels, channels, dtype=torch.float64)
+        self._of_means = torch.zeros(2, channels, dtype=torch.float64)
+        self._kept: list[torch.Tensor] = []
+        self._spectrum: BandPower | None = None
+
+    def update(self, latents: torch.Tensor, means: torch.Tensor) -> None:
+        """Add latents.
+
+        Args:
+            latents: `(B, c, h, w)` float, posterior samples on the denoiser's scale.
+            means: `(B, c, h, w)` float, the posteriors' means on that scale.
+        """
+        if self._spectrum is None:
+            self._spectrum = BandPower(*latents.shape[2:])
+        self._spectrum.update(latents)
+        values, own = (x.cpu().double().transpose(0, 1).flatten(1) for x in (latents, means))
+        self.count += values.shape[1]
+        self._powers += torch.stack([values.pow(k).sum(1) for k in (1, 2, 3, 4)])
+        self._products += values @ values.T
+        self._of_means += torch.stack([own.sum(1), own.square().sum(1)])
+        if sum(x.shape[1] for x in self._kept) < KEPT_VALUES:
+            self._kept.append(values)
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """Per channel, `(c,)` float64."""
+        return self._powers[0] / self.count
+
+    @property
+    def std(self) -> torch.Tensor:
+        """Per channel, `(c,)` float64."""
+        variance = self._powers[1] / self.count - self.mean.square()
+        return variance.clamp(min=0).sqrt()
+
+    def figures(self) -> dict[str, Any]:
+        """Return everything by channel: mean, deviation, shape, correlation, spectrum, the dead.
+
+        `latent_ks_distance` is the largest difference between the distribution of a channel's
+        values, brought to mean 0 and deviation 1, and the normal one (Kolmogorov and Smirnov).
+        """
+        mean, std, n = self.mean, self.std.clamp(min=1e-12), self.count
+        first, second, third, fourth = self._powers / n
+        skewness = (third - 3 * mean * second + 2 * mean**3) / std**3
+        central = fourth - 4 * mean * third + 6 * mean**2 * second - 3 * mean**4
+        covariance = self._products / n - mean[:, None] * mean[None]
+        of_means = self._of_means / n
+        informative = (of_means[1] - of_means[0].square()) / std.square()
+        largest = std.max()
+        dead = (informative < DEAD_SHARE) | (std < 1e-3 * largest)
+        kept = (torch.cat(self._kept, dim=1) - mean[:, None]) / std[:, None]
+        assert self._spectrum is not None
+        bands = self._spectrum.by_channel()
+        return {
+            "latent_mean": first.tolist(),
+            "latent_std": self.std.tolist(),
+            "latent_skewness": skewness.tolist(),
+            "latent_excess_kurtosis": (central / std**4 - 3).tolist(),
+            "latent_ks_distance": [normal_distance(values) for values in kept],
+            "latent_correlation": (covariance / (std[:, None] * std[None])).tolist(),
+            "latent_informative_share": informative.tolist(),
+            "dead_channels": dead.nonzero().flatten().tolist(),
+            "latent_band_edges_cycles_per_value": self._spectrum.edges,
+            "latent_band_share": (bands / bands.sum(1, keepdim=True).clamp(min=1e-30)).tolist(),
+        }
+
+
+def normal_distance(values: torch.Tensor) -> float:
+    """Return the Kolmogorov-Smirnov distance of values `(n,)` to the standard normal."""
+    ordered = values.sort().values
+    expected = torch.special.ndtr(ordered)
+    steps = torch.arange(len(values) + 1, dtype=torch.float64) / len(values)
+    return max((steps[1:] - expected).max().item(), (expected - steps[:-1]).max().item())
+
+
+class PosteriorRate:
+    """How many bits the posteriors of an AutoencoderKL carry, added up in float64.
+
+    Args:
+        vae: the autoencoder; a scale that is folded into its weights is taken out for the KL.
+    """
+
+    def __init__(self, vae: Autoencoder):
+        """Start with nothing."""
+        c = vae.config.latent_channels
+        folded = vae.config.get(FOLDED_MEAN) is not None
+        self._mean, self._std = (
+            torch.tensor(vae.config[name] if folded else [neutral] * c, dtype=torch.float64)
+            for name, neutral in ((FOLDED_MEAN, 0.0), (FOLDED_STD, 1.0))
+        )
+        self._sums = torch.zeros(4, c, dtype=torch.float64)
+        self._count = self._images = 0
+
+    def update(self, posterior: DiagonalGaussianDistribution) -> None:
+        """Add a batch's posteriors, as the encoder gives them."""
+        mean, logvar = (
+            x.detach().cpu().double().transpose(0, 1).flatten(1)
+            for x in (posterior.mean, posterior.logvar)
+        )
+        mean = mean * self._std[:, None] + self._mean[:, None]
+        logvar = logvar + 2 * self._std.log()[:, None]
+        terms = (mean, mean.square(), logvar.exp(), logvar)
+        self._sums += torch.stack([x.sum(1) for x in terms])
+        self._count += mean.shape[1]
+        self._images += len(posterior.mean)
+
+    def bits_per_image(self) -> dict[str, float]:
+        """Return the KL divergence to the standard normal, and the rate, both in bits an image.
+
+        The KL is that of the training's loss. The rate is the KL to a normal with each channel's
+        own mean and deviation: of all such codes the shortest, whatever the latent's scale, and an
+        upper bound on what the latent tells of the image.
+        """
+        mean, square, variance, logvar = self._sums / self._count
+        kl = 0.5 * (square + variance - 1 - logvar)
+        total = (square - mean.square() + variance).clamp(min=1e-30)
+        rate = 0.5 * (total.log() - logvar)
+        values_per_channel = self._count / self._images
+        kl_bits, rate_bits = (
+            (x.sum() * values_per_channel / math.log(2)).item() for x in (kl, rate)
+        )
+        return {"kl_bits": kl_bits, "rate_bits": rate_bits}

@@ -1,0 +1,120 @@
+"""What else the same bytes, or the same number of values, could buy: JPEG, WebP and resampling.
+
+The yardsticks are favoured where there is doubt: what a file of one flat colour takes (headers and
+tables, most of a small JPEG) is not counted, and each image takes the best quality that fits.
+"""
+
+import io
+import math
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+QUALITIES = range(1, 101)
+
+
+def _save(array: np.ndarray, file_format: str, quality: int) -> bytes:
+    grey = array.shape[2] == 1 and file_format == "JPEG"
+    image = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
+    buffer = io.BytesIO()
+    (image if grey else image.convert("RGB")).save(buffer, file_format, quality=quality)
+    return buffer.getvalue()
+
+
+@cache
+def overhead_bytes(file_format: str, shape: tuple[int, int, int], quality: int) -> int:
+    """Return what a file of one mid-grey colour takes, for images of `(H, W, C)`."""
+    return len(_save(np.full(shape, 128, np.uint8), file_format, quality))
+
+
+def code_within(array: np.ndarray, file_format: str, budget_bytes: float) -> tuple[np.ndarray, int]:
+    """Code an image at the highest quality that fits, and decode it.
+
+    Args:
+        array: `(H, W, C)` uint8, C = 1 or 3.
+        file_format: JPEG or WEBP.
+        budget_bytes: what the file may take beyond `overhead_bytes`.
+
+    Returns:
+        The decoded image of the same shape, and the bytes that it took beyond the overhead, which
+        are more than the budget where even the lowest quality does not fit.
+    """
+
+    def size(quality: int) -> int:
+        encoded = len(_save(array, file_format, quality))
+        return encoded - overhead_bytes(file_format, array.shape, quality)
+
+    low, high = QUALITIES[0], QUALITIES[-1]  # sizes rise with quality: search by halves
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if size(middle) <= budget_bytes else (low, middle - 1)
+    image = Image.open(io.BytesIO(_save(array, file_format, low)), formats=[file_format])
+    decoded = np.asarray(image.convert("L" if array.shape[2] == 1 else "RGB"))
+    return decoded.reshape(array.shape), size(low)
+
+
+def resample(images: torch.Tensor, values: int) -> torch.Tensor:
+    """Shrink images to about a number of values, and enlarge them again (bicubic).
+
+    Args:
+        images: `(B, C, H, W)` float in [0, 1].
+        values: of each small image, channels included.
+
+    Returns:
+        `(B, C, H, W)` float in [0, 1]; the images themselves where there are as many values.
+    """
+    channels, height, width = images.shape[1:]
+    scale = math.sqrt(values / (channels * height * width))
+    if scale >= 1:
+        return images
+    small = (max(1, round(height * scale)), max(1, round(width * scale)))
+    shrunk = F.interpolate(images, small, mode="bicubic", antialias=True)
+    return F.interpolate(shrunk, (height, width), mode="bicubic").clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """How one alternative does on some images.
+
+    Attributes:
+        name: what it is.
+        images: `(B, C, H, W)` float in [0, 1], what it makes of them.
+        bytes_per_image: that it took; None where values are counted, not bytes.
+        fits: whether it stayed within its budget on every image.
+    """
+
+    name: str
+    images: torch.Tensor
+    bytes_per_image: float | None
+    fits: bool
+
+
+def measure_yardsticks(
+    images: torch.Tensor, latent_values: int, budget_bytes: float
+) -> list[Yardstick]:
+    """Code images as JPEG and WebP in as many bytes, and resample them to as many values.
+
+    Args:
+        images: `(B, C, H, W)` float in [0, 1], C = 1 or 3.
+        latent_values: of one latent.
+        budget_bytes: of one image's latent.
+
+    Returns:
+        The three yardsticks.
+    """
+    arrays = (images * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    found = []
+    for name, file_format in (("JPEG", "JPEG"), ("WebP", "WEBP")):
+        coded = [code_within(array, file_format, budget_bytes) for array in arrays]
+        decoded = torch.from_numpy(np.stack([array for array, _ in coded])).permute(0, 3, 1, 2)
+        sizes = [size for _, size in coded]
+        fits = all(size <= budget_bytes for size in sizes)
+        found.append(Yardstick(name, decoded / 255, sum(sizes) / len(sizes), fits))
+    return [*found, Yardstick("bicubic", resample(images, latent_values), None, True)]
+
+

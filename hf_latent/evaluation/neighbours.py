@@ -1,0 +1,71 @@
+"""Nearest neighbours in feature space, block by block: memory does not grow with the images."""
+
+from collections.abc import Iterable, Iterator
+
+import torch
+
+# Feature vectors, `(n, d)` float at a time. They may be iterated over more than once.
+Blocks = Iterable[torch.Tensor]
+
+
+def squared_distances(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Squared Euclidean distances by one matrix product; near 0 they are inexact.
+
+    Args:
+        a: `(n, d)` float.
+        b: `(m, d)` float.
+
+    Returns:
+        `(n, m)`, at least 0.
+    """
+    norms = a.square().sum(1)[:, None] + b.square().sum(1)[None]
+    return torch.addmm(norms, a, b.T, alpha=-2).clamp_(min=0)
+
+
+def on_device(blocks: Blocks) -> Iterator[torch.Tensor]:
+    """Bring blocks to where matrix products are fastest: the accelerator where there is one."""
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    for block in blocks:
+        yield block if device is None else block.to(device)
+
+
+@torch.no_grad()
+def nearest_neighbours(
+    queries: Blocks, reference: Blocks, k: int, exclude_self: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Find the k nearest reference vectors of each query.
+
+    Args:
+        queries: N vectors.
+        reference: M vectors, M at least k (k + 1 with `exclude_self`).
+        k: how many.
+        exclude_self: queries and reference are the same vectors; none is its own neighbour.
+
+    Returns:
+        Distances `(N, k)` float32, ascending and exact also near 0, and the neighbours' places
+        among the reference, `(N, k)` int64; both on the CPU.
+    """
+    distances, places = [], []
+    first_query = 0
+    for query in on_device(queries):
+        best = query.new_full((len(query), k), torch.inf)
+        best_places = torch.full((len(query), k), -1, device=query.device)
+        first = 0
+        for block in on_device(reference):
+            squared = squared_distances(query, block)
+            if exclude_self:
+                own = torch.arange(len(query), device=query.device) + first_query - first
+                inside = (own >= 0) & (own < len(block))
+                squared[inside, own[inside]] = torch.inf
+            near, chosen = squared.topk(min(k, len(block)), dim=1, largest=False)
+            exact = (query[:, None] - block[chosen]).norm(dim=2)
+            exact[near.isinf()] = torch.inf
+            both = torch.cat([best, exact], dim=1)
+            both_places = torch.cat([best_places, chosen + first], dim=1)
+            best, order = both.topk(k, dim=1, largest=False)
+            best_places = both_places.gather(1, order)
+            first += len(block)
+        distances.append(best.cpu())
+        places.append(best_places.cpu())
+        first_query += len(query)
+    return torch.cat(distances).float(), torch.cat(places)

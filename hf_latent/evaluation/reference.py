@@ -1,0 +1,187 @@
+"""The real images of an evaluation, and their vectors: computed once, kept under a hash."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from hf_latent.data.image_dataset import ImageDataset
+from hf_latent.data.images import ImageSplits, open_images
+from hf_latent.data.pixels import to_uint8
+from hf_latent.data.shards import Shards, write_shards
+from hf_latent.encode import downsampling_factor
+from hf_latent.errors import UserError
+from hf_latent.evaluation.evaluate_config import LARGEST_DEFAULT, EvaluateConfig
+from hf_latent.evaluation.feature_extractors import FeatureExtractor
+from hf_latent.evaluation.memorisation import LOCAL_NEIGHBOURS
+from hf_latent.evaluation.neighbours import nearest_neighbours
+from hf_latent.evaluation.stages import Stages
+from hf_latent.models.presets import measure_compression
+from hf_latent.output import replaced_whole
+from hf_latent.pipeline import LatentDiffusionPipeline
+
+
+@dataclass(frozen=True)
+class RealImages:
+    """The real images of an evaluation.
+
+    Attributes:
+        train: all that were trained on.
+        held_out: some that were not.
+        reference: places among `train` of the images to compare with.
+        other: places of as many others, to compare real images with real ones.
+    """
+
+    train: ImageDataset
+    held_out: ImageDataset
+    reference: torch.Tensor
+    other: torch.Tensor
+
+    @classmethod
+    def choose(cls, splits: ImageSplits, count: int, seed: int) -> "RealImages":
+        """Draw two disjoint sets of `count` training images; at most 10,000 are held out."""
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(len(splits.train), generator=generator)
+        train = splits.train.view(mirrored=False)
+        held_out = splits.validation.evenly_spaced(LARGEST_DEFAULT)
+        return cls(train, held_out, order[:count], order[count : 2 * count])
+
+    def subset(self, places: torch.Tensor) -> ImageDataset:
+        """Return the training images at some places."""
+        return self.train.subset(places.numpy())
+
+
+def open_real_images(
+    config: EvaluateConfig, pipeline: LatentDiffusionPipeline
+) -> tuple[ImageSplits, RealImages]:
+    """Open the data, and make sure that it fits the model.
+
+    Raises:
+        UserError: if the size, the channels or the classes differ, or there are too few images.
+    """
+    size = pipeline.unet.config.sample_size
+    f = downsampling_factor(pipeline.vae)
+    height, width = (f * x for x in ((size, size) if isinstance(size, int) else size))
+    images = config.images_config((height, width), pipeline.vae.config.in_channels)
+    splits = open_images(images, keep_in_memory=False)
+    measure_compression(pipeline.vae, splits.image_shape)  # refuses what cannot be encoded
+    if splits.image_shape[1:] != (height, width):
+        raise UserError(
+            f"--resolution {config.resolution}, but the model makes images of {height}x{width}: "
+            "leave it out"
+        )
+    if pipeline.num_classes is None and config.guidance_scale not in (None, 1):
+        raise UserError("--guidance_scale needs a model with classes: this one has none")
+    if pipeline.num_classes not in (None, splits.num_classes):
+        raise UserError(
+            f"the model has {pipeline.num_classes} classes and {config.data} has "
+            f"{splits.num_classes or 'none'}: give the data that it was trained on"
+        )
+    real = RealImages.choose(splits, config.count(len(splits.train)), config.seed)
+    return splits, real
+
+
+def cached_vectors(
+    dataset: ImageDataset,
+    extractor: FeatureExtractor,
+    cache_dir: str | Path,
+    batch_size: int,
+    bar: tqdm | None = None,
+    num_workers: int = 0,
+) -> Shards:
+    """Compute the vectors of a data set, or read those that were computed before.
+
+    Args:
+        dataset: without anything random.
+        extractor: from images to vectors.
+        cache_dir: a folder for each data set and extractor is made in here.
+        batch_size: images at a time.
+        bar: is told how many images are done.
+        num_workers: processes that decode images.
+
+    Returns:
+        Shards of `vectors`, `(N, d)` float32, in the data set's order.
+    """
+    identity = {"images": dataset.identity, "preprocessing": extractor.preprocessing}
+    key = hashlib.sha256("\n".join(identity.values()).encode()).hexdigest()[:32]
+
+    @torch.no_grad()
+    def make_rows(rows: range) -> dict[str, torch.Tensor]:
+        part: DataLoader = DataLoader(
+            torch.utils.data.Subset(dataset, rows), batch_size, num_workers=num_workers
+        )
+        vectors = [extractor(to_uint8(batch["images"])) for batch in part]
+        return {"vectors": torch.cat(vectors)}
+
+    on_rows = (lambda count: None) if bar is None else bar.update
+    return write_shards(Path(cache_dir) / key, len(dataset), make_rows, identity, on_rows)
+
+
+def cached_neighbours(vectors: Shards) -> tuple[torch.Tensor, torch.Tensor]:
+    """Find each image's nearest other images in its own set, or read what was found before.
+
+    Args:
+        vectors: of `cached_vectors`, of more images than `LOCAL_NEIGHBOURS`.
+
+    Returns:
+        Distances `(N, k)` float32, ascending, and places `(N, k)` int64.
+    """
+    path = vectors.folder / "neighbours.safetensors"
+    if not path.is_file():
+        selection = vectors.select("vectors")
+        distances, places = nearest_neighbours(selection, selection, LOCAL_NEIGHBOURS, True)
+        with replaced_whole(path) as temporary:
+            save_file({"distances": distances, "places": places}, temporary)
+    with safe_open(path, "pt") as file:
+        return file.get_tensor("distances"), file.get_tensor("places")
+
+
+def vectors_by_space(
+    real: RealImages, spaces: dict[str, FeatureExtractor], config: EvaluateConfig, stages: Stages
+) -> dict[str, dict[str, Shards]]:
+    """Compute, or read, the vectors of all real images in each space.
+
+    Returns:
+        For each space those of `train`, `held_out` and `held_out_mirrored`.
+    """
+    datasets = {
+        "train": real.train,
+        "held_out": real.held_out,
+        "held_out_mirrored": real.held_out.view(mirrored=True),
+    }
+    total = len(spaces) * sum(map(len, datasets.values()))
+    with stages.stage("real vectors", total) as bar:
+        return {
+            space: {
+                name: cached_vectors(
+                    dataset,
+                    extractor,
+                    config.cache_dir,
+                    config.batch_size,
+                    bar,
+                    config.dataloader_num_workers,
+                )
+                for name, dataset in datasets.items()
+            }
+            for space, extractor in spaces.items()
+        }
+
+
+def identify(
+    config: EvaluateConfig, real: RealImages, extractor: FeatureExtractor
+) -> dict[str, Any]:
+    """Return what makes two reports' figures comparable, or tells that they are not."""
+    reference = real.subset(real.reference)
+    identity = {
+        "num_images": len(reference),
+        "reference_fingerprint": reference.fingerprint,
+        "preprocessing": f"{reference.preprocessing}; {extractor.preprocessing}",
+    }
+    digest = hashlib.sha256(repr(sorted(identity.items())).encode()).hexdigest()[:16]
+    return identity | {"comparable_if_equal": digest, "seed": config.seed}
