@@ -42,7 +42,8 @@ SSIM_WINDOW = 11
 BACKGROUNDS = (1.0, 0.5)
 
 
-def _psnr(reconstructions: torch.Tensor, originals: torch.Tensor) -> torch.Tensor:
+def image_psnr(reconstructions: torch.Tensor, originals: torch.Tensor) -> torch.Tensor:
+    """Return each image's own PSNR in dB, `(B,)`, of images `(B, C, H, W)` float in [0, 1]."""
     return peak_signal_noise_ratio(reconstructions, originals, 1.0, reduction="none", dim=(1, 2, 3))
 
 
@@ -73,14 +74,14 @@ def measure_reconstructions(
         if originals.shape[1] == 4:
             white, grey = ([composite(x, level) for x in pair] for level in BACKGROUNDS)
             figures = {
-                "psnr_db": _psnr(*white),
+                "psnr_db": image_psnr(*white),
                 "ssim": _ssim(*white),
-                "grey_psnr_db": _psnr(*grey),
+                "grey_psnr_db": image_psnr(*grey),
                 "grey_ssim": _ssim(*grey),
-                "alpha_psnr_db": _psnr(*(x[:, 3:] for x in pair)),
+                "alpha_psnr_db": image_psnr(*(x[:, 3:] for x in pair)),
             }
         else:
-            figures = {"psnr_db": _psnr(*pair), "ssim": _ssim(*pair)}
+            figures = {"psnr_db": image_psnr(*pair), "ssim": _ssim(*pair)}
         for name, values in figures.items():
             columns.setdefault(name, []).append(values)
     means = {name: torch.cat(values).mean().item() for name, values in columns.items()}

@@ -27,13 +27,13 @@ def band_edges(height: int, width: int) -> list[float]:
     """Return the upper edges of octave bands, in cycles a pixel, from low to high.
 
     The last band, from 1/4 on, reaches into the corners of the spectrum (0.71). The lowest begins
-    after the mean, which belongs to no band, and is as wide as an image's size allows.
+    after the mean, which belongs to no band, and ends at two of the lowest frequencies there are.
 
     Args:
         height: in pixels.
         width: in pixels.
     """
-    octaves = max(1, int(math.log2(min(height, width))) - 1)
+    octaves = int(math.log2(min(height, width)))
     return [*(2.0**-octave for octave in range(octaves, 1, -1)), math.sqrt(0.5)]
 
 

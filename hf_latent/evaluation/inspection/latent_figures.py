@@ -7,6 +7,8 @@ import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from hf_latent.evaluation.inspection.frequencies import BandPower
+from hf_latent.evaluation.inspection.latent_pictures import NOISE_LEVELS, noisy_latents
+from hf_latent.evaluation.reconstruction import image_psnr
 from hf_latent.models.fold import FOLDED_MEAN, FOLDED_STD
 from hf_latent.models.load import Autoencoder
 
@@ -148,3 +150,20 @@ class PosteriorRate:
             (x.sum() * values_per_channel / math.log(2)).item() for x in (kl, rate)
         )
         return {"kl_bits": kl_bits, "rate_bits": rate_bits}
+
+
+def measure_smoothness(vae: Autoencoder, images: torch.Tensor, seed: int) -> dict[str, Any]:
+    """Measure what noise of growing size in the latent does to the picture.
+
+    Args:
+        vae: the autoencoder.
+        images: `(B, C, H, W)` float in [-1, 1].
+        seed: of the noise.
+
+    Returns:
+        The levels, in deviations of the latent, and for each the PSNR against the picture without.
+    """
+    rows = noisy_latents(vae, images, torch.Generator().manual_seed(seed)).clamp(0, 1)
+    still = rows[:, 0]
+    psnr = [image_psnr(rows[:, i + 1], still).mean().item() for i in range(len(NOISE_LEVELS))]
+    return {"latent_noise_levels": NOISE_LEVELS, "latent_noise_psnr_db": psnr}

@@ -34,8 +34,10 @@ class Rule:
 
 # In order of weight: the verdict is that of the first rule that fails.
 RULES = (
-    Rule("broken", "layout_agreement", 0.5, True,
+    Rule("broken", "layout_agreement", 0.2, True,
          "reconstructions do not even keep the layout: agreement {value:.2f}, at least {limit:g}"),
+    Rule("broken", "dead_channel_share", 0.99, False,
+         "the posterior collapsed: no latent channel tells of the image; lower the KL's weight"),
     Rule("badly scaled", "latent_std_largest", 2.0, False,
          "latents are not of unit variance: a channel's deviation is {value:.2f}, at most "
          "{limit:g}; fold the scale in, or set scaling_factor"),

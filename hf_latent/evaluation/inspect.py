@@ -1,0 +1,189 @@
+"""`hf-latent inspect`: an autoencoder's compression against what is lost, on one's own images."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch.utils.data import DataLoader
+
+from hf_latent.command import check_ranges
+from hf_latent.data.image_dataset import ImageDataset
+from hf_latent.data.images import ImageSplits, open_images
+from hf_latent.data.pixels import to_uint8
+from hf_latent.errors import UserError
+from hf_latent.evaluation.evaluate_config import ImagesOfModelConfig
+from hf_latent.evaluation.feature_extractors import (
+    FeatureExtractor,
+    FeatureExtractorName,
+    load_feature_extractor,
+)
+from hf_latent.evaluation.generation import FrechetDistance
+from hf_latent.evaluation.inspection.arithmetic import describe_compression, describe_rate
+from hf_latent.evaluation.inspection.latent_figures import measure_smoothness
+from hf_latent.evaluation.inspection.pictures import read_images, save_pictures
+from hf_latent.evaluation.inspection.report import render_report
+from hf_latent.evaluation.inspection.round_trip import RoundTrip
+from hf_latent.evaluation.inspection.verdict import judge
+from hf_latent.evaluation.inspection.yardsticks import compare_yardsticks
+from hf_latent.evaluation.machine import describe_machine
+from hf_latent.evaluation.reconstruction import measure_reconstructions
+from hf_latent.evaluation.stages import Stages
+from hf_latent.models.frozen import freeze, hash_weights
+from hf_latent.models.load import Autoencoder, load_autoencoder
+from hf_latent.models.presets import Compression, measure_compression
+from hf_latent.output import check_output_dir, write_json, write_text
+
+YARDSTICK_IMAGES = 200
+SMOOTHNESS_IMAGES = 32
+FEWEST_IMAGES = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectConfig(ImagesOfModelConfig):
+    """Measure an autoencoder's compression against information loss, and say how it is.
+
+    Attributes:
+        vae: a folder or Hub id of an AutoencoderKL or AutoencoderTiny, or of a pipeline with one;
+            or the name of a released one (fashion-mnist-f4, emoji).
+        output_dir: the folder for report.md, report.json and pictures.
+        overwrite_output_dir: accept a folder with files in it and replace those.
+        max_images: so many held-out images, evenly spaced.
+        feature_extractor: the network for the distance between images and reconstructions:
+            efficientnet-lite0 (of the extra features), dinov2, inception, or none.
+        batch_size: images at a time.
+        dataloader_num_workers: processes that decode images.
+    """
+
+    vae: str
+    output_dir: str
+    overwrite_output_dir: bool = False
+    max_images: int = 2000
+    feature_extractor: FeatureExtractorName | Literal["none"] = "efficientnet-lite0"
+    batch_size: int = 32
+    dataloader_num_workers: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work, naming the flag."""
+        super().__post_init__()
+        check_ranges(self, ("max_images", "batch_size"), ("dataloader_num_workers",))
+
+
+def open_fitting_images(
+    config: InspectConfig, vae: Autoencoder
+) -> tuple[ImageSplits, ImageDataset, Compression]:
+    """Open the data, and make sure that it fits the autoencoder.
+
+    Returns:
+        The splits, the held-out images to look at, and the arithmetic.
+
+    Raises:
+        UserError: if size or channels do not fit, or there are too few held-out images.
+    """
+    size = vae.config.get("sample_size")
+    if size is None and config.resolution == "auto":
+        raise UserError("--resolution is needed: this autoencoder does not say its own")
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    images = config.images_config((height, width), vae.config.in_channels)
+    splits = open_images(images, keep_in_memory=False)
+    compression = measure_compression(vae, splits.image_shape)
+    held_out = splits.validation.evenly_spaced(config.max_images)
+    if len(held_out) < FEWEST_IMAGES:
+        raise UserError(
+            f"{len(held_out)} held-out image is too few: raise --validation_fraction or "
+            "--max_images"
+        )
+    return splits, held_out, compression
+
+
+def measure_real_distance(
+    splits: ImageSplits, count: int, trip: RoundTrip, stages: Stages
+) -> float:
+    """Return the Fréchet distance of `count` held-out images to as many training images."""
+    assert trip.extractor is not None
+    distance = FrechetDistance()
+    with stages.stage("real distance", 2 * count) as bar:
+        for real, dataset in ((True, splits.train.view(False)), (False, splits.validation)):
+            for batch in DataLoader(dataset.evenly_spaced(count), 100):
+                distance.update(extractor(to_uint8(batch["images"])), real)
+                bar.update(len(batch["images"]))
+        return distance.compute()
+
+
+def inspect_autoencoder(config: InspectConfig) -> dict[str, Any]:
+    """Measure an autoencoder; write report.json, report.md and pictures.
+
+    Args:
+        config: which one, and on which images.
+
+    Returns:
+        The content of report.json.
+
+    Raises:
+        UserError: for whatever the user can mend, in one line.
+    """
+    output_dir = check_output_dir(config.output_dir, config.overwrite_output_dir)
+    stages = Stages(4 if config.feature_extractor == "none" else 5)
+    with stages.stage("setup"):
+        vae = load_autoencoder(config.vae)
+        freeze(vae)
+        if torch.accelerator.is_available():
+            vae.to(torch.accelerator.current_accelerator())
+        splits, held_out, compression = open_fitting_images(config, vae)
+        name = config.feature_extractor
+        extractor = None if name == "none" else load_feature_extractor(name)
+    trip = RoundTrip(vae, splits.image_shape, extractor, config.seed)
+    with stages.stage("round trip", len(held_out)) as bar:
+
+        def pairs() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+            loader: DataLoader = DataLoader(
+                held_out, config.batch_size, num_workers=config.dataloader_num_workers
+            )
+            for batch in loader:
+                decoded = trip(batch["images"])
+                bar.update(len(decoded))
+                yield batch["images"] / 2 + 0.5, decoded / 2 + 0.5
+
+        kept = {k: v for k, v in asdict(measure_reconstructions(pairs())).items() if v is not None}
+    figures = {**kept, **trip.figures()}
+    if extractor is not None:
+        count = min(len(held_out), len(splits.train))
+        figures |= {
+            "reconstruction_fd_preprocessing": extractor.preprocessing,
+            "real_fd": measure_real_distance(splits, count, extractor, stages),
+            "real_fd_images": count,
+        }
+    figures |= describe_compression(compression) | describe_rate(trip.rate, compression)
+    with stages.stage("yardsticks"):
+        figures["yardsticks"] = compare_yardsticks(
+            vae,
+            read_images(held_out.evenly_spaced(YARDSTICK_IMAGES)),
+            compression.latent_values,
+            figures["budget_bytes"],
+        )
+        few = read_images(held_out.evenly_spaced(SMOOTHNESS_IMAGES))
+        figures |= measure_smoothness(vae, few, config.seed)
+    verdict, reasons = judge(figures)
+    with stages.stage("pictures"):
+        output_dir.mkdir(parents=True, exist_ok=True)
+        save_pictures(output_dir, vae, held_out, torch.cat(trip.psnr_db), figures, config.seed)
+    report = {
+        "verdict": verdict,
+        "reasons": reasons,
+        "vae": Path(config.vae).name if Path(config.vae).is_dir() else config.vae,
+        "vae_class": type(vae).__name__,
+        "vae_sha256": hash_weights(vae),
+        "data": Path(config.data).name if Path(config.data).exists() else config.data,
+        "preprocessing": held_out.preprocessing,
+        "held_out_fingerprint": held_out.fingerprint,
+        "validation_fingerprint": splits.validation_fingerprint,
+        **figures,
+        **stages.report(),
+        **describe_machine(),
+    }
+    write_json(output_dir / "report.json", report)
+    write_text(output_dir / "report.md", render_report(report))
+    print("\n".join([f"{report['vae']}: {verdict}", *(f"- {reason}" for reason in reasons)]))
+    print(f"{output_dir / 'report.md'}")
+    return report

@@ -1,0 +1,145 @@
+"""One pass of images through an autoencoder, with all that is measured on the way."""
+
+import math
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
+
+from hf_latent.data.pixels import to_uint8
+from hf_latent.decode import decode_latents
+from hf_latent.encode import normalize_latents
+from hf_latent.evaluation.feature_extractors import FeatureExtractor
+from hf_latent.evaluation.generation import FrechetDistance
+from hf_latent.evaluation.inspection.frequencies import BandPower
+from hf_latent.evaluation.inspection.latent_figures import LatentMoments, PosteriorRate
+from hf_latent.evaluation.inspection.structure import (
+    NOISE_STD,
+    Agreement,
+    NoiseSurvival,
+    heavy_blur,
+    sobel_edges,
+)
+from hf_latent.evaluation.reconstruction import composite, image_psnr, reconstruct
+from hf_latent.models.load import Autoencoder
+
+MS_SSIM_SMALLEST = 161  # a window of 11 pixels at the fifth scale
+
+
+def shown(images: torch.Tensor) -> torch.Tensor:
+    """Map images `(B, C, H, W)` float in [-1, 1] to [0, 1], RGBA composited on white."""
+    pixels = images / 2 + 0.5
+    return composite(pixels, 1.0) if pixels.shape[1] == 4 else pixels
+
+
+class RoundTrip:
+    """Encodes and decodes images, and adds up what is kept, what is dropped, and the latents.
+
+    Args:
+        vae: the autoencoder.
+        image_shape: `(C, H, W)`.
+        extractor: for the distance between images and reconstructions; None leaves it out.
+        seed: of the posterior samples and of the added noise.
+    """
+
+    def __init__(
+        self,
+        vae: Autoencoder,
+        image_shape: tuple[int, int, int],
+        extractor: FeatureExtractor | None,
+        seed: int,
+    ):
+        """Start with no image."""
+        self.vae, self.extractor = vae, extractor
+        size = image_shape[1:]
+        self._generator = torch.Generator().manual_seed(seed)
+        self._signal, self._error = BandPower(*size), BandPower(*size)
+        self._edges, self._layout, self._noise = Agreement(), Agreement(), NoiseSurvival()
+        self.moments = LatentMoments(vae.config.latent_channels)
+        self.rate: PosteriorRate | None = None
+        self.distance = FrechetDistance()
+        self.psnr_db: list[torch.Tensor] = []
+        self._ms_ssim: float | None = 0.0 if min(size) >= MS_SSIM_SMALLEST else None
+
+    def _encode(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the latents `(B, c, h, w)` that are decoded, and take note of the posteriors."""
+        encoded = self.vae.encode(images.to(self.vae.device, self.vae.dtype))
+        if hasattr(encoded, "latents"):  # no posterior
+            means = samples = normalize_latents(self.vae, encoded.latents)
+        else:
+            posterior: DiagonalGaussianDistribution = encoded.latent_dist
+            self.rate = self.rate or PosteriorRate(self.vae)
+            self.rate.update(posterior)
+            means = normalize_latents(self.vae, posterior.mean)
+            samples = normalize_latents(self.vae, posterior.sample(self._generator))
+        self.moments.update(samples, means)
+        return means
+
+    @torch.no_grad()
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Take a batch through.
+
+        Args:
+            images: `(B, C, H, W)` float in [-1, 1].
+
+        Returns:
+            `(B, C, H, W)` float32 on the CPU, the reconstructions, near [-1, 1].
+        """
+        decoded = decode_latents(self.vae, self._encode(images)).float().cpu()
+        noise = torch.randn(images.shape, generator=self._generator) * 2 * NOISE_STD
+        if images.shape[1] == 4:
+            noise[:, 3] = 0
+        answer = reconstruct(self.vae, images + noise)
+        self._noise.update(shown(images + noise) - shown(images), shown(answer) - shown(decoded))
+        original, reconstruction = shown(images), shown(decoded.clamp(-1, 1))
+        self._signal.update(original)
+        self._error.update(reconstruction - original)
+        self._edges.update(sobel_edges(original), sobel_edges(reconstruction))
+        self._layout.update(heavy_blur(original), heavy_blur(reconstruction))
+        self.psnr_db.append(image_psnr(reconstruction, original))
+        if self._ms_ssim is not None:
+            similarity = multiscale_structural_similarity_index_measure(
+                reconstruction, original, data_range=1.0
+            )
+            self._ms_ssim += similarity.item() * len(images)
+        if self.extractor is not None:
+            self.distance.update(self.extractor(to_uint8(images)), real=True)
+            self.distance.update(self.extractor(to_uint8(decoded)), real=False)
+        return decoded
+
+    def figures(self) -> dict[str, Any]:
+        """Return what was added up, flat; what was not measured is absent."""
+        signal, error = self._signal.compute(), self._error.compute()
+        psnr = torch.cat(self.psnr_db)
+        figures: dict[str, Any] = {
+            "psnr_db_worst": psnr.min().item(),
+            "psnr_db_5_percent": psnr.quantile(0.05).item(),
+            "psnr_db_median": psnr.median().item(),
+        }
+        if self._ms_ssim is not None:
+            figures["ms_ssim"] = self._ms_ssim / len(psnr)
+        if self.extractor is not None:
+            figures["reconstruction_fd"] = self.distance.compute()
+        figures |= {
+            "band_edges_cycles_per_pixel": self._signal.edges,
+            "band_signal_power": signal.tolist(),
+            "band_error_power": error.tolist(),
+            "band_kept": (1 - error / signal.clamp(min=1e-30)).tolist(),
+            "edge_agreement": self._edges.compute(),
+            "layout_agreement": self._layout.compute(),
+            "noise_std": NOISE_STD,
+            **self._noise.compute(),
+        }
+        latents = self.moments.figures()
+        dead = set(latents["dead_channels"])
+        std = latents["latent_std"]
+        live = [x for channel, x in enumerate(std) if channel not in dead]
+        return {
+            **figures,
+            **latents,
+            "latent_std_largest": max(std),
+            "live_latent_std_smallest": min(live, default=math.nan),
+            "latent_mean_largest": max(map(abs, latents["latent_mean"])),
+            "dead_channel_share": len(dead) / len(std),
+        }
