@@ -98,10 +98,9 @@ def open_fitting_images(
 
 
 def measure_real_distance(
-    splits: ImageSplits, count: int, trip: RoundTrip, stages: Stages
+    splits: ImageSplits, count: int, extractor: FeatureExtractor, stages: Stages
 ) -> float:
     """Return the Fréchet distance of `count` held-out images to as many training images."""
-    assert trip.extractor is not None
     distance = FrechetDistance()
     with stages.stage("real distance", 2 * count) as bar:
         for real, dataset in ((True, splits.train.view(False)), (False, splits.validation)):
