@@ -57,7 +57,12 @@ class Shards:
             name: of the tensor.
             rows: `(n,)` int64, which rows and in which order; None: all.
         """
-        return Selection(self, name, torch.arange(len(self)) if rows is None else rows)
+        return Selection(self, name, rows)
+
+    def read_in_order(self, name: str) -> Iterator[torch.Tensor]:
+        """Read a tensor shard by shard, without a copy: views of the mapped files."""
+        for number in range(-(-len(self) // SHARD_ROWS)):
+            yield self._shard(number, name)
 
     def read(self, name: str, rows: torch.Tensor) -> torch.Tensor:
         """Read some rows at once.
@@ -86,26 +91,30 @@ class Selection:
     Attributes:
         shards: where they are.
         name: of the tensor.
-        rows: `(n,)` int64, which rows and in which order.
+        rows: `(n,)` int64, which rows and in which order; None: all of them.
     """
 
     shards: Shards
     name: str
-    rows: torch.Tensor
+    rows: torch.Tensor | None = None
 
     def __len__(self) -> int:
         """Return the number of rows."""
-        return len(self.rows)
+        return len(self.shards) if self.rows is None else len(self.rows)
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         """Read the blocks one after the other, each `(n, ...)` on the CPU."""
-        for chosen in self.rows.split(SHARD_ROWS):
-            yield self.shards.read(self.name, chosen)
+        if self.rows is None:
+            yield from self.shards.read_in_order(self.name)
+        else:
+            for chosen in self.rows.split(SHARD_ROWS):
+                yield self.shards.read(self.name, chosen)
 
     def subsets(self, count: int) -> list["Selection"]:
         """Return `count` disjoint selections of equal size; rows that are left over are dropped."""
         size = len(self) // count
-        return [Selection(self.shards, self.name, x) for x in self.rows.split(size)[:count]]
+        rows = torch.arange(len(self)) if self.rows is None else self.rows
+        return [Selection(self.shards, self.name, x) for x in rows.split(size)[:count]]
 
 
 def write_shards(

@@ -72,8 +72,18 @@ def create_classifier(image_shape: tuple[int, ...], num_classes: int) -> nn.Modu
     ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
+def epochs_for(images: int) -> int:
+    """Return how many passes serve a number of images: 8, and of many fewer, at least 3."""
+    return min(8, max(3, 200_000 // images))
+
+
 def train_classifier(
-    images: LabelledImages, num_classes: int, seed: int, epochs: int = 8, batch_size: int = 64
+    images: LabelledImages,
+    num_classes: int,
+    seed: int,
+    epochs: int = 8,
+    batch_size: int = 64,
+    on_images: Callable[[int], object] = lambda count: None,
 ) -> nn.Module:
     """Train a classifier, half of the images mirrored.
 
@@ -83,6 +93,7 @@ def train_classifier(
         seed: of the weights, the order and the mirroring.
         epochs: passes over the images.
         batch_size: images a step.
+        on_images: called with the number of images after each step.
 
     Returns:
         The classifier, in eval mode.
@@ -106,6 +117,7 @@ def train_classifier(
             loss.backward()
             optimizer.step()
             schedule.step()
+            on_images(len(rows))
     return classifier.eval()
 
 

@@ -76,22 +76,18 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         generation |= compare_sets(other, reference, "real_")
     classes: dict[str, Any] = {}
     if labels is not None:
-        with stages.stage("classifiers"):
-            classes = measure_classes(
-                samples,
-                real.train,
-                real.subset(real.reference),
-                real.held_out,
-                splits.num_classes or 1,
-                config.seed,
-            )
+        with stages.stage("classifiers") as bar:
+            classes = measure_classes(samples, real, splits.num_classes or 1, config.seed, bar)
     memorisation: dict[str, Any] = {"memorisation_copy_ratio": COPY_RATIO}
     closeness, duplicates = {}, {}
     for space, own in vectors.items():
-        with stages.stage(f"memorisation by {space}"):
-            duplicates[space] = Duplicates.from_neighbours(*cached_neighbours(own["train"]))
+        total = len(real.train) + 2 * count + 2 * len(real.held_out)
+        with stages.stage(f"memorisation by {space}", total) as bar:
+            duplicates[space] = Duplicates.from_neighbours(*cached_neighbours(own["train"], bar))
             closeness[space], held_out = (
-                measure_closeness(*images, own["train"].select("vectors"), duplicates[space])
+                measure_closeness(
+                    *images, own["train"].select("vectors"), duplicates[space], bar.update
+                )
                 for images in (
                     (samples.select(space), samples.select(f"{space}_mirrored")),
                     (own["held_out"].select("vectors"), own["held_out_mirrored"].select("vectors")),

@@ -9,9 +9,15 @@ from tqdm.auto import tqdm
 from hf_latent.data.image_dataset import ImageDataset
 from hf_latent.data.pixels import to_uint8
 from hf_latent.data.shards import Shards, write_shards
-from hf_latent.evaluation.classifier import LabelledImages, measure_accuracy, train_classifier
+from hf_latent.evaluation.classifier import (
+    LabelledImages,
+    epochs_for,
+    measure_accuracy,
+    train_classifier,
+)
 from hf_latent.evaluation.evaluate_config import EvaluateConfig
 from hf_latent.evaluation.feature_extractors import FeatureExtractor
+from hf_latent.evaluation.reference import RealImages
 from hf_latent.evaluation.sampling import sample_images
 from hf_latent.models.frozen import hash_weights
 from hf_latent.pipeline import LatentDiffusionPipeline
@@ -95,12 +101,7 @@ def generated_images(samples: Shards) -> LabelledImages:
 
 
 def measure_classes(
-    samples: Shards,
-    train: ImageDataset,
-    reference: ImageDataset,
-    held_out: ImageDataset,
-    num_classes: int,
-    seed: int,
+    samples: Shards, real: RealImages, num_classes: int, seed: int, bar: tqdm
 ) -> dict[str, Any]:
     """Measure whether samples show their classes, and all that real images of a class show.
 
@@ -111,22 +112,29 @@ def measure_classes(
 
     Args:
         samples: of `write_samples`, with class labels.
-        train: all training images; the judge of label agreement learns from them.
-        reference: as many training images as there are samples.
-        held_out: to test on.
+        real: all training images teach the judge of label agreement, and those of the reference,
+            as many as there are samples, the other; the held-out ones test.
         num_classes: how many classes.
         seed: of the classifiers.
+        bar: is told how many images are done.
 
     Returns:
         Flat figures.
     """
-    generated, test = generated_images(samples), real_images(held_out)
-    judge = train_classifier(real_images(train), num_classes, seed)
-    on_real = train_classifier(real_images(reference), num_classes, seed)
-    on_generated = train_classifier(generated, num_classes, seed)
+    generated, test = generated_images(samples), real_images(real.held_out)
+    trained_on = {
+        "judge": real_images(real.train),
+        "real": real_images(real.subset(real.reference)),
+        "generated": generated,
+    }
+    bar.total = sum(x.length * epochs_for(x.length) for x in trained_on.values())
+    judge, on_real, on_generated = (
+        train_classifier(x, num_classes, seed, epochs_for(x.length), on_images=bar.update)
+        for x in trained_on.values()
+    )
     return {
         "label_agreement": measure_accuracy(judge, generated),
-        "label_agreement_judge_train_images": len(train),
+        "label_agreement_judge_train_images": len(real.train),
         "label_agreement_judge_real_accuracy": measure_accuracy(judge, test),
         "train_on_generated_test_on_real_accuracy": measure_accuracy(on_generated, test),
         "train_on_real_test_on_real_accuracy": measure_accuracy(on_real, test),

@@ -11,6 +11,7 @@ the samples than among held-out images is tested, since real data has near-dupli
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -70,7 +71,11 @@ class Duplicates:
 
 
 def measure_closeness(
-    images: Blocks, mirrored: Blocks, train: Blocks, duplicates: Duplicates
+    images: Blocks,
+    mirrored: Blocks,
+    train: Blocks,
+    duplicates: Duplicates,
+    on_images: Callable[[int], object] = lambda count: None,
 ) -> Closeness:
     """Find each image's nearest training image, as it is or mirrored.
 
@@ -79,13 +84,14 @@ def measure_closeness(
         mirrored: N vectors, of the mirrored images.
         train: M vectors of the training images.
         duplicates: of the training images, in the same order.
+        on_images: called with the number of images after each block, twice for each image.
 
     Returns:
         The closeness of each image.
     """
     ratios, places = [], []
     for blocks in (images, mirrored):
-        distances, nearest = nearest_neighbours(blocks, train, 1)
+        distances, nearest = nearest_neighbours(blocks, train, 1, on_queries=on_images)
         places.append(nearest[:, 0])
         ratios.append(distances[:, 0] / duplicates.local_scale[nearest[:, 0]].clamp(min=1e-9))
     is_mirrored = ratios[1] < ratios[0]

@@ -1,6 +1,6 @@
 """Nearest neighbours in feature space, block by block: memory does not grow with the images."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
@@ -31,7 +31,11 @@ def on_device(blocks: Blocks) -> Iterator[torch.Tensor]:
 
 @torch.no_grad()
 def nearest_neighbours(
-    queries: Blocks, reference: Blocks, k: int, exclude_self: bool = False
+    queries: Blocks,
+    reference: Blocks,
+    k: int,
+    exclude_self: bool = False,
+    on_queries: Callable[[int], object] = lambda count: None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Find the k nearest reference vectors of each query.
 
@@ -40,6 +44,7 @@ def nearest_neighbours(
         reference: M vectors, M at least k (k + 1 with `exclude_self`).
         k: how many.
         exclude_self: queries and reference are the same vectors; none is its own neighbour.
+        on_queries: called with the number of queries after each block of them.
 
     Returns:
         Distances `(N, k)` float32, ascending and exact also near 0, and the neighbours' places
@@ -57,15 +62,19 @@ def nearest_neighbours(
                 own = torch.arange(len(query), device=query.device) + first_query - first
                 inside = (own >= 0) & (own < len(block))
                 squared[inside, own[inside]] = torch.inf
-            near, chosen = squared.topk(min(k, len(block)), dim=1, largest=False)
-            exact = (query[:, None] - block[chosen]).norm(dim=2)
+            # Few rows change after the first blocks; the margin covers what is inexact.
+            bound = best[:, -1].square() * 1.001 + 1e-6 * query.square().sum(1)
+            rows = (squared.amin(1) <= bound).nonzero().flatten()
+            near, chosen = squared[rows].topk(min(k, len(block)), dim=1, largest=False)
+            exact = (query[rows, None] - block[chosen]).norm(dim=2)
             exact[near.isinf()] = torch.inf
-            both = torch.cat([best, exact], dim=1)
-            both_places = torch.cat([best_places, chosen + first], dim=1)
-            best, order = both.topk(k, dim=1, largest=False)
-            best_places = both_places.gather(1, order)
+            both = torch.cat([best[rows], exact], dim=1)
+            both_places = torch.cat([best_places[rows], chosen + first], dim=1)
+            best[rows], order = both.topk(k, dim=1, largest=False)
+            best_places[rows] = both_places.gather(1, order)
             first += len(block)
         distances.append(best.cpu())
         places.append(best_places.cpu())
         first_query += len(query)
+        on_queries(len(query))
     return torch.cat(distances).float(), torch.cat(places)

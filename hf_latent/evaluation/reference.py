@@ -123,11 +123,12 @@ def cached_vectors(
     return write_shards(Path(cache_dir) / key, len(dataset), make_rows, identity, on_rows)
 
 
-def cached_neighbours(vectors: Shards) -> tuple[torch.Tensor, torch.Tensor]:
+def cached_neighbours(vectors: Shards, bar: tqdm) -> tuple[torch.Tensor, torch.Tensor]:
     """Find each image's nearest other images in its own set, or read what was found before.
 
     Args:
         vectors: of `cached_vectors`, of more images than `LOCAL_NEIGHBOURS`.
+        bar: is told how many images are done.
 
     Returns:
         Distances `(N, k)` float32, ascending, and places `(N, k)` int64.
@@ -135,9 +136,13 @@ def cached_neighbours(vectors: Shards) -> tuple[torch.Tensor, torch.Tensor]:
     path = vectors.folder / "neighbours.safetensors"
     if not path.is_file():
         selection = vectors.select("vectors")
-        distances, places = nearest_neighbours(selection, selection, LOCAL_NEIGHBOURS, True)
+        distances, places = nearest_neighbours(
+            selection, selection, LOCAL_NEIGHBOURS, True, bar.update
+        )
         with replaced_whole(path) as temporary:
             save_file({"distances": distances, "places": places}, temporary)
+    else:
+        bar.update(len(vectors))
     with safe_open(path, "pt") as file:
         return file.get_tensor("distances"), file.get_tensor("places")
 

@@ -1,0 +1,58 @@
+import pytest
+import torch
+
+from hf_latent.decode import decode_latents
+from hf_latent.encode import encode_images
+from hf_latent.evaluation.inspection.latent_pictures import (
+    NOISE_LEVELS,
+    STEPS,
+    channel_maps,
+    channels_picture,
+    interpolation_picture,
+    noisy_latents,
+)
+from hf_latent.evaluation.reconstruction import reconstruct
+from tests.conftest import make_autoencoder
+
+
+def test_channels_are_grey_maps_three_deviations_wide():
+    latents = torch.tensor([-3.0, 0.0, 3.0, 9.0]).view(1, 4, 1, 1)
+    maps = channel_maps(latents, 2, 3)
+    assert maps.shape == (1, 4, 1, 2, 3)
+    expected = torch.tensor([0, 0.5, 1, 1]).view(1, 4, 1, 1, 1).expand_as(maps)
+    torch.testing.assert_close(maps, expected)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_a_row_has_the_image_its_reconstruction_and_every_channel(channels):
+    vae = make_autoencoder(channels)
+    images = torch.rand(2, channels, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    rows = channels_picture(vae, images)
+    assert rows.shape == (2, 2 + 4, channels, 16, 16)
+    torch.testing.assert_close(rows[:, 0], images / 2 + 0.5)
+    expected = reconstruct(vae, images).clamp(-1, 1) / 2 + 0.5
+    torch.testing.assert_close(rows[:, 1], expected)
+    if channels == 4:
+        assert (rows[:, 2:, 3] == 1).all()  # latents are not transparent
+
+
+def test_the_way_begins_and_ends_at_the_images(vae, images):
+    rows = interpolation_picture(vae, images)
+    assert rows.shape == (2, STEPS, 1, 16, 16)
+    reconstructions = reconstruct(vae, images) / 2 + 0.5
+    torch.testing.assert_close(rows[:, 0], reconstructions[:2], rtol=0, atol=1e-5)
+    torch.testing.assert_close(rows[:, -1], reconstructions[2:], rtol=0, atol=1e-5)
+    with torch.no_grad():
+        latents = encode_images(vae, images, sample_posterior=False)
+        third = latents[:2] + (latents[2:] - latents[:2]) * 2 / (STEPS - 1)
+        expected = decode_latents(vae, third) / 2 + 0.5
+    torch.testing.assert_close(rows[:, 2], expected, rtol=0, atol=1e-5)
+
+
+def test_noise_grows_along_the_row(vae, images):
+    rows = noisy_latents(vae, images, torch.Generator().manual_seed(0))
+    assert rows.shape == (4, 1 + len(NOISE_LEVELS), 1, 16, 16)
+    expected = reconstruct(vae, images) / 2 + 0.5
+    torch.testing.assert_close(rows[:, 0], expected, rtol=0, atol=1e-5)
+    change = (rows - rows[:, :1]).square().mean((0, 2, 3, 4))
+    assert (change.diff() > 0).all()

@@ -1,0 +1,53 @@
+import math
+
+import pytest
+
+from hf_latent.evaluation.inspection.verdict import RULES, judge
+
+GOOD = {
+    "layout_agreement": 0.99,
+    "edge_agreement": 0.9,
+    "noise_survival": 0.1,
+    "latent_std_largest": 1.1,
+    "live_latent_std_smallest": 0.9,
+    "latent_mean_largest": 0.1,
+    "dead_channel_share": 0.0,
+}
+
+
+def test_a_good_one_is_fine_and_says_why():
+    verdict, reasons = judge(GOOD)
+    assert verdict == "fine"
+    assert "90% of added pixel noise does not" in reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("figures", "expected", "words"),
+    [
+        ({"layout_agreement": 0.1}, "broken", "do not even keep the layout"),
+        ({"layout_agreement": math.nan}, "broken", "layout"),
+        ({"dead_channel_share": 1.0}, "broken", "posterior collapsed"),
+        ({"latent_std_largest": 5.5}, "badly scaled", "deviation is 5.50, at most 2"),
+        ({"live_latent_std_smallest": 0.1}, "badly scaled", "deviation is 0.10, at least 0.5"),
+        ({"live_latent_std_smallest": math.nan}, "badly scaled", "deviation"),
+        ({"latent_mean_largest": 0.8}, "badly scaled", "0.80 from 0"),
+        ({"layout_agreement": 0.8}, "over-compressed", "layout is lost"),
+        ({"edge_agreement": 0.4}, "over-compressed", "edges are lost"),
+        ({"noise_survival": 0.9}, "under-compressed", "90% of it survives"),
+        ({"dead_channel_share": 0.25}, "under-compressed", "25% of the latent channels"),
+    ],
+)
+def test_each_rule_has_its_verdict(figures, expected, words):
+    verdict, reasons = judge(GOOD | figures)
+    assert verdict == expected
+    assert any(words in reason for reason in reasons)
+
+
+def test_the_heaviest_counts_and_all_are_told():
+    verdict, reasons = judge(GOOD | {"layout_agreement": 0.1, "latent_std_largest": 9.0})
+    assert verdict == "broken"
+    assert len(reasons) == 3  # layout fails two rules
+
+
+def test_every_rule_is_about_a_figure_that_is_there():
+    assert {rule.figure for rule in RULES} == set(GOOD)

@@ -1,0 +1,67 @@
+import numpy as np
+import pytest
+import torch
+
+from hf_latent.data.images import open_images
+from hf_latent.data.images_config import ImagesConfig
+from hf_latent.evaluation.inspection.pictures import read_images
+from hf_latent.evaluation.inspection.yardsticks import (
+    code_within,
+    compare_yardsticks,
+    measure_yardsticks,
+    overhead_bytes,
+    resample,
+)
+from hf_latent.evaluation.reconstruction import image_psnr
+
+
+@pytest.fixture(scope="module")
+def clothes() -> torch.Tensor:
+    """Eight real images, `(8, 1, 32, 32)` in [0, 1]."""
+    splits = open_images(ImagesConfig(resize_mode="pad", max_train_samples=100))
+    return read_images(splits.validation.evenly_spaced(8)) / 2 + 0.5
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "WEBP"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_best_quality_that_fits_is_taken(clothes, file_format, channels):
+    array = (clothes[0].expand(channels, -1, -1).permute(1, 2, 0) * 255).round().byte().numpy()
+    errors = []
+    for budget in (100, 200, 400):
+        decoded, size = code_within(array, file_format, budget)
+        assert decoded.shape == array.shape
+        assert 0 < size <= budget
+        errors.append(np.square(decoded.astype(float) - array).mean())
+    assert errors[0] > errors[1] > errors[2]
+
+
+def test_what_does_not_fit_is_coded_at_the_lowest_quality(clothes):
+    array = (clothes[0].permute(1, 2, 0) * 255).round().byte().numpy()
+    _, size = code_within(array, "JPEG", 1)
+    assert size > 1
+    found = measure_yardsticks(clothes, 256, 1.0)
+    assert [x.fits_share for x in found] == [0.0, 0.0, 1.0]
+
+
+def test_headers_are_not_counted():
+    flat = np.full((32, 32, 1), 128, np.uint8)
+    assert overhead_bytes("JPEG", flat.shape, 50) > 150
+    assert code_within(flat, "JPEG", 0)[1] == 0
+
+
+def test_resampling_keeps_as_many_values_and_no_more(clothes):
+    assert torch.equal(resample(clothes, 1024), clothes)
+    psnr = [image_psnr(resample(clothes, n), clothes).mean() for n in (16, 64, 256, 900)]
+    assert psnr[0] < psnr[1] < psnr[2] < psnr[3]
+    flat = torch.full((1, 3, 16, 24), 0.4)
+    torch.testing.assert_close(resample(flat, 20), flat)
+
+
+def test_the_table_has_the_autoencoder_first_and_everything_measured_alike(vae, clothes):
+    images = clothes * 2 - 1
+    table = compare_yardsticks(vae, images, 64, 150.0)
+    assert [row["name"] for row in table] == ["autoencoder", "JPEG", "WebP", "bicubic"]
+    assert "bytes_per_image" not in table[3]
+    bicubic = image_psnr(resample(clothes, 64), clothes).mean().item()
+    assert table[3]["psnr_db"] == pytest.approx(bicubic, abs=1e-4)
+    assert table[1]["bytes_per_image"] <= 150

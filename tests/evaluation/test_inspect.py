@@ -1,0 +1,197 @@
+"""The whole command, and its verdict on four autoencoders that a person would judge the same."""
+
+import json
+import math
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from diffusers import AutoencoderTiny
+from PIL import Image
+
+from hf_latent.cli import main
+from hf_latent.errors import UserError
+from hf_latent.evaluation.inspect import InspectConfig, inspect_autoencoder
+from hf_latent.models.fold import LatentStatistics, fold_latent_scale, unfold_latent_scale
+from hf_latent.models.load import load_autoencoder
+from hf_latent.models.presets import create_autoencoder
+from hf_latent.training.autoencoder import train_autoencoder
+from hf_latent.training.autoencoder_config import AutoencoderConfig
+
+CLOTHES = {"data": "fashion_mnist", "resize_mode": "pad", "max_images": 100}
+PICTURES = ("worst", "channels", "interpolation", "latent_noise", "frequencies")
+
+
+def inspect(vae: str, folder, **changes):
+    config = InspectConfig(
+        **CLOTHES | {"feature_extractor": "none"}, vae=vae, output_dir=str(folder)
+    )
+    return inspect_autoencoder(replace(config, **changes))
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory):
+    """The report on fashion-mnist-f4, with everything."""
+    folder = tmp_path_factory.mktemp("inspect") / "out"
+    return inspect("fashion-mnist-f4", folder, feature_extractor="efficientnet-lite0"), folder
+
+
+def test_the_released_one_is_fine(released):
+    report, _ = released
+    assert report["verdict"] == "fine"
+
+
+def test_it_keeps_low_frequencies_edges_and_layout_and_drops_pixel_noise(released):
+    report, _ = released
+    assert report["band_kept"][0] > 0.99
+    assert report["layout_agreement"] > 0.99
+    assert report["edge_agreement"] > 0.95
+    assert report["noise_survival"] < 0.25
+    assert report["noise_agreement"] < 0.5
+    kept = report["band_kept"]
+    assert kept[-1] == min(kept)  # what is lost is lost in the finest detail
+
+
+def test_arithmetic_and_rate(released):
+    report, _ = released
+    assert report["compression_ratio"] == 4
+    assert report["latents_float32_mb_per_100000"] == pytest.approx(256 * 4 * 1e5 / 1e6)
+    assert report["images_uint8_mb_per_100000"] == pytest.approx(1024 * 1e5 / 1e6)
+    assert 0 < report["rate_bits_per_pixel"] <= report["kl_bits_per_pixel"]
+    # The card's figure, in nats a latent value, is of all 10,000 test images.
+    nats = report["kl_bits_per_pixel"] * 1024 / 256 * math.log(2)
+    assert nats == pytest.approx(2.783, rel=0.05)
+    assert report["budget_bytes"] == pytest.approx(report["rate_bits_per_pixel"] * 1024 / 8)
+
+
+def test_it_is_better_than_the_same_bytes_of_jpeg_and_as_many_values_resampled(released):
+    report, _ = released
+    rows = {row["name"]: row for row in report["yardsticks"]}
+    assert rows["autoencoder"]["psnr_db"] > rows["JPEG"]["psnr_db"] > rows["bicubic"]["psnr_db"]
+
+
+def test_files_are_whole(released):
+    report, folder = released
+    text = (folder / "report.json").read_text()
+    assert "NaN" not in text
+    assert json.loads(text)["vae_sha256"] == report["vae_sha256"]
+    markdown = (folder / "report.md").read_text()
+    for name in PICTURES:
+        assert Image.open(folder / f"{name}.png").width > 100
+        assert f"({name}.png)" in markdown
+    assert set(re.findall(r"\((\w+\.png)\)", markdown)) == {f"{name}.png" for name in PICTURES}
+    assert f"{report['psnr_db']:.2f} dB" in markdown
+    assert {path.name for path in folder.iterdir()} == {
+        "report.json",
+        "report.md",
+        *(f"{name}.png" for name in PICTURES),
+    }
+    assert report["round_trip_seconds"] > 0
+
+
+def test_an_unscaled_one_is_badly_scaled(tmp_path):
+    vae = unfold_latent_scale(load_autoencoder("fashion-mnist-f4"))
+    # Latents of deviation 5.5, as Stable Diffusion's have without their scaling_factor.
+    statistics = LatentStatistics(torch.zeros(4).double(), torch.full((4,), 0.18215).double())
+    fold_latent_scale(vae, statistics).save_pretrained(tmp_path / "vae")
+    report = inspect(str(tmp_path / "vae"), tmp_path / "out")
+    assert report["verdict"] == "badly scaled"
+    assert min(report["latent_std"]) > 4
+    assert report["edge_agreement"] > 0.95  # nothing else is wrong with it
+
+
+def test_a_scaling_factor_mends_it(tmp_path):
+    vae = unfold_latent_scale(load_autoencoder("fashion-mnist-f4"))
+    statistics = LatentStatistics(torch.zeros(4).double(), torch.full((4,), 0.18215).double())
+    vae = fold_latent_scale(vae, statistics)
+    vae.register_to_config(scaling_factor=0.18215)
+    vae.save_pretrained(tmp_path / "vae")
+    assert inspect(str(tmp_path / "vae"), tmp_path / "out")["verdict"] == "fine"
+
+
+def test_a_randomly_initialised_one_is_broken(tmp_path):
+    torch.manual_seed(0)
+    create_autoencoder("tiny", 1, 32).save_pretrained(tmp_path / "vae")
+    assert inspect(str(tmp_path / "vae"), tmp_path / "out")["verdict"] == "broken"
+
+
+@pytest.mark.slow
+def test_one_of_f16_and_one_channel_is_over_compressed(tmp_path):
+    train_autoencoder(
+        AutoencoderConfig(
+            data="fashion_mnist",
+            resize_mode="pad",
+            max_train_samples=3000,
+            block_out_channels=[8, 16, 16, 16, 16],
+            latent_channels=1,
+            train_batch_size=32,
+            learning_rate=4e-3,
+            kl_weight=3e-4,
+            max_train_steps=250,
+            validation_steps=250,
+            max_validation_samples=32,
+            output_dir=str(tmp_path / "run"),
+        )
+    )
+    report = inspect(str(tmp_path / "run" / "model"), tmp_path / "out")
+    assert report["verdict"] == "over-compressed"
+    assert report["compression_ratio"] == 256
+    assert any("edges are lost" in reason for reason in report["reasons"])
+
+
+def test_rgba_and_the_released_emoji(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i in range(24):
+        pixels = (torch.rand(70, 64, 4, generator=generator) * 255).byte().numpy()
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    report = inspect(
+        "emoji", tmp_path / "out", data=str(folder), resize_mode="crop", validation_fraction=0.3
+    )
+    assert report["preprocessing"] == "crop to 64x64, 4 channels"
+    assert {"grey_psnr_db", "alpha_psnr_db"} <= set(report)
+    assert report["verdict"] != "fine"  # noise is nothing that it knows
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--vae nowhere/vae", "nowhere/vae"),
+        ("--vae fashion-mnist-f4 --resolution 30", "multiples of"),
+        ("--vae fashion-mnist-f4 --channels 3", "3 channels"),
+        ("--vae fashion-mnist-f4 --data nowhere", "nowhere"),
+        ("--vae fashion-mnist-f4 --max_images 0", "--max_images"),
+        ("--vae fashion-mnist-f4 --max_images 1", "too few"),
+        ("--vae fashion-mnist-f4 --feature_extractor vgg", "--feature_extractor"),
+        ("--vae fashion-mnist-f4 --resolution 3,4,5", "--resolution"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, flags, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(["inspect", "--output_dir", "out", *flags.split()])
+    assert stop.value.code == 2
+    (line,) = (x for x in capsys.readouterr().err.splitlines() if x.startswith("error: "))
+    assert message in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tiny_one_has_no_rate_and_names_no_size(tmp_path):
+    torch.manual_seed(0)
+    AutoencoderTiny(
+        in_channels=1,
+        out_channels=1,
+        encoder_block_out_channels=(8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8),
+        num_encoder_blocks=(1, 1, 1),
+        num_decoder_blocks=(1, 1, 1),
+    ).save_pretrained(tmp_path / "vae")
+    with pytest.raises(UserError, match="--resolution is needed"):
+        inspect(str(tmp_path / "vae"), tmp_path / "out")
+    report = inspect(str(tmp_path / "vae"), tmp_path / "out", resolution=32)
+    assert report["verdict"] == "broken"  # it is not trained
+    assert not {"kl_bits_per_pixel", "rate_bits_per_pixel"} & set(report)
+    assert report["budget_bytes"] == report["latent_values"] == 256
+    assert "rate" not in (tmp_path / "out" / "report.md").read_text()
