@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hf_latent.evaluation.inspection.report import render_report
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 BIN = Path(sys.executable).parent
@@ -19,6 +21,8 @@ TRAINING = "--max_train_steps 2 --train_batch_size 4 --max_validation_samples 4 
 SHORT = {
     "quickstart": "--max_minutes 0.8 --max_train_samples 300 --evaluation_images 20",
     "generate": "--num_inference_steps 2",
+    "inspect": "--max_images 4",
+    "evaluate": "--num_images 10 --num_inference_steps 1 --cache_dir vectors",
     "train_vae.py": TRAINING,
     "train_unet.py": TRAINING,
 }
@@ -48,7 +52,7 @@ def folder(tmp_path_factory) -> Path:
     generator = np.random.default_rng(0)
     for label in ("cats", "dogs"):
         (folder / "path" / "to" / "images" / label).mkdir(parents=True)
-        for i in range(6):
+        for i in range(30):
             pixels = generator.integers(0, 256, (70, 90, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / f"path/to/images/{label}/{i}.png")
     return folder
@@ -129,6 +133,54 @@ def test_the_benchmarks_figure_is_that_of_its_report():
     report = json.loads((ROOT / "docs" / "bench" / "autoencoder.json").read_text())
     assert f"at {report['ratio_median']:.2f} of the" in README
     assert report["ratio_median"] >= 0.95
+
+
+def row(start: str) -> str:
+    """The line of the README's only table row that starts so."""
+    (line,) = (line for line in README.splitlines() if line.startswith(f"| {start}"))
+    return line
+
+
+def test_figures_of_the_inspection_are_those_of_its_report():
+    folder = ROOT / "docs" / "inspect" / "fashion-mnist-f4"
+    report = json.loads((folder / "report.json").read_text())
+    assert report["verdict"] == "fine"
+    yardsticks = {x["name"]: x for x in report["yardsticks"]}
+    bands = report["band_kept"]
+    expected = {
+        "lowest, highest": f"{bands[0]:.1%}, {bands[-1]:.1%}",
+        "layout, edges": f"{report['layout_agreement']:.1%}, {report['edge_agreement']:.1%}",
+        "added pixel": f"{report['noise_survival']:.1%}",
+        f"PSNR at {report['budget_bytes']:.0f}": f"{yardsticks['autoencoder']['psnr_db']:.1f} dB; "
+        f"{yardsticks['JPEG']['psnr_db']:.1f} dB",
+    }
+    for start, figures in expected.items():
+        assert row(start).endswith(f"| {figures} |"), start
+    assert (folder / "report.md").read_text() == render_report(report)
+
+
+def test_figures_of_the_evaluation_are_those_of_its_report():
+    path = ROOT / "docs" / "evaluate" / "quickstart" / "metrics.json"
+    x = json.loads(path.read_text())
+    assert not x["memorisation_found"]
+    expected = {
+        "FD (with": f"{x['fd']:.2f} | {x['real_fd']:.2f}",
+        "KID": f"{x['kid']:.5f} | {x['real_kid']:.5f}",
+        "precision": f"{x['precision']:.3f}, {x['recall']:.3f} | "
+        f"{x['real_precision']:.3f}, {x['real_recall']:.3f}",
+        "density": f"{x['density']:.3f}, {x['coverage']:.3f} | "
+        f"{x['real_density']:.3f}, {x['real_coverage']:.3f}",
+        f"label agreement at guidance {x['guidance_scale']:g}": f"{x['label_agreement']:.3f} | "
+        f"{x['label_agreement_judge_real_accuracy']:.3f}",
+        "accuracy on real": f"{x['train_on_generated_test_on_real_accuracy']:.3f} | "
+        f"{x['train_on_real_test_on_real_accuracy']:.3f}",
+        "copies": f"{x['memorisation_latents_copies']} | "
+        f"{x['memorisation_latents_held_out_copies']} of {x['held_out_images']:,} held-out ones",
+    }
+    for start, figures in expected.items():
+        assert row(start).endswith(f"| {figures} |"), start
+    assert f"| {x['num_images']:,} images | generated | real |" in README
+    assert f"(with a perfect denoiser: {x['floor_fd']:.2f})" in README
 
 
 def test_links_lead_somewhere():

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from hf_latent.data.shards import Selection
+from hf_latent.data.shards import Selection, Shards
 from hf_latent.evaluation.evaluate_config import EvaluateConfig
 from hf_latent.evaluation.evaluate_pictures import save_pictures
 from hf_latent.evaluation.feature_extractors import LatentVectors, load_feature_extractor
@@ -13,6 +13,7 @@ from hf_latent.evaluation.generation import compare_sets
 from hf_latent.evaluation.machine import describe_machine
 from hf_latent.evaluation.memorisation import (
     COPY_RATIO,
+    Closeness,
     Duplicates,
     measure_closeness,
     memorisation_figures,
@@ -29,6 +30,39 @@ from hf_latent.output import check_output_dir, write_json
 from hf_latent.pipeline import DEFAULT_GUIDANCE_SCALE
 
 STAGES, STAGES_WITH_CLASSES = 9, 10
+
+
+def look_for_copies(
+    samples: Shards, vectors: dict[str, dict[str, Shards]], stages: Stages
+) -> tuple[dict[str, Any], dict[str, Closeness], dict[str, Duplicates]]:
+    """Compare samples with all training images, in each space.
+
+    Args:
+        samples: of `write_samples`.
+        vectors: of `vectors_by_space`.
+        stages: a stage for each space is added.
+
+    Returns:
+        Flat figures, the samples' closeness and the training images' duplicates by space.
+    """
+    figures: dict[str, Any] = {"memorisation_found": False, "memorisation_copy_ratio": COPY_RATIO}
+    closeness, duplicates = {}, {}
+    for space, own in vectors.items():
+        real = {name: shards.select("vectors") for name, shards in own.items()}
+        total = len(real["train"]) + 2 * len(samples) + 2 * len(real["held_out"])
+        with stages.stage(f"memorisation by {space}", total) as bar:
+            duplicates[space] = Duplicates.from_neighbours(*cached_neighbours(own["train"], bar))
+            closeness[space], held_out = (
+                measure_closeness(*images, real["train"], duplicates[space], bar.update)
+                for images in (
+                    (samples.select(space), samples.select(f"{space}_mirrored")),
+                    (real["held_out"], real["held_out_mirrored"]),
+                )
+            )
+        figures |= memorisation_figures(closeness[space], held_out, space)
+        figures[f"train_near_duplicates_by_{space}"] = duplicates[space].count
+        figures["memorisation_found"] |= figures[f"memorisation_{space}_found"]
+    return figures, closeness, duplicates
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
@@ -78,29 +112,12 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     if labels is not None:
         with stages.stage("classifiers") as bar:
             classes = measure_classes(samples, real, splits.num_classes or 1, config.seed, bar)
-    memorisation: dict[str, Any] = {"memorisation_copy_ratio": COPY_RATIO}
-    closeness, duplicates = {}, {}
-    for space, own in vectors.items():
-        total = len(real.train) + 2 * count + 2 * len(real.held_out)
-        with stages.stage(f"memorisation by {space}", total) as bar:
-            duplicates[space] = Duplicates.from_neighbours(*cached_neighbours(own["train"], bar))
-            closeness[space], held_out = (
-                measure_closeness(
-                    *images, own["train"].select("vectors"), duplicates[space], bar.update
-                )
-                for images in (
-                    (samples.select(space), samples.select(f"{space}_mirrored")),
-                    (own["held_out"].select("vectors"), own["held_out_mirrored"].select("vectors")),
-                )
-            )
-            memorisation |= memorisation_figures(closeness[space], held_out, space)
-            memorisation[f"train_near_duplicates_by_{space}"] = duplicates[space].count
-    memorisation["memorisation_found"] = any(
-        memorisation[f"memorisation_{x}_found"] for x in vectors
-    )
+    memorisation, closeness, duplicates = look_for_copies(samples, vectors, stages)
     with stages.stage("pictures"):
         save_pictures(output_dir, pipeline, real, samples, closeness, duplicates)
-    guidance = config.guidance_scale or (DEFAULT_GUIDANCE_SCALE if conditional else 1.0)
+    guidance = config.guidance_scale
+    if guidance is None:
+        guidance = DEFAULT_GUIDANCE_SCALE if conditional else 1.0
     metrics = {
         "model": Path(config.model).name if Path(config.model).is_dir() else config.model,
         "data": Path(config.data).name if Path(config.data).exists() else config.data,

@@ -83,7 +83,9 @@ class EvaluateConfig(ImagesOfModelConfig):
         """Refuse values that cannot work, naming the flag."""
         super().__post_init__()
         check_ranges(
-            self, ("num_images", "num_inference_steps", "batch_size"), ("dataloader_num_workers",)
+            self,
+            ("num_images", "num_inference_steps", "batch_size"),
+            ("guidance_scale", "dataloader_num_workers"),
         )
 
     def count(self, train_images: int) -> int:
