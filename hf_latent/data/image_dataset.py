@@ -10,7 +10,15 @@ from datasets import Dataset
 from hf_latent.data.held_out import fingerprint
 from hf_latent.data.images_config import ImagesConfig, parse_resolution
 from hf_latent.data.pixel_memory import PixelMemory
-from hf_latent.data.pixels import decode_image, fit, to_channels, to_tensor, to_uint8
+from hf_latent.data.pixels import (
+    Box,
+    decode_image,
+    fit,
+    padded_box,
+    to_channels,
+    to_tensor,
+    to_uint8,
+)
 
 FLIP, CROP, SUBSET = (
     1,
@@ -131,6 +139,16 @@ class ImageDataset(torch.utils.data.Dataset):
             `(n, C, H, W)` uint8.
         """
         return to_uint8(torch.stack([self[row]["images"] for row in rows.tolist()]))
+
+    @property
+    def unpadded_box(self) -> Box | None:
+        """Where in the tensors the first image lies, if padding was put around it."""
+        _, height, width = self.image_shape
+        if self._config.resize_mode != "pad":
+            return None
+        image_height, image_width, _ = decode_row(self._encoded, self._rows[0]).shape
+        box = padded_box(image_height, image_width, height, width)
+        return None if (box.height, box.width) == (height, width) else box
 
     @property
     def labels(self) -> torch.Tensor | None:

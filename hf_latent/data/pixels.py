@@ -8,7 +8,7 @@ Only grey images have more than 8 bits: Pillow reads 16-bit colour as 8-bit.
 
 import io
 import math
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -179,14 +179,27 @@ def _source_span(length: int, covering: int, start: int, size: int) -> tuple[sli
     return slice(first, last), low - first, high - first
 
 
-def padded_box(
-    image_height: int, image_width: int, height: int, width: int
-) -> tuple[int, int, int, int]:
-    """Where `pad` puts an image: `(top, left, height, width)` in pixels."""
+class Box(NamedTuple):
+    """A rectangle in an image, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    def cut(self, images: torch.Tensor) -> torch.Tensor:
+        """Cut the rectangle out of images `(B, C, H, W)`."""
+        rows = slice(self.top, self.top + self.height)
+        return images[:, :, rows, self.left : self.left + self.width]
+
+
+def padded_box(image_height: int, image_width: int, height: int, width: int) -> Box:
+    """Where `pad` puts an image."""
     scale = min(1.0, height / image_height, width / image_width)
     inner_height = max(1, round(image_height * scale))
     inner_width = max(1, round(image_width * scale))
-    return (height - inner_height) // 2, (width - inner_width) // 2, inner_height, inner_width
+    top, left = (height - inner_height) // 2, (width - inner_width) // 2
+    return Box(top, left, inner_height, inner_width)
 
 
 def pad(array: np.ndarray, height: int, width: int) -> np.ndarray:

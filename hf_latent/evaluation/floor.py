@@ -49,7 +49,7 @@ def measure_kept(
             bar.update(len(images))
             yield images / 2 + 0.5, reconstructions / 2 + 0.5
 
-    figures = asdict(measure_reconstructions(pairs()))
+    figures = asdict(measure_reconstructions(pairs(), held_out.unpadded_box))
     for block in held_out_vectors:
         distance.update(block, real=True)
     figures["fd"] = distance.compute()

@@ -144,8 +144,8 @@ def inspect_autoencoder(config: InspectConfig) -> dict[str, Any]:
                 bar.update(len(decoded))
                 yield batch["images"] / 2 + 0.5, decoded / 2 + 0.5
 
-        kept = {k: v for k, v in asdict(measure_reconstructions(pairs())).items() if v is not None}
-    figures = {**kept, **trip.figures()}
+        kept = asdict(measure_reconstructions(pairs(), held_out.unpadded_box))
+    figures = {k: v for k, v in kept.items() if v is not None} | trip.figures()
     if extractor is not None:
         count = min(len(held_out), len(splits.train))
         figures |= {

@@ -10,6 +10,7 @@ from torchmetrics.functional.image import (
     structural_similarity_index_measure,
 )
 
+from hf_latent.data.pixels import Box
 from hf_latent.decode import decode_latents
 from hf_latent.encode import encode_images
 from hf_latent.models.load import Autoencoder
@@ -27,6 +28,8 @@ class ReconstructionFigures:
         grey_psnr_db: of RGBA images composited on mid-grey; None for others.
         grey_ssim: the same for the structural similarity.
         alpha_psnr_db: of the alpha channel of RGBA images, apart from colour; None for others.
+        unpadded_psnr_db: of what padding was put around; None where nothing was.
+        unpadded_ssim: the same for the structural similarity.
     """
 
     psnr_db: float
@@ -35,6 +38,8 @@ class ReconstructionFigures:
     grey_psnr_db: float | None = None
     grey_ssim: float | None = None
     alpha_psnr_db: float | None = None
+    unpadded_psnr_db: float | None = None
+    unpadded_ssim: float | None = None
 
 
 SSIM_WINDOW = 11
@@ -57,13 +62,15 @@ def _ssim(reconstructions: torch.Tensor, originals: torch.Tensor) -> torch.Tenso
 
 
 def measure_reconstructions(
-    pairs: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    pairs: Iterable[tuple[torch.Tensor, torch.Tensor]], box: Box | None = None
 ) -> ReconstructionFigures:
     """Compare images with their reconstructions.
 
     Args:
         pairs: batches of originals and reconstructions, `(B, C, H, W)` float in [0, 1] each;
             reconstructions are clamped to it.
+        box: what padding of zeros was put around, to be measured apart; it is not where an image
+            has something outside of it.
 
     Returns:
         The means over all images.
@@ -81,9 +88,17 @@ def measure_reconstructions(
                 "alpha_psnr_db": image_psnr(*(x[:, 3:] for x in pair)),
             }
         else:
+            white = list(pair)
             figures = {"psnr_db": image_psnr(*pair), "ssim": _ssim(*pair)}
+        if box is not None and originals.count_nonzero() > box.cut(originals).count_nonzero():
+            box = None
+        if box is not None:
+            inside = [box.cut(x) for x in white]
+            figures |= {"unpadded_psnr_db": image_psnr(*inside), "unpadded_ssim": _ssim(*inside)}
         for name, values in figures.items():
             columns.setdefault(name, []).append(values)
+    if box is None:
+        columns = {name: x for name, x in columns.items() if not name.startswith("unpadded")}
     means = {name: torch.cat(values).mean().item() for name, values in columns.items()}
     return ReconstructionFigures(**means, images=sum(len(x) for x in columns["psnr_db"]))
 

@@ -36,8 +36,7 @@ class ReleaseConfig:
 
     Attributes:
         run: the finished run's folder.
-        about: YAML with what no measurement tells: name, licence, the card's texts; and
-            unpadded_size, where the images were padded.
+        about: YAML with what no measurement tells: name, licence, the card's texts.
         recipe: the run's recipe, printed on the card.
         ablation: names and run folders, NAME=FOLDER, of short runs to compare with each other.
         comparison: a comparison.json of train_scripts/compare_models.py, printed on the card.
@@ -103,7 +102,7 @@ def release_autoencoder(config: ReleaseConfig) -> dict[str, Any]:
         "compression_ratio": compression.ratio,
         "parameters": sum(p.numel() for p in vae.parameters()),
         "weights_mb": weights.stat().st_size / 1e6,
-        **measure_autoencoder(vae, splits.validation, about.get("unpadded_size")),
+        **measure_autoencoder(vae, splits.validation),
         "kl_nats_per_latent_value": report["held_out_kl_nats_per_latent_value"],
         **{
             key: report[key]

@@ -15,7 +15,6 @@ from hf_latent.errors import UserError
 from hf_latent.evaluation.features import load_feature_network
 from hf_latent.evaluation.pictures import image_grid
 from hf_latent.evaluation.reconstruction import (
-    center_crop,
     measure_reconstructions,
     reconstruct,
 )
@@ -42,22 +41,18 @@ LOSS_SETTINGS = {
 
 
 @torch.no_grad()
-def measure_autoencoder(
-    vae: AutoencoderKL, dataset: ImageDataset, unpadded_size: int | None = None
-) -> dict[str, float]:
+def measure_autoencoder(vae: AutoencoderKL, dataset: ImageDataset) -> dict[str, float]:
     """Measure reconstructions from the posterior's mean.
 
     Args:
         vae: a trained autoencoder.
         dataset: images that it never saw.
-        unpadded_size: height and width of what padding was put around; None: nothing was.
 
     Returns:
         Figures, `test_` before each name.
     """
     network = load_feature_network("efficientnet-lite0")
     distances: list[float] = []
-    crops: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def pairs() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for batch in DataLoader(dataset, BATCH_SIZE):
@@ -65,21 +60,11 @@ def measure_autoencoder(
             reconstructions = reconstruct(vae, images)
             distance = perceptual_loss(network, reconstructions, images).item()
             distances.append(distance * len(images))
-            original, shown = images / 2 + 0.5, reconstructions / 2 + 0.5
-            if unpadded_size is not None:
-                crops.append(
-                    (center_crop(original, unpadded_size), center_crop(shown, unpadded_size))
-                )
-            yield original, shown
+            yield images / 2 + 0.5, reconstructions / 2 + 0.5
 
-    figures = {f"test_{k}": v for k, v in asdict(measure_reconstructions(pairs())).items()}
+    kept = measure_reconstructions(pairs(), dataset.unpadded_box)
+    figures = {f"test_{name}": value for name, value in asdict(kept).items()}
     figures["test_perceptual_distance"] = sum(distances) / len(dataset)
-    if crops:
-        cropped = measure_reconstructions(crops)
-        figures |= {
-            "test_unpadded_psnr_db": cropped.psnr_db,
-            "test_unpadded_ssim": cropped.ssim,
-        }
     return {name: value for name, value in figures.items() if value is not None}
 
 

@@ -39,7 +39,7 @@ def run(tmp_path_factory):
 def test_figures_equal_those_of_one_batch(run):
     splits = open_images(parse_config(AutoencoderConfig, ["--config", str(run / "config.yaml")]))
     vae, dataset = load_autoencoder(str(run / "model")), splits.validation.evenly_spaced(130)
-    figures = measure_autoencoder(vae, dataset, unpadded_size=28)
+    figures = measure_autoencoder(vae, dataset)
     images = torch.stack([dataset[i]["images"] for i in range(130)])
     with torch.no_grad():
         shown = vae.decode(vae.encode(images).latent_dist.mean).sample / 2 + 0.5

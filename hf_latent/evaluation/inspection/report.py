@@ -44,6 +44,8 @@ def _kept(report: dict[str, Any]) -> list[str]:
         "psnr_db": ("PSNR (RGBA: on white)", "{:.2f} dB"),
         "psnr_db_5_percent": ("PSNR that 5% of images fall below", "{:.2f} dB"),
         "ssim": ("SSIM", "{:.4f}"),
+        "unpadded_psnr_db": ("PSNR without the padding", "{:.2f} dB"),
+        "unpadded_ssim": ("SSIM without the padding", "{:.4f}"),
         "ms_ssim": ("MS-SSIM", "{:.4f}"),
         "grey_psnr_db": ("PSNR on mid-grey", "{:.2f} dB"),
         "alpha_psnr_db": ("PSNR of alpha", "{:.2f} dB"),
