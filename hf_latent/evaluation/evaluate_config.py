@@ -1,49 +1,18 @@
 """The settings of `hf-latent evaluate`."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import constants
 
 from hf_latent.command import check_ranges
-from hf_latent.data.images_config import ImagesConfig
 from hf_latent.errors import UserError
 from hf_latent.evaluation.feature_extractors import FeatureExtractorName
+from hf_latent.evaluation.images_of_model import ImagesOfModelConfig
 
 CACHE_DIR = Path(constants.HF_HOME) / "hf_latent" / "vectors"
 LARGEST_DEFAULT = 10_000
 FEWEST_IMAGES = 10
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImagesOfModelConfig(ImagesConfig):
-    """The images that a finished model is measured on.
-
-    Attributes:
-        resolution: Height and width in pixels, one number for a square or "H,W"; auto is the
-            model's own.
-        crop: Part of a recipe, and of no effect here: every image is cropped at its centre.
-        horizontal_flip: Part of a recipe, and of no effect here: no image is mirrored.
-    """
-
-    resolution: int | str = "auto"
-
-    def __post_init__(self) -> None:
-        """Refuse values that cannot work, naming the flag."""
-        self.images_config((1, 1), None)
-
-    def images_config(self, size: tuple[int, int], channels: int | None) -> ImagesConfig:
-        """Return which images are used, and how, without anything random.
-
-        Args:
-            size: the model's height and width, for a resolution of auto.
-            channels: the model's, where none are given.
-        """
-        values = {field.name: getattr(self, field.name) for field in fields(ImagesConfig)}
-        if self.resolution == "auto":
-            values["resolution"] = f"{size[0]},{size[1]}"
-        values["channels"] = self.channels or channels
-        return ImagesConfig(**values | {"crop": "center", "horizontal_flip": False})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,13 +13,13 @@ from hf_latent.data.image_dataset import ImageDataset
 from hf_latent.data.images import ImageSplits, open_images
 from hf_latent.data.pixels import to_uint8
 from hf_latent.errors import UserError
-from hf_latent.evaluation.evaluate_config import ImagesOfModelConfig
 from hf_latent.evaluation.feature_extractors import (
     FeatureExtractor,
     FeatureExtractorName,
     load_feature_extractor,
 )
 from hf_latent.evaluation.generation import FrechetDistance
+from hf_latent.evaluation.images_of_model import ImagesOfModelConfig
 from hf_latent.evaluation.inspection.arithmetic import describe_compression, describe_rate
 from hf_latent.evaluation.inspection.latent_figures import measure_smoothness
 from hf_latent.evaluation.inspection.pictures import read_images, save_pictures

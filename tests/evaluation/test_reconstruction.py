@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from hf_latent.data.pixels import Box
 from hf_latent.evaluation.reconstruction import center_crop, measure_reconstructions
 
 
@@ -107,3 +108,30 @@ def test_images_smaller_than_the_window_have_no_ssim(size, channels):
 def test_center_crop_undoes_padding():
     image = torch.rand(2, 1, 28, 28)
     assert torch.equal(center_crop(torch.nn.functional.pad(image, (2, 2, 2, 2)), 28), image)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_what_padding_was_put_around_is_measured_apart(channels):
+    box = Box(top=2, left=4, height=24, width=20)
+    generator = torch.Generator().manual_seed(0)
+    content = torch.rand(5, channels, 24, 20, generator=generator)
+    originals = torch.nn.functional.pad(content, (4, 4, 2, 2))
+    reconstructions = originals + 0.1 * torch.randn(originals.shape, generator=generator)
+    pairs = [(originals[:2], reconstructions[:2]), (originals[2:], reconstructions[2:])]
+    figures = measure_reconstructions(pairs, box)
+    inside = measure_reconstructions([(content, reconstructions[:, :, 2:26, 4:24])])
+    assert figures.unpadded_psnr_db == pytest.approx(inside.psnr_db, abs=1e-3)
+    assert figures.unpadded_ssim == pytest.approx(inside.ssim, abs=1e-4)
+    whole = measure_reconstructions(pairs)
+    assert whole.unpadded_psnr_db is None
+    assert figures.psnr_db == pytest.approx(whole.psnr_db)
+
+
+def test_where_an_image_reaches_out_of_the_box_nothing_is_measured_apart():
+    originals = torch.zeros(4, 1, 16, 16)
+    originals[:, :, 2:-2, 2:-2] = 0.5
+    originals[3, 0, 0, 5] = 0.5
+    pairs = [(originals[:2], originals[:2] + 0.1), (originals[2:], originals[2:] + 0.1)]
+    figures = measure_reconstructions(pairs, Box(2, 2, 12, 12))
+    assert figures.unpadded_psnr_db is figures.unpadded_ssim is None
+    assert figures.images == 4
