@@ -14,6 +14,7 @@ class ImagesOfModelConfig(ImagesConfig):
             model's own.
         crop: Part of a recipe, and of no effect here: every image is cropped at its centre.
         horizontal_flip: Part of a recipe, and of no effect here: no image is mirrored.
+        channels: 1 for grey, 3 for RGB, 4 for RGBA. By default what the model takes.
     """
 
     resolution: int | str = "auto"

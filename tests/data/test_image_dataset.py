@@ -174,3 +174,22 @@ def test_identity_depends_on_the_order_and_on_every_image(dataset):
     found = {dataset.subset(places).identity for places in (order, swapped, without)}
     assert len(found) == 3
     assert dataset.identity in found
+
+
+@pytest.mark.parametrize(
+    ("changes", "box"),
+    [
+        ({"resize_mode": "pad", "resolution": 20}, (4, 3, 12, 14)),
+        ({"resize_mode": "pad", "resolution": "12,30"}, (0, 8, 12, 14)),
+        ({"resize_mode": "pad", "resolution": "12,14"}, None),
+        ({"resize_mode": "crop", "resolution": 20}, None),
+    ],
+)
+def test_it_tells_where_padding_was_put_around(config, changes, box):
+    dataset = open_images(replace(config, **changes)).train
+    assert dataset.unpadded_box == box
+    if box is not None:
+        images = tensors(dataset)
+        inside = dataset.unpadded_box.cut(images)
+        assert torch.equal(inside, tensors(open_images(replace(config, resolution="12,14")).train))
+        assert (images == -1).sum() == images.numel() - inside.numel() + (inside == -1).sum()

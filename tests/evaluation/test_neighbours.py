@@ -50,9 +50,7 @@ def test_all_others_can_be_asked_for():
     own = vectors(6)
     distances, places = nearest_neighbours(own.split(4), own.split(1), 5, exclude_self=True)
     assert distances.isfinite().all()
-    assert places.sort().values.tolist() == [
-        [x for x in range(6) if x != row] for row in range(6)
-    ]
+    assert places.sort().values.tolist() == [[x for x in range(6) if x != row] for row in range(6)]
 
 
 def test_an_exact_duplicate_is_at_distance_0_and_is_found():
@@ -95,3 +93,9 @@ def test_blocks_may_be_anything_that_can_be_iterated_over_again():
     expected, expected_places = by_cdist(vectors(40), vectors(40), 3, exclude_self=True)
     torch.testing.assert_close(distances.double(), expected, rtol=1e-6, atol=0)
     assert torch.equal(places, expected_places)
+
+
+def test_it_tells_how_many_queries_are_done():
+    told = []
+    nearest_neighbours(vectors(30).split(13), vectors(9).split(4), 2, on_queries=told.append)
+    assert told == [13, 13, 4]

@@ -1,6 +1,8 @@
+import pytest
 import torch
 
-from hf_latent.evaluation.sampling import sample_images
+from hf_latent.errors import UserError
+from hf_latent.evaluation.sampling import load_pipeline, sample_images
 
 
 def test_images_do_not_depend_on_the_batches_and_labels_are_taken_in_turn(pipeline):
@@ -21,3 +23,26 @@ def test_images_do_not_depend_on_the_batches_and_labels_are_taken_in_turn(pipeli
 def test_unconditional(unconditional):
     images = sample_images(unconditional, None, 3, 0, batch_size=2, num_inference_steps=1)
     assert images.shape == (3, 1, 16, 16)
+
+
+def test_a_saved_model_gives_the_same_images(pipeline, tmp_path, capfd):
+    pipeline.save_pretrained(tmp_path / "model")
+    loaded = load_pipeline(str(tmp_path / "model"))
+    assert loaded.id2label == {0: "cat", 1: "dog", 2: "owl"}
+    capfd.readouterr()
+    before, after = (
+        sample_images(x, [0, 1, 2], 3, seed=0, batch_size=3, num_inference_steps=2)
+        for x in (pipeline, loaded)
+    )
+    assert torch.equal(before, after)
+    assert capfd.readouterr().err == ""  # no progress bars
+
+
+def test_what_is_not_a_model_is_one_line(vae, tmp_path):
+    vae.save_pretrained(tmp_path / "autoencoder")
+    (tmp_path / "empty").mkdir()
+    for name in ("nowhere", "empty", "autoencoder"):
+        with pytest.raises(UserError) as error:
+            load_pipeline(str(tmp_path / name))
+        assert f"no model found at {tmp_path / name}" in str(error.value)
+        assert "\n" not in str(error.value)

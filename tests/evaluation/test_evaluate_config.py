@@ -1,0 +1,59 @@
+from dataclasses import replace
+
+import pytest
+
+from hf_latent.errors import UserError
+from hf_latent.evaluation.evaluate_config import EvaluateConfig
+from hf_latent.evaluation.images_of_model import ImagesOfModelConfig
+
+
+@pytest.fixture
+def config() -> EvaluateConfig:
+    return EvaluateConfig(model="model", output_dir="out")
+
+
+@pytest.mark.parametrize("name", ["num_images", "num_inference_steps", "batch_size"])
+def test_numbers_out_of_range_are_refused_at_once(config, name):
+    with pytest.raises(UserError, match=f"--{name} must be above 0, not 0"):
+        replace(config, **{name: 0})
+
+
+def test_the_images_are_of_the_models_size_without_anything_random():
+    config = ImagesOfModelConfig(crop="random", horizontal_flip=True, seed=3)
+    images = config.images_config((24, 40), 4)
+    assert (images.resolution, images.channels, images.seed) == ("24,40", 4, 3)
+    assert (images.crop, images.horizontal_flip) == ("center", False)
+    given = replace(config, resolution=16, channels=3).images_config((24, 40), 4)
+    assert (given.resolution, given.channels) == (16, 3)
+
+
+@pytest.mark.parametrize(("train", "count"), [(26_000, 10_000), (13_000, 6500), (21, 10)])
+def test_as_many_images_as_there_can_be(config, train, count):
+    assert replace(config, num_images=None).count(train) == count
+
+
+@pytest.mark.parametrize(("train", "num_images"), [(19, None), (100, 51), (100, 9)])
+def test_too_few_or_too_many_are_refused_with_the_limits(config, train, num_images):
+    with pytest.raises(UserError, match=f"from 10 to half of them, {train // 2}$") as error:
+        replace(config, num_images=num_images).count(train)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("num_images", [10, 50])
+def test_what_fits_is_taken(config, num_images):
+    assert replace(config, num_images=num_images).count(100) == num_images
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"guidance_scale": -0.5}, "--guidance_scale must be 0 or above"),
+        ({"dataloader_num_workers": -1}, "--dataloader_num_workers must be 0 or above"),
+        ({"resolution": "x"}, "--resolution x"),
+        ({"seed": -1}, "--seed -1"),
+        ({"channels": 2}, "--channels 2"),
+    ],
+)
+def test_mistakes_are_refused_at_once(config, changes, message):
+    with pytest.raises(UserError, match=message):
+        replace(config, **changes)

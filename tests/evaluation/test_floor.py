@@ -1,0 +1,132 @@
+import math
+from dataclasses import asdict
+
+import datasets
+import pytest
+import torch
+from PIL import Image
+from tqdm.auto import tqdm
+
+from hf_latent.data.images import open_images
+from hf_latent.data.images_config import ImagesConfig
+from hf_latent.data.pixels import to_uint8
+from hf_latent.decode import decode_latents
+from hf_latent.encode import encode_images
+from hf_latent.evaluation.feature_extractors import LatentVectors, load_feature_extractor
+from hf_latent.evaluation.floor import measure_floor, measure_kept
+from hf_latent.evaluation.generation import frechet_distance
+from hf_latent.evaluation.reconstruction import measure_reconstructions
+from hf_latent.models.load import load_autoencoder
+from tests.conftest import make_autoencoder
+
+
+@pytest.fixture(scope="module")
+def splits():
+    return open_images(ImagesConfig(resize_mode="pad", max_train_samples=300))
+
+
+def stacked(dataset) -> torch.Tensor:
+    return torch.stack([dataset[row]["images"] for row in range(len(dataset))])
+
+
+@pytest.fixture(scope="module")
+def extractor():
+    """Short vectors: their distances are quick."""
+    return LatentVectors(make_autoencoder().requires_grad_(False))
+
+
+def with_wide_posterior(vae):
+    """An autoencoder whose posterior is wide enough to tell a sample from the mean."""
+    with torch.no_grad():
+        vae.quant_conv.bias[vae.config.latent_channels :] = 0.5
+    return vae.requires_grad_(False)
+
+
+@torch.no_grad()
+def test_what_is_kept_is_measured_on_the_posteriors_mean(splits, extractor):
+    vae, held_out = with_wide_posterior(make_autoencoder()), splits.validation.evenly_spaced(70)
+    images = stacked(held_out)
+    originals = extractor(to_uint8(images))
+    with tqdm(total=70, disable=False) as bar:
+        figures = measure_kept(vae, held_out, originals.split(33), extractor, 30, bar)
+        assert bar.n == 70
+    decoded = decode_latents(vae, encode_images(vae, images, sample_posterior=False))
+    pair = (images / 2 + 0.5, decoded / 2 + 0.5)
+    whole = asdict(measure_reconstructions([pair]))
+    inside = asdict(measure_reconstructions([[x[:, :, 2:30, 2:30] for x in pair]]))
+    expected = {f"reconstruction_{k}": v for k, v in whole.items() if v is not None}
+    for name in ("psnr_db", "ssim"):
+        expected[f"reconstruction_unpadded_{name}"] = inside[name]
+        assert inside[name] != pytest.approx(whole[name], rel=1e-2)
+    distance = frechet_distance([extractor(to_uint8(decoded))], [originals])
+    assert distance > 0.1
+    expected["reconstruction_fd"] = distance
+    assert figures == pytest.approx(expected, rel=1e-3)
+    assert figures["reconstruction_images"] == 70
+
+
+@torch.no_grad()
+def test_the_floor_is_measured_on_posterior_samples(splits, extractor):
+    vae = with_wide_posterior(make_autoencoder())
+    other, reference = stacked(splits.train)[:120], stacked(splits.train)[120:240]
+    vectors = extractor(to_uint8(reference))
+
+    def floor(seed: int, batch_size: int) -> float:
+        with tqdm(total=120, disable=False) as bar:
+            found = measure_floor(
+                vae,
+                splits.train.subset(torch.arange(120).numpy()),
+                vectors.split(50),
+                extractor,
+                batch_size,
+                seed,
+                bar,
+            )
+            assert bar.n == 120
+        return found
+
+    generator = torch.Generator().manual_seed(5)
+    decoded = decode_latents(vae, encode_images(vae, other, generator))
+    expected = frechet_distance([extractor(to_uint8(decoded))], [vectors])
+    assert floor(5, batch_size=120) == pytest.approx(expected, rel=1e-3)
+    assert floor(5, 50) == floor(5, 50) != floor(6, 50)
+    mean = decode_latents(vae, encode_images(vae, other, sample_posterior=False))
+    of_the_mean = frechet_distance([extractor(to_uint8(mean))], [vectors])
+    assert abs(of_the_mean - expected) > 0.01 * expected
+
+
+def test_rgba_has_all_of_its_figures(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    generator = torch.Generator().manual_seed(0)
+    for number in range(12):
+        pixels = torch.randint(256, (16, 16, 4), generator=generator, dtype=torch.uint8).numpy()
+        folder = tmp_path / "images" / ("test" if number < 8 else "train")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    held_out = open_images(ImagesConfig(data=str(tmp_path / "images"), resolution=16)).validation
+    vae = make_autoencoder(channels=4).requires_grad_(False)
+    extractor = LatentVectors(vae)
+    vectors = extractor(held_out.read_uint8(torch.arange(8)))
+    with tqdm() as bar:
+        figures = measure_kept(vae, held_out, [vectors], extractor, 5, bar)
+    names = ("psnr_db", "ssim", "images", "grey_psnr_db", "grey_ssim", "alpha_psnr_db", "fd")
+    assert set(figures) == {f"reconstruction_{name}" for name in names}
+    assert all(map(math.isfinite, figures.values()))
+
+
+def test_the_released_autoencoder_keeps_more_than_chance(splits):
+    vae = load_autoencoder("fashion-mnist-f4").requires_grad_(False)
+    extractor, held_out = load_feature_extractor("efficientnet-lite0"), splits.validation
+    held_out = held_out.evenly_spaced(150)
+    originals = extractor(held_out.read_uint8(torch.arange(150)))
+    others = extractor(splits.train.read_uint8(torch.arange(150)))
+    with tqdm() as bar:
+        figures = measure_kept(vae, held_out, [originals], extractor, 100, bar)
+        floor = measure_floor(
+            vae, splits.train.subset(torch.arange(150).numpy()), [originals], extractor, 50, 0, bar
+        )
+    assert figures["reconstruction_psnr_db"] > 27
+    # The same images again are closer than any others are.
+    real = frechet_distance([others], [originals])
+    assert 0 < figures["reconstruction_fd"] < 0.7 * real
+    assert floor > 0.8 * real

@@ -1,0 +1,179 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from tqdm.auto import tqdm
+
+from hf_latent.data import shards
+from hf_latent.data.images import open_images
+from hf_latent.data.images_config import ImagesConfig
+from hf_latent.evaluation import reference
+from hf_latent.evaluation.evaluate_config import EvaluateConfig
+from hf_latent.evaluation.memorisation import LOCAL_NEIGHBOURS
+from hf_latent.evaluation.reference import (
+    RealImages,
+    cached_neighbours,
+    cached_vectors,
+    identify,
+    vectors_by_space,
+)
+from hf_latent.evaluation.stages import Stages
+from tests.evaluation.short_vectors import ShortVectors, as_bytes
+
+CONFIG = ImagesConfig(resize_mode="pad", max_train_samples=90)
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    monkeypatch.setattr(shards, "SHARD_ROWS", 40)
+    monkeypatch.setattr(reference, "LARGEST_DEFAULT", 50)
+
+
+@pytest.fixture(scope="module")
+def splits():
+    return open_images(CONFIG)
+
+
+def evaluation(tmp_path, **changes) -> EvaluateConfig:
+    given = {
+        "model": "m",
+        "output_dir": str(tmp_path / "out"),
+        "cache_dir": str(tmp_path / "cache"),
+    }
+    return EvaluateConfig(**given | changes)
+
+
+def everything(written) -> torch.Tensor:
+    return torch.cat(list(written.select("vectors")))
+
+
+def test_two_disjoint_sets_of_equal_size_are_drawn_from_the_seed(splits):
+    real = RealImages.choose(splits, 30, seed=0)
+    assert len(real.reference) == len(real.other) == 30
+    assert len(set(real.reference.tolist()) | set(real.other.tolist())) == 60
+    again, other = (RealImages.choose(splits, 30, seed) for seed in (0, 1))
+    assert torch.equal(real.reference, again.reference)
+    assert not torch.equal(real.reference, other.reference)
+    everyone = RealImages.choose(splits, 45, seed=0)
+    assert sorted([*everyone.reference, *everyone.other]) == list(range(90))
+
+
+def test_all_training_images_and_some_held_out_ones_are_taken_as_they_are():
+    splits = open_images(replace(CONFIG, crop="random", horizontal_flip=True, resize_mode="crop"))
+    real = RealImages.choose(splits, 30, seed=0)
+    assert (len(real.train), len(real.held_out)) == (90, 50)
+    plain = open_images(replace(CONFIG, resize_mode="crop"))
+    rows = torch.arange(90)
+    assert torch.equal(real.train.read_uint8(rows), plain.train.read_uint8(rows))
+    subset = real.subset(real.reference)
+    expected = plain.train.read_uint8(real.reference)
+    assert torch.equal(subset.read_uint8(torch.arange(30)), expected)
+
+
+def test_vectors_are_the_extractors_in_the_data_sets_order(splits, tmp_path):
+    extractor = ShortVectors()
+    expected = extractor(splits.train.read_uint8(torch.arange(90)))
+    for batch_size in (7, 100):
+        with tqdm(total=90, disable=False) as bar:
+            written = cached_vectors(
+                splits.train, extractor, tmp_path / str(batch_size), batch_size, bar
+            )
+            assert bar.n == 90
+        torch.testing.assert_close(everything(written), expected)
+
+
+def test_vectors_are_computed_once(splits, tmp_path):
+    first = everything(cached_vectors(splits.train, ShortVectors(), tmp_path, 20))
+    again = ShortVectors(killed_after=0)
+    assert torch.equal(everything(cached_vectors(splits.train, again, tmp_path, 30)), first)
+    assert again.count == 0
+
+
+def test_a_killed_run_goes_on(splits, tmp_path):
+    whole = everything(cached_vectors(splits.train, ShortVectors(), tmp_path / "whole", 20))
+    with pytest.raises(KeyboardInterrupt):
+        cached_vectors(splits.train, ShortVectors(killed_after=50), tmp_path / "killed", 20)
+    second = ShortVectors()
+    found = cached_vectors(splits.train, second, tmp_path / "killed", 20)
+    assert second.count == 50
+    assert torch.equal(everything(found), whole)
+
+
+def test_other_images_or_preprocessing_have_vectors_of_their_own(splits, tmp_path):
+    train = splits.train
+    datasets = [train, train.view(mirrored=True), train.subset(torch.arange(50).numpy())]
+    datasets += [train.subset(torch.arange(90).flip(0).numpy()), splits.validation]
+    datasets += [open_images(replace(CONFIG, resize_mode="crop", resolution=36)).train]
+    cases = [(dataset, ShortVectors()) for dataset in datasets]
+    cases += [(train, ShortVectors("other"))]
+    folders = [cached_vectors(*case, tmp_path, 100).folder for case in cases]
+    assert len(set(folders)) == len(cases)
+    for (dataset, extractor), folder in zip(cases, folders, strict=True):
+        manifest = json.loads((folder / "manifest.json").read_text())
+        assert manifest["rows"] == len(dataset)
+        assert manifest["images"] == dataset.identity
+        assert manifest["preprocessing"] == extractor.preprocessing
+
+
+def test_neighbours_are_found_once(splits, tmp_path, monkeypatch):
+    vectors = cached_vectors(splits.train, ShortVectors(), tmp_path, 100)
+
+    def read():
+        with tqdm(total=90, disable=False) as bar:
+            found = cached_neighbours(vectors, bar)
+            assert bar.n == 90
+        return found
+
+    distances, places = read()
+    whole = everything(vectors).double()
+    expected = torch.cdist(whole, whole).fill_diagonal_(torch.inf).topk(5, largest=False)
+    assert LOCAL_NEIGHBOURS == 5
+    torch.testing.assert_close(distances.double(), expected.values, rtol=1e-4, atol=1e-6)
+    assert torch.equal(places, expected.indices)
+    monkeypatch.delattr(reference, "nearest_neighbours")
+    again = read()
+    assert torch.equal(again[0], distances) and torch.equal(again[1], places)
+
+
+def test_each_space_has_vectors_of_all_real_images(splits, tmp_path):
+    real, spaces = RealImages.choose(splits, 30, 0), {x: ShortVectors(x) for x in ("one", "two")}
+    stages = Stages(1)
+    found = vectors_by_space(real, spaces, evaluation(tmp_path, batch_size=25), stages)
+    assert list(stages.report()) == ["real_vectors_seconds", "total_seconds"]
+    for space, extractor in spaces.items():
+        assert list(found[space]) == ["train", "held_out", "held_out_mirrored"]
+        held_out = real.held_out.read_uint8(torch.arange(50))
+        torch.testing.assert_close(everything(found[space]["held_out"]), extractor(held_out))
+        torch.testing.assert_close(
+            everything(found[space]["held_out_mirrored"]), extractor(held_out.flip(3))
+        )
+        train = real.train.read_uint8(torch.arange(90))
+        torch.testing.assert_close(everything(found[space]["train"]), extractor(train))
+        assert extractor.seen == as_bytes(torch.cat([train, held_out, held_out.flip(3)]))
+
+
+def test_reports_can_be_compared_only_if_images_and_preprocessing_are_the_same(splits, tmp_path):
+    config = evaluation(tmp_path)
+    real, extractor = RealImages.choose(splits, 30, 0), ShortVectors()
+    identity = identify(config, real, extractor)
+    assert identity["num_images"] == 30
+    assert identity["reference_fingerprint"] == real.subset(real.reference).fingerprint
+    assert "pad to 32x32, 1 channels; short vectors" in identity["preprocessing"]
+    same = [
+        identify(config, RealImages.choose(splits, 30, 0), ShortVectors()),
+        identify(replace(config, num_inference_steps=3, model="other"), real, extractor),
+        # The same set in another order.
+        identify(config, replace(real, reference=real.reference.flip(0)), extractor),
+    ]
+    assert {x["comparable_if_equal"] for x in same} == {identity["comparable_if_equal"]}
+    resized = open_images(replace(CONFIG, resize_mode="crop"))
+    different = [
+        identify(config, RealImages.choose(splits, 30, 1), extractor),
+        identify(config, RealImages.choose(splits, 29, 0), extractor),
+        identify(config, replace(real, reference=real.other), extractor),
+        identify(config, real, ShortVectors("other")),
+        identify(config, RealImages.choose(resized, 30, 0), extractor),
+    ]
+    digests = {x["comparable_if_equal"] for x in (identity, *different)}
+    assert len(digests) == 1 + len(different)
