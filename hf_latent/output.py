@@ -1,6 +1,7 @@
 """Files that are written whole, or not at all."""
 
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -93,6 +94,15 @@ def write_json(path: str | Path, values: dict[str, Any]) -> None:
 
     Args:
         path: the file to make or replace.
-        values: its content; flat snake_case keys, with units where there are any.
+        values: its content; flat snake_case keys, with units where there are any. What is not a
+            finite number becomes null, since JSON has no word for it.
     """
-    write_text(path, json.dumps(values, indent=2) + "\n")
+    write_text(path, json.dumps(_finite(values), indent=2, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(x) for key, x in value.items()}
+    return [_finite(x) for x in value] if isinstance(value, list | tuple) else value

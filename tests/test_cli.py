@@ -30,5 +30,6 @@ def test_an_unknown_command_is_one_line_and_status_2(capsys):
         main(["quickstrat"])
     assert stop.value.code == 2
     assert capsys.readouterr().err == (
-        "error: no command 'quickstrat': use one of quickstart, generate, inspect, evaluate, bench\n"
+        "error: no command 'quickstrat': use one of "
+        "quickstart, generate, inspect, evaluate, bench\n"
     )

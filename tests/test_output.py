@@ -1,4 +1,5 @@
 import json
+import math
 
 import pytest
 
@@ -73,3 +74,11 @@ def test_output_dir_with_files_is_refused_unless_asked(tmp_path):
         check_output_dir(tmp_path)
     assert check_output_dir(tmp_path, overwrite=True) == tmp_path
     assert (tmp_path / "work.txt").read_text() == "mine"
+
+
+def test_what_is_not_finite_becomes_null(tmp_path):
+    values = {"a": math.nan, "b": [1.5, math.inf, {"c": -math.inf}], "d": (2, "NaN", None)}
+    write_json(tmp_path / "x.json", values)
+    text = (tmp_path / "x.json").read_text()
+    expected = {"a": None, "b": [1.5, None, {"c": None}], "d": [2, "NaN", None]}
+    assert json.loads(text) == expected

@@ -141,9 +141,10 @@ def write_shards(
     """
     folder = Path(folder)
     manifest = {"rows": num_rows, "shard_rows": SHARD_ROWS, **identity}
+    manifest = json.loads(json.dumps(manifest))  # as it will be read again
     if (folder / "manifest.json").is_file():
         before = Shards(folder).manifest
-        if before != json.loads(json.dumps(manifest)):
+        if before != manifest:
             other = [k for k in {**before, **manifest} if before.get(k) != manifest.get(k)]
             raise UserError(f"{folder} was made with another {other[0]}: remove that folder")
     else:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_latent.data.shards import Selection, Shards
+from hf_latent.denoise import set_inference_steps
 from hf_latent.evaluation.evaluate_config import EvaluateConfig
 from hf_latent.evaluation.evaluate_pictures import save_pictures
 from hf_latent.evaluation.feature_extractors import LatentVectors, load_feature_extractor
@@ -82,20 +83,20 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     pipeline = load_pipeline(config.model)
     conditional = pipeline.num_classes is not None
     stages = Stages(STAGES_WITH_CLASSES if conditional else STAGES)
-    with stages.stage("setup"):
+    with stages.stage("setup", shown=False):
         extractor = load_feature_extractor(config.feature_extractor)
         spaces = {"features": extractor, "latents": LatentVectors(pipeline.vae)}
         splits, real = open_real_images(config, pipeline)
     count = len(real.reference)
+    labels = real.subset(real.reference).labels if conditional else None
+    with stages.stage("sampling", count) as bar:
+        samples = write_samples(pipeline, labels, count, config, spaces, bar)
     vectors = vectors_by_space(real, spaces, config, stages)
     features = {name: shards.select("vectors") for name, shards in vectors["features"].items()}
     reference, other = (
         Selection(features["train"].shards, "vectors", rows)
         for rows in (real.reference, real.other)
     )
-    labels = real.subset(real.reference).labels if conditional else None
-    with stages.stage("sampling", count) as bar:
-        samples = write_samples(pipeline, labels, count, config, spaces, bar)
     with stages.stage("reconstruction", len(real.held_out)) as bar:
         kept = measure_kept(
             pipeline.vae, real.held_out, features["held_out"], extractor, config.batch_size, bar
@@ -118,6 +119,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     guidance = config.guidance_scale
     if guidance is None:
         guidance = DEFAULT_GUIDANCE_SCALE if conditional else 1.0
+    set_inference_steps(pipeline.scheduler, config.num_inference_steps, "cpu")
+    evaluations = len(pipeline.scheduler.timesteps) * (1 if guidance == 1 else 2)
     metrics = {
         "model": Path(config.model).name if Path(config.model).is_dir() else config.model,
         "data": Path(config.data).name if Path(config.data).exists() else config.data,
@@ -128,7 +131,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "validation_fingerprint": splits.validation_fingerprint,
         "guidance_scale": guidance,
         "num_inference_steps": config.num_inference_steps,
-        "denoiser_evaluations_per_image": config.num_inference_steps * (1 if guidance == 1 else 2),
+        "denoiser_evaluations_per_image": evaluations,
         **generation,
         "floor_fd": floor,
         **kept,

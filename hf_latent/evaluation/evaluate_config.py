@@ -67,6 +67,11 @@ class EvaluateConfig(ImagesOfModelConfig):
             UserError: if there are too few.
         """
         most = train_images // 2
+        if most < FEWEST_IMAGES:
+            raise UserError(
+                f"{train_images} training images are too few to measure anything: at least "
+                f"{2 * FEWEST_IMAGES} are needed"
+            )
         count = min(most, LARGEST_DEFAULT) if self.num_images is None else self.num_images
         if count > most or count < FEWEST_IMAGES:
             raise UserError(

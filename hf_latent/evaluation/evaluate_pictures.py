@@ -25,9 +25,12 @@ def save_samples(path: Path, samples: Shards, pipeline: LatentDiffusionPipeline)
         picture = image_grid(samples.read("images", rows) / 255, SAMPLES_PER_CLASS)
     else:
         asked = samples.read("class_labels", torch.arange(len(samples)))
-        classes = [x for x in asked.unique().tolist() if (asked == x).sum() >= SAMPLES_PER_CLASS]
-        classes = classes[:MOST_CLASSES] or asked[:1].tolist()
-        by_class = [(asked == x).nonzero().flatten()[:SAMPLES_PER_CLASS] for x in classes]
+        counts = asked.bincount()
+        columns = SAMPLES_PER_CLASS
+        if counts.max() < columns:
+            columns = int(counts[counts > 0].min())
+        classes = (counts >= columns).nonzero().flatten().tolist()[:MOST_CLASSES]
+        by_class = [(asked == x).nonzero().flatten()[:columns] for x in classes]
         rows = torch.stack(by_class, dim=1).flatten()
         images = samples.read("images", rows) / 255
         picture = labelled_rows(images, classes, pipeline.id2label or {})

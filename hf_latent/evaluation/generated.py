@@ -67,13 +67,13 @@ def write_samples(
         return tensors
 
     identity = {
+        "seed": config.seed,
+        "guidance_scale": config.guidance_scale,
+        "num_inference_steps": config.num_inference_steps,
         "unet": hash_weights(pipeline.unet),
         "vae": hash_weights(pipeline.vae),
         "scheduler": {k: v for k, v in pipeline.scheduler.config.items() if k[0] != "_"},
         "class_labels": None if class_labels is None else class_labels.tolist(),
-        "guidance_scale": config.guidance_scale,
-        "num_inference_steps": config.num_inference_steps,
-        "seed": config.seed,
         "preprocessing": {name: x.preprocessing for name, x in spaces.items()},
     }
     folder = Path(config.output_dir) / "generated"

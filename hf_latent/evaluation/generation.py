@@ -13,6 +13,7 @@ from torchmetrics.image.kid import poly_mmd
 from hf_latent.data.shards import Selection
 from hf_latent.evaluation.neighbours import (
     Blocks,
+    center_of,
     nearest_neighbours,
     on_device,
     squared_distances,
@@ -140,8 +141,8 @@ def measure_manifold(features: Blocks, reference: Blocks) -> ManifoldFigures:
     own_radius = own[:, -1].square()
     in_real = torch.zeros(len(own_radius), dtype=torch.bool)
     balls, recalled, covered = 0, 0, 0
-    first = 0
-    for real in on_device(reference):
+    first, center = 0, center_of(reference)
+    for real in (block - center for block in on_device(reference)):
         small, large = (
             radii[first : first + len(real), k - 1].to(real)
             for k in (PRECISION_RECALL_K, DENSITY_COVERAGE_K)
@@ -150,8 +151,11 @@ def measure_manifold(features: Blocks, reference: Blocks) -> ManifoldFigures:
         is_recalled = torch.zeros(len(real), dtype=torch.bool, device=real.device)
         is_covered = is_recalled.clone()
         start = 0
-        for generated in on_device(features):
+        for generated in (block - center for block in on_device(features)):
             squared = squared_distances(generated, real)
+            # What the product may be off by: without it copies of duplicates, whose balls have no
+            # radius, would lie outside.
+            squared -= 1e-6 * (generated.square().sum(1).amax() + real.square().sum(1).amax())
             rows = slice(start, start + len(generated))
             start += len(generated)
             in_real[rows] |= (squared <= small).any(1).cpu()

@@ -1,5 +1,6 @@
 """`hf-latent inspect`: an autoencoder's compression against what is lost, on one's own images."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -124,7 +125,7 @@ def inspect_autoencoder(config: InspectConfig) -> dict[str, Any]:
     """
     output_dir = check_output_dir(config.output_dir, config.overwrite_output_dir)
     stages = Stages(4 if config.feature_extractor == "none" else 5)
-    with stages.stage("setup"):
+    with stages.stage("setup", shown=False):
         vae = load_autoencoder(config.vae)
         freeze(vae)
         if torch.accelerator.is_available():
@@ -182,6 +183,7 @@ def inspect_autoencoder(config: InspectConfig) -> dict[str, Any]:
         **describe_machine(),
     }
     write_json(output_dir / "report.json", report)
+    report = json.loads((output_dir / "report.json").read_text())
     write_text(output_dir / "report.md", render_report(report))
     print("\n".join([f"{report['vae']}: {verdict}", *(f"- {reason}" for reason in reasons)]))
     print(f"{output_dir / 'report.md'}")

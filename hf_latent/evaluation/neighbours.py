@@ -29,6 +29,15 @@ def on_device(blocks: Blocks) -> Iterator[torch.Tensor]:
         yield block if device is None else block.to(device)
 
 
+def center_of(reference: Blocks) -> torch.Tensor:
+    """Return the mean of the first block, `(d,)`, to be taken off vectors before their product.
+
+    Distances do not change when one vector is taken off all, and the product of shorter vectors
+    loses fewer digits of them.
+    """
+    return next(iter(on_device(reference))).mean(0)
+
+
 @torch.no_grad()
 def nearest_neighbours(
     queries: Blocks,
@@ -51,19 +60,21 @@ def nearest_neighbours(
         among the reference, `(N, k)` int64; both on the CPU.
     """
     distances, places = [], []
+    center = center_of(reference)
     first_query = 0
     for query in on_device(queries):
+        shifted = query - center
         best = query.new_full((len(query), k), torch.inf)
         best_places = torch.full((len(query), k), -1, device=query.device)
         first = 0
         for block in on_device(reference):
-            squared = squared_distances(query, block)
+            squared = squared_distances(shifted, block - center)
             if exclude_self:
                 own = torch.arange(len(query), device=query.device) + first_query - first
                 inside = (own >= 0) & (own < len(block))
                 squared[inside, own[inside]] = torch.inf
             # Few rows change after the first blocks; the margin covers what is inexact.
-            bound = best[:, -1].square() * 1.001 + 1e-6 * query.square().sum(1)
+            bound = best[:, -1].square() * 1.001 + 1e-6 * shifted.square().sum(1)
             rows = (squared.amin(1) <= bound).nonzero().flatten()
             near, chosen = squared[rows].topk(min(k, len(block)), dim=1, largest=False)
             exact = (query[rows, None] - block[chosen]).norm(dim=2)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -25,6 +25,8 @@ from hf_latent.evaluation.stages import Stages
 from hf_latent.models.presets import measure_compression
 from hf_latent.output import replaced_whole
 from hf_latent.pipeline import LatentDiffusionPipeline
+
+FEWEST_HELD_OUT = 2
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,11 @@ def open_real_images(
         raise UserError(
             f"the model has {pipeline.num_classes} classes and {config.data} has "
             f"{splits.num_classes or 'none'}: give the data that it was trained on"
+        )
+    if len(splits.validation) < FEWEST_HELD_OUT:
+        raise UserError(
+            f"{config.data} has {len(splits.validation)} held-out image, which is too few: raise "
+            "--validation_fraction"
         )
     real = RealImages.choose(splits, config.count(len(splits.train)), config.seed)
     return splits, real
@@ -143,8 +150,11 @@ def cached_neighbours(vectors: Shards, bar: tqdm) -> tuple[torch.Tensor, torch.T
             save_file({"distances": distances, "places": places}, temporary)
     else:
         bar.update(len(vectors))
-    with safe_open(path, "pt") as file:
-        return file.get_tensor("distances"), file.get_tensor("places")
+    try:
+        with safe_open(path, "pt") as file:
+            return file.get_tensor("distances"), file.get_tensor("places")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be read ({error}): remove it, and run again") from error
 
 
 def vectors_by_space(

@@ -20,19 +20,21 @@ class Stages:
         self._seconds: dict[str, float] = {}
 
     @contextmanager
-    def stage(self, name: str, total: int | None = None) -> Iterator[tqdm]:
+    def stage(self, name: str, total: int | None = None, shown: bool = True) -> Iterator[tqdm]:
         """Time what happens inside.
 
         Args:
             name: in words; `NAME_seconds` with underscores is its key in the report.
             total: how many images it goes through; None: it cannot be told.
+        shown: show its bar; one that is over at once, or ends in an error's line, needs none.
 
         Yields:
             The bar; call `update(images)` on it.
         """
         start = time.perf_counter()
         number = len(self._seconds) + 1
-        with tqdm(total=total, desc=f"{number}/{self.count} {name}", unit=" images") as bar:
+        title = f"{number}/{self.count} {name}"
+        with tqdm(total=total, desc=title, unit=" images", disable=not shown) as bar:
             yield bar
         self._seconds[name.replace(" ", "_")] = time.perf_counter() - start
 

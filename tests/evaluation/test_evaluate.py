@@ -218,6 +218,7 @@ def test_a_run_that_was_killed_while_sampling_goes_on(config, extract_with, monk
         ({"model": "nowhere"}, "no model found at"),
         ({"data": "nowhere"}, "nowhere is not a source of images"),
         ({"data": "unlabelled"}, "the model has 10 classes and"),
+        ({"model": "none", "data": "unlabelled", "validation_fraction": 1e-9}, "1 held-out image"),
     ],
 )
 def test_mistakes_are_one_line_and_write_nothing(

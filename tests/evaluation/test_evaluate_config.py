@@ -32,11 +32,16 @@ def test_as_many_images_as_there_can_be(config, train, count):
     assert replace(config, num_images=None).count(train) == count
 
 
-@pytest.mark.parametrize(("train", "num_images"), [(19, None), (100, 51), (100, 9)])
+@pytest.mark.parametrize(("train", "num_images"), [(21, 11), (100, 51), (100, 9)])
 def test_too_few_or_too_many_are_refused_with_the_limits(config, train, num_images):
     with pytest.raises(UserError, match=f"from 10 to half of them, {train // 2}$") as error:
         replace(config, num_images=num_images).count(train)
     assert "\n" not in str(error.value)
+
+
+def test_too_few_to_measure_anything_say_how_many_are_needed(config):
+    with pytest.raises(UserError, match="19 training images are too few to measure"):
+        replace(config, num_images=None).count(19)
 
 
 @pytest.mark.parametrize("num_images", [10, 50])

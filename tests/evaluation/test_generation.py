@@ -262,3 +262,11 @@ def test_one_subset_has_no_deviation(selections):
     assert (figures["kid_subsets"], figures["kid_subset_images"]) == (1, 53)
     numbers = [x for x in figures.values() if not isinstance(x, list)]
     assert all(map(math.isfinite, [*numbers, *figures["fd_subset_values"]]))
+
+
+def test_copies_of_duplicates_lie_in_their_balls_though_these_have_no_radius():
+    generator = torch.Generator().manual_seed(0)
+    features = 30 * torch.randn(60, 16, generator=generator) + 100
+    features[10:20] = features[0]
+    figures = measure_manifold([features[:25], features[25:]], [features[:40], features[40:]])
+    assert figures.precision == figures.recall == figures.coverage == 1

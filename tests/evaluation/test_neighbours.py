@@ -99,3 +99,15 @@ def test_it_tells_how_many_queries_are_done():
     told = []
     nearest_neighbours(vectors(30).split(13), vectors(9).split(4), 2, on_queries=told.append)
     assert told == [13, 13, 4]
+
+
+def test_the_nearest_is_found_among_vectors_that_are_long_beside_their_distances():
+    generator = torch.Generator().manual_seed(0)
+    far = 3000 * torch.ones(8)
+    queries, reference = (
+        far + torch.randn(n, 8, generator=generator, dtype=torch.float64).float() for n in (30, 50)
+    )
+    distances, places = nearest_neighbours([queries], [reference[:20], reference[20:]], 3)
+    expected = torch.cdist(queries.double(), reference.double()).topk(3, largest=False)
+    torch.testing.assert_close(places, expected.indices)
+    torch.testing.assert_close(distances.double(), expected.values, rtol=1e-4, atol=0)

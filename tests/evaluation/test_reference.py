@@ -8,6 +8,7 @@ from tqdm.auto import tqdm
 from hf_latent.data import shards
 from hf_latent.data.images import open_images
 from hf_latent.data.images_config import ImagesConfig
+from hf_latent.errors import UserError
 from hf_latent.evaluation import reference
 from hf_latent.evaluation.evaluate_config import EvaluateConfig
 from hf_latent.evaluation.memorisation import LOCAL_NEIGHBOURS
@@ -177,3 +178,12 @@ def test_reports_can_be_compared_only_if_images_and_preprocessing_are_the_same(s
     ]
     digests = {x["comparable_if_equal"] for x in (identity, *different)}
     assert len(digests) == 1 + len(different)
+
+
+def test_damaged_neighbours_are_named_in_one_line(splits, tmp_path):
+    vectors = cached_vectors(splits.train, ShortVectors(), tmp_path, 100)
+    (vectors.folder / "neighbours.safetensors").write_bytes(b"cut off")
+    with tqdm(disable=True) as bar, pytest.raises(UserError) as error:
+        cached_neighbours(vectors, bar)
+    assert "neighbours.safetensors cannot be read" in str(error.value)
+    assert "\n" not in str(error.value)

@@ -1,5 +1,6 @@
 """report.md, made from the content of report.json."""
 
+import math
 from typing import Any
 
 
@@ -12,15 +13,24 @@ def _table(*rows: tuple[Any, ...]) -> list[str]:
     return [_row(*head), _row(*("---" for _ in head)), *(_row(*row) for row in others), ""]
 
 
-def _list(values: list[float], digits: int = 2) -> str:
-    return ", ".join(f"{value:.{digits}f}" for value in values)
+def _number(value: float | None, form: str) -> str:
+    """Write a number; what is not finite is null in report.json."""
+    return "-" if value is None or not math.isfinite(value) else form.format(value)
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _list(values: list[float | None], digits: int = 2) -> str:
+    return ", ".join(_number(value, f"{{:.{digits}f}}") for value in values)
 
 
 def _arithmetic(report: dict[str, Any]) -> list[str]:
     rows: list[tuple[Any, ...]] = [
         ("", ""),
-        ("image", f"{report['image_shape']}: {report['image_values']:,} values"),
-        ("latent", f"{report['latent_shape']}: {report['latent_values']:,} values"),
+        ("image", f"{_shape(report['image_shape'])}: {report['image_values']:,} values"),
+        ("latent", f"{_shape(report['latent_shape'])}: {report['latent_values']:,} values"),
         ("ratio", f"{report['compression_ratio']:g} times fewer values"),
     ]
     if "rate_bits_per_pixel" in report:
@@ -52,13 +62,22 @@ def _kept(report: dict[str, Any]) -> list[str]:
         "reconstruction_fd": ("FD of reconstructions to their images", "{:.2f}"),
         "real_fd": ("FD of held-out to training images, for comparison", "{:.2f}"),
     }
-    rows += [(text, form.format(report[k])) for k, (text, form) in names.items() if k in report]
+    rows += [(text, _number(report[k], form)) for k, (text, form) in names.items() if k in report]
     return [f"## Information kept, on {report['images']:,} held-out images", "", *_table(*rows)]
 
 
 def _dropped(report: dict[str, Any]) -> list[str]:
     edges = report["band_edges_cycles_per_pixel"]
-    low, high = report["band_kept"][0], report["band_kept"][-1]
+    low, high, layout, edge_share, noise = (
+        _number(value, "{:.1%}")
+        for value in (
+            report["band_kept"][0],
+            report["band_kept"][-1],
+            report["layout_agreement"],
+            report["edge_agreement"],
+            report["noise_survival"],
+        )
+    )
     bands = [
         (f"{before:.3g} to {after:.3g}", f"{signal:.2e}", f"{error:.2e}", f"{kept:.3f}")
         for before, after, signal, error, kept in zip(
@@ -73,10 +92,10 @@ def _dropped(report: dict[str, Any]) -> list[str]:
     return [
         "## What is kept and what is dropped",
         "",
-        f"Of the lowest frequencies {low:.1%} is kept, of the highest {high:.1%}. Layout (heavily "
-        f"blurred images) agrees to {report['layout_agreement']:.1%}, edges (Sobel) to "
-        f"{report['edge_agreement']:.1%}. Of pixel noise added with a deviation of "
-        f"{report['noise_std']:g} (of a range of 1), {report['noise_survival']:.1%} survives the "
+        f"Of the lowest frequencies {low} is kept, of the highest {high}. Layout (heavily "
+        f"blurred images) agrees to {layout}, edges (Sobel) to "
+        f"{edge_share}. Of pixel noise added with a deviation of "
+        f"{report['noise_std']:g} (of a range of 1), {noise} survives the "
         "round trip.",
         "",
         "![What is kept, by frequency and by kind](frequencies.png)",
@@ -95,11 +114,11 @@ def _latent(report: dict[str, Any]) -> list[str]:
         "latent_informative_share",
     )
     rows = [
-        (channel, *(f"{report[name][channel]:.3f}" for name in columns))
+        (channel, *(_number(report[name][channel], "{:.3f}") for name in columns))
         for channel in range(len(report["latent_std"]))
     ]
     off_diagonal = [
-        abs(value)
+        abs(value or 0.0)
         for i, row in enumerate(report["latent_correlation"])
         for j, value in enumerate(row)
         if i != j
@@ -134,9 +153,9 @@ def _yardsticks(report: dict[str, Any]) -> list[str]:
             + ("" if row["fits_share"] == 1 else f" (fits {row['fits_share']:.0%} of images)"),
             f"{row['bytes_per_image']:.0f}" if "bytes_per_image" in row else "",
             f"{row['fits_share']:.0%}",
-            f"{row['psnr_db']:.2f} dB",
-            f"{row['ssim']:.4f}",
-            f"{row['edge_agreement']:.3f}",
+            _number(row["psnr_db"], "{:.2f} dB"),
+            _number(row["ssim"], "{:.4f}"),
+            _number(row["edge_agreement"], "{:.3f}"),
         )
         for row in report["yardsticks"]
     ]
