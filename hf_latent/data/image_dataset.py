@@ -20,11 +20,8 @@ from hf_latent.data.pixels import (
     to_uint8,
 )
 
-FLIP, CROP, SUBSET = (
-    1,
-    2,
-    3,
-)  # what is drawn; never 0, which numpy's SeedSequence would not tell from nothing
+# What is drawn; never 0, which numpy's SeedSequence would not tell from nothing.
+FLIP, CROP, SUBSET = 1, 2, 3
 
 
 class ImageDataset(torch.utils.data.Dataset):
@@ -129,26 +126,38 @@ class ImageDataset(torch.utils.data.Dataset):
             chosen._memory = PixelMemory(len(places), (height, width, channels))
         return chosen
 
-    def read_uint8(self, rows: torch.Tensor) -> torch.Tensor:
-        """Read images at once, rounded to 8 bit.
+    def read(self, rows: torch.Tensor | None = None) -> torch.Tensor:
+        """Read images at once.
 
         Args:
-            rows: `(n,)` int64, at least one.
+            rows: `(n,)` int64, at least one; None: all.
 
         Returns:
-            `(n, C, H, W)` uint8.
+            `(n, C, H, W)` float32 in [-1, 1].
         """
-        return to_uint8(torch.stack([self[row]["images"] for row in rows.tolist()]))
+        numbers = range(len(self)) if rows is None else rows.tolist()
+        return torch.stack([self[row]["images"] for row in numbers])
 
-    @property
+    def read_uint8(self, rows: torch.Tensor) -> torch.Tensor:
+        """Read images at once, as `read`, and round them to 8 bit."""
+        return to_uint8(self.read(rows))
+
     def unpadded_box(self) -> Box | None:
-        """Where in the tensors the first image lies, if padding was put around it."""
-        _, height, width = self.image_shape
+        """Find what padding was put around: one box for all images.
+
+        Every image is decoded for it.
+
+        Returns:
+            The box; None without padding, or where the images' own sizes differ.
+        """
         if self._config.resize_mode != "pad":
             return None
-        image_height, image_width, _ = decode_row(self._encoded, self._rows[0]).shape
-        box = padded_box(image_height, image_width, height, width)
-        return None if (box.height, box.width) == (height, width) else box
+        sizes = {decode_row(self._encoded, row).shape[:2] for row in self._rows}
+        if len(sizes) > 1:
+            return None
+        ((image_height, image_width),) = sizes
+        box = padded_box(image_height, image_width, *self.image_shape[1:])
+        return None if (box.height, box.width) == self.image_shape[1:] else box
 
     @property
     def labels(self) -> torch.Tensor | None:

@@ -146,7 +146,10 @@ def write_shards(
         before = Shards(folder).manifest
         if before != manifest:
             other = [k for k in {**before, **manifest} if before.get(k) != manifest.get(k)]
-            raise UserError(f"{folder} was made with another {other[0]}: remove that folder")
+            what = "number of images" if other[0] == "rows" else other[0]
+            raise UserError(
+                f"{folder} was made with another {what}: remove that folder, or choose another"
+            )
     else:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "manifest.json", manifest)

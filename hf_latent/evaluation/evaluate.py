@@ -4,14 +4,13 @@ from pathlib import Path
 from typing import Any
 
 from hf_latent.data.shards import Selection, Shards
-from hf_latent.denoise import set_inference_steps
 from hf_latent.evaluation.evaluate_config import EvaluateConfig
 from hf_latent.evaluation.evaluate_pictures import save_pictures
 from hf_latent.evaluation.feature_extractors import LatentVectors, load_feature_extractor
 from hf_latent.evaluation.floor import measure_floor, measure_kept
 from hf_latent.evaluation.generated import measure_classes, write_samples
 from hf_latent.evaluation.generation import compare_sets
-from hf_latent.evaluation.machine import describe_machine
+from hf_latent.evaluation.machine import describe_machine, shown_name
 from hf_latent.evaluation.memorisation import (
     COPY_RATIO,
     Closeness,
@@ -25,7 +24,7 @@ from hf_latent.evaluation.reference import (
     open_real_images,
     vectors_by_space,
 )
-from hf_latent.evaluation.sampling import load_pipeline
+from hf_latent.evaluation.sampling import count_timesteps, load_pipeline
 from hf_latent.evaluation.stages import Stages
 from hf_latent.output import check_output_dir, write_json
 from hf_latent.pipeline import DEFAULT_GUIDANCE_SCALE
@@ -46,7 +45,7 @@ def look_for_copies(
     Returns:
         Flat figures, the samples' closeness and the training images' duplicates by space.
     """
-    figures: dict[str, Any] = {"memorisation_found": False, "memorisation_copy_ratio": COPY_RATIO}
+    figures: dict[str, Any] = {"memorisation_found": None, "memorisation_copy_ratio": COPY_RATIO}
     closeness, duplicates = {}, {}
     for space, own in vectors.items():
         real = {name: shards.select("vectors") for name, shards in own.items()}
@@ -62,7 +61,8 @@ def look_for_copies(
             )
         figures |= memorisation_figures(closeness[space], held_out, space)
         figures[f"train_near_duplicates_by_{space}"] = duplicates[space].count
-        figures["memorisation_found"] |= figures[f"memorisation_{space}_found"]
+    found = [figures[f"memorisation_{space}_found"] for space in vectors]
+    figures["memorisation_found"] = None if None in found and True not in found else True in found
     return figures, closeness, duplicates
 
 
@@ -78,8 +78,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     Raises:
         UserError: for whatever the user can mend, in one line.
     """
-    begun = (Path(config.output_dir) / "generated").is_dir()
-    output_dir = check_output_dir(config.output_dir, config.overwrite_output_dir or begun)
+    folder = Path(config.output_dir)
+    begun = (folder / "generated").is_dir() and not (folder / "metrics.json").exists()
+    output_dir = check_output_dir(folder, config.overwrite_output_dir or begun)
     pipeline = load_pipeline(config.model)
     conditional = pipeline.num_classes is not None
     stages = Stages(STAGES_WITH_CLASSES if conditional else STAGES)
@@ -87,6 +88,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         extractor = load_feature_extractor(config.feature_extractor)
         spaces = {"features": extractor, "latents": LatentVectors(pipeline.vae)}
         splits, real = open_real_images(config, pipeline)
+        timesteps = count_timesteps(pipeline, config.num_inference_steps)
     count = len(real.reference)
     labels = real.subset(real.reference).labels if conditional else None
     with stages.stage("sampling", count) as bar:
@@ -114,16 +116,12 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         with stages.stage("classifiers") as bar:
             classes = measure_classes(samples, real, splits.num_classes or 1, config.seed, bar)
     memorisation, closeness, duplicates = look_for_copies(samples, vectors, stages)
-    with stages.stage("pictures"):
-        save_pictures(output_dir, pipeline, real, samples, closeness, duplicates)
     guidance = config.guidance_scale
     if guidance is None:
         guidance = DEFAULT_GUIDANCE_SCALE if conditional else 1.0
-    set_inference_steps(pipeline.scheduler, config.num_inference_steps, "cpu")
-    evaluations = len(pipeline.scheduler.timesteps) * (1 if guidance == 1 else 2)
     metrics = {
-        "model": Path(config.model).name if Path(config.model).is_dir() else config.model,
-        "data": Path(config.data).name if Path(config.data).exists() else config.data,
+        "model": shown_name(config.model),
+        "data": shown_name(config.data),
         **identify(config, real, extractor),
         "train_images": len(real.train),
         "train_exact_duplicates": real.train.exact_duplicates,
@@ -131,15 +129,17 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "validation_fingerprint": splits.validation_fingerprint,
         "guidance_scale": guidance,
         "num_inference_steps": config.num_inference_steps,
-        "denoiser_evaluations_per_image": evaluations,
+        "denoiser_evaluations_per_image": timesteps * (1 if guidance == 1 else 2),
         **generation,
         "floor_fd": floor,
         **kept,
         **classes,
         **memorisation,
-        **stages.report(),
-        **describe_machine(),
     }
+    write_json(output_dir / "metrics.json", metrics | stages.report() | describe_machine())
+    with stages.stage("pictures"):
+        save_pictures(output_dir, pipeline, real, samples, closeness, duplicates)
+    metrics |= stages.report() | describe_machine()
     write_json(output_dir / "metrics.json", metrics)
     print(summarize(metrics, output_dir))
     return metrics
@@ -180,5 +180,10 @@ def summarize(metrics: dict[str, Any], output_dir: Path) -> str:
         f"{metrics[f'memorisation_{space}_held_out_copies']} of {metrics['held_out_images']:,})"
         for space in ("latents", "features")
     )
-    verdict = "the model copies training images" if metrics["memorisation_found"] else "no excess"
-    return "\n".join([*lines, f"copies of training images: {copies}: {verdict}", f"{output_dir}/"])
+    verdict = {
+        True: "the model copies training images",
+        False: "no more than chance explains",
+        None: "too few images to tell",
+    }[metrics["memorisation_found"]]
+    lines.append(f"copies of {metrics['train_images']:,} training images: {copies}: {verdict}")
+    return "\n".join([*lines, f"{output_dir}/"])

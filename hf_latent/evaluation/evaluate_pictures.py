@@ -78,9 +78,10 @@ def save_pictures(
     """
     save_samples(output_dir / "samples.png", samples, pipeline)
     shown = real.held_out.evenly_spaced(PAIRS)
-    images = torch.stack([shown[row]["images"] for row in range(len(shown))])
+    images = shown.read()
     with replaced_whole(output_dir / "reconstructions.png") as temporary:
-        pairs = interleave(images, reconstruct(pipeline.vae, images))
+        decoded = torch.cat([reconstruct(pipeline.vae, x) for x in images.split(4)])
+        pairs = interleave(images, decoded)
         image_grid(pairs / 2 + 0.5, COLUMNS).save(temporary)
     for space, own in closeness.items():
         save_closest(output_dir / f"closest_by_{space}.png", samples, real.train, own)

@@ -33,6 +33,8 @@ INCEPTION_URL = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
     "weights-inception-2015-12-05-6726825d.pth"
 )
+# What encode.py's normalize_latents honours.
+SCALE = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 
 
@@ -103,7 +105,9 @@ class EfficientNetVectors(FeatureExtractor):
 
 
 class Dinov2Vectors(FeatureExtractor):
-    """DINOv2's normalised class token, as Stein et al. 2023 use it for FD; images at 224 pixels.
+    """DINOv2's normalised class token; images at 224 pixels.
+
+    Stein et al. 2023 propose it for FD with a much larger model: figures are not those of papers.
 
     Args:
         model: a `transformers.Dinov2Model`.
@@ -166,7 +170,10 @@ class LatentVectors(FeatureExtractor):
         """Keep the autoencoder."""
         super().__init__()
         self.vae = vae
-        self.preprocessing = f"latents of {type(vae).__name__} {hash_weights(vae)[:16]}, 8 bit"
+        scale = {name: vae.config.get(name) for name in SCALE}
+        self.preprocessing = (
+            f"latents of {type(vae).__name__} {hash_weights(vae)[:16]}, scaled by {scale}, 8 bit"
+        )
 
     def vectors(self, images: torch.Tensor) -> torch.Tensor:
         """See the class."""

@@ -36,8 +36,9 @@ def measure_kept(
         bar: is told how many images are done.
 
     Returns:
-        Flat figures: PSNR, SSIM, and the Fréchet distance between both (rFD), which is smaller
-        than any of two independent sets, since both are of the same images.
+        Flat figures: PSNR, SSIM, and the Fréchet distance between both (rFD). Both sets are of the
+        same images, so it has less bias than the distance of two independent sets, and is not to
+        be compared with one.
     """
     distance = FrechetDistance()
 
@@ -49,7 +50,7 @@ def measure_kept(
             bar.update(len(images))
             yield images / 2 + 0.5, reconstructions / 2 + 0.5
 
-    figures = asdict(measure_reconstructions(pairs(), held_out.unpadded_box))
+    figures = asdict(measure_reconstructions(pairs(), held_out.unpadded_box()))
     for block in held_out_vectors:
         distance.update(block, real=True)
     figures["fd"] = distance.compute()

@@ -47,7 +47,7 @@ def write_samples(
         `NAME` and `NAME_mirrored` for each space.
     """
 
-    def make_rows(rows: range) -> dict[str, torch.Tensor]:
+    def make_batch(rows: range) -> dict[str, torch.Tensor]:
         labels = None if class_labels is None else class_labels[rows.start : rows.stop]
         drawn = sample_images(
             pipeline,
@@ -61,10 +61,13 @@ def write_samples(
         images = to_uint8(drawn * 2 - 1)
         tensors = {"images": images} | ({} if labels is None else {"class_labels": labels})
         for name, extractor in spaces.items():
-            for key, shown in ((name, images), (f"{name}_mirrored", images.flip(3))):
-                parts = [extractor(x) for x in shown.split(config.batch_size)]
-                tensors[key] = torch.cat(parts)
+            tensors |= {name: extractor(images), f"{name}_mirrored": extractor(images.flip(3))}
         return tensors
+
+    def make_rows(rows: range) -> dict[str, torch.Tensor]:
+        starts = range(rows.start, rows.stop, config.batch_size)
+        parts = [make_batch(range(x, min(x + config.batch_size, rows.stop))) for x in starts]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     identity = {
         "seed": config.seed,
@@ -72,6 +75,7 @@ def write_samples(
         "num_inference_steps": config.num_inference_steps,
         "unet": hash_weights(pipeline.unet),
         "vae": hash_weights(pipeline.vae),
+        "scheduler_class": type(pipeline.scheduler).__name__,
         "scheduler": {k: v for k, v in pipeline.scheduler.config.items() if k[0] != "_"},
         "class_labels": None if class_labels is None else class_labels.tolist(),
         "preprocessing": {name: x.preprocessing for name, x in spaces.items()},

@@ -141,13 +141,13 @@ def measure_manifold(features: Blocks, reference: Blocks) -> ManifoldFigures:
     own_radius = own[:, -1].square()
     in_real = torch.zeros(len(own_radius), dtype=torch.bool)
     balls, recalled, covered = 0, 0, 0
-    first, center = 0, center_of(reference)
+    count, center = 0, center_of(reference)
     for real in (block - center for block in on_device(reference)):
         small, large = (
-            radii[first : first + len(real), k - 1].to(real)
+            radii[count : count + len(real), k - 1].to(real)
             for k in (PRECISION_RECALL_K, DENSITY_COVERAGE_K)
         )
-        first += len(real)
+        count += len(real)
         is_recalled = torch.zeros(len(real), dtype=torch.bool, device=real.device)
         is_covered = is_recalled.clone()
         start = 0
@@ -167,9 +167,9 @@ def measure_manifold(features: Blocks, reference: Blocks) -> ManifoldFigures:
         covered += int(is_covered.sum())
     return ManifoldFigures(
         precision=in_real.float().mean().item(),
-        recall=recalled / first,
+        recall=recalled / count,
         density=balls / (DENSITY_COVERAGE_K * len(own_radius)),
-        coverage=covered / first,
+        coverage=covered / count,
     )
 
 
@@ -184,13 +184,13 @@ def compare_sets(features: Selection, reference: Selection, prefix: str = "") ->
     Returns:
         Flat figures: `fd` at N, `fd_subset_values` at N/5 of five disjoint subsets each (higher
         than at N by FD's bias: what counts is their spread), the mean and deviation of `kid` over
-        disjoint subsets of at most 1,000, and the four figures of `ManifoldFigures`.
+        five or more disjoint subsets of at most 1,000, and the four figures of `ManifoldFigures`.
     """
     values = [
         frechet_distance(*pair)
         for pair in zip(features.subsets(FD_SUBSETS), reference.subsets(FD_SUBSETS), strict=True)
     ]
-    count = max(1, len(features) // KID_SUBSET_IMAGES)
+    count = max(FD_SUBSETS, -(-len(features) // KID_SUBSET_IMAGES))
     kernel = kernel_distances(features.subsets(count), reference.subsets(count))
     figures = {
         "fd": frechet_distance(features, reference),
@@ -198,9 +198,9 @@ def compare_sets(features: Selection, reference: Selection, prefix: str = "") ->
         "fd_subset_values": values,
         "fd_subset_std": stdev(values),
         "kid": mean(kernel),
-        "kid_std": stdev(kernel) if count > 1 else None,
+        "kid_std": stdev(kernel),
         "kid_subsets": count,
         "kid_subset_images": len(features) // count,
         **asdict(measure_manifold(features, reference)),
     }
-    return {prefix + name: value for name, value in figures.items() if value is not None}
+    return {prefix + name: value for name, value in figures.items()}

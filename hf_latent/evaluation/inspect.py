@@ -23,12 +23,12 @@ from hf_latent.evaluation.generation import FrechetDistance
 from hf_latent.evaluation.images_of_model import ImagesOfModelConfig
 from hf_latent.evaluation.inspection.arithmetic import describe_compression, describe_rate
 from hf_latent.evaluation.inspection.latent_figures import measure_smoothness
-from hf_latent.evaluation.inspection.pictures import read_images, save_pictures
+from hf_latent.evaluation.inspection.pictures import save_pictures
 from hf_latent.evaluation.inspection.report import render_report
 from hf_latent.evaluation.inspection.round_trip import RoundTrip
 from hf_latent.evaluation.inspection.verdict import judge
 from hf_latent.evaluation.inspection.yardsticks import compare_yardsticks
-from hf_latent.evaluation.machine import describe_machine
+from hf_latent.evaluation.machine import describe_machine, shown_name
 from hf_latent.evaluation.reconstruction import measure_reconstructions
 from hf_latent.evaluation.stages import Stages
 from hf_latent.models.frozen import freeze, hash_weights
@@ -145,7 +145,7 @@ def inspect_autoencoder(config: InspectConfig) -> dict[str, Any]:
                 bar.update(len(decoded))
                 yield batch["images"] / 2 + 0.5, decoded / 2 + 0.5
 
-        kept = asdict(measure_reconstructions(pairs(), held_out.unpadded_box))
+        kept = asdict(measure_reconstructions(pairs(), held_out.unpadded_box()))
     figures = {k: v for k, v in kept.items() if v is not None} | trip.figures()
     if extractor is not None:
         count = min(len(held_out), len(splits.train))
@@ -158,33 +158,39 @@ def inspect_autoencoder(config: InspectConfig) -> dict[str, Any]:
     with stages.stage("yardsticks"):
         figures["yardsticks"] = compare_yardsticks(
             vae,
-            read_images(held_out.evenly_spaced(YARDSTICK_IMAGES)),
+            held_out.evenly_spaced(YARDSTICK_IMAGES),
             compression.latent_values,
             figures["budget_bytes"],
+            config.batch_size,
         )
-        few = read_images(held_out.evenly_spaced(SMOOTHNESS_IMAGES))
-        figures |= measure_smoothness(vae, few, config.seed)
+        few = held_out.evenly_spaced(SMOOTHNESS_IMAGES)
+        figures |= measure_smoothness(vae, few, trip.moments.std, config.seed, config.batch_size)
     verdict, reasons = judge(figures)
-    with stages.stage("pictures"):
-        output_dir.mkdir(parents=True, exist_ok=True)
-        save_pictures(output_dir, vae, held_out, torch.cat(trip.psnr_db), figures, config.seed)
     report = {
         "verdict": verdict,
         "reasons": reasons,
-        "vae": Path(config.vae).name if Path(config.vae).is_dir() else config.vae,
+        "vae": shown_name(config.vae),
         "vae_class": type(vae).__name__,
         "vae_sha256": hash_weights(vae),
-        "data": Path(config.data).name if Path(config.data).exists() else config.data,
+        "data": shown_name(config.data),
         "preprocessing": held_out.preprocessing,
         "held_out_fingerprint": held_out.fingerprint,
         "validation_fingerprint": splits.validation_fingerprint,
         **figures,
-        **stages.report(),
-        **describe_machine(),
     }
-    write_json(output_dir / "report.json", report)
-    report = json.loads((output_dir / "report.json").read_text())
-    write_text(output_dir / "report.md", render_report(report))
+    output_dir.mkdir(parents=True, exist_ok=True)
+    write_report(output_dir, report | stages.report() | describe_machine())
+    with stages.stage("pictures"):
+        save_pictures(output_dir, vae, held_out, torch.cat(trip.psnr_db), report, config.batch_size)
+    report |= stages.report() | describe_machine()
+    write_report(output_dir, report)
     print("\n".join([f"{report['vae']}: {verdict}", *(f"- {reason}" for reason in reasons)]))
     print(f"{output_dir / 'report.md'}")
     return report
+
+
+def write_report(output_dir: Path, report: dict[str, Any]) -> None:
+    """Write report.json, and report.md from its content."""
+    write_json(output_dir / "report.json", report)
+    saved = json.loads((output_dir / "report.json").read_text())
+    write_text(output_dir / "report.md", render_report(saved))

@@ -4,10 +4,17 @@ import os
 import platform
 import resource
 import sys
+from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
+
+
+def shown_name(given: str) -> str:
+    """Return how a report calls a folder, file or Hub id: no path of this machine."""
+    path = Path(given)
+    return path.resolve().name if path.exists() else given
 
 
 def describe_machine() -> dict[str, Any]:

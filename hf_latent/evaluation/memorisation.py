@@ -2,9 +2,10 @@
 
 A copy is far closer to a training image than training images are to one another there. How close
 "there" is depends on the place: `ratio` is the distance to the nearest training image, divided by
-the distance from that one to its own fifth-nearest training image (so that up to four duplicates
-of it do not matter). Images that were never trained on have ratios around 1, copies near 0. The
-idea is that of authenticity (Alaa et al. 2022, section 3.3), which compares with the nearest one.
+the distance from that one to its own fifth-nearest training image, so that up to four duplicates
+of it do not matter; and since there may be more, by no less than a quarter of the median of these
+distances. Images that were never trained on have ratios around 1, copies near 0. The idea is that
+of authenticity (Alaa et al. 2022, section 3.3), which compares with the nearest one.
 
 Mirrored copies count: the smaller of the two ratios is taken. Whether there are more copies among
 the samples than among held-out images is tested, since real data has near-duplicates too.
@@ -20,6 +21,7 @@ from hf_latent.evaluation.neighbours import Blocks, nearest_neighbours
 
 COPY_RATIO = 0.5
 LOCAL_NEIGHBOURS = 5
+LEAST_SCALE = 0.25
 SIGNIFICANCE = 1e-3
 
 
@@ -51,7 +53,8 @@ class Duplicates:
         ratios: `(M,)` float32: the distance to the nearest other training image, divided by the
             distance from that one to its own fifth-nearest.
         places: `(M,)` int64, the nearest other one.
-        local_scale: `(M,)` float32, each one's distance to its own fifth-nearest.
+        local_scale: `(M,)` float32, each one's distance to its own fifth-nearest, at least a
+            quarter of their median.
     """
 
     ratios: torch.Tensor
@@ -62,7 +65,8 @@ class Duplicates:
     def from_neighbours(cls, distances: torch.Tensor, places: torch.Tensor) -> "Duplicates":
         """Take them from the five nearest others: distances, ascending, and places `(M, 5)`."""
         scale = distances[:, -1]
-        return cls(distances[:, 0] / scale[places[:, 0]].clamp(min=1e-9), places[:, 0], scale)
+        scale = scale.clamp(min=max(LEAST_SCALE * scale.median().item(), 1e-9))
+        return cls(distances[:, 0] / scale[places[:, 0]], places[:, 0], scale)
 
     @property
     def count(self) -> int:
@@ -93,7 +97,7 @@ def measure_closeness(
     for blocks in (images, mirrored):
         distances, nearest = nearest_neighbours(blocks, train, 1, on_queries=on_images)
         places.append(nearest[:, 0])
-        ratios.append(distances[:, 0] / duplicates.local_scale[nearest[:, 0]].clamp(min=1e-9))
+        ratios.append(distances[:, 0] / duplicates.local_scale[nearest[:, 0]])
     is_mirrored = ratios[1] < ratios[0]
     return Closeness(
         torch.where(is_mirrored, ratios[1], ratios[0]),
@@ -142,12 +146,14 @@ def memorisation_figures(samples: Closeness, held_out: Closeness, space: str) ->
         space: the vectors' name, in the keys.
 
     Returns:
-        Flat figures; `..._found` is whether there are more copies than chance explains.
+        Flat figures; `..._found` is whether there are more copies than chance explains, and None
+        where there are so few images that nothing could tell.
     """
-    counts = (samples.copies, len(samples.ratios), held_out.copies, len(held_out.ratios))
-    p_value = excess_p_value(*counts)
+    images, held_out_images = len(samples.ratios), len(held_out.ratios)
+    p_value = excess_p_value(samples.copies, images, held_out.copies, held_out_images)
+    can_tell = excess_p_value(images, images, 0, held_out_images) < SIGNIFICANCE
     return {
-        f"memorisation_{space}_found": p_value < SIGNIFICANCE,
+        f"memorisation_{space}_found": p_value < SIGNIFICANCE if can_tell else None,
         f"memorisation_{space}_copies": samples.copies,
         f"memorisation_{space}_held_out_copies": held_out.copies,
         f"memorisation_{space}_p_value": p_value,

@@ -69,8 +69,7 @@ def measure_reconstructions(
     Args:
         pairs: batches of originals and reconstructions, `(B, C, H, W)` float in [0, 1] each;
             reconstructions are clamped to it.
-        box: what padding of zeros was put around, to be measured apart; it is not where an image
-            has something outside of it.
+        box: what padding was put around, to be measured apart; None: nothing.
 
     Returns:
         The means over all images.
@@ -90,15 +89,11 @@ def measure_reconstructions(
         else:
             white = list(pair)
             figures = {"psnr_db": image_psnr(*pair), "ssim": _ssim(*pair)}
-        if box is not None and originals.count_nonzero() > box.cut(originals).count_nonzero():
-            box = None
         if box is not None:
             inside = [box.cut(x) for x in white]
             figures |= {"unpadded_psnr_db": image_psnr(*inside), "unpadded_ssim": _ssim(*inside)}
         for name, values in figures.items():
             columns.setdefault(name, []).append(values)
-    if box is None:
-        columns = {name: x for name, x in columns.items() if not name.startswith("unpadded")}
     means = {name: torch.cat(values).mean().item() for name, values in columns.items()}
     return ReconstructionFigures(**means, images=sum(len(x) for x in columns["psnr_db"]))
 

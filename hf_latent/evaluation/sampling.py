@@ -2,6 +2,8 @@
 
 import torch
 
+from hf_latent.denoise import set_inference_steps
+from hf_latent.errors import UserError
 from hf_latent.models.load import loading
 from hf_latent.pipeline import LatentDiffusionPipeline
 
@@ -24,6 +26,25 @@ def load_pipeline(model: str) -> LatentDiffusionPipeline:
         pipeline.to(torch.accelerator.current_accelerator())
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def count_timesteps(pipeline: LatentDiffusionPipeline, num_inference_steps: int) -> int:
+    """Return how often the denoiser is evaluated for one image, guidance aside.
+
+    Args:
+        pipeline: the model; some schedulers evaluate it twice a step.
+        num_inference_steps: the scheduler's steps.
+
+    Raises:
+        UserError: if the scheduler has not so many.
+    """
+    try:
+        set_inference_steps(pipeline.scheduler, num_inference_steps, "cpu")
+    except ValueError as error:
+        raise UserError(
+            f"--num_inference_steps {num_inference_steps} is not for this scheduler: {error}"
+        ) from error
+    return len(pipeline.scheduler.timesteps)
 
 
 @torch.no_grad()

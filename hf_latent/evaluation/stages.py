@@ -26,7 +26,7 @@ class Stages:
         Args:
             name: in words; `NAME_seconds` with underscores is its key in the report.
             total: how many images it goes through; None: it cannot be told.
-        shown: show its bar; one that is over at once, or ends in an error's line, needs none.
+            shown: show its bar; one that is over at once, or ends in an error's line, needs none.
 
         Yields:
             The bar; call `update(images)` on it.

@@ -18,7 +18,6 @@ from hf_latent.experiments.release_figures import (
     measure_ablation,
     measure_autoencoder,
     read_report,
-    shown_images,
 )
 from hf_latent.hub.model_card import TEMPLATE, render_autoencoder_card
 from hf_latent.models.load import load_autoencoder
@@ -85,7 +84,7 @@ def release_autoencoder(config: ReleaseConfig) -> dict[str, Any]:
     with replaced_whole(model_dir) as temporary:
         vae.save_pretrained(temporary)
 
-    images = shown_images(splits.validation, PAIRS)
+    images = splits.validation.evenly_spaced(PAIRS).read()
     with replaced_whole(card_dir / "reconstructions.png") as temporary:
         pairs = interleave(images, reconstruct(vae, images))
         image_grid(pairs / 2 + 0.5, COLUMNS).save(temporary)

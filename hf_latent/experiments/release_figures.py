@@ -62,16 +62,10 @@ def measure_autoencoder(vae: AutoencoderKL, dataset: ImageDataset) -> dict[str, 
             distances.append(distance * len(images))
             yield images / 2 + 0.5, reconstructions / 2 + 0.5
 
-    kept = measure_reconstructions(pairs(), dataset.unpadded_box)
+    kept = measure_reconstructions(pairs(), dataset.unpadded_box())
     figures = {f"test_{name}": value for name, value in asdict(kept).items()}
     figures["test_perceptual_distance"] = sum(distances) / len(dataset)
     return {name: value for name, value in figures.items() if value is not None}
-
-
-def shown_images(dataset: ImageDataset, count: int) -> torch.Tensor:
-    """Return `(count, C, H, W)` images of a data set, evenly spaced; fewer where it has fewer."""
-    chosen = dataset.evenly_spaced(count)
-    return torch.stack([chosen[place]["images"] for place in range(len(chosen))])
 
 
 def check_ablation(runs: list[str], fingerprint: str) -> None:
@@ -110,7 +104,7 @@ def measure_ablation(
     Returns:
         A row a run.
     """
-    images = shown_images(dataset, ABLATION_IMAGES)
+    images = dataset.evenly_spaced(ABLATION_IMAGES).read()
     rows, shown = [], [images]
     for run in runs:
         name, _, folder = run.partition("=")

@@ -158,7 +158,7 @@ def test_a_shard_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
         (ROWS, {"seed": 0, "sizes": [1, 3]}, "sizes"),
         (ROWS, {"seed": 0}, "sizes"),
         (ROWS, {"seed": 0, "sizes": [1, 2], "model": "other"}, "model"),
-        (ROWS - 1, {"seed": 0, "sizes": [1, 2]}, "rows"),
+        (ROWS - 1, {"seed": 0, "sizes": [1, 2]}, "number of images"),
     ],
 )
 def test_shards_of_another_identity_are_refused_and_left_alone(tmp_path, rows, identity, named):

@@ -1,6 +1,7 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import datasets
 import pytest
@@ -176,7 +177,11 @@ def test_a_second_run_reads_the_vectors_of_real_images_from_the_cache(config, mo
     again = evaluate(replace(config, output_dir=config.output_dir + "2"))
     assert not real_pixels(config) & second.seen
     assert comparable(again) == comparable(metrics)
-    # In the same folder the samples are there too: only reconstructions are new.
+    # A finished run is not written over unasked; one that was killed goes on.
+    with pytest.raises(UserError, match="has files in it"):
+        evaluate(config)
+    (Path(config.output_dir) / "metrics.json").unlink()
+    # The samples are there too: only reconstructions are new.
     third = extract_with(ShortVectors())
     assert comparable(evaluate(config)) == comparable(metrics)
     assert third.count == HELD_OUT + IMAGES

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from diffusers import AutoencoderTiny
@@ -176,3 +178,11 @@ def test_dinov2_that_cannot_be_fetched_is_one_line(monkeypatch, tmp_path):
         load_feature_extractor("dinov2")
     assert "nowhere cannot be fetched from the Hub" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_latents_on_another_scale_are_not_comparable(vae):
+    before = LatentVectors(vae).preprocessing
+    for changes in ({"scaling_factor": 0.18215}, {"shift_factor": 0.1}, {"latents_std": [2.0] * 4}):
+        other = copy.deepcopy(vae)
+        other.register_to_config(**changes)
+        assert LatentVectors(other).preprocessing != before

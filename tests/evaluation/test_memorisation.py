@@ -200,7 +200,7 @@ def test_the_figures_count_ratios_below_the_limit():
     figures = memorisation_figures(samples, closeness(1.0, 0.3, 0.9), "space")
     assert figures == pytest.approx(
         {
-            "memorisation_space_found": False,
+            "memorisation_space_found": None,  # so few could never tell
             "memorisation_space_copies": 2,
             "memorisation_space_held_out_copies": 1,
             "memorisation_space_p_value": fisher(2, 4, 1, 3),
@@ -210,6 +210,36 @@ def test_the_figures_count_ratios_below_the_limit():
             "memorisation_space_held_out_ratio_median": 0.9,
         }
     )
+
+
+@pytest.mark.parametrize(
+    ("copies", "held_out_copies", "held_out", "found"),
+    [(20, 0, 200, True), (2, 2, 200, False), (20, 0, 2, None)],
+)
+def test_it_says_where_it_cannot_tell(copies, held_out_copies, held_out, found):
+    def closeness(copies, count):
+        ratios = torch.ones(count)
+        ratios[:copies] = 0.1
+        return Closeness(ratios, torch.zeros(count).long(), torch.zeros(count).bool())
+
+    samples, others = closeness(copies, 20), closeness(held_out_copies, held_out)
+    assert memorisation_figures(samples, others, "space")["memorisation_space_found"] is found
+
+
+@pytest.mark.parametrize("times", [6, 8, 30])
+@pytest.mark.parametrize("spread", [0.0, 0.02])
+def test_many_duplicates_of_a_training_image_do_not_hide_its_copies(times, spread):
+    generator = torch.Generator().manual_seed(0)
+    train = torch.randn(600, 32, generator=generator)
+    train[:times] = train[0] + spread * torch.randn(times, 32, generator=generator)
+    duplicates = Duplicates.from_neighbours(
+        *nearest_neighbours([train], [train], LOCAL_NEIGHBOURS, exclude_self=True)
+    )
+    copies = train[0] + 0.05 * torch.randn(20, 32, generator=generator)
+    others = torch.randn(20, 32, generator=generator)
+    assert measure_closeness([copies], [-copies], [train], duplicates).copies == 20
+    assert measure_closeness([others], [-others], [train], duplicates).copies == 0
+    assert duplicates.count == times
 
 
 def test_identical_training_images_give_finite_ratios():

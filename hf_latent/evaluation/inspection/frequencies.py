@@ -61,7 +61,7 @@ class BandPower:
 
     def update(self, images: torch.Tensor) -> None:
         """Add images, or errors, `(B, C, H, W)` float."""
-        spectrum = self._rows @ images.double().cpu() @ self._columns.T
+        spectrum = self._rows @ images.cpu().double() @ self._columns.T
         power = spectrum.square().sum(0)
         self._sums = power if self._sums is None else self._sums + power
         self._images += len(images)

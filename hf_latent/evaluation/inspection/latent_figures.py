@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
+from hf_latent.data.image_dataset import ImageDataset
 from hf_latent.evaluation.inspection.frequencies import BandPower
 from hf_latent.evaluation.inspection.latent_pictures import NOISE_LEVELS, noisy_latents
 from hf_latent.evaluation.reconstruction import image_psnr
@@ -15,7 +16,7 @@ from hf_latent.models.load import Autoencoder
 # A channel less of whose variance than this comes from the image, not from the posterior's noise,
 # carries next to nothing (the inactive units of Burda et al. 2016, section 5.2).
 DEAD_SHARE = 0.01
-KEPT_VALUES = 100_000
+KEPT_VALUES = 2048  # of each channel, of each batch, for the distance to the normal
 
 
 class LatentMoments:
@@ -49,8 +50,7 @@ class LatentMoments:
         self._powers += torch.stack([values.pow(k).sum(1) for k in (1, 2, 3, 4)])
         self._products += values @ values.T
         self._of_means += torch.stack([own.sum(1), own.square().sum(1)])
-        if sum(x.shape[1] for x in self._kept) < KEPT_VALUES:
-            self._kept.append(values)
+        self._kept.append(values[:, :: max(1, values.shape[1] // KEPT_VALUES)].clone())
 
     @property
     def mean(self) -> torch.Tensor:
@@ -152,18 +152,31 @@ class PosteriorRate:
         return {"kl_bits": kl_bits, "rate_bits": rate_bits}
 
 
-def measure_smoothness(vae: Autoencoder, images: torch.Tensor, seed: int) -> dict[str, Any]:
+def measure_smoothness(
+    vae: Autoencoder,
+    dataset: ImageDataset,
+    latent_std: torch.Tensor,
+    seed: int,
+    batch_size: int,
+) -> dict[str, Any]:
     """Measure what noise of growing size in the latent does to the picture.
 
     Args:
         vae: the autoencoder.
-        images: `(B, C, H, W)` float in [-1, 1].
+        dataset: a few images.
+        latent_std: `(c,)` float, the latent's deviation in each channel.
         seed: of the noise.
+        batch_size: images at a time.
 
     Returns:
         The levels, in deviations of the latent, and for each the PSNR against the picture without.
     """
-    rows = noisy_latents(vae, images, torch.Generator().manual_seed(seed)).clamp(0, 1)
-    still = rows[:, 0]
-    psnr = [image_psnr(rows[:, i + 1], still).mean().item() for i in range(len(NOISE_LEVELS))]
-    return {"latent_noise_levels": NOISE_LEVELS, "latent_noise_psnr_db": psnr}
+    generator, psnr = torch.Generator().manual_seed(seed), []
+    for rows in torch.arange(len(dataset)).split(batch_size):
+        noisy = noisy_latents(vae, dataset.read(rows), latent_std, generator).clamp(0, 1)
+        levels = range(1, noisy.shape[1])
+        psnr.append(torch.stack([image_psnr(noisy[:, i], noisy[:, 0]) for i in levels], dim=1))
+    return {
+        "latent_noise_levels": NOISE_LEVELS,
+        "latent_noise_psnr_db": torch.cat(psnr).mean(0).tolist(),
+    }

@@ -29,18 +29,23 @@ def channel_maps(latents: torch.Tensor, height: int, width: int) -> torch.Tensor
 
 
 @torch.no_grad()
-def channels_picture(vae: Autoencoder, images: torch.Tensor) -> torch.Tensor:
+def channels_picture(
+    vae: Autoencoder, images: torch.Tensor, mean: torch.Tensor, std: torch.Tensor
+) -> torch.Tensor:
     """Return rows of an image, its reconstruction and each latent channel.
 
     Args:
         vae: the autoencoder.
         images: `(B, C, H, W)` float in [-1, 1].
+        mean: `(c,)` float, the latent's mean in each channel.
+        std: `(c,)` float, its deviation.
 
     Returns:
-        `(B, 2 + min(c, 16), C', H, W)` float in [0, 1]; C' is C, or 1 as RGB where C is 4.
+        `(B, 2 + min(c, 16), C, H, W)` float in [0, 1]; where C is 4, channels are opaque.
     """
     latents = encode_images(vae, images.to(vae.device), sample_posterior=False).float().cpu()
-    latents = latents / latents.std((0, 2, 3), keepdim=True).clamp(min=1e-6)
+    mean, std = (x.float().view(1, -1, 1, 1) for x in (mean, std))
+    latents = (latents - mean) / std.clamp(min=1e-6)
     maps = channel_maps(latents, *images.shape[2:]).expand(-1, -1, images.shape[1], -1, -1).clone()
     if images.shape[1] == 4:
         maps[:, :, 3] = 1
@@ -69,20 +74,21 @@ def interpolation_picture(vae: Autoencoder, images: torch.Tensor) -> torch.Tenso
 
 @torch.no_grad()
 def noisy_latents(
-    vae: Autoencoder, images: torch.Tensor, generator: torch.Generator
+    vae: Autoencoder, images: torch.Tensor, std: torch.Tensor, generator: torch.Generator
 ) -> torch.Tensor:
     """Return rows of a reconstruction, and of the same with ever more noise in its latent.
 
     Args:
         vae: the autoencoder.
         images: `(B, C, H, W)` float in [-1, 1].
+        std: `(c,)` float, the latent's deviation in each channel.
         generator: draws the noise.
 
     Returns:
         `(B, 1 + len(NOISE_LEVELS), C, H, W)` float near [0, 1].
     """
     latents = encode_images(vae, images.to(vae.device), sample_posterior=False)
-    std = latents.std((0, 2, 3), keepdim=True)
-    noise = torch.randn(latents.shape, generator=generator).to(latents) * std
+    noise = torch.randn(latents.shape, generator=generator) * std.float().view(1, -1, 1, 1)
+    noise = noise.to(latents)
     rows = [decode_latents(vae, latents + level * noise) for level in (0.0, *NOISE_LEVELS)]
     return torch.stack(rows, dim=1).float().cpu() / 2 + 0.5

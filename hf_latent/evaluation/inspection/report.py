@@ -79,7 +79,12 @@ def _dropped(report: dict[str, Any]) -> list[str]:
         )
     )
     bands = [
-        (f"{before:.3g} to {after:.3g}", f"{signal:.2e}", f"{error:.2e}", f"{kept:.3f}")
+        (
+            f"{before:.3g} to {after:.3g}",
+            _number(signal, "{:.2e}"),
+            _number(error, "{:.2e}"),
+            _number(kept, "{:.3f}"),
+        )
         for before, after, signal, error, kept in zip(
             [0.0, *edges[:-1]],
             edges,
@@ -149,8 +154,7 @@ def _latent(report: dict[str, Any]) -> list[str]:
 def _yardsticks(report: dict[str, Any]) -> list[str]:
     rows = [
         (
-            row["name"]
-            + ("" if row["fits_share"] == 1 else f" (fits {row['fits_share']:.0%} of images)"),
+            row["name"],
             f"{row['bytes_per_image']:.0f}" if "bytes_per_image" in row else "",
             f"{row['fits_share']:.0%}",
             _number(row["psnr_db"], "{:.2f} dB"),

@@ -65,12 +65,13 @@ def judge(report: dict[str, Any]) -> tuple[Quality, list[str]]:
     """Judge an autoencoder by its report.
 
     Args:
-        report: with all figures that the rules name.
+        report: with the figures that the rules name; a rule whose figure is absent is passed over.
 
     Returns:
         The verdict, and a reason for each rule that fails; where none does, what is well.
     """
-    failed = [rule for rule in RULES if rule.fails(report[rule.figure])]
+    rules = [rule for rule in RULES if rule.figure in report]
+    failed = [rule for rule in rules if rule.fails(report[rule.figure])]
     if failed:
         reasons = [r.reason.format(value=report[r.figure], limit=r.limit) for r in failed]
         return failed[0].verdict, reasons

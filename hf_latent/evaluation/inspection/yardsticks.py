@@ -15,31 +15,35 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from hf_latent.data.image_dataset import ImageDataset
 from hf_latent.evaluation.inspection.round_trip import shown
 from hf_latent.evaluation.inspection.structure import Agreement, sobel_edges
 from hf_latent.evaluation.reconstruction import measure_reconstructions, reconstruct
 from hf_latent.models.load import Autoencoder
 
-BATCH_SIZE = 32
 QUALITIES = range(1, 101)
 
 
-def _save(array: np.ndarray, file_format: str, quality: int) -> bytes:
+def _save(array: np.ndarray, file_format: str, quality: int, **options: Any) -> bytes:
     grey = array.shape[2] == 1 and file_format == "JPEG"
     image = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
     buffer = io.BytesIO()
-    (image if grey else image.convert("RGB")).save(buffer, file_format, quality=quality)
+    (image if grey else image.convert("RGB")).save(buffer, file_format, quality=quality, **options)
     return buffer.getvalue()
 
 
 @cache
-def overhead_bytes(file_format: str, shape: tuple[int, int, int], quality: int) -> int:
+def overhead_bytes(
+    file_format: str, shape: tuple[int, int, int], quality: int, **options: Any
+) -> int:
     """Return what a file of one mid-grey colour takes, for images of `(H, W, C)`."""
-    return len(_save(np.full(shape, 128, np.uint8), file_format, quality))
+    return len(_save(np.full(shape, 128, np.uint8), file_format, quality, **options))
 
 
 def code_within(array: np.ndarray, file_format: str, budget_bytes: float) -> tuple[np.ndarray, int]:
     """Code an image at the highest quality that fits, and decode it.
+
+    A colour JPEG is tried with its colours at full and at half resolution; the better one counts.
 
     Args:
         array: `(H, W, C)` uint8, C = 1 or 3.
@@ -50,16 +54,31 @@ def code_within(array: np.ndarray, file_format: str, budget_bytes: float) -> tup
         The decoded image of the same shape, and the bytes that it took beyond the overhead, which
         are more than the budget where even the lowest quality does not fit.
     """
+    options: list[dict[str, Any]] = [{}]
+    if file_format == "JPEG" and array.shape[2] == 3:
+        options = [{"subsampling": 2}, {"subsampling": 0}]
+    coded = [_code_within(array, file_format, budget_bytes, x) for x in options]
 
+    def badness(result: tuple[np.ndarray, int]) -> tuple[float, float]:
+        decoded, size = result
+        return max(0.0, size - budget_bytes), float(np.square(decoded - array.astype(float)).mean())
+
+    return min(coded, key=badness)
+
+
+def _code_within(
+    array: np.ndarray, file_format: str, budget_bytes: float, options: dict[str, Any]
+) -> tuple[np.ndarray, int]:
     def size(quality: int) -> int:
-        encoded = len(_save(array, file_format, quality))
-        return encoded - overhead_bytes(file_format, array.shape, quality)
+        encoded = len(_save(array, file_format, quality, **options))
+        return encoded - overhead_bytes(file_format, array.shape, quality, **options)
 
     low, high = QUALITIES[0], QUALITIES[-1]  # sizes rise with quality: search by halves
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if size(middle) <= budget_bytes else (low, middle - 1)
-    image = Image.open(io.BytesIO(_save(array, file_format, low)), formats=[file_format])
+    encoded = _save(array, file_format, low, **options)
+    image = Image.open(io.BytesIO(encoded), formats=[file_format])
     decoded = np.asarray(image.convert("L" if array.shape[2] == 1 else "RGB"))
     return decoded.reshape(array.shape), size(low)
 
@@ -125,36 +144,44 @@ def measure_yardsticks(
 
 
 def compare_yardsticks(
-    vae: Autoencoder, images: torch.Tensor, latent_values: int, budget_bytes: float
+    vae: Autoencoder,
+    dataset: ImageDataset,
+    latent_values: int,
+    budget_bytes: float,
+    batch_size: int,
 ) -> list[dict[str, Any]]:
     """Put the autoencoder beside JPEG and WebP in as many bytes, and resampling.
 
     Args:
         vae: the autoencoder.
-        images: `(B, C, H, W)` float in [-1, 1]; RGBA is compared on white.
+        dataset: images; RGBA is compared on white.
         latent_values: of one latent.
         budget_bytes: of one image's latent.
+        batch_size: images at a time.
 
     Returns:
-        A row each, the autoencoder first.
+        A row each, the autoencoder first; all figures but the edges are means over images.
     """
-    originals = shown(images)
-    own = [shown(reconstruct(vae, batch).clamp(-1, 1)) for batch in images.split(BATCH_SIZE)]
-    table = []
-    for x in (
-        Yardstick("autoencoder", torch.cat(own), budget_bytes, 1.0),
-        *measure_yardsticks(originals, latent_values, budget_bytes),
-    ):
-        edges = Agreement()
-        edges.update(sobel_edges(originals), sobel_edges(x.images))
-        kept = measure_reconstructions([(originals, x.images)])
-        row = {
-            "name": x.name,
-            "psnr_db": kept.psnr_db,
-            "ssim": kept.ssim,
-            "edge_agreement": edges.compute(),
-            "bytes_per_image": x.bytes_per_image,
-            "fits_share": x.fits_share,
-        }
-        table.append({key: value for key, value in row.items() if value is not None})
-    return table
+    sums: dict[str, dict[str, float]] = {}
+    edges: dict[str, Agreement] = {}
+    for rows in torch.arange(len(dataset)).split(batch_size):
+        images = dataset.read(rows)
+        originals = shown(images)
+        own = shown(reconstruct(vae, images).clamp(-1, 1))
+        for x in (
+            Yardstick("autoencoder", own, budget_bytes, 1.0),
+            *measure_yardsticks(originals, latent_values, budget_bytes),
+        ):
+            kept = measure_reconstructions([(originals, x.images)])
+            figures = {"psnr_db": kept.psnr_db, "ssim": kept.ssim, "fits_share": x.fits_share}
+            if x.bytes_per_image is not None:
+                figures["bytes_per_image"] = x.bytes_per_image
+            total = sums.setdefault(x.name, dict.fromkeys(figures, 0.0))
+            for name, value in figures.items():
+                total[name] += value * len(rows) / len(dataset)
+            agreement = edges.setdefault(x.name, Agreement())
+            agreement.update(sobel_edges(originals), sobel_edges(x.images))
+    return [
+        {"name": name, **total, "edge_agreement": edges[name].compute()}
+        for name, total in sums.items()
+    ]

@@ -6,6 +6,8 @@ import pytest
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
+from hf_latent.data.images import open_images
+from hf_latent.data.images_config import ImagesConfig
 from hf_latent.evaluation.inspection.latent_figures import (
     LatentMoments,
     PosteriorRate,
@@ -14,6 +16,7 @@ from hf_latent.evaluation.inspection.latent_figures import (
 )
 from hf_latent.evaluation.inspection.latent_pictures import NOISE_LEVELS
 from hf_latent.models.fold import LatentStatistics, fold_latent_scale
+from hf_latent.models.load import load_autoencoder
 
 
 @pytest.fixture
@@ -132,9 +135,14 @@ def test_a_folded_scale_changes_neither_figure(images):
     assert found[1] == pytest.approx(found[0], rel=1e-3)
 
 
-def test_more_noise_in_the_latent_leaves_less_of_the_picture(vae, images):
-    figures = measure_smoothness(vae, images, seed=0)
+def test_more_noise_in_the_latent_leaves_less_of_the_picture():
+    dataset = open_images(ImagesConfig(resize_mode="pad")).validation.evenly_spaced(8)
+    vae, std = load_autoencoder("fashion-mnist-f4"), torch.ones(4)
+    figures = measure_smoothness(vae, dataset, std, seed=0, batch_size=8)
     assert figures["latent_noise_levels"] == NOISE_LEVELS
     psnr = figures["latent_noise_psnr_db"]
     assert all(before > after for before, after in pairwise(psnr))
-    assert measure_smoothness(vae, images, seed=0) == figures
+    by_threes = measure_smoothness(vae, dataset, std, seed=0, batch_size=3)
+    assert by_threes["latent_noise_psnr_db"] == pytest.approx(psnr, abs=1)
+    less = measure_smoothness(vae, dataset, std / 4, seed=0, batch_size=8)
+    assert all(a > b for a, b in zip(less["latent_noise_psnr_db"], psnr, strict=True))

@@ -29,7 +29,6 @@ def test_a_good_one_is_fine_and_says_why():
         ({"dead_channel_share": 1.0}, "broken", "posterior collapsed"),
         ({"latent_std_largest": 5.5}, "badly scaled", "deviation is 5.50, at most 2"),
         ({"live_latent_std_smallest": 0.1}, "badly scaled", "deviation is 0.10, at least 0.5"),
-        ({"live_latent_std_smallest": math.nan}, "badly scaled", "deviation"),
         ({"latent_mean_largest": 0.8}, "badly scaled", "0.80 from 0"),
         ({"layout_agreement": 0.8}, "over-compressed", "layout is lost"),
         ({"edge_agreement": 0.4}, "over-compressed", "edges are lost"),
@@ -47,6 +46,13 @@ def test_the_heaviest_counts_and_all_are_told():
     verdict, reasons = judge(GOOD | {"layout_agreement": 0.1, "latent_std_largest": 9.0})
     assert verdict == "broken"
     assert len(reasons) == 3  # layout fails two rules
+
+
+def test_a_collapsed_one_has_no_live_channel_whose_scale_could_be_off():
+    figures = {k: v for k, v in GOOD.items() if k != "live_latent_std_smallest"}
+    verdict, reasons = judge(figures | {"dead_channel_share": 1.0})
+    assert verdict == "broken"
+    assert not any("unit variance" in reason for reason in reasons)
 
 
 def test_every_rule_is_about_a_figure_that_is_there():

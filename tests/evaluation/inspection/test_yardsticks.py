@@ -2,24 +2,30 @@ import numpy as np
 import pytest
 import torch
 
+from hf_latent.data.image_dataset import ImageDataset
 from hf_latent.data.images import open_images
 from hf_latent.data.images_config import ImagesConfig
-from hf_latent.evaluation.inspection.pictures import read_images
 from hf_latent.evaluation.inspection.yardsticks import (
+    _code_within,
     code_within,
     compare_yardsticks,
     measure_yardsticks,
     overhead_bytes,
     resample,
 )
-from hf_latent.evaluation.reconstruction import image_psnr
+from hf_latent.evaluation.reconstruction import image_psnr, reconstruct
 
 
 @pytest.fixture(scope="module")
-def clothes() -> torch.Tensor:
-    """Eight real images, `(8, 1, 32, 32)` in [0, 1]."""
+def dataset() -> ImageDataset:
     splits = open_images(ImagesConfig(resize_mode="pad", max_train_samples=100))
-    return read_images(splits.validation.evenly_spaced(8)) / 2 + 0.5
+    return splits.validation.evenly_spaced(8)
+
+
+@pytest.fixture(scope="module")
+def clothes(dataset) -> torch.Tensor:
+    """Eight real images, `(8, 1, 32, 32)` in [0, 1]."""
+    return dataset.read() / 2 + 0.5
 
 
 @pytest.mark.parametrize("file_format", ["JPEG", "WEBP"])
@@ -57,11 +63,29 @@ def test_resampling_keeps_as_many_values_and_no_more(clothes):
     torch.testing.assert_close(resample(flat, 20), flat)
 
 
-def test_the_table_has_the_autoencoder_first_and_everything_measured_alike(vae, clothes):
-    images = clothes * 2 - 1
-    table = compare_yardsticks(vae, images, 64, 150.0)
+def test_the_table_has_the_autoencoder_first_and_everything_measured_alike(vae, dataset, clothes):
+    table = compare_yardsticks(vae, dataset, 64, 150.0, batch_size=3)
     assert [row["name"] for row in table] == ["autoencoder", "JPEG", "WebP", "bicubic"]
     assert "bytes_per_image" not in table[3]
     bicubic = image_psnr(resample(clothes, 64), clothes).mean().item()
     assert table[3]["psnr_db"] == pytest.approx(bicubic, abs=1e-4)
     assert table[1]["bytes_per_image"] <= 150
+    own = image_psnr(reconstruct(vae, clothes * 2 - 1).clamp(-1, 1) / 2 + 0.5, clothes)
+    assert table[0]["psnr_db"] == pytest.approx(own.mean().item(), abs=1e-3)
+
+
+def test_a_colour_jpeg_has_the_better_of_full_and_half_resolution_of_colour():
+    generator = torch.Generator().manual_seed(0)
+    low = torch.rand(1, 3, 16, 16, generator=generator)
+    array = torch.nn.functional.interpolate(low, (64, 64), mode="nearest")[0]
+    array = (array.permute(1, 2, 0) * 255).byte().numpy()
+    for budget in (500, 3000):
+        decoded, size = code_within(array, "JPEG", budget)
+        errors = {}
+        for subsampling in (0, 2):
+            options = {"subsampling": subsampling}
+            other, taken = _code_within(array, "JPEG", budget, options)
+            if taken <= budget:
+                errors[subsampling] = np.square(other.astype(float) - array).mean()
+        assert size <= budget
+        assert np.square(decoded.astype(float) - array).mean() == min(errors.values())
