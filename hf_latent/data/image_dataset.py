@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,6 +62,10 @@ class ImageDataset(torch.utils.data.Dataset):
             self._labels = dataset.data.column("label").to_numpy()[rows]
         keep = keep_in_memory and not self._random_crop
         self._memory = PixelMemory(len(rows), (*self.image_shape[1:], channels)) if keep else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the hashes out of a pickle: no worker needs them, and there are many."""
+        return {**self.__dict__, "hashes": None}
 
     def __len__(self) -> int:
         """Return the number of images."""

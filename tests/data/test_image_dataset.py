@@ -1,4 +1,5 @@
 import hashlib
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -193,3 +194,8 @@ def test_it_tells_where_padding_was_put_around(config, changes, box):
         inside = dataset.unpadded_box().cut(images)
         assert torch.equal(inside, tensors(open_images(replace(config, resolution="12,14")).train))
         assert (images == -1).sum() == images.numel() - inside.numel() + (inside == -1).sum()
+
+
+def test_workers_get_no_hashes(dataset):
+    assert dataset.hashes is not None
+    assert pickle.loads(pickle.dumps(dataset)).hashes is None

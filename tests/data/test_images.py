@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from hf_latent.data import image_dataset
 from hf_latent.data import images as images_module
 from hf_latent.data.images import ImagesConfig, open_images, parse_resolution
 from hf_latent.errors import UserError
@@ -202,9 +203,9 @@ def test_memory_changes_nothing(labelled, options):
 
 def test_memory_spares_decoding_unless_the_crop_is_random(labelled, monkeypatch):
     decoded = []
-    decode_row = images_module.decode_row
+    decode_row = image_dataset.decode_row
     monkeypatch.setattr(
-        images_module, "decode_row", lambda data, row: decoded.append(row) or decode_row(data, row)
+        image_dataset, "decode_row", lambda data, row: decoded.append(row) or decode_row(data, row)
     )
     for crop, count in (("center", 20), ("random", 40)):
         train = open_images(ImagesConfig(data=labelled, resolution=8, crop=crop)).train

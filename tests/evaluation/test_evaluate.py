@@ -23,8 +23,8 @@ from tests.evaluation.short_vectors import ShortVectors, as_bytes
 
 TRAIN, IMAGES, HELD_OUT = 300, 40, 60
 SPACES = ("features", "latents")
-SPREAD = ("fd", "fd_subset_images", "fd_subset_values", "fd_subset_std", "kid", "kid_subsets")
-SPREAD += ("kid_subset_images", "precision", "recall", "density", "coverage")
+SPREAD = ("fd", "fd_subset_images", "fd_subset_values", "fd_subset_std", "kid", "kid_std")
+SPREAD += ("kid_subsets", "kid_subset_images", "precision", "recall", "density", "coverage")
 COPIES = ("found", "copies", "held_out_copies", "p_value", "ratio_smallest", "ratio_median")
 COPIES += ("held_out_ratio_smallest", "held_out_ratio_median")
 KEYS = {
@@ -193,7 +193,7 @@ def test_a_run_that_was_killed_while_sampling_goes_on(config, extract_with, monk
     monkeypatch.setattr(shards, "SHARD_ROWS", 16)
     whole = evaluate(replace(config, output_dir=str(tmp_path / "whole")))
     real = TRAIN + 2 * HELD_OUT
-    extract_with(ShortVectors(killed_after=real + 2 * 16 + 20))
+    extract_with(ShortVectors(killed_after=2 * 16 + 20))
     killed = replace(config, cache_dir=str(tmp_path / "another cache"))
     with pytest.raises(KeyboardInterrupt):
         evaluate(killed)
@@ -203,11 +203,11 @@ def test_a_run_that_was_killed_while_sampling_goes_on(config, extract_with, monk
     written = first.stat().st_mtime_ns
     second = extract_with(ShortVectors())
     metrics = evaluate(killed)
-    assert second.count == 2 * (IMAGES - 16) + HELD_OUT + IMAGES
+    assert second.count == 2 * (IMAGES - 16) + real + HELD_OUT + IMAGES
     assert first.stat().st_mtime_ns == written
     assert comparable(metrics) == comparable(whole)
     with pytest.raises(UserError, match="was made with another num_inference_steps: remove"):
-        evaluate(replace(killed, num_inference_steps=2))
+        evaluate(replace(killed, num_inference_steps=2, overwrite_output_dir=True))
 
 
 @pytest.mark.parametrize(
