@@ -32,7 +32,8 @@ class Rule:
         return value < self.limit if self.is_least else value > self.limit
 
 
-# In order of weight: the verdict is that of the first rule that fails.
+# The limits were set by looking at small autoencoders of Fashion-MNIST and of emoji: good ones, an
+# untrained one and an over-compressed one. In order of weight: the verdict is that of the first rule that fails.
 RULES = (
     Rule("broken", "layout_agreement", 0.2, True,
          "reconstructions do not even keep the layout: agreement {value:.2f}, at least {limit:g}"),
