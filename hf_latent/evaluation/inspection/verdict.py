@@ -33,7 +33,8 @@ class Rule:
 
 
 # The limits were set by looking at small autoencoders of Fashion-MNIST and of emoji: good ones, an
-# untrained one and an over-compressed one. In order of weight: the verdict is that of the first rule that fails.
+# untrained one and an over-compressed one.
+# In order of weight: the verdict is that of the first rule that fails.
 RULES = (
     Rule("broken", "layout_agreement", 0.2, True,
          "reconstructions do not even keep the layout: agreement {value:.2f}, at least {limit:g}"),
