@@ -1,6 +1,7 @@
 """The images of one split as `(C, H, W)` tensors in [-1, 1]."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 
+from hf_latent.data.flips import is_flipped
 from hf_latent.data.held_out import fingerprint
 from hf_latent.data.images_config import ImagesConfig, parse_resolution
 from hf_latent.data.pixel_memory import PixelMemory
@@ -17,12 +19,12 @@ from hf_latent.data.pixels import (
     fit,
     padded_box,
     to_channels,
-    to_tensor,
+    to_tensors,
     to_uint8,
 )
 
 # What is drawn; never 0, which numpy's SeedSequence would not tell from nothing.
-FLIP, CROP, SUBSET = 1, 2, 3
+CROP, SUBSET = 2, 3
 
 
 class ImageDataset(torch.utils.data.Dataset):
@@ -82,23 +84,30 @@ class ImageDataset(torch.utils.data.Dataset):
             `images`: `(C, H, W)` float32 in [-1, 1]; `indices`: int64 scalar, the index;
             `class_labels`: int64 scalar, only if the data has labels.
         """
-        epoch, index = key if isinstance(key, tuple) else (0, key)
-        index = range(len(self))[index]
-        crop = self._generator(epoch, index, CROP) if self._random_crop else None
-        array = self._pixels(index, crop)
-        item = {
-            "images": to_tensor(array[:, ::-1] if self.is_mirrored(epoch, index) else array),
-            "indices": torch.tensor(index),
-        }
-        if self._labels is not None:
-            item["class_labels"] = torch.tensor(int(self._labels[index]))
-        return item
+        return self.__getitems__([key])[0]
 
-    def is_mirrored(self, epoch: int, index: int) -> bool:
-        """Tell whether an image is mirrored in an epoch."""
+    def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> list[dict[str, torch.Tensor]]:
+        """Return several images, as a DataLoader asks for a batch: faster than one by one."""
+        pairs = [key if isinstance(key, tuple) else (0, key) for key in keys]
+        pairs = [(epoch, range(len(self))[index]) for epoch, index in pairs]
+        epochs, indices = np.array(pairs, np.int64).reshape(-1, 2).T
+        arrays = self._pixels(pairs)
+        for place in np.flatnonzero(self.is_mirrored(epochs, indices)):
+            arrays[place] = arrays[place][:, ::-1]
+        items = [
+            {"images": image, "indices": index}
+            for image, index in zip(to_tensors(arrays), torch.from_numpy(indices), strict=True)
+        ]
+        if self._labels is not None:
+            labels = torch.from_numpy(self._labels[indices].astype(np.int64))
+            items = [item | {"class_labels": x} for item, x in zip(items, labels, strict=True)]
+        return items
+
+    def is_mirrored(self, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
+        """Tell which images are mirrored in which epochs, `(n,)` bool for `(n,)` int64 each."""
         if not self._config.horizontal_flip:
-            return self._mirrored
-        return bool(self._generator(epoch, index, FLIP).integers(2))
+            return np.full(len(indices), self._mirrored)
+        return is_flipped(self._config.seed, epochs, indices, len(self))
 
     def _generator(self, epoch: int, index: int, purpose: int) -> np.random.Generator:
         return np.random.default_rng((self._config.seed, epoch, index, purpose))
@@ -140,8 +149,8 @@ class ImageDataset(torch.utils.data.Dataset):
         Returns:
             `(n, C, H, W)` float32 in [-1, 1].
         """
-        numbers = range(len(self)) if rows is None else rows.tolist()
-        return torch.stack([self[row]["images"] for row in numbers])
+        numbers = list(range(len(self))) if rows is None else rows.tolist()
+        return torch.stack([item["images"] for item in self.__getitems__(numbers)])
 
     def read_uint8(self, rows: torch.Tensor) -> torch.Tensor:
         """Read images at once, as `read`, and round them to 8 bit."""
@@ -215,17 +224,24 @@ class ImageDataset(torch.utils.data.Dataset):
         view._random_crop = False
         return view
 
-    def _pixels(self, index: int, generator: np.random.Generator | None) -> np.ndarray:
-        """Return `(H, W, C)` uint8 or uint16 pixels before any flip."""
-        if self._memory is not None and (kept := self._memory.get(index)) is not None:
-            return kept
-        array = decode_row(self._encoded, self._rows[index])
-        channels, height, width = self.image_shape
-        array = to_channels(array, channels)
-        array = fit(array, height, width, self._config.resize_mode, generator)
+    def _pixels(self, keys: list[tuple[int, int]]) -> list[np.ndarray]:
+        """Return `(H, W, C)` uint8 or uint16 pixels before any flip, by (epoch, index)."""
+        kept: list[np.ndarray | None] = [None] * len(keys)
         if self._memory is not None:
-            self._memory.put(index, array)
-        return array
+            kept = [self._memory.get(index) for _, index in keys]
+        missing = [place for place, array in enumerate(kept) if array is None]
+        channels, height, width = self.image_shape
+        # All rows in one call: a call takes longer than a small image.
+        rows = [int(self._rows[keys[place][1]]) for place in missing]
+        encoded = self._encoded[rows]["image"] if rows else []
+        for place, image in zip(missing, encoded, strict=True):
+            generator = self._generator(*keys[place], CROP) if self._random_crop else None
+            array = to_channels(decode_image(image["bytes"] or image["path"]), channels)
+            array = fit(array, height, width, self._config.resize_mode, generator)
+            if self._memory is not None:
+                self._memory.put(keys[place][1], array)
+            kept[place] = array
+        return [array for array in kept if array is not None]
 
 
 def decode_row(dataset: Dataset, row: int) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Pixels as arrays: decode any image, change its channels, fit it to a size, map it to [-1, 1].
 
-    encoded image --decode_image--> --to_channels--> --fit--> array --to_tensor--> tensor
+    encoded image --decode_image--> --to_channels--> --fit--> array --to_tensors--> tensor
 
 An array is `(H, W, C)`, uint8 or uint16, with C = 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA).
 Only grey images have more than 8 bits: Pillow reads 16-bit colour as 8-bit.
@@ -8,6 +8,7 @@ Only grey images have more than 8 bits: Pillow reads 16-bit colour as 8-bit.
 
 import io
 import math
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -243,11 +244,14 @@ def fit(
     return resize_and_crop(array, covering, top, left, height, width)
 
 
-def to_tensor(array: np.ndarray) -> torch.Tensor:
-    """Map `(H, W, C)` uint8 or uint16 to `(C, H, W)` float32: 0 to -1, the largest value to 1."""
-    half = np.float32(np.iinfo(array.dtype).max / 2)
-    values = array.transpose(2, 0, 1).astype(np.float32, order="C")
-    values /= half
+def to_tensors(arrays: Sequence[np.ndarray]) -> torch.Tensor:
+    """Map `(H, W, C)` arrays of one shape to `(B, C, H, W)` float32 in [-1, 1].
+
+    Of uint8 and uint16 alike, 0 becomes -1 and the largest value 1.
+    """
+    halves = np.array([np.iinfo(array.dtype).max / 2 for array in arrays], np.float32)
+    values = np.stack(arrays).transpose(0, 3, 1, 2).astype(np.float32, order="C")
+    values /= halves[:, None, None, None]
     values -= 1
     return torch.from_numpy(values)
 

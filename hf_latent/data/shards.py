@@ -20,35 +20,54 @@ SHARD_ROWS = 1000
 
 
 class Shards:
-    """Named tensors with one row an image, in files of `SHARD_ROWS` rows.
+    """Named tensors with one row an image, in files of a fixed number of rows.
+
+    A shard that was read stays mapped, so that it is opened once; that takes address space, and no
+    memory that the system could not take back. A pickled copy opens its own.
 
     Args:
-        folder: holds manifest.json and the shards.
+        folder: of the shards.
+        manifest: says `rows` and `shard_rows`; None: read from manifest.json.
+        prefix: of the shards' names.
 
     Raises:
-        UserError: if the folder is not whole.
+        UserError: if there is no manifest to read.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(
+        self, folder: str | Path, manifest: dict[str, Any] | None = None, prefix: str = ""
+    ):
         """Read the manifest; no shard is opened yet."""
-        self.folder = Path(folder)
+        self.folder, self.prefix = Path(folder), prefix
         try:
-            self.manifest = json.loads((self.folder / "manifest.json").read_text())
-            self._length = int(self.manifest["rows"])
+            if manifest is None:
+                manifest = json.loads((self.folder / "manifest.json").read_text())
+            self.manifest: dict[str, Any] = manifest
+            self._length, self._shard_rows = int(manifest["rows"]), int(manifest["shard_rows"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{self.folder} has no manifest.json to read: remove it") from error
+        self._open: dict[tuple[int, str], torch.Tensor] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave what is mapped out of a pickle."""
+        return {**self.__dict__, "_open": {}}
 
     def __len__(self) -> int:
         """Return the number of rows."""
         return self._length
 
-    def _shard(self, number: int, name: str) -> torch.Tensor:
-        path = self.folder / _shard_name(number)
+    def _map(self, number: int, name: str) -> torch.Tensor:
+        path = self.folder / shard_name(number, self.prefix)
         try:
             with safe_open(path, "pt") as file:
                 return file.get_tensor(name)
         except (OSError, SafetensorError) as error:
             raise UserError(f"{path} cannot be read ({error}): remove it, and run again") from error
+
+    def _shard(self, number: int, name: str) -> torch.Tensor:
+        if (number, name) not in self._open:
+            self._open[number, name] = self._map(number, name)
+        return self._open[number, name]
 
     def select(self, name: str, rows: torch.Tensor | None = None) -> "Selection":
         """Return some rows of a tensor, to be read block by block.
@@ -61,27 +80,35 @@ class Shards:
 
     def read_in_order(self, name: str) -> Iterator[torch.Tensor]:
         """Read a tensor shard by shard, without a copy: views of the mapped files."""
-        for number in range(-(-len(self) // SHARD_ROWS)):
-            yield self._shard(number, name)
+        for number in range(-(-len(self) // self._shard_rows)):
+            yield self._map(number, name)  # not kept: what is yielded may be changed
 
-    def read(self, name: str, rows: torch.Tensor) -> torch.Tensor:
+    def read(self, name: str, rows: torch.Tensor, views: torch.Tensor | None = None) -> torch.Tensor:
         """Read some rows at once.
 
         Args:
             name: of the tensor.
             rows: `(n,)` int64 in any order, at least one, each below the length.
+            views: `(n,)` int64: of each row, which entry of its first dimension; None: whole rows.
 
         Returns:
             `(n, ...)`, a copy in memory.
         """
-        numbers = rows // SHARD_ROWS
-        parts = [
-            (numbers == number, self._shard(number, name)) for number in numbers.unique().tolist()
-        ]
-        found = parts[0][1].new_empty((len(rows), *parts[0][1].shape[1:]))
-        for places, shard in parts:
-            found[places] = shard[rows[places] % SHARD_ROWS]
-        return found
+        # In the order of the files, each shard's rows at once, then in the order asked for.
+        ordered, order = rows.sort()
+        numbers, counts = (ordered // self._shard_rows).unique_consecutive(return_counts=True)
+        parts, start = [], 0
+        for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
+            shard = self._shard(number, name)
+            places = ordered[start : start + count] - number * self._shard_rows
+            if views is not None:
+                places = places * shard.shape[1] + views[order[start : start + count]]
+                shard = shard.flatten(0, 1)
+            parts.append(shard.index_select(0, places))
+            start += count
+        inverse = torch.empty_like(order)
+        inverse[order] = torch.arange(len(order))
+        return torch.cat(parts).index_select(0, inverse)
 
 
 @dataclass(frozen=True)
@@ -137,7 +164,7 @@ def write_shards(
         The shards.
 
     Raises:
-        UserError: if the folder holds shards of another identity.
+        UserError: if the folder holds shards of another identity, or cannot be written.
     """
     folder = Path(folder)
     manifest = {"rows": num_rows, "shard_rows": SHARD_ROWS, **identity}
@@ -155,14 +182,33 @@ def write_shards(
         write_json(folder / "manifest.json", manifest)
     for number, start in enumerate(range(0, num_rows, SHARD_ROWS)):
         rows = range(start, min(start + SHARD_ROWS, num_rows))
-        path = folder / _shard_name(number)
+        path = folder / shard_name(number)
         if not path.is_file():
-            tensors = {name: x.contiguous() for name, x in make_rows(rows).items()}
-            with replaced_whole(path) as temporary:
-                save_file(tensors, temporary)
+            write_shard(path, make_rows(rows))
         on_rows(len(rows))
     return Shards(folder)
 
 
-def _shard_name(number: int) -> str:
-    return f"{number:06d}.safetensors"
+def shard_name(number: int, prefix: str = "") -> str:
+    """Return the name of a shard's file."""
+    return f"{prefix}{number:06d}.safetensors"
+
+
+def write_shard(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Write one shard whole, or nothing.
+
+    Args:
+        path: of the file.
+        tensors: on the CPU.
+
+    Raises:
+        UserError: if the disk is full, or the folder cannot be written.
+    """
+    try:
+        with replaced_whole(path) as temporary:
+            save_file({name: x.contiguous() for name, x in tensors.items()}, temporary)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{path} cannot be written ({error}): make room, and run the same command again; what "
+            "was written before is kept"
+        ) from error

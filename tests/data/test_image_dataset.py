@@ -11,7 +11,7 @@ from hf_latent.data.held_out import content_hash
 from hf_latent.data.image_dataset import ImageDataset
 from hf_latent.data.images import open_images
 from hf_latent.data.images_config import ImagesConfig
-from hf_latent.data.pixels import to_tensor, to_uint8
+from hf_latent.data.pixels import to_tensors, to_uint8
 
 LEVELS = torch.arange(256, dtype=torch.uint8)
 TRAIN = 20
@@ -50,7 +50,7 @@ def tensors(dataset: ImageDataset) -> torch.Tensor:
 
 
 def test_to_uint8_inverts_to_tensor_at_every_level():
-    images = to_tensor(LEVELS.view(16, 16, 1).numpy())[None]
+    images = to_tensors([LEVELS.view(16, 16, 1).numpy()])
     assert images.min() == -1 and images.max() == 1
     assert torch.equal(to_uint8(images), LEVELS.view(1, 1, 16, 16))
     # So does the way that is taken from 8 bit to an autoencoder.

@@ -203,9 +203,9 @@ def test_memory_changes_nothing(labelled, options):
 
 def test_memory_spares_decoding_unless_the_crop_is_random(labelled, monkeypatch):
     decoded = []
-    decode_row = image_dataset.decode_row
+    decode_image = image_dataset.decode_image
     monkeypatch.setattr(
-        image_dataset, "decode_row", lambda data, row: decoded.append(row) or decode_row(data, row)
+        image_dataset, "decode_image", lambda x: decoded.append(x) or decode_image(x)
     )
     for crop, count in (("center", 20), ("random", 40)):
         train = open_images(ImagesConfig(data=labelled, resolution=8, crop=crop)).train
@@ -243,12 +243,16 @@ def test_is_mirrored_says_what_an_item_shows(labelled):
         ImagesConfig(data=labelled, resolution=8, crop="random", horizontal_flip=True)
     ).train
     centred = open_images(ImagesConfig(data=labelled, resolution=8, horizontal_flip=True)).train
-    for key in [(epoch, index) for epoch in range(3) for index in range(20)]:
-        assert train.is_mirrored(*key) == centred.is_mirrored(*key)
-        shown = train.view(centred.is_mirrored(*key))[key]["images"]
+    keys = [(epoch, index) for epoch in range(3) for index in range(20)]
+    epochs, indices = np.array(keys).T
+    mirrored = centred.is_mirrored(epochs, indices)
+    assert np.array_equal(train.is_mirrored(epochs, indices), mirrored)
+    assert 0 < mirrored.sum() < 60
+    for key, is_mirrored in zip(keys, mirrored, strict=True):
+        shown = train.view(bool(is_mirrored))[key]["images"]
         assert torch.equal(centred[key]["images"], shown)
-    assert train.view(mirrored=True).is_mirrored(0, 0)
-    assert not train.view(mirrored=False).is_mirrored(0, 0)
+    assert train.view(mirrored=True).is_mirrored(epochs, indices).all()
+    assert not train.view(mirrored=False).is_mirrored(epochs, indices).any()
 
 
 @pytest.mark.parametrize("options", [{}, {"horizontal_flip": True}, {"crop": "random"}])

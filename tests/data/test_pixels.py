@@ -15,7 +15,7 @@ from hf_latent.data.pixels import (
     padded_box,
     resize,
     to_channels,
-    to_tensor,
+    to_tensors,
 )
 
 GREY = (np.arange(48, dtype=np.uint8).reshape(6, 8) * 5).copy()
@@ -238,22 +238,22 @@ def test_extreme_values_survive_16_bit_arithmetic():
 
 
 def test_tensor_mapping_is_exact_at_both_ends():
-    tensor = to_tensor(np.array([[[0], [255]]], np.uint8))
+    tensor = to_tensors([np.array([[[0], [255]]], np.uint8)])[0]
     assert tensor.dtype == torch.float32
     assert tensor.tolist() == [[[-1.0, 1.0]]]
-    assert to_tensor(np.array([[[0], [65535]]], np.uint16)).tolist() == [[[-1.0, 1.0]]]
+    assert to_tensors([np.array([[[0], [65535]]], np.uint16)])[0].tolist() == [[[-1.0, 1.0]]]
 
 
 def test_tensor_tells_all_16_bit_values_apart():
     values = np.arange(65536, dtype=np.uint16).reshape(256, 256, 1)
-    tensor = to_tensor(values)
+    tensor = to_tensors([values])[0]
     expected = torch.arange(65536, dtype=torch.float64).reshape(1, 256, 256) / 32767.5 - 1
     assert torch.allclose(tensor.double(), expected, atol=1e-7, rtol=0)
     assert len(tensor.unique()) == 65536
 
 
 def test_tensor_is_channels_first_and_contiguous():
-    tensor = to_tensor(RGB[:, ::-1])
+    tensor = to_tensors([RGB[:, ::-1]])[0]
     assert tensor.shape == (3, 6, 8)
     assert tensor.is_contiguous()
     assert torch.equal(tensor[0, 0, 0], torch.tensor(RGB[0, 7, 0] / 127.5 - 1).float())
