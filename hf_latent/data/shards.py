@@ -69,6 +69,11 @@ class Shards:
             self._open[number, name] = self._map(number, name)
         return self._open[number, name]
 
+    def close(self, number: int) -> None:
+        """Give up the map of a shard; it is opened anew when it is read again."""
+        for key in [key for key in self._open if key[0] == number]:
+            del self._open[key]
+
     def select(self, name: str, rows: torch.Tensor | None = None) -> "Selection":
         """Return some rows of a tensor, to be read block by block.
 
@@ -83,7 +88,9 @@ class Shards:
         for number in range(-(-len(self) // self._shard_rows)):
             yield self._map(number, name)  # not kept: what is yielded may be changed
 
-    def read(self, name: str, rows: torch.Tensor, views: torch.Tensor | None = None) -> torch.Tensor:
+    def read(
+        self, name: str, rows: torch.Tensor, views: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Read some rows at once.
 
         Args:

@@ -3,10 +3,10 @@
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from diffusers import AutoencoderKL
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 MINIMUM_DEVIATION = 1e-3
 # diffusers passes over private configuration entries, and keeps them when a model is saved again.
@@ -26,7 +26,19 @@ class LatentStatistics:
     std: torch.Tensor
 
 
-def sum_latents(posteriors: Iterable[DiagonalGaussianDistribution]) -> torch.Tensor:
+class Posterior(Protocol):
+    """What the statistics need of a posterior, `(B, c, h, w)` each."""
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """Its mean."""
+
+    @property
+    def var(self) -> torch.Tensor:
+        """Its variance."""
+
+
+def sum_latents(posteriors: Iterable[Posterior]) -> torch.Tensor:
     """Add up what the statistics of posterior samples need, so that shares can be added too.
 
     Args:

@@ -1,8 +1,10 @@
 """Proof that a frozen model stays as it was."""
 
 import hashlib
+import json
 
 import torch
+from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
 
@@ -32,6 +34,22 @@ def hash_weights(model: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def hash_autoencoder(vae: ModelMixin) -> str:
+    """Hash all that an autoencoder's latents depend on: its weights and its configuration.
+
+    The scale of the latents may stand in the configuration only.
+
+    Args:
+        vae: on any device.
+
+    Returns:
+        SHA-256 as 64 hex digits, the same however it was loaded.
+    """
+    config = {k: v for k, v in vae.config.items() if not k.startswith("_")}
+    text = json.dumps([type(vae).__name__, config, hash_weights(vae)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class FrozenWeights:

@@ -30,7 +30,7 @@ from hf_latent.training.clock import TrainingClock, TrainingSummary
 from hf_latent.training.diagnosis import diagnose
 from hf_latent.training.ema import ema_weights
 from hf_latent.training.guard import NonFiniteGuard
-from hf_latent.training.latents import measure_latent_scale
+from hf_latent.training.latent_scale import measure_latent_scale
 from hf_latent.training.losses import kl_per_latent_value, perceptual_loss, reconstruction_loss
 from hf_latent.training.run import (
     create_ema,

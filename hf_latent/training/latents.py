@@ -1,89 +1,39 @@
-"""A data set's latents: their scale, and every image encoded once before the denoiser trains."""
+"""Encoding a data set once, into a latent cache: by any number of processes, each its own files.
+
+A batch never crosses a file, so neither the number of processes nor where one was killed shows in
+the bytes (on one kind of machine, with one number of threads a process).
+"""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from diffusers import AutoencoderKL, AutoencoderTiny
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from hf_latent.data.image_dataset import ImageDataset
+from hf_latent.data.images import ImageSplits, open_images
+from hf_latent.data.latents import LatentCache
+from hf_latent.data.shards import write_shard
 from hf_latent.encode import check_images, normalize_latents
-from hf_latent.models.fold import LatentStatistics, measure_latents, sum_latents
+from hf_latent.models.frozen import freeze
+from hf_latent.models.load import load_autoencoder
 from hf_latent.training.batches import ignore_signals
-from hf_latent.training.run import TrainingConfig
-
-
-@dataclass(frozen=True)
-class LatentMoments:
-    """The posteriors of a data set's images, on the denoiser's scale, in memory.
-
-    Attributes:
-        mean: `(views, N, c, h, w)` float32 on the CPU; view 0 is the image, view 1, where there is
-            one, the latent of its mirror image (which is not the mirrored latent).
-        std: `(views, N, c, h, w)` float32: the posterior's deviation.
-        class_labels: `(N,)` int64, or None.
-    """
-
-    mean: torch.Tensor
-    std: torch.Tensor
-    class_labels: torch.Tensor | None
-
-    def sample(
-        self, indices: torch.Tensor, mirrored: torch.Tensor, noise: torch.Tensor
-    ) -> torch.Tensor:
-        """Draw latents from the posteriors of some images.
-
-        Args:
-            indices: `(B,)` int64.
-            mirrored: `(B,)` bool: take the mirror image's.
-            noise: `(B, c, h, w)`, standard normal.
-
-        Returns:
-            `(B, c, h, w)` float32.
-        """
-        views = mirrored.long()
-        return self.mean[views, indices] + self.std[views, indices] * noise
-
-
-@torch.no_grad()
-def measure_latent_scale(
-    vae: AutoencoderKL, dataset: ImageDataset, config: TrainingConfig, accelerator: Accelerator
-) -> LatentStatistics:
-    """Measure the statistics of posterior samples; each process measures its share.
-
-    Args:
-        vae: trained and frozen.
-        dataset: the images, and their mirror images where flips are on.
-        config: the batch size.
-        accelerator: adds up the processes' shares.
-
-    Returns:
-        The statistics per channel, the same in every process.
-    """
-
-    def posteriors() -> Iterator[DiagonalGaussianDistribution]:
-        share = range(accelerator.process_index, len(dataset), accelerator.num_processes)
-        for mirrored in (False, True) if config.horizontal_flip else (False,):
-            loader: DataLoader = DataLoader(
-                Subset(dataset.view(mirrored), share),
-                config.train_batch_size,
-                num_workers=config.dataloader_num_workers,
-            )
-            show = accelerator.is_main_process
-            for batch in tqdm(loader, desc="latent scale", unit="batch", disable=not show):
-                yield vae.encode(batch["images"].to(accelerator.device)).latent_dist
-
-    # A process may have no image at all.
-    share_sums = torch.zeros(4, vae.config.latent_channels, dtype=torch.float64)
-    for posterior in posteriors():
-        share_sums += sum_latents([posterior])
-    sums = torch.tensor(gather_object([share_sums.tolist()]), dtype=torch.float64)
-    return measure_latents(sums.sum(0))
+from hf_latent.training.encode_config import EncodeConfig
+from hf_latent.training.latent_files import (
+    Work,
+    describe_cache,
+    describe_file,
+    finish_manifest,
+    is_whole,
+    list_work,
+    start_folder,
+)
+from hf_latent.training.run import check_processes
 
 
 @torch.no_grad()
@@ -110,43 +60,120 @@ def encode_batch(
     return normalize_latents(vae, mean).float(), (std * scale).float()
 
 
-def encode_moments(
-    vae: AutoencoderKL | AutoencoderTiny,
-    dataset: ImageDataset,
-    accelerator: Accelerator,
-    config: TrainingConfig,
-    mirror: bool = False,
-) -> LatentMoments:
-    """Encode a whole data set, each process its share; every process gets all of it.
+def encode_latents(
+    config: EncodeConfig,
+    splits: ImageSplits | None = None,
+    vae: AutoencoderKL | AutoencoderTiny | None = None,
+    accelerator: Accelerator | None = None,
+) -> LatentCache:
+    """Encode images, and their mirror images where flips are on, into a latent cache.
 
     Args:
-        vae: a frozen autoencoder, on the accelerator's device.
-        dataset: the images; it is read without random crops or flips.
-        accelerator: gathers the processes' shares.
-        config: batch size and reading processes.
-        mirror: encode every image's mirror image too.
+        config: which images, which autoencoder and where to.
+        splits: the images, where they are open already.
+        vae: the autoencoder, where it is loaded already; it is frozen, and left on its device.
+        accelerator: where there is one already.
 
     Returns:
-        The posteriors, in the order of the data set.
+        The cache. One that was begun goes on, and files that are not what was written are made
+        again.
+
+    Raises:
+        UserError: if the settings do not fit, the folder holds something else, or the disk is full.
     """
-    means, stds, labels = [], [], []
-    for mirrored in (False, True) if mirror else (False,):
-        loader: DataLoader = DataLoader(
-            dataset.view(mirrored),
-            config.train_batch_size,
-            num_workers=config.dataloader_num_workers,
-            worker_init_fn=ignore_signals,
+    if accelerator is None:
+        accelerator = Accelerator()
+        check_processes(accelerator)
+    if vae is None:
+        vae = load_autoencoder(config.vae)
+    if splits is None:
+        with accelerator.main_process_first():
+            splits = open_images(config, keep_in_memory=False)
+    if config.max_validation_samples is not None:
+        splits = replace(
+            splits, validation=splits.validation.evenly_spaced(config.max_validation_samples)
         )
-        batches = accelerator.prepare(loader)
-        show = accelerator.is_main_process
-        for batch in tqdm(batches, desc="encode", unit="batch", disable=not show):
-            moments = encode_batch(vae, batch["images"])
-            # gather_for_metrics drops what was added to make the last batches even.
-            mean, std = accelerator.gather_for_metrics(moments)
-            means.append(mean.cpu())
-            stds.append(std.cpu())
-            if "class_labels" in batch and not mirrored:
-                labels.append(accelerator.gather_for_metrics(batch["class_labels"]).cpu())
-    views = 2 if mirror else 1
-    mean, std = (torch.cat(x).unflatten(0, (views, len(dataset))) for x in (means, stds))
-    return LatentMoments(mean, std, torch.cat(labels) if labels else None)
+    freeze(vae).to(accelerator.device)
+    folder, manifest = Path(config.output_dir), describe_cache(config, splits, vae)
+    if accelerator.is_main_process:
+        start_folder(folder, manifest)
+    accelerator.wait_for_everyone()
+
+    work = list_work(manifest)
+    there = [x for x in work if (folder / x.name).is_file()]
+    accelerator.wait_for_everyone()  # all have looked before one writes
+    mine = slice(accelerator.process_index, None, accelerator.num_processes)
+    broken = [x for x in there[mine] if not is_whole(folder, x)]
+    missing = [x for x in work if x not in there][mine] + broken
+    made = {x.name: describe_file(folder / x.name) for x in there[mine] if x not in broken}
+    bar = tqdm(
+        total=sum(len(x.rows) for x in missing),
+        desc="encode",
+        unit="image",
+        disable=not accelerator.is_main_process or not missing,
+    )
+    for split, dataset in (("train", splits.train), ("validation", splits.validation)):
+        its_work = [x for x in missing if x.split == split]
+        mirror = manifest["mirrored"] and split == "train"
+        for x, tensors in encode_shards(vae, dataset.view(False), its_work, mirror, config, bar):
+            write_shard(folder / x.name, tensors)
+            made[x.name] = describe_file(folder / x.name)
+    bar.close()
+    shards = {name: values for part in gather_object([made]) for name, values in part.items()}
+    if accelerator.is_main_process:
+        finish_manifest(folder, manifest, {x.name: shards[x.name] for x in work})
+    accelerator.wait_for_everyone()
+    return LatentCache(folder)
+
+
+@torch.no_grad()
+def encode_shards(
+    vae: AutoencoderKL | AutoencoderTiny,
+    dataset: ImageDataset,
+    work: list[Work],
+    mirror: bool,
+    config: EncodeConfig,
+    bar: tqdm,
+) -> Iterator[tuple[Work, dict[str, torch.Tensor]]]:
+    """Encode the images of some files.
+
+    Args:
+        vae: frozen.
+        dataset: without anything random.
+        work: the files.
+        mirror: encode every image's mirror image too.
+        config: batch size, dtype and reading processes.
+        bar: is told of every batch.
+
+    Yields:
+        Each file with its tensors: `mean` and `std`, `(n, views, c, h, w)`, and `class_labels`.
+    """
+    size = config.encode_batch_size
+    batches = [
+        list(x.rows[start : start + size]) for x in work for start in range(0, len(x.rows), size)
+    ]
+    loader: DataLoader = DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=config.dataloader_num_workers,
+        worker_init_fn=ignore_signals,
+    )
+    device, dtype = next(vae.parameters()).device, getattr(torch, config.dtype)
+    read = iter(loader)
+    for file in work:
+        parts: list[tuple[torch.Tensor, torch.Tensor]] = []
+        labels: list[torch.Tensor] = []
+        while sum(len(mean) for mean, _ in parts) < len(file.rows):
+            batch = next(read)
+            images = batch["images"].to(device)
+            views = [images, images.flip(3)] if mirror else [images]
+            mean, std = (
+                torch.stack(x, 1) for x in zip(*[encode_batch(vae, x) for x in views], strict=True)
+            )
+            parts.append((mean.to("cpu", dtype), std.to("cpu", dtype)))
+            if "class_labels" in batch:
+                labels.append(batch["class_labels"])
+            bar.update(len(images))
+        mean, std = (torch.cat(x) for x in zip(*parts, strict=True))
+        tensors = {"mean": mean, "std": std}
+        yield file, tensors | ({"class_labels": torch.cat(labels)} if labels else {})

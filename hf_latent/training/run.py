@@ -131,13 +131,22 @@ def start_accelerator(config: TrainingConfig) -> Accelerator:
             f"accelerate is set to accumulate {parts} times, this run "
             f"{config.gradient_accumulation_steps}: pass --gradient_accumulation_steps {parts}"
         )
+    check_processes(accelerator)
+    return accelerator
+
+
+def check_processes(accelerator: Accelerator) -> None:
+    """Make sure that Accelerate sees as many processes as were launched.
+
+    Raises:
+        UserError: if not: they would work apart, and write over each other.
+    """
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
         raise UserError(
             f"{launched} processes were launched and Accelerate sees {accelerator.num_processes}: "
             "correct the launch configuration (on CPUs, set ACCELERATE_USE_CPU=1 and use torchrun)"
         )
-    return accelerator
 
 
 def create_optimizer(config: TrainingConfig, model: nn.Module) -> torch.optim.Optimizer:

@@ -1,0 +1,149 @@
+"""Where a stream has its shards from: a folder, or the Hub, of which few are on the disk at once."""
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import huggingface_hub
+
+from hf_latent.data.latent_manifest import read_manifest, shard_rows_by_name
+from hf_latent.data.latents import LatentCache, LatentSplit, check_content
+from hf_latent.errors import UserError
+
+
+class ShardStore:
+    """The training shards of a latent cache in a folder; each is checked when it is first read.
+
+    Args:
+        folder: of the cache.
+        manifest: of the cache.
+        name: of the cache, for messages.
+    """
+
+    def __init__(self, folder: Path, manifest: dict[str, Any], name: str):
+        """Open nothing yet."""
+        self.folder, self.manifest, self.name = folder, manifest, name
+        by_name = shard_rows_by_name(manifest, "train")
+        self.shard_names, self.rows = list(by_name), list(by_name.values())
+        self.shard_rows: int = manifest["shard_rows"]
+        self.split = LatentSplit(folder, manifest, "train")
+        self._checked: set[int] = set()
+
+    def fetch(self, shards: Iterable[int]) -> None:
+        """Make sure that some shards are there and whole.
+
+        Raises:
+            UserError: naming the file that is not.
+        """
+        for number in set(shards) - self._checked:
+            name = self.shard_names[number]
+            check_content(self.folder / name, self.manifest["shards"][name])
+            self._checked.add(number)
+
+    def drop(self, shards: Iterable[int]) -> None:
+        """Take note that some shards are not needed for now."""
+
+
+class HubShardStore(ShardStore):
+    """The training shards of a latent cache on the Hub: downloaded when needed, then removed.
+
+    Args:
+        repo_id: of the data set repository.
+        revision: pinned, a commit.
+        manifest: of that commit.
+    """
+
+    def __init__(self, repo_id: str, revision: str, manifest: dict[str, Any]):
+        """Download nothing yet."""
+        self._repo_id, self._revision, self._manifest = repo_id, revision, manifest
+        self._start()
+
+    def _start(self) -> None:
+        self._temporary = tempfile.TemporaryDirectory(prefix="hf-latent-stream-")
+        super().__init__(Path(self._temporary.name), self._manifest, self._repo_id)
+        self._users: Counter[int] = Counter()
+        self._lock = Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle what is needed to start: a worker has a folder of its own."""
+        return {"_repo_id": self._repo_id, "_revision": self._revision, "_manifest": self._manifest}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Start anew."""
+        self.__dict__.update(state)
+        self._start()
+
+    def fetch(self, shards: Iterable[int]) -> None:
+        """Download some shards, and check them.
+
+        Raises:
+            UserError: naming the file that cannot be had, or is not what was written.
+        """
+        with self._lock:
+            for number in shards:
+                self._users[number] += 1
+                if self._users[number] > 1:
+                    continue
+                name = self.shard_names[number]
+                try:
+                    huggingface_hub.hf_hub_download(
+                        self._repo_id,
+                        name,
+                        repo_type="dataset",
+                        revision=self._revision,
+                        local_dir=self.folder,
+                    )
+                # What the Hub's client raises has no common class.
+                except Exception as error:
+                    cause = " ".join(str(error).split())[:200]
+                    raise UserError(
+                        f"{name} of {self._repo_id} cannot be downloaded ({type(error).__name__}: "
+                        f"{cause}): go on from the last checkpoint when the Hub can be reached"
+                    ) from error
+                check_content(self.folder / name, self.manifest["shards"][name])
+
+    def drop(self, shards: Iterable[int]) -> None:
+        """Remove the shards that no lane needs for now."""
+        with self._lock:
+            for number in shards:
+                self._users[number] -= 1
+                if self._users[number] == 0:
+                    self.split.close(number)
+                    (self.folder / self.shard_names[number]).unlink(missing_ok=True)
+
+
+def open_shard_store(source: str, revision: str | None = None) -> ShardStore:
+    """Open the training shards of a latent cache, for a stream.
+
+    Args:
+        source: a folder, or the id of a data set repository on the Hub.
+        revision: of the repository.
+
+    Returns:
+        The store; of the Hub, only the manifest is downloaded.
+
+    Raises:
+        UserError: if there is no whole cache.
+    """
+    if Path(source).is_dir():
+        cache = LatentCache(source)
+        return ShardStore(cache.folder, cache.manifest, source)
+    try:
+        info = huggingface_hub.HfApi().dataset_info(source, revision=revision)
+        path = huggingface_hub.hf_hub_download(
+            source, "manifest.json", repo_type="dataset", revision=info.sha
+        )
+    # As above.
+    except Exception as error:
+        cause = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"no latent cache at {source}: no such folder, and not to be had from the Hub "
+            f"({type(error).__name__}: {cause})"
+        ) from error
+    manifest = read_manifest(Path(path))
+    if not manifest.get("shards") or info.sha is None:
+        raise UserError(f"{source} is not finished: push it again")
+    return HubShardStore(source, info.sha, manifest)

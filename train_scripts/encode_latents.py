@@ -1,0 +1,8 @@
+"""Encode images once: `accelerate launch train_scripts/encode_latents.py --vae V --data D ...`."""
+
+from hf_latent.command import run_command
+from hf_latent.training.encode_config import EncodeConfig
+from hf_latent.training.latents import encode_latents
+
+if __name__ == "__main__":
+    run_command(EncodeConfig, encode_latents)
