@@ -1,4 +1,4 @@
-"""Where a stream has its shards from: a folder, or the Hub, of which few are on the disk at once."""
+"""Where a stream has its shards: a folder, or the Hub, of which few are on the disk at once."""
 
 import tempfile
 from collections import Counter
@@ -10,7 +10,7 @@ from typing import Any
 import huggingface_hub
 
 from hf_latent.data.latent_manifest import read_manifest, shard_rows_by_name
-from hf_latent.data.latents import LatentCache, LatentSplit, check_content
+from hf_latent.data.latents import LatentCache, LatentSplit, check_content, download_cache
 from hf_latent.errors import UserError
 
 
@@ -45,6 +45,20 @@ class ShardStore:
 
     def drop(self, shards: Iterable[int]) -> None:
         """Take note that some shards are not needed for now."""
+
+    def open_validation(self) -> LatentSplit:
+        """Open the held-out images, which stay.
+
+        Raises:
+            UserError: naming the file that cannot be had, or is not what was written.
+        """
+        folder = self._validation_folder()
+        for name in shard_rows_by_name(self.manifest, "validation"):
+            check_content(folder / name, self.manifest["shards"][name])
+        return LatentSplit(folder, self.manifest, "validation")
+
+    def _validation_folder(self) -> Path:
+        return self.folder
 
 
 class HubShardStore(ShardStore):
@@ -104,6 +118,9 @@ class HubShardStore(ShardStore):
                         f"{cause}): go on from the last checkpoint when the Hub can be reached"
                     ) from error
                 check_content(self.folder / name, self.manifest["shards"][name])
+
+    def _validation_folder(self) -> Path:
+        return download_cache(self._repo_id, self._revision, ["validation-*.safetensors"])
 
     def drop(self, shards: Iterable[int]) -> None:
         """Remove the shards that no lane needs for now."""

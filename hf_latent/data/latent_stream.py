@@ -1,9 +1,9 @@
 """A latent cache as a stream, for one larger than memory or than the disk: here or on the Hub.
 
-The data are read in a fixed number of lanes (as the canonical nodes of MosaicML's StreamingDataset):
-in each epoch the shards are shuffled and dealt to the lanes, and every global batch takes equally
-many images from each. Processes, and their workers, share the lanes, so that the batches do not
-depend on how many there are. A lane takes a few shards at a time, a window, and shuffles all of
+The data are read in a fixed number of lanes (MosaicML's StreamingDataset calls them canonical
+nodes): in each epoch the shards are shuffled and dealt to the lanes, and every global batch takes
+equally many images from each. Processes, and their workers, share the lanes, so that the batches do
+not depend on how many there are. A lane takes a few shards at a time, a window, and shuffles all of
 their images. Everything follows from (seed, epoch), so a stream begins at any batch, and reads
 nothing of what lies before.
 """

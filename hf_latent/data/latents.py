@@ -22,6 +22,7 @@ from hf_latent.data.shards import Shards
 from hf_latent.errors import UserError
 
 READ_AHEAD_BYTES = 2**23
+CACHE_FILES = ["manifest.json", "train-*.safetensors", "validation-*.safetensors"]
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,9 @@ class LatentCache:
 
     def __init__(self, source: str | Path, revision: str | None = None):
         """Read the manifest, and look whether every shard is there in its full length."""
-        self.folder = _local_folder(str(source), revision)
+        self.folder = Path(source)
+        if not self.folder.is_dir():
+            self.folder = download_cache(str(source), revision, CACHE_FILES)
         self.manifest = read_manifest(self.folder / "manifest.json")
         if not self.manifest.get("shards"):
             raise UserError(
@@ -215,23 +218,30 @@ MEND = (
 )
 
 
-def _local_folder(source: str, revision: str | None) -> Path:
-    if Path(source).is_dir():
-        return Path(source)
+def download_cache(repo_id: str, revision: str | None, files: list[str]) -> Path:
+    """Download some files of a latent cache from the Hub, unless they are here already.
+
+    Args:
+        repo_id: of the data set repository.
+        revision: of it.
+        files: patterns of names.
+
+    Returns:
+        The folder that they are in.
+
+    Raises:
+        UserError: if they cannot be had.
+    """
     try:
-        huggingface_hub.utils.validate_repo_id(source)
-        return Path(
-            huggingface_hub.snapshot_download(
-                source,
-                repo_type="dataset",
-                revision=revision,
-                allow_patterns=["manifest.json", "train-*.safetensors", "validation-*.safetensors"],
-            )
+        huggingface_hub.utils.validate_repo_id(repo_id)
+        folder = huggingface_hub.snapshot_download(
+            repo_id, repo_type="dataset", revision=revision, allow_patterns=files
         )
+        return Path(folder)
     # What the Hub's client raises has no common class.
     except Exception as error:
         cause = " ".join(str(error).split())[:200]
         raise UserError(
-            f"no latent cache at {source}: no such folder, and not to be had from the Hub "
+            f"no latent cache at {repo_id}: no such folder, and not to be had from the Hub "
             f"({type(error).__name__}: {cause})"
         ) from error

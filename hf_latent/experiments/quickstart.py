@@ -182,7 +182,7 @@ def train(config: QuickstartConfig, splits: ImageSplits, budget: TimeBudget) -> 
         **figures,
         **training_figures("denoiser", denoiser),
         "encode_seconds": denoiser.encode_seconds,
-        "encode_images_per_second": denoiser.encoded_images_per_second,
+        "encode_images_per_second": denoiser.encoded_images / denoiser.encode_seconds,
         "vae_hash_before": denoiser.vae_hash_before,
         "vae_hash_after": denoiser.vae_hash_after,
     }

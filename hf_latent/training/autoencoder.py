@@ -38,7 +38,7 @@ from hf_latent.training.run import (
     process_rows,
     start_accelerator,
 )
-from hf_latent.training.run_folder import open_run_images, start_run_folder
+from hf_latent.training.run_folder import describe_counts, open_run_images, start_run_folder
 from hf_latent.training.stop import StopSignal, leave
 from hf_latent.training.trainable_autoencoder import TrainableAutoencoder, start_autoencoder
 
@@ -85,7 +85,9 @@ def train_autoencoder(
     network = None
     if config.perceptual_network is not None:
         network = load_feature_network(config.perceptual_network).to(accelerator.device)
-    output_dir = start_run_folder(config, splits, accelerator)
+    output_dir = start_run_folder(
+        config, describe_counts(splits), splits.validation_fingerprint, accelerator
+    )
 
     ema = create_ema(config, vae, accelerator.device)
     model, optimizer = accelerator.prepare(TrainableAutoencoder(vae), create_optimizer(config, vae))

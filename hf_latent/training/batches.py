@@ -84,15 +84,24 @@ class GlobalBatchSampler:
         self.start_batch = start_batch
         self._order = lru_cache(maxsize=2)(self._draw_order)
 
-    def _draw_order(self, epoch: int) -> list[int]:
+    def _draw_order(self, epoch: int) -> np.ndarray:
         generator = seeded_generator(self.seed, "order", epoch)
-        return torch.randperm(self.num_samples, generator=generator).tolist()
+        return torch.randperm(self.num_samples, generator=generator).numpy()
+
+    def places(self, batch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the epochs and indices, `(batch_size,)` int64 each, of this process's rows."""
+        first = batch * self.rows.global_size + self.rows.process_index * self.rows.batch_size
+        epochs, ranks = np.divmod(first + np.arange(self.rows.batch_size), self.num_samples)
+        indices = np.empty_like(ranks)
+        for epoch in range(epochs[0], epochs[-1] + 1):
+            there = epochs == epoch
+            indices[there] = self._order(epoch)[ranks[there]]
+        return epochs, indices
 
     def keys(self, batch: int) -> list[tuple[int, int]]:
         """Return this process's (epoch, index) keys of one global batch."""
-        first = batch * self.rows.global_size + self.rows.process_index * self.rows.batch_size
-        places = (divmod(first + row, self.num_samples) for row in range(self.rows.batch_size))
-        return [(epoch, self._order(epoch)[place]) for epoch, place in places]
+        epochs, indices = self.places(batch)
+        return list(zip(epochs.tolist(), indices.tolist(), strict=True))
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         """Yield one list of (epoch, index) keys a batch, without end."""

@@ -41,6 +41,7 @@ HARMLESS = {
     "validation_fingerprint",
     "validation_steps",
     "max_validation_samples",
+    "latents",
 }
 
 

@@ -3,18 +3,16 @@
 Read from top to bottom: data, latents, model, steps, save.
 """
 
-import time
 from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from accelerate.utils import send_to_device
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from hf_latent.add_noise import NoisedLatents, add_noise
 from hf_latent.command import run_command
 from hf_latent.data.images import ImageSplits
-from hf_latent.errors import UserError
+from hf_latent.data.latents import LatentPosteriors
 from hf_latent.models.frozen import FrozenWeights, freeze, hash_weights
 from hf_latent.models.load import load_autoencoder
 from hf_latent.models.presets import (
@@ -24,7 +22,7 @@ from hf_latent.models.presets import (
 )
 from hf_latent.output import replaced_whole
 from hf_latent.pipeline import LatentDiffusionPipeline
-from hf_latent.training.batches import GlobalBatchSampler, ProcessRows, seeded_generator
+from hf_latent.training.batches import ProcessRows, seeded_generator
 from hf_latent.training.checkpoints import (
     HasState,
     TrainingState,
@@ -35,7 +33,7 @@ from hf_latent.training.clock import TrainingClock, TrainingSummary
 from hf_latent.training.denoiser_config import DenoiserConfig
 from hf_latent.training.ema import ema_weights
 from hf_latent.training.guard import NonFiniteGuard
-from hf_latent.training.latents import LatentMoments, encode_moments
+from hf_latent.training.latent_sources import open_latent_source
 from hf_latent.training.losses import denoising_loss, draw_timesteps
 from hf_latent.training.run import (
     create_ema,
@@ -43,7 +41,7 @@ from hf_latent.training.run import (
     process_rows,
     start_accelerator,
 )
-from hf_latent.training.run_folder import open_run_images, start_run_folder
+from hf_latent.training.run_folder import start_run_folder
 from hf_latent.training.stop import StopSignal, leave
 from hf_latent.training.validation import held_out_denoising_loss, save_samples
 
@@ -53,14 +51,14 @@ class DenoiserSummary(TrainingSummary):
     """What the training of a denoiser did.
 
     Attributes:
-        encode_seconds: wall-clock time of encoding all training images.
-        encoded_images_per_second: over all processes.
+        encode_seconds: wall-clock time of encoding the images, where they were encoded first.
+        encoded_images: how many that were, over all processes, held-out and mirrored ones too.
         vae_hash_before: SHA-256 of the autoencoder's weights before the training.
         vae_hash_after: and after it; equal, or the training ended with an error.
     """
 
     encode_seconds: float
-    encoded_images_per_second: float
+    encoded_images: int
     vae_hash_before: str
     vae_hash_after: str
 
@@ -68,10 +66,9 @@ class DenoiserSummary(TrainingSummary):
 def draw_batch(
     config: DenoiserConfig,
     scheduler: SchedulerMixin,
-    splits: ImageSplits,
-    moments: LatentMoments,
+    posteriors: LatentPosteriors,
+    num_classes: int | None,
     rows: ProcessRows,
-    keys: list[tuple[int, int]],
     place: tuple[int, int],
 ) -> tuple[NoisedLatents, torch.Tensor | None]:
     """Make one process's rows of a training batch.
@@ -82,18 +79,18 @@ def draw_batch(
     Args:
         config: the seed and the distributions.
         scheduler: says the objective.
-        splits: knows which images an epoch mirrors.
-        moments: the posteriors of the training images.
+        posteriors: of the images of these rows, on the device that the batch is for.
+        num_classes: the null label; None: an unconditional denoiser.
         rows: of this process.
-        keys: (epoch, index) of these rows.
         place: step and micro-step.
 
     Returns:
         The noised latents, and their class labels with some replaced by the null label (None for
-        an unconditional denoiser), all on the CPU.
+        an unconditional denoiser).
     """
+    device = posteriors.mean.device
     generator = seeded_generator(config.seed, "denoiser", *place)
-    shape = (rows.global_size, *moments.mean.shape[2:])
+    shape = (rows.global_size, *posteriors.mean.shape[1:])
     posterior_noise, noise = torch.randn(2, *shape, generator=generator)
     timesteps = draw_timesteps(
         scheduler,
@@ -104,20 +101,20 @@ def draw_batch(
     )
     dropped = torch.rand(rows.global_size, generator=generator) < config.label_dropout
 
-    indices = torch.tensor([index for _, index in keys])
-    mirrored = torch.tensor([splits.train.is_mirrored(*key) for key in keys])
-    latents = moments.sample(indices, mirrored, rows.of(posterior_noise))
-    noised = add_noise(scheduler, latents, rows.of(noise), rows.of(timesteps))
-    if moments.class_labels is None or splits.num_classes is None:
+    posterior_noise, noise, timesteps, dropped = (
+        rows.of(x).to(device) for x in (posterior_noise, noise, timesteps, dropped)
+    )
+    noised = add_noise(scheduler, posteriors.sample(posterior_noise), noise, timesteps)
+    if num_classes is None:
         return noised, None
-    labels = moments.class_labels[indices]
-    return noised, labels.masked_fill(rows.of(dropped), splits.num_classes)
+    assert posteriors.class_labels is not None, "the images have classes"
+    return noised, posteriors.class_labels.masked_fill(dropped, num_classes)
 
 
 def train_denoiser(
     config: DenoiserConfig, splits: ImageSplits | None = None, stop: StopSignal | None = None
 ) -> DenoiserSummary:
-    """Encode the images once, train a denoiser on their latents and save the pipeline.
+    """Train a denoiser on the latents of images, and save the pipeline.
 
     Args:
         config: the settings.
@@ -131,27 +128,23 @@ def train_denoiser(
         UserError: if the settings, the images, the autoencoder or the folder are not fit.
         SystemExit: with status 0, where `stop` asked for it.
     """
-    if config.crop == "random":
-        raise UserError("--crop random does not go with latents that are encoded once: use center")
     accelerator = start_accelerator(config)
     vae = load_autoencoder(config.vae)
-    splits = splits or open_run_images(config, accelerator)
+    source = open_latent_source(config, accelerator, vae, splits)
+    id2label = source.id2label if config.conditional else None
+    num_classes = None if id2label is None else len(id2label)
     torch.manual_seed(config.seed)
-    num_classes = splits.num_classes if config.conditional else None
-    unet = create_denoiser(config.preset, vae, splits.image_shape, num_classes)
+    unet = create_denoiser(config.preset, vae, source.image_shape, num_classes)
     scheduler = create_scheduler(config.objective)
-    accelerator.print(f"latents: {measure_compression(vae, splits.image_shape)}")
-    output_dir = start_run_folder(config, splits, accelerator)
+    accelerator.print(f"latents: {measure_compression(vae, source.image_shape)}")
+    output_dir = start_run_folder(config, source.counts, source.validation_fingerprint, accelerator)
 
     freeze(vae).to(accelerator.device)
     frozen_vae = FrozenWeights(vae)
-    encoding_start = time.perf_counter()
-    train = encode_moments(vae, splits.train, accelerator, config, config.horizontal_flip)
-    encode_seconds = time.perf_counter() - encoding_start
-    validation_images = splits.validation.evenly_spaced(config.max_validation_samples)
-    held_out = encode_moments(vae, validation_images, accelerator, config)
+    source.prepare(vae)
+    held_out = source.held_out()
     if num_classes is None:
-        train, held_out = (replace(moments, class_labels=None) for moments in (train, held_out))
+        held_out = replace(held_out, class_labels=None)
 
     ema = create_ema(config, unet, accelerator.device)
     optimizer = create_optimizer(config, unet)
@@ -163,8 +156,7 @@ def train_denoiser(
     resume_training(config, accelerator, state)
 
     rows = process_rows(config, accelerator)
-    start_batch = clock.step * config.gradient_accumulation_steps
-    batches = iter(GlobalBatchSampler(len(splits.train), rows, config.seed, start_batch))
+    batches = source.batches(clock.step * config.gradient_accumulation_steps)
 
     def validate() -> None:
         with clock.validation():
@@ -176,10 +168,10 @@ def train_denoiser(
         losses: list[torch.Tensor] = []
         batch: dict[str, torch.Tensor] = {}
         for micro_step in range(config.gradient_accumulation_steps):
+            posteriors = next(batches).to(accelerator.device)
             noised, labels = draw_batch(
-                config, scheduler, splits, train, rows, next(batches), (step, micro_step)
+                config, scheduler, posteriors, num_classes, rows, (step, micro_step)
             )
-            noised, labels = send_to_device((noised, labels), accelerator.device)
             batch |= {f"{k}_{micro_step}": tensor for k, tensor in vars(noised).items()}
             with accelerator.accumulate(model):
                 output = model(noised.noisy_latents, noised.timesteps, class_labels=labels).sample
@@ -210,7 +202,6 @@ def train_denoiser(
         raise RuntimeError("the frozen autoencoder changed while the denoiser trained")
     if accelerator.is_main_process:
         validate()
-        id2label = None if num_classes is None else splits.id2label
         pipeline = LatentDiffusionPipeline(vae, unet, scheduler, id2label)
         with replaced_whole(output_dir / "model") as temporary:
             pipeline.save_pretrained(temporary)
@@ -220,8 +211,8 @@ def train_denoiser(
         tracker.finish()
     return DenoiserSummary(
         **vars(clock.summary(output_dir / "model")),
-        encode_seconds=encode_seconds,
-        encoded_images_per_second=train.mean[:, :, 0, 0, 0].numel() / encode_seconds,
+        encode_seconds=source.encode_seconds,
+        encoded_images=source.encoded_images,
         vae_hash_before=frozen_vae.sha256,
         vae_hash_after=vae_hash_after,
     )

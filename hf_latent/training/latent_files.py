@@ -73,8 +73,13 @@ def describe_cache(
     }
 
 
-def start_folder(folder: Path, manifest: dict[str, Any]) -> None:
+def start_folder(folder: Path, manifest: dict[str, Any], replace_other: bool = False) -> None:
     """Begin a cache's folder, or make sure that the one which is there is the same cache.
+
+    Args:
+        folder: of the cache.
+        manifest: that it is to have.
+        replace_other: remove another cache, instead of refusing it.
 
     Raises:
         UserError: if it is another, or cannot be written.
@@ -82,8 +87,17 @@ def start_folder(folder: Path, manifest: dict[str, Any]) -> None:
     for remains in folder.glob(".*.safetensors"):
         remains.unlink()  # what a killed process left half-written
     if (folder / "manifest.json").exists():
-        check_same(folder, read_manifest(folder / "manifest.json"), manifest)
-        return
+        try:
+            check_same(folder, read_manifest(folder / "manifest.json"), manifest)
+            return
+        except UserError:
+            if not replace_other:
+                raise
+            # The manifest first: without it what is left is no cache.
+            (folder / "manifest.json").unlink()
+            for split in SPLITS:
+                for shard in folder.glob(f"{split}-*.safetensors"):
+                    shard.unlink()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} has something else in it: choose another folder")
     try:

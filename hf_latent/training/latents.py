@@ -65,6 +65,7 @@ def encode_latents(
     splits: ImageSplits | None = None,
     vae: AutoencoderKL | AutoencoderTiny | None = None,
     accelerator: Accelerator | None = None,
+    replace_other: bool = False,
 ) -> LatentCache:
     """Encode images, and their mirror images where flips are on, into a latent cache.
 
@@ -73,6 +74,7 @@ def encode_latents(
         splits: the images, where they are open already.
         vae: the autoencoder, where it is loaded already; it is frozen, and left on its device.
         accelerator: where there is one already.
+        replace_other: remove a cache of other images or settings, instead of refusing it.
 
     Returns:
         The cache. One that was begun goes on, and files that are not what was written are made
@@ -96,7 +98,7 @@ def encode_latents(
     freeze(vae).to(accelerator.device)
     folder, manifest = Path(config.output_dir), describe_cache(config, splits, vae)
     if accelerator.is_main_process:
-        start_folder(folder, manifest)
+        start_folder(folder, manifest, replace_other)
     accelerator.wait_for_everyone()
 
     work = list_work(manifest)

@@ -89,8 +89,24 @@ def check_run_folder(config: TrainingConfig) -> Path:
     return check_output_dir(config.output_dir, config.overwrite_output_dir or resumed)
 
 
-def start_run_folder(config: TrainingConfig, splits: ImageSplits, accelerator: Accelerator) -> Path:
+def describe_counts(splits: ImageSplits) -> str:
+    """Say how many images a run has."""
+    return (
+        f"{len(splits.train)} training images, {len(splits.validation)} held out, "
+        f"{splits.bad_images} left out because they cannot be decoded"
+    )
+
+
+def start_run_folder(
+    config: TrainingConfig, counts: str, validation_fingerprint: str, accelerator: Accelerator
+) -> Path:
     """Make the run's folder, save the resolved configuration in it and start the trackers.
+
+    Args:
+        config: the run's.
+        counts: how many images there are, in words.
+        validation_fingerprint: of the held-out images.
+        accelerator: its first process writes.
 
     Returns:
         The folder.
@@ -105,12 +121,8 @@ def start_run_folder(config: TrainingConfig, splits: ImageSplits, accelerator: A
             (output_dir / name).mkdir(parents=True, exist_ok=True)
         if find_checkpoint(config) is None:
             _remove_old_run(output_dir)
-        counts = (
-            f"# {len(splits.train)} training images, {len(splits.validation)} held out, "
-            f"{splits.bad_images} left out because they cannot be decoded\n"
-        )
-        resolved = dump_config(config, validation_fingerprint=splits.validation_fingerprint)
-        write_text(output_dir / "config.yaml", counts + resolved)
+        resolved = dump_config(config, validation_fingerprint=validation_fingerprint)
+        write_text(output_dir / "config.yaml", f"# {counts}\n{resolved}")
     if config.trackers():
         # tensorboard takes scalars only
         settings = {k: v for k, v in asdict(config).items() if isinstance(v, int | float | str)}

@@ -5,9 +5,9 @@ from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DModel
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from hf_latent.add_noise import add_noise, is_flow
+from hf_latent.data.latents import LatentPosteriors
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.training.batches import seeded_generator
-from hf_latent.training.latents import LatentMoments
 from hf_latent.training.losses import denoising_loss
 from hf_latent.training.run import TrainingConfig
 from hf_latent.training.sample_pictures import GRID_COLUMNS, MAX_GRID_ROWS, save_picture
@@ -29,31 +29,33 @@ def evenly_spaced_timesteps(scheduler: SchedulerMixin, count: int) -> torch.Tens
 
 @torch.no_grad()
 def held_out_denoising_loss(
-    unet: UNet2DModel, scheduler: SchedulerMixin, moments: LatentMoments, config: TrainingConfig
+    unet: UNet2DModel,
+    scheduler: SchedulerMixin,
+    posteriors: LatentPosteriors,
+    config: TrainingConfig,
 ) -> float:
     """Measure the loss on held-out latents, with noise and noise levels that never change.
 
     Args:
         unet: with the averaged weights.
         scheduler: says the objective.
-        moments: the held-out posteriors.
+        posteriors: of held-out images, on the CPU.
         config: the batch size and the seed of the noise.
 
     Returns:
         The mean squared error, unweighted, over evenly spaced noise levels.
     """
-    count = moments.mean.shape[1]
+    count = len(posteriors)
     generator = seeded_generator(config.seed, "validation")
-    posterior_noise, noise = torch.randn(2, *moments.mean.shape[1:], generator=generator)
-    indices, view = torch.arange(count), torch.zeros(count, dtype=torch.bool)
-    latents = moments.sample(indices, view, posterior_noise)
+    posterior_noise, noise = torch.randn(2, *posteriors.mean.shape, generator=generator)
+    latents = posteriors.sample(posterior_noise)
     # Shuffled, so that the noise level does not go with the order of the data.
     timesteps = evenly_spaced_timesteps(scheduler, count)
     timesteps = timesteps[torch.randperm(count, generator=generator)]
     loss = 0.0
     for rows in torch.arange(count).split(config.train_batch_size):
         noised = add_noise(scheduler, latents[rows], noise[rows], timesteps[rows]).to(unet.device)
-        labels = moments.class_labels
+        labels = posteriors.class_labels
         if labels is not None:
             labels = labels[rows].to(unet.device)
         output = unet(noised.noisy_latents, noised.timesteps, class_labels=labels).sample
