@@ -77,7 +77,9 @@ def describe_images(splits: ImageSplits) -> dict[str, Any]:
         "id2label": splits.id2label and {str(k): v for k, v in splits.id2label.items()},
         "splits": {
             "train": describe_split(splits.train.view(False)),
-            "validation": describe_split(splits.validation),
+            # Of all held-out images, also where some of them are encoded only.
+            "validation": describe_split(splits.validation)
+            | {"fingerprint": splits.validation_fingerprint},
         },
     }
 

@@ -1,8 +1,10 @@
 """Where a stream has its shards: a folder, or the Hub, of which few are on the disk at once."""
 
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterable
+from multiprocessing.util import Finalize
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -30,7 +32,7 @@ class ShardStore:
         self.shard_names, self.rows = list(by_name), list(by_name.values())
         self.shard_rows: int = manifest["shard_rows"]
         self.split = LatentSplit(folder, manifest, "train")
-        self._checked: set[int] = set()
+        self.checked: set[int] = set()
 
     def fetch(self, shards: Iterable[int]) -> None:
         """Make sure that some shards are there and whole.
@@ -38,10 +40,10 @@ class ShardStore:
         Raises:
             UserError: naming the file that is not.
         """
-        for number in set(shards) - self._checked:
+        for number in set(shards) - self.checked:
             name = self.shard_names[number]
             check_content(self.folder / name, self.manifest["shards"][name])
-            self._checked.add(number)
+            self.checked.add(number)
 
     def drop(self, shards: Iterable[int]) -> None:
         """Take note that some shards are not needed for now."""
@@ -76,13 +78,15 @@ class HubShardStore(ShardStore):
         self._start()
 
     def _start(self) -> None:
-        self._temporary = tempfile.TemporaryDirectory(prefix="hf-latent-stream-")
-        super().__init__(Path(self._temporary.name), self._manifest, self._repo_id)
+        folder = Path(tempfile.mkdtemp(prefix="hf-latent-stream-"))
+        # Unlike a TemporaryDirectory it is removed at the end of a worker too, and only by its own.
+        Finalize(self, shutil.rmtree, (folder, True), exitpriority=0)
+        super().__init__(folder, self._manifest, self._repo_id)
         self._users: Counter[int] = Counter()
         self._lock = Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Pickle what is needed to start: a worker has a folder of its own."""
+        """Pickle or copy what is needed to start: a worker has a folder of its own."""
         return {"_repo_id": self._repo_id, "_revision": self._revision, "_manifest": self._manifest}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -8,11 +8,11 @@ their images. Everything follows from (seed, epoch), so a stream begins at any b
 nothing of what lies before.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from dataclasses import dataclass
 from itertools import count, pairwise
-from typing import Any
 
 import numpy as np
 import torch
@@ -160,28 +160,62 @@ class LatentStream(IterableDataset):
             yield self.store.split.read(chosen, mirrored)
 
 
-def stream_batches(stream: LatentStream, num_workers: int = 0) -> Iterator[LatentPosteriors]:
+class _Reader(IterableDataset):
+    """A stream as a reading process has it."""
+
+    def __init__(self, stream: LatentStream):
+        self.stream = stream
+
+    def __iter__(self) -> Iterator[LatentPosteriors | UserError]:
+        # Not the folder that a forked process has in common with the others.
+        self.stream.store = copy(self.stream.store)
+        try:
+            yield from self.stream
+        # As it is: a loader would put the reader's traceback around it.
+        except UserError as error:
+            yield error
+
+
+def stream_batches(
+    stream: LatentStream,
+    num_workers: int = 0,
+    worker_init_fn: Callable[[int], None] | None = None,
+) -> Iterator[LatentPosteriors]:
     """Read a stream, with workers or without; the batches are the same.
 
     Args:
         stream: of this process.
         num_workers: processes that read; each has its own lanes.
+        worker_init_fn: called in each of them with its number.
 
-    Yields:
-        This process's rows of every batch.
+    Returns:
+        This process's rows of every batch, one after the other.
 
     Raises:
         UserError: if the workers cannot share the lanes.
     """
     if num_workers == 0:
-        yield from stream
-        return
+        return iter(stream)
     if len(stream.own_lanes) % num_workers:
         raise UserError(
             f"--dataloader_num_workers {num_workers} does not fit: each process has "
             f"{len(stream.own_lanes)} of the lanes (--stream_lanes), which must be a multiple of it"
         )
-    options: dict[str, Any] = {"batch_size": None, "num_workers": num_workers}
-    parts = iter(DataLoader(stream, **options))
+    return _read_with_workers(stream, num_workers, worker_init_fn)
+
+
+def _read_with_workers(
+    stream: LatentStream, num_workers: int, worker_init_fn: Callable[[int], None] | None
+) -> Iterator[LatentPosteriors]:
+    loader: DataLoader = DataLoader(
+        _Reader(stream), batch_size=None, num_workers=num_workers, worker_init_fn=worker_init_fn
+    )
+    read = iter(loader)
     while True:  # a loader takes from its workers in turn
-        yield concatenate([next(parts) for _ in range(num_workers)])
+        parts = []
+        for _ in range(num_workers):
+            part = next(read)
+            if isinstance(part, UserError):
+                raise part
+            parts.append(part)
+        yield concatenate(parts)

@@ -9,8 +9,9 @@ the latent of the mirrored image. Any safetensors reader reads a shard.
 """
 
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import accumulate, islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from hf_latent.data.latent_manifest import hash_file, read_manifest
 from hf_latent.data.shards import Shards
 from hf_latent.errors import UserError
 
-READ_AHEAD_BYTES = 2**23
+READ_AHEAD_BYTES = 2**24
 CACHE_FILES = ["manifest.json", "train-*.safetensors", "validation-*.safetensors"]
 
 
@@ -115,9 +116,12 @@ class LatentSplit:
             Copies in memory, in the order of the indices.
         """
         views = torch.zeros_like(indices) if mirrored is None else mirrored.long()
-        labels = self._shards.read("class_labels", indices) if self._labelled else None
-        mean, std = (self._shards.read(name, indices, views).float() for name in ("mean", "std"))
-        return LatentPosteriors(mean, std, labels)
+        names: dict[str, torch.Tensor | None] = {"mean": views, "std": views}
+        if self._labelled:
+            names["class_labels"] = None
+        read = self._shards.read_named(names, indices)
+        mean, std = read["mean"].float(), read["std"].float()
+        return LatentPosteriors(mean, std, read.get("class_labels"))
 
     def close(self, shard: int) -> None:
         """Give up the map of a shard, so that its file can be removed."""
@@ -126,24 +130,31 @@ class LatentSplit:
     def read_batches(
         self, keys: Iterable[tuple[torch.Tensor, torch.Tensor | None]]
     ) -> Iterator[LatentPosteriors]:
-        """Read batch after batch, several at a time: each shard is then visited once for all.
+        """Read batch after batch, ahead of time: a thread reads several at once, shard by shard.
 
         Args:
             keys: `indices` and `mirrored` of each batch, as for `read`; may be endless.
         """
         keys = iter(keys)
-        values = 8 * torch.Size(self.latent_shape).numel()
-        while first := next(keys, None):
-            ahead = max(1, READ_AHEAD_BYTES // (values * len(first[0])))
-            batches = [first, *islice(keys, ahead - 1)]
+        row_bytes = 8 * torch.Size(self.latent_shape).numel()
+
+        def read_some() -> list[LatentPosteriors]:
+            first = next(keys, None)
+            if first is None:
+                return []
+            several = max(1, READ_AHEAD_BYTES // (row_bytes * len(first[0])))
+            batches = [first, *islice(keys, several - 1)]
             flags = [mirrored for _, mirrored in batches if mirrored is not None]
-            block = self.read(
-                torch.cat([indices for indices, _ in batches]), torch.cat(flags) if flags else None
-            )
-            start = 0
-            for indices, _ in batches:
-                yield block.rows(start, start + len(indices))
-                start += len(indices)
+            indices = torch.cat([indices for indices, _ in batches])
+            block = self.read(indices, torch.cat(flags) if flags else None)
+            ends = list(accumulate(len(indices) for indices, _ in batches))
+            return [block.rows(*ends) for ends in pairwise([0, *ends])]
+
+        with ThreadPoolExecutor(1) as thread:
+            ahead = thread.submit(read_some)
+            while batches := ahead.result():
+                ahead = thread.submit(read_some)
+                yield from batches
 
 
 class LatentCache:

@@ -245,7 +245,7 @@ def fit(
 
 
 def to_tensors(arrays: Sequence[np.ndarray]) -> torch.Tensor:
-    """Map `(H, W, C)` uint8 or uint16 to `(B, C, H, W)` float32: 0 to -1, the highest value to 1."""
+    """Map `(H, W, C)` uint8 or uint16 to `(B, C, H, W)` float32: 0 to -1, the highest to 1."""
     halves = np.array([np.iinfo(array.dtype).max / 2 for array in arrays], np.float32)
     values = np.stack(arrays).transpose(0, 3, 1, 2).astype(np.float32, order="C")
     values /= halves[:, None, None, None]

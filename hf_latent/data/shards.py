@@ -4,11 +4,12 @@ Memory stays flat in the number of images, and a killed run goes on at the first
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -88,34 +89,47 @@ class Shards:
         for number in range(-(-len(self) // self._shard_rows)):
             yield self._map(number, name)  # not kept: what is yielded may be changed
 
-    def read(
-        self, name: str, rows: torch.Tensor, views: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Read some rows at once.
+    def read(self, name: str, rows: torch.Tensor) -> torch.Tensor:
+        """Read some rows of one tensor, as `read_named`."""
+        return self.read_named({name: None}, rows)[name]
+
+    def read_named(
+        self, names: Mapping[str, torch.Tensor | None], rows: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Read some rows of several tensors at once.
 
         Args:
-            name: of the tensor.
+            names: of the tensors; with each, `(n,)` int64: of each row, which entry of its first
+                dimension; None: whole rows.
             rows: `(n,)` int64 in any order, at least one, each below the length.
-            views: `(n,)` int64: of each row, which entry of its first dimension; None: whole rows.
 
         Returns:
-            `(n, ...)`, a copy in memory.
+            By name `(n, ...)`, copies in memory.
         """
-        # In the order of the files, each shard's rows at once, then in the order asked for.
-        ordered, order = rows.sort()
-        numbers, counts = (ordered // self._shard_rows).unique_consecutive(return_counts=True)
-        parts, start = [], 0
-        for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
-            shard = self._shard(number, name)
-            places = ordered[start : start + count] - number * self._shard_rows
-            if views is not None:
-                places = places * shard.shape[1] + views[order[start : start + count]]
-                shard = shard.flatten(0, 1)
-            parts.append(shard.index_select(0, places))
-            start += count
-        inverse = torch.empty_like(order)
-        inverse[order] = torch.arange(len(order))
-        return torch.cat(parts).index_select(0, inverse)
+        # In the order of the files, each shard's rows at once, then in the order asked for. With
+        # numpy: so small copies are not worth torch's threads, which may have to be waited for.
+        order = np.argsort(rows.numpy(), kind="stable")
+        ordered = rows.numpy()[order]
+        numbers, starts = np.unique(ordered // self._shard_rows, return_index=True)
+        ends = [*starts[1:].tolist(), len(ordered)]
+        inverse = np.empty_like(order)
+        inverse[order] = np.arange(len(order))
+        found = {}
+        for name, views in names.items():
+            parts: np.ndarray | None = None
+            for number, start, end in zip(numbers.tolist(), starts.tolist(), ends, strict=True):
+                shard = self._shard(number, name)
+                places = ordered[start:end] - number * self._shard_rows
+                if views is not None:
+                    places = places * shard.shape[1] + views.numpy()[order[start:end]]
+                    shard = shard.flatten(0, 1)
+                if parts is None:
+                    parts = np.empty((len(rows), *shard.shape[1:]), shard.numpy().dtype)
+                # "clip" lets numpy write into `out` directly; every place is within the shard.
+                np.take(shard.numpy(), places, 0, out=parts[start:end], mode="clip")
+            assert parts is not None, "at least one row"
+            found[name] = torch.from_numpy(parts.take(inverse, 0))
+        return found
 
 
 @dataclass(frozen=True)

@@ -84,20 +84,20 @@ def start_folder(folder: Path, manifest: dict[str, Any], replace_other: bool = F
     Raises:
         UserError: if it is another, or cannot be written.
     """
-    for remains in folder.glob(".*.safetensors"):
-        remains.unlink()  # what a killed process left half-written
     if (folder / "manifest.json").exists():
         try:
             check_same(folder, read_manifest(folder / "manifest.json"), manifest)
+            _remove_remains(folder)
             return
         except UserError:
             if not replace_other:
                 raise
-            # The manifest first: without it what is left is no cache.
-            (folder / "manifest.json").unlink()
             for split in SPLITS:
                 for shard in folder.glob(f"{split}-*.safetensors"):
                     shard.unlink()
+            # The manifest last: killed before, the next run removes the rest.
+            (folder / "manifest.json").unlink()
+    _remove_remains(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} has something else in it: choose another folder")
     try:
@@ -105,6 +105,13 @@ def start_folder(folder: Path, manifest: dict[str, Any], replace_other: bool = F
         write_json(folder / "manifest.json", manifest)
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror}): choose another") from error
+
+
+def _remove_remains(folder: Path) -> None:
+    """Remove what a killed process left half-written."""
+    for name in ("manifest.*.json", *(f"{split}-*.*.safetensors" for split in SPLITS)):
+        for remains in folder.glob(f".{name}"):
+            remains.unlink()
 
 
 def list_work(manifest: dict[str, Any]) -> list[Work]:

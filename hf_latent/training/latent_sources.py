@@ -121,6 +121,7 @@ class StreamedLatents(LatentSource):
         self._store = open_shard_store(config.latents, config.latents_revision)
         check_fits(config.latents, self._store.manifest, config, hash_autoencoder(vae))
         self.take_manifest(self._store.manifest)
+        self.batches(0)  # what does not fit is refused before there is a folder
 
     def prepare(self, vae: Autoencoder) -> None:
         """Open the held-out images; of the Hub, all of theirs are downloaded."""
@@ -145,7 +146,7 @@ class StreamedLatents(LatentSource):
             rows.process_index,
             rows.num_processes,
         )
-        return stream_batches(stream, config.dataloader_num_workers)
+        return stream_batches(stream, config.dataloader_num_workers, ignore_signals)
 
 
 class EncodedLatents(LatentSource):

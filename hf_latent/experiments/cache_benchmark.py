@@ -1,0 +1,250 @@
+"""How fast a latent cache is read and made, and what it saves a training."""
+
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hf_latent.data.images import ImageSplits, open_images
+from hf_latent.data.images_config import ImagesConfig
+from hf_latent.data.latent_shards import ShardStore
+from hf_latent.data.latent_stream import LatentStream
+from hf_latent.data.latents import LatentPosteriors, LatentSplit
+from hf_latent.data.shards import shard_name, write_shard
+from hf_latent.experiments.benchmark import BenchmarkConfig, alternate, median_ratio
+from hf_latent.experiments.quickstart import IMAGES, RELEASED_AUTOENCODER
+from hf_latent.models.frozen import freeze
+from hf_latent.models.load import Autoencoder, load_autoencoder
+from hf_latent.training.batches import GlobalBatchSampler, ProcessRows
+from hf_latent.training.denoiser import train_denoiser
+from hf_latent.training.denoiser_config import DenoiserConfig
+from hf_latent.training.encode_config import EncodeConfig
+from hf_latent.training.latents import encode_latents
+
+LATENT_SHAPE = (4, 8, 8)
+READ_BATCH, READ_BATCHES = 128, 500
+SMALLER_PART = 20
+SHARD_ROWS = 16_384  # of a cache of 8x8x4 latents with a million images
+
+
+def anonymous_memory_mb() -> float | None:
+    """Return the memory of this process that no file stands behind; None where Linux is not."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return None
+    (line,) = (x for x in status.read_text().splitlines() if x.startswith("RssAnon"))
+    return int(line.split()[1]) / 1024
+
+
+def make_cache(folder: Path, rows: int) -> tuple[LatentSplit, ShardStore]:
+    """Write a cache of random posteriors, for reading only.
+
+    Args:
+        folder: of the cache.
+        rows: how many.
+
+    Returns:
+        Its training split, and the same for a stream (whose checksums are taken as checked).
+    """
+    manifest = {
+        "latent_shape": LATENT_SHAPE,
+        "shard_rows": SHARD_ROWS,
+        "id2label": {"0": "any"},
+        "splits": {"train": {"rows": rows}},
+    }
+    generator = torch.Generator().manual_seed(0)
+    folder.mkdir(parents=True)
+    for number, start in enumerate(range(0, rows, SHARD_ROWS)):
+        size = min(SHARD_ROWS, rows - start)
+        mean = torch.randn(size, 1, *LATENT_SHAPE, generator=generator)
+        std = torch.rand(size, 1, *LATENT_SHAPE, generator=generator)
+        labels = torch.zeros(size, dtype=torch.int64)
+        tensors = {"mean": mean, "std": std, "class_labels": labels}
+        write_shard(folder / shard_name(number, "train-"), tensors)
+    store = ShardStore(folder, manifest, "a made cache")
+    store.checked.update(range(len(store.rows)))
+    return LatentSplit(folder, manifest, "train"), store
+
+
+def sampling_rate(batches: Iterator[LatentPosteriors]) -> float:
+    """Return how many latents a second can be sampled, batch after batch."""
+    generator = torch.Generator().manual_seed(1)
+    start = time.perf_counter()
+    for _ in range(READ_BATCHES):
+        posteriors = next(batches)
+        posteriors.sample(torch.randn(posteriors.mean.shape, generator=generator))
+    return READ_BATCH * READ_BATCHES / (time.perf_counter() - start)
+
+
+def benchmark_reading(folder: Path, rows: int, rounds: int, name: str) -> dict[str, Any]:
+    """Read random batches of a made cache, and the same ones of tensors in memory.
+
+    Args:
+        folder: for the cache.
+        rows: how many latents it has.
+        rounds: how often each side runs.
+        name: before each figure.
+
+    Returns:
+        Figures for bench.json. The memory is taken before the tensors are there.
+    """
+    split, store = make_cache(folder, rows)
+    sampler = GlobalBatchSampler(rows, ProcessRows(READ_BATCH), seed=0)
+
+    def keys() -> Iterator[tuple[torch.Tensor, None]]:
+        return ((torch.from_numpy(sampler.places(batch)[1]), None) for batch in count())
+
+    cached = split.read_batches(keys())
+    memory_mb = []
+    for _ in range(rounds + 1):
+        sampling_rate(cached)
+        memory_mb.append(anonymous_memory_mb())
+    whole = split.read(torch.arange(rows))
+    labels = torch.zeros(rows, dtype=torch.int64)
+
+    def from_memory() -> Iterator[LatentPosteriors]:
+        for indices, _ in keys():
+            mean, std = (x.index_select(0, indices) for x in (whole.mean, whole.std))
+            yield LatentPosteriors(mean, std, labels.index_select(0, indices))
+
+    sides = {
+        "cache": cached,
+        "memory": from_memory(),
+        "stream": iter(LatentStream(store, READ_BATCH, seed=0, lanes=min(4, len(store.rows)))),
+    }
+    timed = {side: partial(sampling_rate, batches) for side, batches in sides.items()}
+    rates = alternate(timed, rounds)
+    return {
+        f"{name}_latents": rows,
+        f"{name}_ratio_median": median_ratio(rates["cache"], rates["memory"]),
+        f"{name}_stream_ratio_median": median_ratio(rates["stream"], rates["memory"]),
+        **{f"{name}_{side}_latents_per_second": rate for side, rate in rates.items()},
+        f"{name}_anonymous_memory_mb": memory_mb,
+    }
+
+
+def benchmark_encoding(
+    config: BenchmarkConfig, folder: Path, vae: Autoencoder, splits: ImageSplits
+) -> dict[str, Any]:
+    """Make a cache of images, and pass the same images through the encoder alone.
+
+    Args:
+        config: how long.
+        folder: for the cache.
+        vae: frozen.
+        splits: images that are decoded whenever they are read.
+
+    Returns:
+        Figures for bench.json: of the cache, reading, decoding, writing and checksums count too.
+    """
+    settings = EncodeConfig(
+        **IMAGES,
+        vae=RELEASED_AUTOENCODER,
+        output_dir=str(folder),
+        max_train_samples=config.num_images,
+        max_validation_samples=1,
+    )
+    images = splits.train.read()
+
+    def cache() -> float:
+        start = time.perf_counter()
+        with tempfile.TemporaryDirectory(dir=folder) as made:
+            encode_latents(replace(settings, output_dir=f"{made}/cache"), splits, vae)
+            return (len(images) + 1) / (time.perf_counter() - start)
+
+    @torch.no_grad()
+    def bare() -> float:
+        start = time.perf_counter()
+        for batch in images.split(settings.encode_batch_size):
+            vae.encode(batch)
+        return len(images) / (time.perf_counter() - start)
+
+    rates = alternate({"cache": cache, "bare": bare}, config.rounds)
+    return {
+        "encoding_ratio_median": median_ratio(rates["cache"], rates["bare"]),
+        "encoding_images": len(images),
+        "encoding_cache_images_per_second": rates["cache"],
+        "encoding_bare_images_per_second": rates["bare"],
+    }
+
+
+def benchmark_training(
+    config: BenchmarkConfig, folder: Path, splits: ImageSplits
+) -> dict[str, Any]:
+    """Train a denoiser on a cache, and with the images encoded at every step.
+
+    Args:
+        config: how long.
+        folder: for the cache and the runs.
+        splits: images.
+
+    Returns:
+        Figures for bench.json.
+    """
+
+    def train(encode_every_step: bool) -> float:
+        settings = DenoiserConfig(
+            **IMAGES,
+            vae=RELEASED_AUTOENCODER,
+            output_dir=str(folder / "run"),
+            overwrite_output_dir=True,
+            encode_every_step=encode_every_step,
+            train_batch_size=config.train_batch_size,
+            max_train_steps=config.steps,
+            max_train_samples=config.num_images,
+            validation_steps=config.steps,
+            checkpointing_steps=None,
+            max_validation_samples=config.train_batch_size,
+        )
+        return train_denoiser(settings, splits).images_per_second
+
+    sides = {"cache": lambda: train(False), "every_step": lambda: train(True)}
+    rates = alternate(sides, config.rounds)
+    return {
+        "training_ratio_median": median_ratio(rates["cache"], rates["every_step"]),
+        "training_cache_images_per_second": rates["cache"],
+        "training_every_step_images_per_second": rates["every_step"],
+        "steps": config.steps,
+        "train_batch_size": config.train_batch_size,
+    }
+
+
+def benchmark_cache(config: BenchmarkConfig) -> dict[str, Any]:
+    """Measure reading, encoding and training.
+
+    Args:
+        config: how long.
+
+    Returns:
+        Figures for bench.json.
+    """
+    images = ImagesConfig(**IMAGES, max_train_samples=config.num_images)
+    splits = open_images(images, keep_in_memory=False)
+    vae = load_autoencoder(RELEASED_AUTOENCODER)
+    freeze(vae)
+    figures: dict[str, Any] = {"rounds": config.rounds, "read_batch_size": READ_BATCH}
+    with tempfile.TemporaryDirectory(dir=config.output_dir) as name:
+        folder = Path(name)
+        rows = max(READ_BATCH, config.num_latents // SMALLER_PART)
+        figures |= benchmark_reading(folder / "small", rows, config.rounds, "reading")
+        figures |= benchmark_reading(
+            folder / "large", max(rows, config.num_latents), config.rounds, "reading_large"
+        )
+        (folder / "encoding").mkdir()
+        figures |= benchmark_encoding(config, folder / "encoding", vae, splits)
+        figures |= benchmark_training(config, folder, splits)
+    for what, key in (
+        ("reading a cache against memory", "reading_ratio_median"),
+        (f"  of {figures['reading_large_latents']:,} latents", "reading_large_ratio_median"),
+        ("  as a stream", "reading_large_stream_ratio_median"),
+        ("making a cache against the forward pass", "encoding_ratio_median"),
+        ("training on a cache against encoding at every step", "training_ratio_median"),
+    ):
+        print(f"{what}: {figures[key]:.3f}")
+    return figures
