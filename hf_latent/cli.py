@@ -52,11 +52,23 @@ COMMANDS = {
         "evaluate",
         "measure a model: reconstruction, generation, memorisation",
     ),
+    "sweep": Command(
+        "hf_latent.experiments.sweep",
+        "SweepConfig",
+        "sweep",
+        "choose the latent: every factor and number of channels at equal training time",
+    ),
+    "push": Command(
+        "hf_latent.hub.upload",
+        "PushConfig",
+        "push",
+        "a latent cache, with its card, to the Hub",
+    ),
     "bench": Command(
         "hf_latent.experiments.benchmark",
         "BenchmarkConfig",
         "run_benchmark",
-        "a performance ratio: hf-latent bench autoencoder",
+        "performance ratios: hf-latent bench autoencoder, or cache",
         subject="what",
     ),
 }

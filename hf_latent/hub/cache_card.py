@@ -1,0 +1,135 @@
+"""The card of a latent cache, made from its manifest alone; what the manifest lacks is left out."""
+
+import hashlib
+import html
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+
+TEMPLATE = Path(__file__).with_suffix(".md")
+SHOWN_CLASSES = 100
+_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")  # safe to paste into a shell and into Python
+_SIGNATURE = re.compile(r"\n<!-- Written by hf-latent push [^>]*sha256 ([0-9a-f]{64}) -->\n?\Z")
+
+
+def render_cache_card(
+    manifest: dict[str, Any], repo_id: str = "user/name", license: str | None = None
+) -> str:
+    """Write a cache's card.
+
+    Args:
+        manifest: the content of a complete cache's manifest.json.
+        repo_id: the data set that the card's examples name.
+        license: of the images, as the Hub calls it; None: the card names none.
+
+    Returns:
+        The card: metadata as YAML, then Markdown, then a comment with the hash of both.
+    """
+    rows = sum(split["rows"] for split in manifest["splits"].values())
+    data, autoencoder = (_plain(manifest.get(key)) for key in ("data", "autoencoder"))
+    title = f"Latents of {data}" if data else "Latents of images"
+    card_data = huggingface_hub.DatasetCardData(
+        license=license,
+        pretty_name=title,
+        tags=["latent-diffusion", "latents", "hf-latent", "safetensors"],
+        task_categories=["unconditional-image-generation"],
+        size_categories=[size_category(rows)],
+        viewer=False,  # it cannot show safetensors
+    )
+    image_shape, latent_shape = manifest.get("image_shape"), manifest.get("latent_shape")
+    labels = sorted((manifest.get("id2label") or {}).items(), key=lambda item: int(item[0]))
+    shards = manifest["shards"]
+    card = huggingface_hub.DatasetCard.from_template(
+        card_data,
+        template_path=str(TEMPLATE),
+        title=title,
+        repo_id=repo_id,
+        rows=rows,
+        data=data,
+        autoencoder=autoencoder,
+        vae=autoencoder if _NAME.fullmatch(autoencoder or "") else None,
+        autoencoder_sha256=_plain(manifest.get("autoencoder_sha256")),
+        preprocessing=_plain(manifest.get("preprocessing")),
+        dtype=_plain(manifest.get("dtype")),
+        mirrored=manifest.get("mirrored"),
+        image_shape=image_shape,
+        image_values=math.prod(image_shape) if image_shape else None,
+        latent_shape=latent_shape,
+        latent_values=math.prod(latent_shape) if latent_shape else None,
+        resolution=_resolution(image_shape),
+        splits=[
+            (_plain(name), split["rows"], _plain(split.get("fingerprint")))
+            for name, split in manifest["splits"].items()
+        ],
+        shards=shards,
+        first_shard=min(shards),
+        size=_size_text(sum(shard["bytes"] for shard in shards.values())),
+        latents_mean=manifest.get("latents_mean"),
+        latents_std=manifest.get("latents_std"),
+        classes=[(int(label), _plain(name)) for label, name in labels[:SHOWN_CLASSES]],
+        more_classes=len(labels[SHOWN_CLASSES:]),
+    )
+    text = str(card).rstrip() + "\n"
+    signature = f"(a card that is edited is kept), sha256 {_digest(text)}"
+    return f"{text}\n<!-- Written by hf-latent push {signature} -->\n"
+
+
+def is_unedited(card: str) -> bool:
+    """Tell whether a card is as `render_cache_card` once wrote it.
+
+    Args:
+        card: the whole text of a README.md.
+
+    Returns:
+        False too for a card that it never wrote.
+    """
+    card = card.replace("\r\n", "\n")
+    found = _SIGNATURE.search(card)
+    return found is not None and found[1] == _digest(card[: found.start()])
+
+
+def size_category(rows: int) -> str:
+    """Name the Hub's size category of a data set.
+
+    Args:
+        rows: how many.
+
+    Returns:
+        One of the Hub's names, like 10K<n<100K.
+    """
+    limits = ["1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T"]
+    place = next((i for i in range(len(limits)) if rows < 10 ** (i + 3)), len(limits))
+    if place == len(limits):
+        return "n>1T"
+    return f"{limits[place - 1]}<n<{limits[place]}" if place else "n<1K"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _plain(value: Any) -> str | None:
+    """Return a text from the manifest so that it is only a text in Markdown, in any table."""
+    if value is None:
+        return None
+    text = html.escape(" ".join(str(value).split()), quote=False)
+    return re.sub(r"([\\`*\[\]|])", r"\\\1", text)
+
+
+def _resolution(image_shape: list[int] | None) -> str | None:
+    """Return what `--resolution` takes: one number for a square, else "H,W"."""
+    if not image_shape:
+        return None
+    height, width = image_shape[1:]
+    return str(height) if height == width else f"{height},{width}"
+
+
+def _size_text(size: int) -> str:
+    """Write a number of bytes in the unit that suits it."""
+    unit, name = next(
+        (u, n) for u, n in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if size >= u or u < 1e4
+    )
+    return f"{size / unit:.1f} {name}"
