@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from hf_latent.evaluation.inspection.report import render_report
+from tests.hub.loopback_hub import LoopbackHub
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -23,6 +24,8 @@ SHORT = {
     "generate": "--num_inference_steps 2",
     "inspect": "--max_images 4",
     "evaluate": "--num_images 10 --num_inference_steps 1 --cache_dir vectors",
+    "encode_latents.py": "",
+    "push": "",
     "train_vae.py": TRAINING,
     "train_unet.py": TRAINING,
 }
@@ -58,13 +61,21 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def run(arguments: list[str], folder: Path) -> str:
-    environment = os.environ | {"ACCELERATE_USE_CPU": "1"}
+def run(arguments: list[str], folder: Path, **variables: str) -> str:
+    environment = os.environ | {"ACCELERATE_USE_CPU": "1"} | variables
     process = subprocess.run(
         arguments, cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
     assert process.returncode == 0, f"{arguments}\n{process.stderr[-2000:]}"
     return process.stdout
+
+
+def push_to_loopback_hub(arguments: list[str], folder: Path) -> None:
+    with LoopbackHub() as hub:
+        hub.add_token("hf_reader", "user")
+        run(arguments, folder, **hub.environment(folder, "hf_reader"), HF_HUB_OFFLINE="0")
+        files = hub.repos["datasets", "user/name"].files("main")
+    assert {"README.md", "manifest.json", "train-000000.safetensors"} <= files.keys()
 
 
 def test_the_two_commands_are_the_ones_that_ci_and_newcomers_run():
@@ -89,7 +100,10 @@ def test_every_command_and_block_runs_in_order(folder):
     for command in others:
         if command.startswith("pip "):
             continue
-        run(shorten(command), folder)
+        if " push " in command:
+            push_to_loopback_hub(shorten(command), folder)
+        else:
+            run(shorten(command), folder)
     assert Image.open(folder / "grid.png").size[0] > 0
     outputs = [run([sys.executable, "-c", block], folder) for block in blocks("python")]
     assert outputs[0].strip() == "(8, 1, 32, 32) (8, 4, 8, 8) 4 times fewer"

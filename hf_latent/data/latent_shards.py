@@ -75,19 +75,25 @@ class HubShardStore(ShardStore):
     def __init__(self, repo_id: str, revision: str, manifest: dict[str, Any]):
         """Download nothing yet."""
         self._repo_id, self._revision, self._manifest = repo_id, revision, manifest
+        self._parent: Path | None = None
         self._start()
 
     def _start(self) -> None:
-        folder = Path(tempfile.mkdtemp(prefix="hf-latent-stream-"))
-        # Unlike a TemporaryDirectory it is removed at the end of a worker too, and only by its own.
-        Finalize(self, shutil.rmtree, (folder, True), exitpriority=0)
+        folder = Path(tempfile.mkdtemp(prefix="hf-latent-stream-", dir=self._parent))
+        # Only by the process that made it, and after its workers have ended.
+        Finalize(self, shutil.rmtree, (folder, True), exitpriority=-1)
         super().__init__(folder, self._manifest, self._repo_id)
         self._users: Counter[int] = Counter()
         self._lock = Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Pickle or copy what is needed to start: a worker has a folder of its own."""
-        return {"_repo_id": self._repo_id, "_revision": self._revision, "_manifest": self._manifest}
+        """Pickle or copy what is needed to start: a worker has a folder of its own, in this one."""
+        return {
+            "_repo_id": self._repo_id,
+            "_revision": self._revision,
+            "_manifest": self._manifest,
+            "_parent": self.folder,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Start anew."""

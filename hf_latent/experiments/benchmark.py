@@ -36,7 +36,7 @@ class BenchmarkConfig:
     steps: int = 40
     train_batch_size: int = 32
     num_latents: int = 1_000_000
-    num_images: int = 2000
+    num_images: int = 8000
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, naming the flag."""

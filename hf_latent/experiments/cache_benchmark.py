@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -118,7 +118,9 @@ def benchmark_reading(folder: Path, rows: int, rounds: int, name: str) -> dict[s
         "memory": from_memory(),
         "stream": iter(LatentStream(store, READ_BATCH, seed=0, lanes=min(4, len(store.rows)))),
     }
-    timed = {side: partial(sampling_rate, batches) for side, batches in sides.items()}
+    timed: dict[str, Callable[[], float]] = {
+        side: partial(sampling_rate, batches) for side, batches in sides.items()
+    }
     rates = alternate(timed, rounds)
     return {
         f"{name}_latents": rows,
