@@ -6,6 +6,7 @@ the bytes (on one kind of machine, with one number of threads a process).
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -34,6 +35,8 @@ from hf_latent.training.latent_files import (
     start_folder,
 )
 from hf_latent.training.run import check_processes
+
+READ_AHEAD_BYTES = 2**22
 
 
 @torch.no_grad()
@@ -150,32 +153,27 @@ def encode_shards(
     Yields:
         Each file with its tensors: `mean` and `std`, `(n, views, c, h, w)`, and `class_labels`.
     """
-    size = config.encode_batch_size
-    batches = [
-        list(x.rows[start : start + size]) for x in work for start in range(0, len(x.rows), size)
-    ]
+    size, dtype = config.encode_batch_size, getattr(torch, config.dtype)
+    # Several batches are read at once: small images are decoded faster without a break.
+    image_bytes = 4 * torch.Size(dataset.image_shape).numel()
+    ahead = size * max(1, READ_AHEAD_BYTES // (size * image_bytes))
+    pieces = [[x.rows[i : i + ahead] for i in range(0, len(x.rows), ahead)] for x in work]
     loader: DataLoader = DataLoader(
         dataset,
-        batch_sampler=batches,
+        batch_sampler=[list(rows) for file in pieces for rows in file],
         num_workers=config.dataloader_num_workers,
         worker_init_fn=ignore_signals,
     )
-    device, dtype = next(vae.parameters()).device, getattr(torch, config.dtype)
     read = iter(loader)
-    for file in work:
-        parts: list[tuple[torch.Tensor, torch.Tensor]] = []
-        labels: list[torch.Tensor] = []
-        while sum(len(mean) for mean, _ in parts) < len(file.rows):
-            batch = next(read)
-            images = batch["images"].to(device)
-            views = [images, images.flip(3)] if mirror else [images]
-            mean, std = (
-                torch.stack(x, 1) for x in zip(*[encode_batch(vae, x) for x in views], strict=True)
-            )
-            parts.append((mean.to("cpu", dtype), std.to("cpu", dtype)))
+    for file, its_pieces in zip(work, pieces, strict=True):
+        tensors: dict[str, list[torch.Tensor]] = {"mean": [], "std": [], "class_labels": []}
+        for batch in islice(read, len(its_pieces)):
+            for images in batch["images"].split(size):
+                views = [images, images.flip(3)] if mirror else [images]
+                moments = [encode_batch(vae, x.to(vae.device)) for x in views]
+                for name, x in zip(("mean", "std"), zip(*moments, strict=True), strict=True):
+                    tensors[name].append(torch.stack(x, 1).to("cpu", dtype))
+                bar.update(len(images))
             if "class_labels" in batch:
-                labels.append(batch["class_labels"])
-            bar.update(len(images))
-        mean, std = (torch.cat(x) for x in zip(*parts, strict=True))
-        tensors = {"mean": mean, "std": std}
-        yield file, tensors | ({"class_labels": torch.cat(labels)} if labels else {})
+                tensors["class_labels"].append(batch["class_labels"])
+        yield file, {name: torch.cat(parts) for name, parts in tensors.items() if parts}
