@@ -117,13 +117,15 @@ def encode_latents(
         unit="image",
         disable=not accelerator.is_main_process or not missing,
     )
-    for split, dataset in (("train", splits.train), ("validation", splits.validation)):
-        its_work = [x for x in missing if x.split == split]
-        mirror = manifest["mirrored"] and split == "train"
-        for x, tensors in encode_shards(vae, dataset.view(False), its_work, mirror, config, bar):
-            write_shard(folder / x.name, tensors)
-            made[x.name] = describe_file(folder / x.name)
-    bar.close()
+    with bar:
+        for split, dataset in (("train", splits.train), ("validation", splits.validation)):
+            its_work = [x for x in missing if x.split == split]
+            mirror = manifest["mirrored"] and split == "train"
+            for x, tensors in encode_shards(
+                vae, dataset.view(False), its_work, mirror, config, bar
+            ):
+                write_shard(folder / x.name, tensors)
+                made[x.name] = describe_file(folder / x.name)
     shards = {name: values for part in gather_object([made]) for name, values in part.items()}
     if accelerator.is_main_process:
         finish_manifest(folder, manifest, {x.name: shards[x.name] for x in work})
