@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from hf_latent.evaluation.inspection.report import render_report
+from hf_latent.experiments.sweep_report import render_report as render_sweep
 from tests.hub.loopback_hub import LoopbackHub
 
 ROOT = Path(__file__).parents[1]
@@ -24,6 +25,7 @@ SHORT = {
     "generate": "--num_inference_steps 2",
     "inspect": "--max_images 4",
     "evaluate": "--num_images 10 --num_inference_steps 1 --cache_dir vectors",
+    "sweep": "--max_minutes 1 --factors 4 --channels 4 --num_images 20 --num_inference_steps 1",
     "encode_latents.py": "",
     "push": "",
     "train_vae.py": TRAINING,
@@ -147,6 +149,41 @@ def test_the_benchmarks_figure_is_that_of_its_report():
     report = json.loads((ROOT / "docs" / "bench" / "autoencoder.json").read_text())
     assert f"at {report['ratio_median']:.2f} of the" in README
     assert report["ratio_median"] >= 0.95
+
+
+def test_figures_of_the_cache_are_those_of_its_benchmark():
+    report = json.loads((ROOT / "docs" / "bench" / "cache.json").read_text())
+    reading = min(report["reading_ratio_median"], report["reading_large_ratio_median"])
+    memory = report["reading_large_anonymous_memory_mb"]
+    for figure in (
+        f"at {reading:.2f} of the rate",
+        f"{report['reading_large_latents']:,} latents",
+        f"{max(memory) - memory[0]:.0f} MB",
+        f"at {report['encoding_ratio_median']:.2f} of the encoder's",
+        f"{report['training_ratio_median']:.2f} times as fast",
+    ):
+        assert figure in README, figure
+    assert reading >= 0.8
+    assert report["reading_large_latents"] >= 1_000_000
+
+
+def test_figures_of_the_sweep_are_those_of_its_report():
+    folder = ROOT / "docs" / "sweep" / "fashion-mnist"
+    report = json.loads((folder / "report.json").read_text())
+    assert (folder / "report.md").read_text() == render_sweep(report)
+    for pair in report["pairs"]:
+        figures = (
+            f"{pair['rate_bits_per_image']:.0f} bits",
+            f"{pair['reconstruction_psnr_db']:.1f} dB",
+            f"{pair['floor_fd']:.1f}",
+            f"{pair['generated_fd']:.1f} ± {pair['generated_fd_spread'] / 2:.1f}",
+            f"{pair['sampling_images_per_second']:.0f}",
+        )
+        star = " *" if pair["name"] in report["pareto_front"] else ""
+        name = f"**{pair['name']}**" if pair["name"] == report["recommended"] else pair["name"]
+        assert row(f"{name}{star} |").endswith(f"| {' | '.join(figures)} |")
+    assert f"in {report['last_run_minutes']:.0f} minutes" in README
+    assert report["last_run_minutes"] <= 25
 
 
 def row(start: str) -> str:

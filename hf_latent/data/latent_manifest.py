@@ -19,6 +19,7 @@ FORMAT = "hf_latent latents 1"
 SPLITS = ("train", "validation")
 # A shard is what one process encodes at a time, and what a killed one loses.
 SHARD_BYTES, LEAST_SHARDS = 2**25, 16
+MOST_SHARDS = 10**6
 BYTES = {"float32": 4, "float16": 2}
 # What makes two caches differ, with the word for it.
 IDENTITY = {
@@ -30,8 +31,8 @@ IDENTITY = {
     "dtype": "dtype",
     "encode_batch_size": "--encode_batch_size",
     "shard_rows": "--shard_rows",
-    "id2label": "classes",
-    "splits": "images",
+    "id2label": "set of classes",
+    "splits": "set of images",
     "format": "version of hf_latent",
 }
 
@@ -98,17 +99,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     try:
         manifest = json.loads(path.read_text())
-        if manifest["format"] != FORMAT:
-            raise ValueError(f"its format is {manifest['format']!r}, not {FORMAT!r}")
-        for key in IDENTITY:
-            manifest[key]
-        names = {name for split in SPLITS for name in shard_rows_by_name(manifest, split)}
-        shards = manifest.get("shards") or {}
-        if shards and shards.keys() != names:
-            raise ValueError("its shards are not those of its splits")
-        for shard in shards.values():
-            if not re.fullmatch("[0-9a-f]{64}", shard["sha256"]) or int(shard["bytes"]) < 0:
-                raise ValueError("a shard's checksum is none")
+        _check_values(manifest)
     except FileNotFoundError as error:
         raise UserError(
             f"{path.parent} is no latent cache: it has no manifest.json; make one with "
@@ -121,11 +112,45 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
+def _check_values(manifest: dict[str, Any]) -> None:
+    """Make sure of every value that is relied on: a manifest may come from anywhere.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: if one is not what it must be.
+    """
+    if manifest["format"] != FORMAT:
+        raise ValueError(f"its format is {manifest['format']!r}, not {FORMAT!r}")
+    for key in IDENTITY:
+        manifest[key]
+    sizes = [*manifest["image_shape"], *manifest["latent_shape"], manifest["shard_rows"]]
+    sizes += [manifest["splits"][split]["rows"] for split in SPLITS]
+    if not all(type(x) is int and 1 <= x <= 2**40 for x in sizes) or len(sizes) != 9:
+        raise ValueError("its sizes are not whole numbers from 1 on")
+    texts = [manifest["preprocessing"], manifest["autoencoder_sha256"]]
+    texts += [manifest["splits"][split]["fingerprint"] for split in SPLITS]
+    if not all(isinstance(text, str) for text in texts) or manifest["dtype"] not in BYTES:
+        raise ValueError("its words are none")
+    names = manifest["id2label"]
+    if names is not None and list(names) != [str(label) for label in range(len(names))]:
+        raise ValueError("its classes are not numbered from 0 on")
+    shards = manifest.get("shards") or {}
+    count = sum(-(-manifest["splits"][x]["rows"] // manifest["shard_rows"]) for x in SPLITS)
+    if count > MOST_SHARDS or (shards and len(shards) != count):
+        raise ValueError(f"{len(shards)} shards are not the {count} of its splits")
+    if shards and shards.keys() != {x for y in SPLITS for x in shard_rows_by_name(manifest, y)}:
+        raise ValueError("its shards are not those of its splits")
+    for shard in shards.values():
+        if (
+            type(shard["bytes"]) is not int
+            or shard["bytes"] < 0
+            or not re.fullmatch("[0-9a-f]{64}", shard["sha256"])
+        ):
+            raise ValueError("a shard has no length or checksum")
+
+
 def shard_rows_by_name(manifest: dict[str, Any], split: str) -> dict[str, int]:
     """Return the number of rows of every shard of a split, by the shard's name, in order."""
-    rows, size = int(manifest["splits"][split]["rows"]), int(manifest["shard_rows"])
-    if rows < 0 or size < 1:
-        raise ValueError(f"{rows} rows in shards of {size}")
+    rows, size = manifest["splits"][split]["rows"], manifest["shard_rows"]
     return {
         shard_name(number, f"{split}-"): min(size, rows - number * size)
         for number in range(-(-rows // size))

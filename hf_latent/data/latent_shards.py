@@ -4,6 +4,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterable
+from concurrent.futures import Future
 from multiprocessing.util import Finalize
 from pathlib import Path
 from threading import Lock
@@ -11,8 +12,9 @@ from typing import Any
 
 import huggingface_hub
 
+from hf_latent.data.latent_download import download_cache, pin_revision
 from hf_latent.data.latent_manifest import read_manifest, shard_rows_by_name
-from hf_latent.data.latents import LatentCache, LatentSplit, check_content, download_cache
+from hf_latent.data.latents import LatentCache, LatentSplit, check_content
 from hf_latent.errors import UserError
 
 
@@ -66,13 +68,15 @@ class ShardStore:
 class HubShardStore(ShardStore):
     """The training shards of a latent cache on the Hub: downloaded when needed, then removed.
 
+    They lie in the system's folder for temporary files (TMPDIR).
+
     Args:
         repo_id: of the data set repository.
         revision: pinned, a commit.
         manifest: of that commit.
     """
 
-    def __init__(self, repo_id: str, revision: str, manifest: dict[str, Any]):
+    def __init__(self, repo_id: str, revision: str | None, manifest: dict[str, Any]):
         """Download nothing yet."""
         self._repo_id, self._revision, self._manifest = repo_id, revision, manifest
         self._parent: Path | None = None
@@ -84,6 +88,7 @@ class HubShardStore(ShardStore):
         Finalize(self, shutil.rmtree, (folder, True), exitpriority=-1)
         super().__init__(folder, self._manifest, self._repo_id)
         self._users: Counter[int] = Counter()
+        self._downloads: dict[int, Future[None]] = {}
         self._lock = Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -101,36 +106,48 @@ class HubShardStore(ShardStore):
         self._start()
 
     def fetch(self, shards: Iterable[int]) -> None:
-        """Download some shards, and check them.
+        """Download some shards, and check them; several threads may ask.
 
         Raises:
             UserError: naming the file that cannot be had, or is not what was written.
         """
-        with self._lock:
-            for number in shards:
+        for number in shards:
+            with self._lock:
                 self._users[number] += 1
-                if self._users[number] > 1:
-                    continue
-                name = self.shard_names[number]
+                first = number not in self._downloads
+                download = self._downloads.setdefault(number, Future())
+            if first:  # the others wait for it
                 try:
-                    huggingface_hub.hf_hub_download(
-                        self._repo_id,
-                        name,
-                        repo_type="dataset",
-                        revision=self._revision,
-                        local_dir=self.folder,
-                    )
-                # What the Hub's client raises has no common class.
-                except Exception as error:
-                    cause = " ".join(str(error).split())[:200]
-                    raise UserError(
-                        f"{name} of {self._repo_id} cannot be downloaded ({type(error).__name__}: "
-                        f"{cause}): go on from the last checkpoint when the Hub can be reached"
-                    ) from error
-                check_content(self.folder / name, self.manifest["shards"][name])
+                    self._download(self.shard_names[number])
+                    download.set_result(None)
+                except UserError as error:
+                    download.set_exception(error)
+            download.result()
+
+    def _download(self, name: str) -> None:
+        try:
+            huggingface_hub.hf_hub_download(
+                self._repo_id,
+                name,
+                repo_type="dataset",
+                revision=self._revision,
+                local_dir=self.folder,
+            )
+        except Exception as error:  # what the Hub's client raises has no common class
+            cause = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"{name} of {self._repo_id} cannot be downloaded ({type(error).__name__}: "
+                f"{cause}): go on from the last checkpoint when the Hub can be reached"
+            ) from error
+        try:
+            check_content(self.folder / name, self.manifest["shards"][name])
+        except UserError as error:
+            raise UserError(
+                f"{name} of {self._repo_id} is not what its manifest.json says: push it again"
+            ) from error
 
     def _validation_folder(self) -> Path:
-        return download_cache(self._repo_id, self._revision, ["validation-*.safetensors"])
+        return download_cache(self._repo_id, self._revision, ("validation-*.safetensors",))
 
     def drop(self, shards: Iterable[int]) -> None:
         """Remove the shards that no lane needs for now."""
@@ -138,6 +155,7 @@ class HubShardStore(ShardStore):
             for number in shards:
                 self._users[number] -= 1
                 if self._users[number] == 0:
+                    del self._downloads[number]
                     self.split.close(number)
                     (self.folder / self.shard_names[number]).unlink(missing_ok=True)
 
@@ -158,19 +176,9 @@ def open_shard_store(source: str, revision: str | None = None) -> ShardStore:
     if Path(source).is_dir():
         cache = LatentCache(source)
         return ShardStore(cache.folder, cache.manifest, source)
-    try:
-        info = huggingface_hub.HfApi().dataset_info(source, revision=revision)
-        path = huggingface_hub.hf_hub_download(
-            source, "manifest.json", repo_type="dataset", revision=info.sha
-        )
-    # As above.
-    except Exception as error:
-        cause = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"no latent cache at {source}: no such folder, and not to be had from the Hub "
-            f"({type(error).__name__}: {cause})"
-        ) from error
-    manifest = read_manifest(Path(path))
-    if not manifest.get("shards") or info.sha is None:
+    revision = pin_revision(source, revision)
+    folder = download_cache(source, revision, ("manifest.json",))
+    manifest = read_manifest(folder / "manifest.json")
+    if not manifest.get("shards"):
         raise UserError(f"{source} is not finished: push it again")
-    return HubShardStore(source, info.sha, manifest)
+    return HubShardStore(source, revision, manifest)

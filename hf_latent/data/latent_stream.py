@@ -5,7 +5,8 @@ nodes): in each epoch the shards are shuffled and dealt to the lanes, and every 
 equally many images from each. Processes, and their workers, share the lanes, so that the batches do
 not depend on how many there are. A lane takes a few shards at a time, a window, and shuffles all of
 their images. Everything follows from (seed, epoch), so a stream begins at any batch, and reads
-nothing of what lies before.
+nothing of what lies before. Where the lanes' shards do not add up to equally many images, the lanes
+end an epoch at different batches; each image is still read once in each epoch of its lane.
 """
 
 from collections.abc import Callable, Iterator

@@ -15,15 +15,14 @@ from itertools import accumulate, islice, pairwise
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import torch
 
+from hf_latent.data.latent_download import download_cache
 from hf_latent.data.latent_manifest import hash_file, read_manifest
 from hf_latent.data.shards import Shards
 from hf_latent.errors import UserError
 
 READ_AHEAD_BYTES = 2**24
-CACHE_FILES = ["manifest.json", "train-*.safetensors", "validation-*.safetensors"]
 
 
 @dataclass(frozen=True)
@@ -97,8 +96,13 @@ class LatentSplit:
         self.name = name
         self.latent_shape: tuple[int, ...] = tuple(manifest["latent_shape"])
         self._labelled = manifest["id2label"] is not None
+        views = 2 if manifest["mirrored"] and name == "train" else 1
+        moments = (views, *self.latent_shape)
         self._shards = Shards(
-            folder, {"rows": rows, "shard_rows": manifest["shard_rows"]}, f"{name}-"
+            folder,
+            {"rows": rows, "shard_rows": manifest["shard_rows"]},
+            f"{name}-",
+            {"mean": moments, "std": moments, "class_labels": ()},
         )
 
     def __len__(self) -> int:
@@ -173,7 +177,7 @@ class LatentCache:
         """Read the manifest, and look whether every shard is there in its full length."""
         self.folder = Path(source)
         if not self.folder.is_dir():
-            self.folder = download_cache(str(source), revision, CACHE_FILES)
+            self.folder = download_cache(str(source), revision)
         self.manifest = read_manifest(self.folder / "manifest.json")
         if not self.manifest.get("shards"):
             raise UserError(
@@ -205,10 +209,11 @@ def check_length(path: Path, shard: dict[str, Any]) -> None:
     try:
         size = path.stat().st_size
     except OSError as error:
-        raise UserError(f"{path} is missing: {MEND}") from error
+        raise UserError(f"{path} is missing: {_mend(path)}") from error
     if size != shard["bytes"]:
         raise UserError(
-            f"{path} is damaged: it has {size:,} bytes, and {shard['bytes']:,} were written; {MEND}"
+            f"{path} is damaged: it has {size:,} bytes, and {shard['bytes']:,} were written; "
+            f"{_mend(path)}"
         )
 
 
@@ -220,39 +225,15 @@ def check_content(path: Path, shard: dict[str, Any]) -> None:
     """
     check_length(path, shard)
     if hash_file(path) != shard["sha256"]:
-        raise UserError(f"{path} is damaged: its checksum is not the one in manifest.json; {MEND}")
-
-
-MEND = (
-    "remove that file and encode again with the same settings, which makes that file only; or "
-    "download it again"
-)
-
-
-def download_cache(repo_id: str, revision: str | None, files: list[str]) -> Path:
-    """Download some files of a latent cache from the Hub, unless they are here already.
-
-    Args:
-        repo_id: of the data set repository.
-        revision: of it.
-        files: patterns of names.
-
-    Returns:
-        The folder that they are in.
-
-    Raises:
-        UserError: if they cannot be had.
-    """
-    try:
-        huggingface_hub.utils.validate_repo_id(repo_id)
-        folder = huggingface_hub.snapshot_download(
-            repo_id, repo_type="dataset", revision=revision, allow_patterns=files
-        )
-        return Path(folder)
-    # What the Hub's client raises has no common class.
-    except Exception as error:
-        cause = " ".join(str(error).split())[:200]
         raise UserError(
-            f"no latent cache at {repo_id}: no such folder, and not to be had from the Hub "
-            f"({type(error).__name__}: {cause})"
-        ) from error
+            f"{path} is damaged: its checksum is not the one in manifest.json; {_mend(path)}"
+        )
+
+
+def _mend(path: Path) -> str:
+    if path.is_symlink():  # of the Hub's cache, which would link the same file again
+        return f"remove {path.resolve()}, and the next run downloads it again"
+    return (
+        "encode again with the same settings, which makes that file only, or get it again where "
+        "the cache came from"
+    )

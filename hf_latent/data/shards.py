@@ -30,16 +30,21 @@ class Shards:
         folder: of the shards.
         manifest: says `rows` and `shard_rows`; None: read from manifest.json.
         prefix: of the shards' names.
+        row_shapes: what a row of each tensor must be, by name; None: anything.
 
     Raises:
         UserError: if there is no manifest to read.
     """
 
     def __init__(
-        self, folder: str | Path, manifest: dict[str, Any] | None = None, prefix: str = ""
+        self,
+        folder: str | Path,
+        manifest: dict[str, Any] | None = None,
+        prefix: str = "",
+        row_shapes: Mapping[str, tuple[int, ...]] | None = None,
     ):
         """Read the manifest; no shard is opened yet."""
-        self.folder, self.prefix = Path(folder), prefix
+        self.folder, self.prefix, self._row_shapes = Path(folder), prefix, row_shapes or {}
         try:
             if manifest is None:
                 manifest = json.loads((self.folder / "manifest.json").read_text())
@@ -61,9 +66,17 @@ class Shards:
         path = self.folder / shard_name(number, self.prefix)
         try:
             with safe_open(path, "pt") as file:
-                return file.get_tensor(name)
+                tensor = file.get_tensor(name)
         except (OSError, SafetensorError) as error:
             raise UserError(f"{path} cannot be read ({error}): remove it, and run again") from error
+        rows = min(self._shard_rows, len(self) - number * self._shard_rows)
+        shape = (rows, *self._row_shapes.get(name, tensor.shape[1:]))
+        if tensor.shape != shape:
+            raise UserError(
+                f"{path} is not what its manifest.json says: {name} has shape "
+                f"{tuple(tensor.shape)}, not {shape}; remove it, and run again"
+            )
+        return tensor
 
     def _shard(self, number: int, name: str) -> torch.Tensor:
         if (number, name) not in self._open:
@@ -125,7 +138,7 @@ class Shards:
                     shard = shard.flatten(0, 1)
                 if parts is None:
                     parts = np.empty((len(rows), *shard.shape[1:]), shard.numpy().dtype)
-                # "clip" lets numpy write into `out` directly; every place is within the shard.
+                # "clip" lets numpy write into `out` directly; every place is within it.
                 np.take(shard.numpy(), places, 0, out=parts[start:end], mode="clip")
             assert parts is not None, "at least one row"
             found[name] = torch.from_numpy(parts.take(inverse, 0))

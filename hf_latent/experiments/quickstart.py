@@ -115,9 +115,9 @@ def reserve_evaluation(
     pipeline = LatentDiffusionPipeline(vae.eval(), unet.eval(), create_scheduler("flow"))
     pipeline.set_progress_bar_config(disable=True)
     images = test_images[:200]
-    # The latents of all training images, and before them the latent scale.
-    times = 2 if config.train_vae else 1
-    budget.reserve(lambda: pipeline.encode_images(images), times * len(splits.train) / len(images))
+    # The latents of all images, and before them the latent scale.
+    encoded = len(splits.train) * (2 if config.train_vae else 1) + len(splits.validation)
+    budget.reserve(lambda: pipeline.encode_images(images), encoded / len(images))
     budget.reserve(lambda: pipeline.reconstruct(images), len(test_images) / len(images))
     # Samples to score, and the grid at the end of the denoiser's training.
     count, steps = min(config.evaluation_images, 100), 2

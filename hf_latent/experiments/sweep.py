@@ -1,6 +1,7 @@
 """`hf-latent sweep`: choose the latent by rate, distortion and a short denoiser's images."""
 
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,16 @@ def start_sweep(
     """
     output_dir = Path(config.output_dir)
     path = output_dir / "plan.json"
-    plan = read_plan(path, config) if path.is_file() else None
+    plan = None
+    if path.is_file():
+        try:
+            plan = read_plan(path, config)
+        except UserError:
+            if not config.overwrite_output_dir:
+                raise
+            for pair in output_dir.glob("f*-c*"):
+                shutil.rmtree(pair)
+            path.unlink()  # last: killed before, the next run removes the rest
     check_output_dir(output_dir, config.overwrite_output_dir or plan is not None)
     splits = open_images(config.images_config())
     check_splits(config, splits)

@@ -40,7 +40,8 @@ class SweepConfig(ImagesConfig):
 
     Attributes:
         output_dir: for report.md, its plot and report.json, the plan, and a folder a pair.
-        overwrite_output_dir: accept a folder with other files in it.
+        overwrite_output_dir: accept a folder with other files in it, and replace a sweep of other
+            settings.
         factors: downsampling factors, powers of 2, with commas between.
         channels: numbers of latent channels, with commas between.
         image_channels: of the images: 1 for grey, 3 for RGB, 4 for RGBA. By default what the first
@@ -84,6 +85,11 @@ class SweepConfig(ImagesConfig):
             ("max_minutes", "num_images", "num_seeds", "num_inference_steps"),
             ("kl_weight",),
         )
+        if self.num_seeds < 2:
+            raise UserError(
+                f"--num_seeds {self.num_seeds} must be at least 2: how far their FDs lie apart "
+                "tells which pairs differ"
+            )
         if self.num_images < 2:
             raise UserError(f"--num_images {self.num_images} must be at least 2")
         if self.block_out_channels is not None and min(self.block_out_channels, default=0) < 1:

@@ -60,6 +60,7 @@ def render_cache_card(
         latent_shape=latent_shape,
         latent_values=math.prod(latent_shape) if latent_shape else None,
         resolution=_resolution(image_shape),
+        resize_mode=_resize_mode(manifest.get("preprocessing")),
         splits=[
             (_plain(name), split["rows"], _plain(split.get("fingerprint")))
             for name, split in manifest["splits"].items()
@@ -125,6 +126,11 @@ def _resolution(image_shape: list[int] | None) -> str | None:
         return None
     height, width = image_shape[1:]
     return str(height) if height == width else f"{height},{width}"
+
+
+def _resize_mode(preprocessing: str | None) -> str | None:
+    """Return what `--resize_mode` takes, where it is not the default."""
+    return "pad" if str(preprocessing).startswith("pad ") else None
 
 
 def _size_text(size: int) -> str:

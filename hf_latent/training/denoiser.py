@@ -52,7 +52,7 @@ class DenoiserSummary(TrainingSummary):
 
     Attributes:
         encode_seconds: wall-clock time of encoding the images, where they were encoded first.
-        encoded_images: how many that were, over all processes, held-out and mirrored ones too.
+        encoded_images: how many that were, over all processes, held-out ones too.
         vae_hash_before: SHA-256 of the autoencoder's weights before the training.
         vae_hash_after: and after it; equal, or the training ended with an error.
     """
@@ -151,7 +151,7 @@ def train_denoiser(
     model, optimizer = accelerator.prepare(unet, optimizer)
     clock = TrainingClock(config, accelerator, "denoiser")
     guard = NonFiniteGuard(output_dir, accelerator)
-    others: dict[str, HasState] = {"clock": clock, "vae": frozen_vae}
+    others: dict[str, HasState] = {"clock": clock, "vae": frozen_vae, "latents": source}
     state = TrainingState({"unet": unet}, {"unet": optimizer}, {"unet": ema}, others)
     resume_training(config, accelerator, state)
 

@@ -22,6 +22,7 @@ from hf_latent.data.latent_manifest import (
     shard_rows_by_name,
 )
 from hf_latent.data.latents import LatentPosteriors
+from hf_latent.data.shards import write_shard
 from hf_latent.errors import UserError
 from hf_latent.models.fold import measure_latents, sum_latents
 from hf_latent.models.frozen import hash_autoencoder
@@ -93,8 +94,9 @@ def start_folder(folder: Path, manifest: dict[str, Any], replace_other: bool = F
             if not replace_other:
                 raise
             for split in SPLITS:
-                for shard in folder.glob(f"{split}-*.safetensors"):
-                    shard.unlink()
+                for kind in ("safetensors", "entry.json"):
+                    for file in folder.glob(f"{split}-*.{kind}"):
+                        file.unlink()
             # The manifest last: killed before, the next run removes the rest.
             (folder / "manifest.json").unlink()
     _remove_remains(folder)
@@ -102,14 +104,15 @@ def start_folder(folder: Path, manifest: dict[str, Any], replace_other: bool = F
         raise UserError(f"{folder} has something else in it: choose another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "manifest.json", manifest)
     except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.strerror}): choose another") from error
+        raise UserError(f"{folder} cannot be made ({error.strerror}): choose another") from error
+    _write_json(folder / "manifest.json", manifest)
 
 
 def _remove_remains(folder: Path) -> None:
     """Remove what a killed process left half-written."""
-    for name in ("manifest.*.json", *(f"{split}-*.*.safetensors" for split in SPLITS)):
+    shards = (f"{split}-*.*.{kind}" for split in SPLITS for kind in ("safetensors", "json"))
+    for name in ("manifest.*.json", *shards):
         for remains in folder.glob(f".{name}"):
             remains.unlink()
 
@@ -124,21 +127,6 @@ def list_work(manifest: dict[str, Any]) -> list[Work]:
     ]
 
 
-def is_whole(folder: Path, work: Work) -> bool:
-    """Tell whether a file that is there is what was written."""
-    path = folder / work.name
-    recorded = (json.loads((folder / "manifest.json").read_text()).get("shards") or {}).get(
-        work.name
-    )
-    if recorded is not None:
-        return hash_file(path) == recorded["sha256"]
-    try:
-        with safe_open(path, "pt") as file:
-            return file.get_slice("mean").get_shape()[0] == len(work.rows)
-    except (OSError, SafetensorError):
-        return False
-
-
 def describe_file(path: Path) -> dict[str, Any]:
     """Return a file's entry in the manifest, and the sums of its latents."""
     with safe_open(path, "pt") as file:
@@ -150,6 +138,53 @@ def describe_file(path: Path) -> dict[str, Any]:
         "sha256": hash_file(path),
         "sums": sum_latents([posteriors]).tolist(),
     }
+
+
+def write_file(folder: Path, name: str, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """Write a file of an unfinished cache, and its entry beside it.
+
+    Returns:
+        The entry: what the next run takes the file for whole by.
+
+    Raises:
+        UserError: if the disk is full.
+    """
+    write_shard(folder / name, tensors)
+    entry = describe_file(folder / name)
+    _write_json(folder / _entry_name(name), entry)
+    return entry
+
+
+def read_entry(folder: Path, recorded: dict[str, Any], name: str) -> dict[str, Any] | None:
+    """Return the entry of a file that is what was written; None: it has to be made.
+
+    Args:
+        folder: of the cache.
+        recorded: the entries of a finished manifest.
+        name: of the file.
+    """
+    path = folder / name
+    try:
+        entry = recorded.get(name) or json.loads((folder / _entry_name(name)).read_text())
+        if hash_file(path) != entry["sha256"]:
+            return None
+        return entry if "sums" in entry else describe_file(path)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+        return None
+
+
+def _entry_name(name: str) -> str:
+    return f"{Path(name).stem}.entry.json"
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    try:
+        write_json(path, values)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}): make room, and run the same command "
+            "again; what was written before is kept"
+        ) from error
 
 
 def finish_manifest(
@@ -166,7 +201,7 @@ def finish_manifest(
         if name.startswith("train-")
     ]
     statistics = measure_latents(torch.stack(sums).sum(0))
-    write_json(
+    _write_json(
         folder / "manifest.json",
         {
             **manifest,
@@ -178,3 +213,5 @@ def finish_manifest(
             },
         },
     )
+    for name in shards:
+        (folder / _entry_name(name)).unlink(missing_ok=True)

@@ -1,5 +1,7 @@
 """What a denoiser's training asks of its latents, wherever they come from."""
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
@@ -23,14 +25,16 @@ class LatentSource(ABC):
         id2label: names of the classes; None without classes.
         counts: how many images there are, in words.
         validation_fingerprint: of the held-out images.
+        identity: stands for the latents, where they are kept; known once they are there.
         encode_seconds: what encoding took before the first step.
-        encoded_images: how many were encoded in that time, mirror images counted.
+        encoded_images: how many were encoded in that time, mirror images not counted.
     """
 
     image_shape: tuple[int, int, int]
     id2label: dict[int, str] | None
     counts: str
     validation_fingerprint: str
+    identity: str | None = None
     encode_seconds: float = 0.0
     encoded_images: int = 0
 
@@ -56,18 +60,39 @@ class LatentSource(ABC):
 
     def take_images(self, splits: ImageSplits | None) -> ImageSplits:
         """Take the attributes from the images, which are opened where they are not."""
-        splits = splits or open_run_images(self.config, self.accelerator)
+        # Where the latents are kept, each image is read once.
+        keep = None if self.config.encode_every_step else False
+        splits = splits or open_run_images(self.config, self.accelerator, keep)
         self.image_shape, self.id2label = splits.image_shape, splits.id2label
         self.counts = describe_counts(splits)
         self.validation_fingerprint = splits.validation_fingerprint
         return splits
 
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps: what stands for the latents; of images, nothing."""
+        return {"latents": self.identity}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Compare with a checkpoint's `state`; images have no say, as `--data` has none.
+
+        Raises:
+            ValueError: if the checkpoint was made with other latents.
+        """
+        if None not in (state["latents"], self.identity) and state["latents"] != self.identity:
+            raise ValueError("the latents are not those that it was trained with")
+
     def take_manifest(self, manifest: dict[str, Any]) -> None:
         """Take the attributes from a latent cache's manifest."""
+        keys = ("autoencoder_sha256", "splits", "mirrored", "dtype", "shard_rows")
+        text = json.dumps([manifest[key] for key in keys], sort_keys=True)
+        self.identity = hashlib.sha256(text.encode()).hexdigest()
         channels, height, width = manifest["image_shape"]
         self.image_shape = (channels, height, width)
         names = manifest["id2label"]
         self.id2label = names and {int(label): name for label, name in names.items()}
         rows = {name: split["rows"] for name, split in manifest["splits"].items()}
-        self.counts = f"latents of {rows['train']} training images, {rows['validation']} held out"
+        images = manifest["data"] or "a local folder"
+        self.counts = (
+            f"latents of {rows['train']} training images of {images}, {rows['validation']} held out"
+        )
         self.validation_fingerprint = manifest["splits"]["validation"]["fingerprint"]

@@ -13,11 +13,13 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch.utils.data import DataLoader
 
 from hf_latent.data.flips import is_flipped
 from hf_latent.data.images import ImageSplits
 from hf_latent.data.images_config import ImagesConfig
+from hf_latent.data.latent_download import pin_revision
 from hf_latent.data.latent_manifest import check_fits
 from hf_latent.data.latent_shards import open_shard_store
 from hf_latent.data.latent_stream import LatentStream, stream_batches
@@ -28,8 +30,9 @@ from hf_latent.training.batches import GlobalBatchSampler, ignore_signals
 from hf_latent.training.denoiser_config import DenoiserConfig
 from hf_latent.training.encode_config import EncodeConfig
 from hf_latent.training.latent_source import LatentSource
-from hf_latent.training.latents import encode_batch, encode_latents
-from hf_latent.training.run import process_rows
+from hf_latent.training.latents import encode_latents
+from hf_latent.training.posteriors import encode_batch
+from hf_latent.training.run import process_rows, together
 
 
 class CachedLatents(LatentSource):
@@ -53,8 +56,9 @@ class CachedLatents(LatentSource):
         super().__init__(config, accelerator)
         self._splits: ImageSplits | None = None
         if config.latents:
+            revision = _pin_for_all(config, accelerator)
             with accelerator.main_process_first():  # which downloads
-                self._cache = LatentCache(config.latents, config.latents_revision)
+                self._cache = LatentCache(config.latents, revision)
             check_fits(config.latents, self._cache.manifest, config, hash_autoencoder(vae))
             self.take_manifest(self._cache.manifest)
         else:
@@ -63,8 +67,8 @@ class CachedLatents(LatentSource):
     def prepare(self, vae: Autoencoder) -> None:
         """Encode the images, if they are not; or make sure that the cache is undamaged."""
         if self._splits is None:
-            processes = self.accelerator.num_processes
-            self._cache.verify(self.accelerator.process_index, processes)
+            with together(self.accelerator):
+                self._cache.verify(self.accelerator.process_index, self.accelerator.num_processes)
             return
         start = time.perf_counter()
         images = {x.name: getattr(self.config, x.name) for x in fields(ImagesConfig)}
@@ -73,14 +77,13 @@ class CachedLatents(LatentSource):
             vae=self.config.vae,
             output_dir=str(Path(self.config.output_dir) / "latents"),
             dataloader_num_workers=self.config.dataloader_num_workers,
-            max_validation_samples=self.config.max_validation_samples,
         )
-        self._cache = encode_latents(
+        self._cache, self.encoded_images = encode_latents(
             settings, self._splits, vae, self.accelerator, self.config.overwrite_output_dir
         )
-        views = 2 if self.config.horizontal_flip else 1
         self.encode_seconds = time.perf_counter() - start
-        self.encoded_images = views * len(self._cache.train) + len(self._cache.validation)
+        self.take_manifest(self._cache.manifest)
+        self._splits = None
 
     def held_out(self) -> LatentPosteriors:
         """Read held-out images, evenly spaced."""
@@ -118,7 +121,7 @@ class StreamedLatents(LatentSource):
         """Read the manifest."""
         super().__init__(config, accelerator)
         assert config.latents is not None
-        self._store = open_shard_store(config.latents, config.latents_revision)
+        self._store = open_shard_store(config.latents, _pin_for_all(config, accelerator))
         check_fits(config.latents, self._store.manifest, config, hash_autoencoder(vae))
         self.take_manifest(self._store.manifest)
         self.batches(0)  # what does not fit is refused before there is a folder
@@ -218,6 +221,16 @@ def open_latent_source(
     if config.stream_latents:
         return StreamedLatents(config, accelerator, vae)
     return CachedLatents(config, accelerator, vae, splits)
+
+
+def _pin_for_all(config: DenoiserConfig, accelerator: Accelerator) -> str | None:
+    """Return one commit of the Hub for all processes."""
+    assert config.latents is not None
+    revision = config.latents_revision
+    with together(accelerator):
+        if accelerator.is_main_process:
+            revision = pin_revision(config.latents, revision)
+    return broadcast_object_list([revision])[0]
 
 
 def _read_evenly(split: LatentSplit, most: int) -> LatentPosteriors:

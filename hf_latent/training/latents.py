@@ -1,13 +1,14 @@
 """Encoding a data set once, into a latent cache: by any number of processes, each its own files.
 
 A batch never crosses a file, so neither the number of processes nor where one was killed shows in
-the bytes (on one kind of machine, with one number of threads a process).
+the bytes (on one kind of machine).
 """
 
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -18,49 +19,26 @@ from tqdm.auto import tqdm
 
 from hf_latent.data.image_dataset import ImageDataset
 from hf_latent.data.images import ImageSplits, open_images
+from hf_latent.data.latent_manifest import read_manifest
 from hf_latent.data.latents import LatentCache
-from hf_latent.data.shards import write_shard
-from hf_latent.encode import check_images, normalize_latents
 from hf_latent.models.frozen import freeze
 from hf_latent.models.load import load_autoencoder
+from hf_latent.output import check_output_dir
 from hf_latent.training.batches import ignore_signals
 from hf_latent.training.encode_config import EncodeConfig
 from hf_latent.training.latent_files import (
     Work,
     describe_cache,
-    describe_file,
     finish_manifest,
-    is_whole,
     list_work,
+    read_entry,
     start_folder,
+    write_file,
 )
-from hf_latent.training.run import check_processes
+from hf_latent.training.posteriors import encode_batches
+from hf_latent.training.run import check_processes, together
 
 READ_AHEAD_BYTES = 2**22
-
-
-@torch.no_grad()
-def encode_batch(
-    vae: AutoencoderKL | AutoencoderTiny, images: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Encode images to the mean and deviation of their posteriors, on the denoiser's scale.
-
-    Args:
-        vae: a frozen autoencoder.
-        images: `(B, C, H, W)` float in [-1, 1].
-
-    Returns:
-        Mean and deviation, `(B, c, h, w)` float32 each; the deviation of an AutoencoderTiny is 0.
-    """
-    check_images(vae, images)
-    encoded = vae.encode(images.to(vae.dtype))
-    if hasattr(encoded, "latents"):
-        mean, std = encoded.latents, torch.zeros_like(encoded.latents)
-    else:
-        mean, std = encoded.latent_dist.mean, encoded.latent_dist.std
-    scale = normalize_latents(vae, torch.ones_like(mean[:1]))
-    scale = scale - normalize_latents(vae, torch.zeros_like(mean[:1]))
-    return normalize_latents(vae, mean).float(), (std * scale).float()
 
 
 def encode_latents(
@@ -69,7 +47,7 @@ def encode_latents(
     vae: AutoencoderKL | AutoencoderTiny | None = None,
     accelerator: Accelerator | None = None,
     replace_other: bool = False,
-) -> LatentCache:
+) -> tuple[LatentCache, int]:
     """Encode images, and their mirror images where flips are on, into a latent cache.
 
     Args:
@@ -80,8 +58,8 @@ def encode_latents(
         replace_other: remove a cache of other images or settings, instead of refusing it.
 
     Returns:
-        The cache. One that was begun goes on, and files that are not what was written are made
-        again.
+        The cache, and how many images were encoded now, mirror images not counted. A cache that was
+        begun goes on, and files that are not what was written are made again.
 
     Raises:
         UserError: if the settings do not fit, the folder holds something else, or the disk is full.
@@ -89,28 +67,70 @@ def encode_latents(
     if accelerator is None:
         accelerator = Accelerator()
         check_processes(accelerator)
+    with together(accelerator):
+        if accelerator.is_main_process:
+            check_output_dir(config.output_dir, overwrite=True)
     if vae is None:
         vae = load_autoencoder(config.vae)
     if splits is None:
         with accelerator.main_process_first():
             splits = open_images(config, keep_in_memory=False)
+        if splits.bad_images:
+            accelerator.print(f"{splits.bad_images} images that cannot be decoded are left out")
     if config.max_validation_samples is not None:
         splits = replace(
             splits, validation=splits.validation.evenly_spaced(config.max_validation_samples)
         )
     freeze(vae).to(accelerator.device)
     folder, manifest = Path(config.output_dir), describe_cache(config, splits, vae)
-    if accelerator.is_main_process:
-        start_folder(folder, manifest, replace_other)
-    accelerator.wait_for_everyone()
+    with together(accelerator):
+        if accelerator.is_main_process:
+            start_folder(folder, manifest, replace_other)
 
     work = list_work(manifest)
     there = [x for x in work if (folder / x.name).is_file()]
+    recorded = read_manifest(folder / "manifest.json").get("shards") or {}
     accelerator.wait_for_everyone()  # all have looked before one writes
     mine = slice(accelerator.process_index, None, accelerator.num_processes)
-    broken = [x for x in there[mine] if not is_whole(folder, x)]
-    missing = [x for x in work if x not in there][mine] + broken
-    made = {x.name: describe_file(folder / x.name) for x in there[mine] if x not in broken}
+    with together(accelerator):
+        found = {x.name: read_entry(folder, recorded, x.name) for x in there[mine]}
+        made = {name: entry for name, entry in found.items() if entry is not None}
+        broken = [x for x in there[mine] if x.name not in made]
+        missing = [x for x in work if x not in there][mine] + broken
+        made |= encode_files(vae, splits, missing, config, accelerator)
+    images = sum(len(x.rows) for part in gather_object([missing]) for x in part)
+    shards = {name: entry for part in gather_object([made]) for name, entry in part.items()}
+    with together(accelerator):
+        if accelerator.is_main_process and (images or not recorded):
+            finish_manifest(folder, manifest, {x.name: shards[x.name] for x in work})
+    cache = LatentCache(folder)
+    accelerator.print(
+        f"{folder}: latents {manifest['latent_shape']} of {len(cache.train):,} training and "
+        f"{len(cache.validation):,} held-out images in {len(work)} files, {images:,} encoded now"
+    )
+    return cache, images
+
+
+def encode_files(
+    vae: AutoencoderKL | AutoencoderTiny,
+    splits: ImageSplits,
+    missing: list[Work],
+    config: EncodeConfig,
+    accelerator: Accelerator,
+) -> dict[str, dict[str, Any]]:
+    """Make the files that this process has to make.
+
+    Args:
+        vae: frozen.
+        splits: the images.
+        missing: the files.
+        config: where to, and how.
+        accelerator: its first process shows how far it is.
+
+    Returns:
+        Their entries in the manifest, by name.
+    """
+    folder, made = Path(config.output_dir), {}
     bar = tqdm(
         total=sum(len(x.rows) for x in missing),
         desc="encode",
@@ -120,17 +140,12 @@ def encode_latents(
     with bar:
         for split, dataset in (("train", splits.train), ("validation", splits.validation)):
             its_work = [x for x in missing if x.split == split]
-            mirror = manifest["mirrored"] and split == "train"
+            mirror = config.horizontal_flip and split == "train"
             for x, tensors in encode_shards(
                 vae, dataset.view(False), its_work, mirror, config, bar
             ):
-                write_shard(folder / x.name, tensors)
-                made[x.name] = describe_file(folder / x.name)
-    shards = {name: values for part in gather_object([made]) for name, values in part.items()}
-    if accelerator.is_main_process:
-        finish_manifest(folder, manifest, {x.name: shards[x.name] for x in work})
-    accelerator.wait_for_everyone()
-    return LatentCache(folder)
+                made[x.name] = write_file(folder, x.name, tensors)
+    return made
 
 
 @torch.no_grad()
@@ -155,27 +170,27 @@ def encode_shards(
     Yields:
         Each file with its tensors: `mean` and `std`, `(n, views, c, h, w)`, and `class_labels`.
     """
-    size, dtype = config.encode_batch_size, getattr(torch, config.dtype)
+    size = config.encode_batch_size
     # Several batches are read at once: small images are decoded faster without a break.
     image_bytes = 4 * torch.Size(dataset.image_shape).numel()
     ahead = size * max(1, READ_AHEAD_BYTES // (size * image_bytes))
-    pieces = [[x.rows[i : i + ahead] for i in range(0, len(x.rows), ahead)] for x in work]
     loader: DataLoader = DataLoader(
         dataset,
-        batch_sampler=[list(rows) for file in pieces for rows in file],
+        batch_sampler=[
+            list(x.rows[i : i + ahead]) for x in work for i in range(0, len(x.rows), ahead)
+        ],
         num_workers=config.dataloader_num_workers,
         worker_init_fn=ignore_signals,
     )
-    read = iter(loader)
-    for file, its_pieces in zip(work, pieces, strict=True):
-        tensors: dict[str, list[torch.Tensor]] = {"mean": [], "std": [], "class_labels": []}
-        for batch in islice(read, len(its_pieces)):
-            for images in batch["images"].split(size):
-                views = [images, images.flip(3)] if mirror else [images]
-                moments = [encode_batch(vae, x.to(vae.device)) for x in views]
-                for name, x in zip(("mean", "std"), zip(*moments, strict=True), strict=True):
-                    tensors[name].append(torch.stack(x, 1).to("cpu", dtype))
-                bar.update(len(images))
-            if "class_labels" in batch:
-                tensors["class_labels"].append(batch["class_labels"])
-        yield file, {name: torch.cat(parts) for name, parts in tensors.items() if parts}
+    batches = (images for piece in loader for images in piece["images"].split(size))
+    encoded = encode_batches(vae, batches, mirror, getattr(torch, config.dtype))
+    for file in work:
+        parts = []
+        for moments in islice(encoded, -(-len(file.rows) // size)):
+            parts.append(moments)
+            bar.update(len(moments[0]))
+        mean, std = (torch.cat(x) for x in zip(*parts, strict=True))
+        tensors = {"mean": mean, "std": std}
+        if dataset.labels is not None:
+            tensors["class_labels"] = dataset.labels[file.rows.start : file.rows.stop]
+        yield file, tensors

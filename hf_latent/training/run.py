@@ -1,6 +1,8 @@
 """What a training run starts from: settings, accelerator and folder."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Literal
 
 import torch
 from accelerate import Accelerator, DistributedType
+from accelerate.utils import gather_object
 from diffusers.training_utils import EMAModel
 from torch import nn
 
@@ -147,6 +150,28 @@ def check_processes(accelerator: Accelerator) -> None:
             f"{launched} processes were launched and Accelerate sees {accelerator.num_processes}: "
             "correct the launch configuration (on CPUs, set ACCELERATE_USE_CPU=1 and use torchrun)"
         )
+
+
+@contextmanager
+def together(accelerator: Accelerator) -> Iterator[None]:
+    """Make a user's mistake that one process finds inside end all of them, with the same line.
+
+    All processes must come to it: it waits for them.
+
+    Args:
+        accelerator: the run's.
+
+    Raises:
+        UserError: if any process raised one inside.
+    """
+    message = None
+    try:
+        yield
+    except UserError as error:
+        message = str(error)
+    messages = [x for x in gather_object([message]) if x is not None]
+    if messages:
+        raise UserError(messages[0])
 
 
 def create_optimizer(config: TrainingConfig, model: nn.Module) -> torch.optim.Optimizer:

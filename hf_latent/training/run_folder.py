@@ -60,10 +60,17 @@ def find_checkpoint(config: TrainingConfig) -> Path | None:
     return path
 
 
-def open_run_images(config: TrainingConfig, accelerator: Accelerator) -> ImageSplits:
+def open_run_images(
+    config: TrainingConfig, accelerator: Accelerator, keep_in_memory: bool | None = None
+) -> ImageSplits:
     """Open a run's images, once the run's folder is known to be writable.
 
     The first process checks every image, the others find its result in the cache.
+
+    Args:
+        config: the run's.
+        accelerator: the run's.
+        keep_in_memory: as of `open_images`; never where reading processes are used.
 
     Raises:
         UserError: if the folder cannot be written or an image cannot be read.
@@ -73,7 +80,8 @@ def open_run_images(config: TrainingConfig, accelerator: Accelerator) -> ImageSp
             check_run_folder(config)
         workers = config.dataloader_num_workers
         # Every worker would fill a memory of its own.
-        splits = open_images(config, workers or None, keep_in_memory=False if workers else None)
+        keep_in_memory = False if workers else keep_in_memory
+        splits = open_images(config, workers or None, keep_in_memory)
     if splits.bad_images:
         accelerator.print(f"{splits.bad_images} images that cannot be decoded are left out")
     return splits

@@ -327,7 +327,7 @@ def test_rgb_images_without_classes(config, tmp_path):
             resolution=16,
             factors="4",
             num_images=10,
-            num_seeds=1,
+            num_seeds=2,
             max_train_samples=None,
             validation_fraction=0.3,
         )

@@ -51,6 +51,7 @@ def test_flags_and_recipe(tmp_path):
         ({"max_minutes": 0}, "--max_minutes must be above 0"),
         ({"num_images": 1}, "--num_images 1 must be at least 2"),
         ({"num_seeds": 0}, "--num_seeds must be above 0"),
+        ({"num_seeds": 1}, "--num_seeds 1 must be at least 2"),
         ({"kl_weight": -1}, "--kl_weight must be 0 or above"),
         ({"image_channels": 2}, "is not one of"),
         ({"crop": "random"}, "--crop random does not go with"),

@@ -1,9 +1,13 @@
 import json
 import re
+import shlex
 
 import huggingface_hub
 import pytest
 
+from hf_latent.command import parse_config
+from hf_latent.data.images_config import ImagesConfig
+from hf_latent.data.latent_manifest import check_fits
 from hf_latent.hub.cache_card import SHOWN_CLASSES, is_unedited, render_cache_card, size_category
 from tests.hub.conftest import TOKEN, write_cache
 
@@ -121,8 +125,10 @@ def test_the_training_command(manifest):
     (command,) = blocks(render_cache_card(manifest, "ada/latents"), "bash")
     assert command == (
         "accelerate launch train_scripts/train_unet.py --latents ada/latents "
-        "--vae fashion-mnist-f4 --resolution 8 --output_dir runs/unet\n"
+        "--vae fashion-mnist-f4 --resolution 8 --resize_mode pad --output_dir runs/unet\n"
     )
+    mirrored = render_cache_card(manifest | {"mirrored": True, "preprocessing": "crop to 8x8"})
+    assert " --resolution 8 --horizontal_flip true --output_dir " in mirrored
     wide = render_cache_card(manifest | {"image_shape": [3, 8, 16]})
     assert "--resolution 8,16 " in wide
 
@@ -160,3 +166,16 @@ def test_an_edit_is_noticed(tmp_path, manifest):
     without = json.loads((write_cache(tmp_path / "x", classes=False) / "manifest.json").read_text())
     assert is_unedited(render_cache_card(without))
     assert "Classes" not in render_cache_card(without)
+
+
+@pytest.mark.parametrize("changes", [{}, {"mirrored": True}, {"preprocessing": "crop to 8x8"}])
+def test_the_training_command_is_one_that_the_cache_fits(manifest, changes):
+    manifest = manifest | changes
+    (command,) = blocks(render_cache_card(manifest, "ada/latents"), "bash")
+    flags = shlex.split(command)[4:]
+    given = dict(zip(flags[::2], flags[1::2], strict=True))
+    known = ("--resolution", "--resize_mode", "--horizontal_flip")
+    flags = [f"{name}={given[name]}" for name in known if name in given]
+    config = parse_config(ImagesConfig, flags)
+    check_fits("cache", manifest, config, manifest["autoencoder_sha256"])
+    assert config.horizontal_flip == manifest["mirrored"]

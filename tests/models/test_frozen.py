@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hf_latent.models.frozen import FrozenWeights, freeze, hash_weights
+from hf_latent.models.frozen import FrozenWeights, freeze, hash_autoencoder, hash_weights
 from tests.conftest import make_autoencoder
 
 
@@ -34,3 +34,31 @@ def test_frozen_weights_know_their_model_again_and_no_other():
         vae.quant_conv.bias[0] += 1e-6
     with pytest.raises(ValueError, match="not the one"):
         FrozenWeights(vae).load_state(state)
+
+
+def test_an_autoencoders_hash_tells_its_weights_and_the_scale_of_its_latents():
+    before = hash_autoencoder(make_autoencoder())
+    assert before == hash_autoencoder(make_autoencoder().to(torch.float32))
+    for change in ({"scaling_factor": 0.5}, {"shift_factor": 0.1}, {"latents_mean": [0.0] * 4}):
+        vae = make_autoencoder()
+        vae.register_to_config(**change)
+        assert hash_autoencoder(vae) != before, change
+    vae = make_autoencoder()
+    with torch.no_grad():
+        vae.quant_conv.bias[0] += 1
+    assert hash_autoencoder(vae) != before
+
+
+def test_an_autoencoders_hash_is_that_of_what_was_saved_and_of_any_image_size(tmp_path):
+    vae = make_autoencoder()
+    vae.save_pretrained(tmp_path)
+    assert hash_autoencoder(type(vae).from_pretrained(tmp_path)) == hash_autoencoder(vae)
+    assert hash_autoencoder(make_autoencoder(sample_size=64)) == hash_autoencoder(vae)
+
+
+def test_an_entry_that_a_later_diffusers_adds_with_its_default_changes_no_hash():
+    vae = make_autoencoder(mid_block_add_attention=True)
+    before = hash_autoencoder(vae)
+    config = {k: v for k, v in vae.config.items() if k != "mid_block_add_attention"}
+    vae._internal_dict = type(vae.config)(config)
+    assert hash_autoencoder(vae) == before

@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
-from hf_latent.data.images import open_images
+from hf_latent.data.latents import LatentPosteriors
 from hf_latent.errors import UserError
 from hf_latent.models.frozen import hash_weights
 from hf_latent.models.load import load_autoencoder
@@ -13,7 +13,6 @@ from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.training import denoiser
 from hf_latent.training.batches import ProcessRows
 from hf_latent.training.denoiser import draw_batch, train_denoiser
-from hf_latent.training.latents import LatentMoments
 from tests.conftest import make_autoencoder
 
 
@@ -25,7 +24,8 @@ def saved_autoencoder(tmp_path, narrow_presets):
 def test_a_run_leaves_a_pipeline_that_generates(denoiser_config, tmp_path):
     summary = train_denoiser(denoiser_config())
     run = tmp_path / "denoiser"
-    assert sorted(p.name for p in run.iterdir()) == ["config.yaml", "logs", "model", "samples"]
+    names = sorted(p.name for p in run.iterdir())
+    assert names == ["config.yaml", "latents", "logs", "model", "samples"]
     assert (run / "samples" / "step-000002.png").is_file()
     assert all(math.isfinite(loss) for loss in summary.validation_losses.values())
     pipeline = LatentDiffusionPipeline.from_pretrained(summary.model_dir)
@@ -85,41 +85,45 @@ def test_unconditional(denoiser_config):
 
 
 def test_rows_of_a_batch_do_not_depend_on_the_number_of_processes(denoiser_config):
-    config = denoiser_config(horizontal_flip=True, label_dropout=0.5)
-    splits = open_images(config)
-    moments = LatentMoments(
-        torch.randn(2, 40, 4, 8, 8), torch.rand(2, 40, 4, 8, 8), torch.arange(40) % 10
+    config = denoiser_config(label_dropout=0.5)
+    posteriors = LatentPosteriors(
+        torch.randn(8, 4, 8, 8), torch.rand(8, 4, 8, 8), torch.arange(8) % 10
     )
-    keys = [(1, index) for index in range(8)]
     scheduler = create_scheduler("flow")
 
-    def draw(rows, keys):
-        return draw_batch(config, scheduler, splits, moments, rows, keys, (5, 0))
+    def draw(rows, posteriors):
+        return draw_batch(config, scheduler, posteriors, 10, rows, (5, 0))
 
-    whole, labels = draw(ProcessRows(8), keys)
-    shares = [draw(ProcessRows(4, rank, 2), keys[4 * rank :][:4]) for rank in range(2)]
+    whole, labels = draw(ProcessRows(8), posteriors)
+    shares = [
+        draw(ProcessRows(4, rank, 2), posteriors.rows(4 * rank, 4 * rank + 4)) for rank in range(2)
+    ]
     for name in ("noisy_latents", "timesteps", "target", "weights"):
         joined = torch.cat([getattr(noised, name) for noised, _ in shares])
         assert torch.equal(joined, getattr(whole, name)), name
     assert torch.equal(torch.cat([share for _, share in shares]), labels)
-    assert set(labels.tolist()) - set(range(10)) == {10}
+    assert set(labels.tolist()) - set(range(8)) == {10}
+    assert set(labels.tolist()) & set(range(8))
 
 
-def test_mirrored_images_take_the_mirror_images_latent(denoiser_config):
-    config = denoiser_config(horizontal_flip=True, label_dropout=0.0)
-    splits = open_images(config)
-    mean = torch.stack([torch.zeros(40, 1, 2, 2), torch.ones(40, 1, 2, 2)])
-    moments = LatentMoments(mean, torch.zeros_like(mean), None)
-    keys = [(3, index) for index in range(40)]
-    noised, labels = draw_batch(
-        config, create_scheduler("flow"), splits, moments, ProcessRows(40), keys, (0, 0)
-    )
-    sigmas = (noised.timesteps / 1000).view(-1, 1, 1, 1)
-    latents = noised.noisy_latents - sigmas * noised.target
-    mirrored = torch.tensor([float(splits.train.is_mirrored(*key)) for key in keys])
-    assert 0 < mirrored.sum() < 40
-    torch.testing.assert_close(latents[:, 0, 0, 0], mirrored, rtol=0, atol=1e-5)
-    assert labels is None
+def test_every_step_and_part_of_a_step_draws_a_fresh_sample(denoiser_config):
+    config, scheduler = denoiser_config(), create_scheduler("flow")
+    posteriors = LatentPosteriors(torch.full((8, 4, 8, 8), 3.0), torch.full((8, 4, 8, 8), 0.5))
+
+    def latents(place) -> torch.Tensor:
+        noised, labels = draw_batch(config, scheduler, posteriors, None, ProcessRows(8), place)
+        assert labels is None
+        sigmas = (noised.timesteps / 1000).view(-1, 1, 1, 1)
+        return noised.noisy_latents - sigmas * noised.target
+
+    drawn = {place: latents(place) for place in ((0, 0), (0, 1), (1, 0))}
+    torch.testing.assert_close(latents((0, 1)), drawn[0, 1])
+    for place, found in drawn.items():
+        assert abs(found.mean() - 3) < 0.05
+        assert abs(found.std() - 0.5) < 0.05
+        for other in drawn.keys() - {place}:
+            noise, other_noise = (x - 3 for x in (found, drawn[other]))
+            assert abs((noise * other_noise).mean()) < 0.02, "the two samples go together"
 
 
 @pytest.mark.parametrize(

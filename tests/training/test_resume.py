@@ -13,11 +13,13 @@ import pytest
 
 from hf_latent.command import dump_config
 from hf_latent.errors import UserError
+from hf_latent.training import posteriors
 from hf_latent.training.autoencoder import train_autoencoder
 from hf_latent.training.autoencoder_config import AutoencoderConfig
 from hf_latent.training.denoiser import train_denoiser
-from tests.conftest import make_autoencoder
+from hf_latent.training.latents import encode_latents
 from tests.training.conftest import SHORT
+from tests.training.encoding import encode_settings, save_autoencoder
 
 AUTOENCODER = {
     "max_train_steps": 5,
@@ -162,20 +164,57 @@ def test_another_discriminator_is_refused(autoencoder_config):
         train_autoencoder(wider)
 
 
+STREAM = {"stream_latents": True, "stream_lanes": 4, "stream_buffer_rows": 16}
+
+
+@pytest.mark.parametrize("latents", ["of the run", "of a cache", "streamed", "of every step"])
 def test_an_interrupted_denoiser_ends_bit_for_bit_as_an_uninterrupted_one(
-    denoiser_config, tmp_path
+    denoiser_config, tmp_path, monkeypatch, latents
 ):
-    make_autoencoder(sample_size=32).save_pretrained(tmp_path / "autoencoder" / "model")
-    config = denoiser_config(**DENOISER)
+    vae = save_autoencoder(tmp_path / "autoencoder" / "model")
+    config = denoiser_config(**DENOISER, encode_every_step=latents == "of every step")
+    if latents in ("of a cache", "streamed"):
+        encode_latents(encode_settings(vae, tmp_path / "cache"))
+        config = replace(config, latents=str(tmp_path / "cache"), max_train_samples=None)
+    if latents == "streamed":
+        config = replace(config, **STREAM)
     train_denoiser(replace(config, output_dir=str(tmp_path / "whole")))
     for after in (1, 2):
         with pytest.raises(SystemExit) as stopped:
             train_denoiser(replace(config, resume_from_checkpoint="latest"), stop=StopAfter(after))
         assert stopped.value.code == 0
+        if latents != "of every step":
+            monkeypatch.setattr(posteriors, "encode_batch", None)  # nothing is encoded twice
     train_denoiser(replace(config, resume_from_checkpoint="latest"))
     for folder in ("model", "checkpoint-5"):
         assert_same_weights(tmp_path / "denoiser" / folder, tmp_path / "whole" / folder)
     assert_each_loss_is_logged_once(tmp_path / "denoiser")
+
+
+def test_other_latents_are_refused_and_the_same_elsewhere_are_not(denoiser_config, tmp_path):
+    vae = save_autoencoder(tmp_path / "autoencoder" / "model")
+    encode_latents(encode_settings(vae, tmp_path / "cache"))
+    encode_latents(encode_settings(vae, tmp_path / "other", max_train_samples=30))
+    config = replace(denoiser_config(**DENOISER), max_train_samples=None)
+    with pytest.raises(SystemExit):
+        train_denoiser(replace(config, latents=str(tmp_path / "cache")), stop=StopAfter(1))
+    config = replace(config, resume_from_checkpoint="latest")
+    with pytest.raises(UserError, match="the latents are not those that it was trained with"):
+        train_denoiser(replace(config, latents=str(tmp_path / "other")))
+    (tmp_path / "cache").rename(tmp_path / "moved")
+    assert train_denoiser(replace(config, latents=str(tmp_path / "moved"))).steps == 5
+
+
+def test_more_held_out_images_on_resuming_encode_nothing_again(
+    denoiser_config, tmp_path, monkeypatch
+):
+    save_autoencoder(tmp_path / "autoencoder" / "model")
+    config = denoiser_config(**DENOISER)
+    with pytest.raises(SystemExit):
+        train_denoiser(config, stop=StopAfter(1))
+    monkeypatch.setattr(posteriors, "encode_batch", None)
+    resumed = replace(config, resume_from_checkpoint="latest", max_validation_samples=6)
+    assert train_denoiser(resumed).encoded_images == 0
 
 
 class Launched:

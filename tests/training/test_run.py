@@ -8,7 +8,7 @@ from accelerate import Accelerator, DistributedType
 from hf_latent.errors import UserError
 from hf_latent.training import run as run_module
 from hf_latent.training.autoencoder import train_autoencoder
-from hf_latent.training.run import start_accelerator
+from hf_latent.training.run import start_accelerator, together
 
 
 def test_processes_that_accelerate_does_not_see_are_refused(autoencoder_config, monkeypatch):
@@ -88,3 +88,15 @@ def test_tensorboard_gets_the_scalars_of_the_log(autoencoder_config, tmp_path):
         found = [(event.step, event.value) for event in written.Scalars(name)]
         assert [step for step, _ in found] == [step for step, _ in values]
         assert [value for _, value in found] == pytest.approx([value for _, value in values])
+
+
+def test_a_mistake_of_one_process_is_the_mistake_of_all(monkeypatch):
+    with together(Accelerator()):
+        pass
+    with pytest.raises(UserError, match=r"^mine$"), together(Accelerator()):
+        raise UserError("mine")
+    monkeypatch.setattr(run_module, "gather_object", lambda mine: [*mine, "another's"])
+    with pytest.raises(UserError, match=r"^another's$"), together(Accelerator()):
+        pass
+    with pytest.raises(UserError, match=r"^mine$"), together(Accelerator()):
+        raise UserError("mine")

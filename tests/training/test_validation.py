@@ -1,7 +1,7 @@
 import torch
 
+from hf_latent.data.latents import LatentPosteriors
 from hf_latent.models.presets import create_scheduler
-from hf_latent.training.latents import LatentMoments
 from hf_latent.training.validation import evenly_spaced_timesteps, held_out_denoising_loss
 
 
@@ -21,10 +21,10 @@ def test_noise_levels_cover_the_range():
 
 
 def test_held_out_loss_is_that_of_the_target_and_never_changes(denoiser_config):
-    mean = torch.full((1, 300, 4, 4, 4), 3.0)
-    moments = LatentMoments(mean, torch.zeros_like(mean), None)
+    mean = torch.full((300, 4, 4, 4), 3.0)
+    posteriors = LatentPosteriors(mean, torch.zeros_like(mean))
     config, scheduler = denoiser_config(train_batch_size=64), create_scheduler("flow")
-    loss = held_out_denoising_loss(ZeroDenoiser(), scheduler, moments, config)
+    loss = held_out_denoising_loss(ZeroDenoiser(), scheduler, posteriors, config)
     # E (noise - 3)^2 = 1 + 9
     assert abs(loss - 10) < 0.3
-    assert loss == held_out_denoising_loss(ZeroDenoiser(), scheduler, moments, config)
+    assert loss == held_out_denoising_loss(ZeroDenoiser(), scheduler, posteriors, config)
