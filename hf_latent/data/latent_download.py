@@ -36,6 +36,28 @@ def download_cache(
         raise not_to_be_had(f"the latent cache {repo_id}", error) from error
 
 
+def download_manifest(repo_id: str, revision: str | None) -> Path:
+    """Download manifest.json of a latent cache, unless it is here already.
+
+    Args:
+        repo_id: of the data set repository.
+        revision: of it.
+
+    Returns:
+        Its path.
+
+    Raises:
+        UserError: if it cannot be had.
+    """
+    try:
+        path = huggingface_hub.hf_hub_download(
+            repo_id, "manifest.json", repo_type="dataset", revision=revision
+        )
+        return Path(path)
+    except Exception as error:  # as above
+        raise not_to_be_had(f"the latent cache {repo_id}", error) from error
+
+
 def pin_revision(source: str, revision: str | None) -> str | None:
     """Return the commit that a revision stands for now, so that a push in between changes nothing.
 

@@ -12,7 +12,11 @@ from typing import Any
 
 import huggingface_hub
 
-from hf_latent.data.latent_download import download_cache, pin_revision
+from hf_latent.data.latent_download import (
+    download_cache,
+    download_manifest,
+    pin_revision,
+)
 from hf_latent.data.latent_manifest import read_manifest, shard_rows_by_name
 from hf_latent.data.latents import LatentCache, LatentSplit, check_content
 from hf_latent.errors import UserError
@@ -177,8 +181,7 @@ def open_shard_store(source: str, revision: str | None = None) -> ShardStore:
         cache = LatentCache(source)
         return ShardStore(cache.folder, cache.manifest, source)
     revision = pin_revision(source, revision)
-    folder = download_cache(source, revision, ("manifest.json",))
-    manifest = read_manifest(folder / "manifest.json")
+    manifest = read_manifest(download_manifest(source, revision))
     if not manifest.get("shards"):
         raise UserError(f"{source} is not finished: push it again")
     return HubShardStore(source, revision, manifest)

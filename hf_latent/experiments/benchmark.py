@@ -18,8 +18,8 @@ class BenchmarkConfig:
         what: autoencoder: the training of fashion-mnist-f4 (data, clipping, averaging and logging
             included, validation and checkpoints not) against a bare loop of the same forward,
             backward and optimizer on tensors in memory. cache: reading a latent cache against
-            tensors in memory, making one against the bare forward pass of fashion-mnist-f4, and
-            training a denoiser on one against encoding at every step.
+            tensors in memory, making one against the bare forward pass, of fashion-mnist-f4 and of
+            preset small at 64x64, and training a denoiser on one against encoding at every step.
         output_dir: for bench.json, and for the caches while they are read.
         overwrite_output_dir: accept a folder with files in it.
         rounds: how often each side runs.

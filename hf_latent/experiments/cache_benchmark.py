@@ -22,6 +22,7 @@ from hf_latent.experiments.benchmark import BenchmarkConfig, alternate, median_r
 from hf_latent.experiments.quickstart import IMAGES, RELEASED_AUTOENCODER
 from hf_latent.models.frozen import freeze
 from hf_latent.models.load import Autoencoder, load_autoencoder
+from hf_latent.models.presets import create_autoencoder
 from hf_latent.training.batches import GlobalBatchSampler, ProcessRows
 from hf_latent.training.denoiser import train_denoiser
 from hf_latent.training.denoiser_config import DenoiserConfig
@@ -30,7 +31,7 @@ from hf_latent.training.latents import encode_latents
 
 LATENT_SHAPE = (4, 8, 8)
 READ_BATCH, READ_BATCHES = 128, 2000
-SMALLER_PART = 20
+SMALLER_PART, LARGER_PART = 20, 16  # of the settings' latents and images
 SHARD_ROWS = 16_384  # of a cache of 8x8x4 latents with a million images
 
 
@@ -135,25 +136,23 @@ def benchmark_reading(folder: Path, rows: int, rounds: int, name: str) -> dict[s
 
 
 def benchmark_encoding(
-    config: BenchmarkConfig, folder: Path, vae: Autoencoder, splits: ImageSplits
+    images_config: ImagesConfig, vae: Autoencoder, folder: Path, rounds: int, name: str
 ) -> dict[str, Any]:
     """Make a cache of images, and pass the same images through the encoder alone.
 
     Args:
-        config: how long.
+        images_config: the images; they are decoded whenever they are read.
+        vae: the autoencoder.
         folder: for the cache.
-        vae: frozen.
-        splits: images that are decoded whenever they are read.
+        rounds: how often each side runs.
+        name: before each figure.
 
     Returns:
         Figures for bench.json: of the cache, reading, decoding, writing and checksums count too.
     """
+    splits = open_images(images_config, keep_in_memory=False)
     settings = EncodeConfig(
-        **IMAGES,
-        vae=RELEASED_AUTOENCODER,
-        output_dir=str(folder),
-        max_train_samples=config.num_images,
-        max_validation_samples=1,
+        **vars(images_config), vae=name, output_dir=str(folder), max_validation_samples=1
     )
     images = splits.train.read()
 
@@ -170,12 +169,13 @@ def benchmark_encoding(
             vae.encode(batch.to(vae.device)).latent_dist.mean.cpu()
         return len(images) / (time.perf_counter() - start)
 
-    rates = alternate({"cache": cache, "bare": bare}, config.rounds)
+    rates = alternate({"cache": cache, "bare": bare}, rounds)
     return {
-        "encoding_ratio_median": median_ratio(rates["cache"], rates["bare"]),
-        "encoding_images": len(images),
-        "encoding_cache_images_per_second": rates["cache"],
-        "encoding_bare_images_per_second": rates["bare"],
+        f"{name}_ratio_median": median_ratio(rates["cache"], rates["bare"]),
+        f"{name}_images": len(images),
+        f"{name}_image_shape": splits.image_shape,
+        f"{name}_cache_images_per_second": rates["cache"],
+        f"{name}_bare_images_per_second": rates["bare"],
     }
 
 
@@ -230,9 +230,14 @@ def benchmark_cache(config: BenchmarkConfig) -> dict[str, Any]:
         Figures for bench.json.
     """
     images = ImagesConfig(**IMAGES, max_train_samples=config.num_images)
-    splits = open_images(images, keep_in_memory=False)
+    # What a training on images of one's own begins with; it takes much longer an image.
+    larger = ImagesConfig(
+        data=images.data, resolution=64, max_train_samples=max(1, config.num_images // LARGER_PART)
+    )
+    small = create_autoencoder("small", 1, 64)
     vae = load_autoencoder(RELEASED_AUTOENCODER)
-    freeze(vae)
+    for model in (small, vae):
+        freeze(model)
     figures: dict[str, Any] = {"rounds": config.rounds, "read_batch_size": READ_BATCH}
     with tempfile.TemporaryDirectory(dir=config.output_dir) as name:
         folder = Path(name)
@@ -241,14 +246,18 @@ def benchmark_cache(config: BenchmarkConfig) -> dict[str, Any]:
         figures |= benchmark_reading(
             folder / "large", max(rows, config.num_latents), config.rounds, "reading_large"
         )
-        (folder / "encoding").mkdir()
-        figures |= benchmark_encoding(config, folder / "encoding", vae, splits)
-        figures |= benchmark_training(config, folder, splits)
+        (folder / "made").mkdir()
+        figures |= benchmark_encoding(images, vae, folder / "made", config.rounds, "encoding")
+        figures |= benchmark_encoding(
+            larger, small, folder / "made", config.rounds, "encoding_small"
+        )
+        figures |= benchmark_training(config, folder, open_images(images, keep_in_memory=False))
     for what, key in (
         ("reading a cache against memory", "reading_ratio_median"),
         (f"  of {figures['reading_large_latents']:,} latents", "reading_large_ratio_median"),
         ("  as a stream", "reading_large_stream_ratio_median"),
         ("making a cache against the forward pass", "encoding_ratio_median"),
+        ("  of preset small at 64x64", "encoding_small_ratio_median"),
         ("training on a cache against encoding at every step", "training_ratio_median"),
     ):
         print(f"{what}: {figures[key]:.3f}")

@@ -53,10 +53,10 @@ def hash_autoencoder(vae: ModelMixin) -> str:
     defaults = {k: v.default for k, v in inspect.signature(type(vae).__init__).parameters.items()}
     config = {
         key: value
-        for key, value in json.loads(json.dumps(dict(vae.config))).items()
+        for key, value in vae.config.items()
         if not key.startswith("_")
         and key not in ("sample_size", "force_upcast")
-        and value != json.loads(json.dumps(defaults.get(key), default=str))
+        and json.dumps(value) != json.dumps(defaults.get(key), default=str)
     }
     text = json.dumps([type(vae).__name__, config, hash_weights(vae)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -140,7 +140,7 @@ def test_at_the_end_of_the_process_nothing_is_left(hub, tmp_path, workers):
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
-    assert max(json.loads(done.stdout)["shards"]) > 0
+    assert json.loads(done.stdout)["validation"] == 7, "it read to the end"
     assert list((tmp_path / "temporary").iterdir()) == []
     assert not list((tmp_path / "home").rglob("train-*"))
 

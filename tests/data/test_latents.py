@@ -201,7 +201,7 @@ def test_a_missing_or_shorter_shard_is_named_when_a_cache_is_opened(folder, name
     (folder / name).unlink()
     with pytest.raises(UserError) as error:
         LatentCache(folder)
-    assert f"{folder / name} is missing: remove that file and encode again" in one_line(error)
+    assert f"{folder / name} is missing: encode again with the same settings" in one_line(error)
     (folder / name).write_bytes(before[name])
     LatentCache(folder).verify()
     assert all_bytes(folder) == before
@@ -240,7 +240,7 @@ def test_a_cache_that_is_not_finished_is_not_opened(folder):
 def test_what_is_no_folder_is_sought_on_the_hub(tmp_path):
     with pytest.raises(UserError) as error:
         LatentCache("ada/latents")
-    assert one_line(error).startswith("no latent cache at ada/latents: no such folder, and not")
+    assert one_line(error).startswith("the latent cache ada/latents is no folder here, and not")
     with pytest.raises(UserError) as error:
         LatentCache(tmp_path / "nowhere" / "at" / "all")
     assert str(tmp_path / "nowhere") in one_line(error)

@@ -26,6 +26,7 @@ def test_bench_cache_writes_both_sides_of_every_ratio(tmp_path, capsys):
         ("reading", ("cache", "memory", "stream")),
         ("reading_large", ("cache", "memory", "stream")),
         ("encoding", ("cache", "bare")),
+        ("encoding_small", ("cache", "bare")),
         ("training", ("cache", "every_step")),
     ):
         for side in sides:

@@ -172,7 +172,7 @@ def test_an_edit_is_noticed(tmp_path, manifest):
 def test_the_training_command_is_one_that_the_cache_fits(manifest, changes):
     manifest = manifest | changes
     (command,) = blocks(render_cache_card(manifest, "ada/latents"), "bash")
-    flags = shlex.split(command)[4:]
+    flags = shlex.split(command)[3:]
     given = dict(zip(flags[::2], flags[1::2], strict=True))
     known = ("--resolution", "--resize_mode", "--horizontal_flip")
     flags = [f"{name}={given[name]}" for name in known if name in given]

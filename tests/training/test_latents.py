@@ -19,6 +19,7 @@ from hf_latent.models.frozen import hash_autoencoder
 from hf_latent.models.load import load_autoencoder
 from hf_latent.training import latents, posteriors
 from hf_latent.training.encode_config import EncodeConfig
+from hf_latent.training.latent_files import write_file
 from hf_latent.training.latents import encode_latents
 from hf_latent.training.posteriors import encode_batch
 from tests.conftest import make_autoencoder
@@ -296,6 +297,8 @@ def test_encoding_again_mends_the_broken_file_and_no_other(cache, whole, written
 def begin(folder: Path) -> None:
     """Make a whole cache one that is begun."""
     manifest = read_json(folder)
+    for name in manifest["shards"]:
+        write_file(folder, name, load_file(folder / name))
     for name in ("shards", "latents_mean", "latents_std"):
         del manifest[name]
     write_manifest(folder, manifest)
@@ -319,8 +322,18 @@ def test_what_a_killed_process_left_half_written_is_made_again(cache, whole, wri
     (folder / SHARDS[4]).write_bytes(b"")
     (folder / ".train-000003.4711.safetensors").write_bytes(b"half")
     (folder / ".manifest.4711.json").write_text("{")
+    (folder / ".train-000003.entry.4711.json").write_text("{")
     encode(cache)
     assert sorted(written) == [SHARDS[1], SHARDS[4]]
+    assert all_bytes(folder) == whole[1]
+
+
+def test_a_bit_that_flips_while_a_cache_is_made_is_seen(cache, whole, written):
+    folder = Path(cache.output_dir)
+    begin(folder)
+    flip_a_bit(folder / SHARDS[2])
+    encode(cache)
+    assert written == [SHARDS[2]]
     assert all_bytes(folder) == whole[1]
 
 
@@ -334,9 +347,9 @@ def test_a_process_that_was_killed_at_the_manifest_does_not_stand_in_the_way(who
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
-        ({"max_train_samples": 39}, "images"),
-        ({"max_validation_samples": 11}, "images"),
-        ({"seed": 5}, "images"),
+        ({"max_train_samples": 39}, "set of images"),
+        ({"max_validation_samples": 11}, "set of images"),
+        ({"seed": 5}, "set of images"),
         ({"horizontal_flip": False}, "--horizontal_flip"),
         ({"resize_mode": "crop"}, "preprocessing"),
         ({"resolution": 40}, "resolution or number of channels"),
