@@ -32,3 +32,12 @@ def describe_machine() -> dict[str, Any]:
         "torch_version": torch.__version__,
         "diffusers_version": diffusers.__version__,
     }
+
+
+def anonymous_memory_mb() -> float | None:
+    """Return the memory of this process that no file stands behind; None where Linux is not."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return None
+    (line,) = (x for x in status.read_text().splitlines() if x.startswith("RssAnon"))
+    return int(line.split()[1]) / 1024

@@ -18,6 +18,7 @@ from hf_latent.data.latent_shards import ShardStore
 from hf_latent.data.latent_stream import LatentStream
 from hf_latent.data.latents import LatentPosteriors, LatentSplit
 from hf_latent.data.shards import shard_name, write_shard
+from hf_latent.evaluation.machine import anonymous_memory_mb
 from hf_latent.experiments.benchmark import BenchmarkConfig, alternate, median_ratio
 from hf_latent.experiments.quickstart import IMAGES, RELEASED_AUTOENCODER
 from hf_latent.models.frozen import freeze
@@ -33,15 +34,6 @@ LATENT_SHAPE = (4, 8, 8)
 READ_BATCH, READ_BATCHES = 128, 2000
 SMALLER_PART, LARGER_PART = 20, 16  # of the settings' latents and images
 SHARD_ROWS = 16_384  # of a cache of 8x8x4 latents with a million images
-
-
-def anonymous_memory_mb() -> float | None:
-    """Return the memory of this process that no file stands behind; None where Linux is not."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return None
-    (line,) = (x for x in status.read_text().splitlines() if x.startswith("RssAnon"))
-    return int(line.split()[1]) / 1024
 
 
 def make_cache(folder: Path, rows: int) -> tuple[LatentSplit, ShardStore]:

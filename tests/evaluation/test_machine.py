@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hf_latent.evaluation.machine import describe_machine
+from hf_latent.evaluation.machine import anonymous_memory_mb, describe_machine
 
 
 def test_it_says_what_a_figure_was_measured_with():
@@ -16,3 +16,11 @@ def test_it_says_what_a_figure_was_measured_with():
         status = Path("/proc/self/status").read_text()
         peak_kb = int(re.search(r"VmHWM:\s+(\d+) kB", status).group(1))
         assert machine["peak_memory_mb"] == pytest.approx(peak_kb / 1024, rel=0.05)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
+def test_memory_that_no_file_stands_behind_grows_with_what_is_allocated():
+    before = anonymous_memory_mb()
+    kept = torch.ones(8, 2**20)
+    assert 30 < anonymous_memory_mb() - before < 40
+    assert len(kept) == 8
