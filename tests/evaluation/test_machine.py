@@ -21,6 +21,6 @@ def test_it_says_what_a_figure_was_measured_with():
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
 def test_memory_that_no_file_stands_behind_grows_with_what_is_allocated():
     before = anonymous_memory_mb()
-    kept = torch.ones(8, 2**20)
-    assert 30 < anonymous_memory_mb() - before < 40
-    assert len(kept) == 8
+    kept = torch.ones(64, 2**20)  # too large for memory that was given back before
+    assert 240 < anonymous_memory_mb() - before < 272
+    assert len(kept) == 64
