@@ -71,6 +71,8 @@ class HubProcess:
     def close(self) -> None:
         assert self._process.stdin and self._process.stdout
         self._process.stdin.close()
+        # Another test's forked process may still hold the other end: it would never see the end.
+        self._process.kill()
         self._process.wait(20)
         self._process.stdout.close()
 
