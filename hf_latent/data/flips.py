@@ -16,7 +16,7 @@ def _draw(seed: int, epoch: int, count: int) -> np.ndarray:
 def is_flipped(seed: int, epochs: np.ndarray, indices: np.ndarray, count: int) -> np.ndarray:
     """Tell which images are mirrored, each with probability one half.
 
-    One bit an image is drawn for a whole epoch at once, which takes a microsecond a thousand.
+    One bit an image is drawn for a whole epoch at once.
 
     Args:
         seed: the run's.

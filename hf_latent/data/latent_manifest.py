@@ -44,7 +44,7 @@ def hash_file(path: Path) -> str:
 
 
 def choose_shard_rows(rows: int, row_bytes: int, batch_size: int) -> int:
-    """Return how many images a shard holds: whole batches, at most 32 MB, and 16 shards if it can.
+    """Return how many images a shard holds: about 32 MB, or a 16th of all, up to whole batches.
 
     It depends on nothing but the data, so that any number of processes makes the same files.
 

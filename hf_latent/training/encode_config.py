@@ -20,7 +20,7 @@ class EncodeConfig(ImagesConfig):
         output_dir: the cache's folder.
         encode_batch_size: images at a time.
         dtype: of what is stored; float16 halves the files, and rounds to 3 digits.
-        shard_rows: images a file; unset, from the amount of data: at most 32 MB a file, and 16
+        shard_rows: images a file; unset, from the amount of data: about 32 MB a file, and 16
             files where there are images enough. A stream needs a file a process and worker.
         dataloader_num_workers: processes that read images.
         max_validation_samples: so many held-out images, evenly spaced; unset, all.
