@@ -1,8 +1,6 @@
 """The four steps composed: encode, add noise, denoise, decode."""
 
-import os
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +14,7 @@ from .add_noise import NoisedLatents, add_noise
 from .decode import decode_latents
 from .denoise import denoise_latents, set_inference_steps
 from .encode import encode_images
+from .hub_format import HubFormat, align_weights, lacking_weights
 
 Images = torch.Tensor | Image.Image | list[Image.Image]
 Generators = torch.Generator | list[torch.Generator] | None
@@ -23,7 +22,7 @@ Labels = int | str | Sequence[int | str] | torch.Tensor
 DEFAULT_GUIDANCE_SCALE = 2.0
 
 
-class LatentDiffusionPipeline(DiffusionPipeline):
+class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
     """Unconditional or class-conditional latent diffusion, from plain diffusers parts.
 
     Args:
@@ -44,29 +43,14 @@ class LatentDiffusionPipeline(DiffusionPipeline):
     ):
         """Register the components; see the class."""
         super().__init__()
+        for name, model in (("vae", vae), ("unet", unet)):
+            lacking = [] if hasattr(model, "hf_device_map") else lacking_weights(model)
+            if lacking:
+                raise ValueError(f"the {name} lacks weights: {', '.join(lacking[:3])}")
+            align_weights(model)
         self.register_modules(vae=vae, unet=unet, scheduler=scheduler)
         self.register_to_config(id2label=id2label)
         self.image_processor = VaeImageProcessor(do_resize=False)
-
-    @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> "LatentDiffusionPipeline":
-        """Load a saved pipeline: `DiffusionPipeline.from_pretrained`, from safetensors only.
-
-        Weights on a CPU are copied out of the mapped file: there they are unaligned, and the last
-        bits of a matrix product, and so of an image, depend on alignment.
-        """
-        pipeline = super().from_pretrained(*args, **{"use_safetensors": True} | kwargs)
-        for model in (pipeline.vae, pipeline.unet):
-            missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
-            if missing and "device_map" not in kwargs:
-                raise ValueError(f"the saved {type(model).__name__} lacks {', '.join(missing[:3])}")
-        for part in (pipeline, pipeline.vae, pipeline.unet, pipeline.scheduler):
-            if os.path.isdir(part.config.get("_name_or_path") or ""):
-                part.register_to_config(_name_or_path="")  # not a path of this machine in a save
-        for parameter in (*pipeline.vae.parameters(), *pipeline.unet.parameters()):
-            if parameter.device.type == "cpu":
-                parameter.data = parameter.data.clone()
-        return pipeline
 
     @property
     def num_classes(self) -> int | None:

@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from hf_latent.hub_format import MODULES
+
 PACKAGE = Path(__file__).parents[1] / "hf_latent"
 STEPS = ("encode", "add_noise", "denoise", "decode")
+TRAVELLING = ("pipeline", "hub_format", *STEPS)  # saved with every model
 # Each layer may import from those before it, and from itself.
 LAYERS = [
     ("errors", "command", "output"),
-    STEPS,
+    (*STEPS, "hub_format"),
     ("models",),
     ("data",),
     ("pipeline",),
@@ -54,13 +57,19 @@ def test_steps_import_torch_diffusers_and_the_standard_library_only(name):
         assert top in {"torch", "diffusers"} or top in sys.stdlib_module_names, module
 
 
-def test_pipeline_imports_the_steps_relatively_and_nothing_else_of_the_package():
+def test_pipeline_imports_what_travels_with_it_relatively_and_nothing_else_of_the_package():
     modules = imported_modules(PACKAGE / "pipeline.py")
-    assert {m for m in modules if m.startswith(".")} == {f".{step}" for step in STEPS}
-    for module in modules:
-        top = module.split(".")[0]
-        allowed = {"", "torch", "diffusers", "numpy", "PIL"}
-        assert top in allowed or top in sys.stdlib_module_names, module
+    assert {m for m in modules if m.startswith(".")} == {f".{name}" for name in TRAVELLING[1:]}
+    for name in TRAVELLING:
+        for module in imported_modules(PACKAGE / f"{name}.py"):
+            top = module.split(".")[0]
+            # What diffusers itself needs.
+            allowed = {"", "torch", "diffusers", "huggingface_hub", "numpy", "PIL"}
+            assert top in allowed or top in sys.stdlib_module_names, module
+
+
+def test_what_is_saved_with_a_model_is_what_it_imports():
+    assert set(MODULES) == set(TRAVELLING)
 
 
 def test_accelerate_is_imported_in_training_and_experiments_only():

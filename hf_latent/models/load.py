@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
-from diffusers import AutoencoderKL, AutoencoderTiny, AutoModel
+from diffusers import AutoencoderKL, AutoencoderTiny
 from diffusers.utils import logging as diffusers_logging
 
 from hf_latent.errors import UserError
+from hf_latent.hub_format import load_exactly
 
 Autoencoder: TypeAlias = AutoencoderKL | AutoencoderTiny
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
@@ -67,7 +68,7 @@ def load_autoencoder(name: str) -> Autoencoder:
         The autoencoder, on the CPU in float32.
 
     Raises:
-        UserError: if there is none of a known class, or weights are missing from it.
+        UserError: if there is none of a known class, or its weights are not exactly its own.
     """
     local = any((Path(name) / file).is_file() for file in ("config.json", "model_index.json"))
     if name in released_models() and not local:
@@ -78,8 +79,6 @@ def load_autoencoder(name: str) -> Autoencoder:
         raise UserError(
             f"{name} is a {type(vae).__name__}, not an AutoencoderKL or AutoencoderTiny"
         )
-    if missing := [key for key, parameter in vae.named_parameters() if parameter.is_meta]:
-        raise UserError(f"the autoencoder at {name} lacks weights: {', '.join(missing[:3])}")
     if Path(name).is_dir():
         vae.register_to_config(_name_or_path="")  # not a path of this machine in a save
     return vae
@@ -87,10 +86,10 @@ def load_autoencoder(name: str) -> Autoencoder:
 
 def _load(name: str) -> Autoencoder:
     if (Path(name) / "model_index.json").is_file():
-        return AutoModel.from_pretrained(name, subfolder="vae", use_safetensors=True)
+        return load_exactly(name, "vae")
     try:
-        return AutoModel.from_pretrained(name, use_safetensors=True)
-    except (OSError, ValueError):
+        return load_exactly(name)
+    except OSError:
         if Path(name).is_dir():
             raise
-        return AutoModel.from_pretrained(name, subfolder="vae", use_safetensors=True)
+        return load_exactly(name, "vae")

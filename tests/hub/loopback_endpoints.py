@@ -60,11 +60,14 @@ class Endpoints:
         owner = asked.get("organization") or (account.name if account else "")
         self.writable(owner, account)
         kind, repo_id = asked.get("type", "model") + "s", f"{owner}/{asked['name']}"
+        url = f"{self.endpoint}/{KINDS[kind]}{repo_id}"
         if (kind, repo_id) in self.repos:
-            raise Refusal(409, "You already created this repo")
+            refusal = Refusal(409, "You already created this repo")
+            refusal.body["url"] = url  # which huggingface_hub goes on with
+            raise refusal
         private = asked.get("visibility") == "private" or bool(asked.get("private"))
         self.repos[kind, repo_id] = Repo(kind, repo_id, private)
-        return {"url": f"{self.endpoint}/{KINDS[kind]}{repo_id}", "name": repo_id}
+        return {"url": url, "name": repo_id}
 
     def validate(self, body: bytes, **_: Any) -> dict:
         asked = json.loads(body)
@@ -78,6 +81,10 @@ class Endpoints:
         siblings = [{"rfilename": k, "size": len(v.data)} for k, v in sorted(files.items())]
         known = {"id": repo.id, "private": repo.private, "author": repo.owner, "tags": []}
         return known | {"sha": repo.sha(rev), "siblings": siblings, "downloads": 0, "likes": 0}
+
+    def write_check(self, repo: Repo, account: Account | None, **_: Any) -> dict:
+        self.writable(repo, account)
+        return {}
 
     def refs(self, repo: Repo, **_: Any) -> dict:
         branches = [
@@ -193,6 +200,7 @@ ROUTES = [
         ("POST", r"/api/validate-yaml", "validate"),
         ("GET", API, "info"),
         ("GET", API + r"/revision/(?P<rev>[^/]+)", "info"),
+        ("GET", API + r"/auth-check/write", "write_check"),
         ("GET", API + r"/refs", "refs"),
         ("GET", API + r"/discussions", "discussions"),
         ("GET", API + r"/tree/(?P<rev>[^/]+)(/(?P<path>.+))?", "tree"),

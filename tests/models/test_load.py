@@ -31,7 +31,16 @@ def test_missing_weights_are_an_error(pipeline, tmp_path):
     weights = load_file(path)
     del weights["decoder.conv_out.bias"]
     save_file(weights, path, metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"lacks weights: decoder\.conv_out\.bias"):
+    with pytest.raises(UserError, match=r"missing: decoder\.conv_out\.bias"):
+        load_autoencoder(str(tmp_path))
+
+
+def test_weights_of_another_autoencoder_are_an_error(pipeline, tmp_path):
+    pipeline.vae.save_pretrained(tmp_path)
+    path = tmp_path / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path) | {"decoder.extra": torch.zeros(1)}
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"unexpected: decoder\.extra"):
         load_autoencoder(str(tmp_path))
 
 

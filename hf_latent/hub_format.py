@@ -1,0 +1,246 @@
+"""How a pipeline is saved, so that it loads anywhere: with its own code beside its weights."""
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import AutoModel, DiffusionPipeline, ModelMixin
+from diffusers.utils.hub_utils import load_or_create_model_card, populate_model_card
+from huggingface_hub import create_repo, file_exists, upload_folder
+
+# The files that are saved with every model; they import each other, and nothing else of a package.
+MODULES = ("pipeline", "hub_format", "encode", "add_noise", "denoise", "decode")
+MODELS = ("vae", "unet")
+COMPONENTS = (*MODELS, "scheduler")
+ALIGNMENT_BYTES = 64
+# What push_to_hub sends of a folder, whatever else lies there.
+SENT = (
+    "model_index.json",
+    *(f"{name}.py" for name in MODULES),
+    *(f"{name}/*.{ending}" for name in COMPONENTS for ending in ("json", "safetensors")),
+)
+
+
+class HubFormat:
+    """Saving and loading, for a `DiffusionPipeline` that is defined in `pipeline.py`.
+
+    `model_index.json` names the class and its file, which lies beside it. So plain diffusers loads
+    the folder with `trust_remote_code=True`; the class itself needs no remote code.
+    """
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
+        """Read a configuration, where it names this class without the file."""
+        config = super()._dict_from_json_file(json_file)  # type: ignore[misc]
+        name = config.get("_class_name")
+        if isinstance(name, list) and name[-1] in [ours.__name__ for ours in cls.__mro__]:
+            # diffusers would ask to trust that file; this class is here and does not run it.
+            config["_class_name"] = name[-1]
+        return config
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
+    ) -> "HubFormat":
+        """Load a saved pipeline, as `DiffusionPipeline.from_pretrained`, from safetensors only.
+
+        Args:
+            pretrained_model_name_or_path: a folder, or the id of a repository on the Hub.
+            **kwargs: of `DiffusionPipeline.from_pretrained`: `dtype`, `variant`, `revision`,
+                `token`, `local_files_only`, components that replace saved ones, and others.
+
+        Raises:
+            ValueError: if weights are missing, or there are others than the models have (the latter
+                is not looked for with `device_map` or `quantization_config`).
+        """
+        if not kwargs.setdefault("use_safetensors", True):
+            raise ValueError("weights are read from safetensors only: leave use_safetensors out")
+        name = os.fspath(pretrained_model_name_or_path)
+        folder = name if os.path.isdir(name) else cls.download(name, **kwargs)  # type: ignore[attr-defined]
+        if not {"device_map", "quantization_config"} & kwargs.keys():
+            for component in MODELS:
+                if component not in kwargs:
+                    options = _loading_options(folder, component, kwargs)
+                    kwargs[component] = load_exactly(folder, component, **options)
+        pipeline = super().from_pretrained(str(folder), **kwargs)  # type: ignore[misc]
+        parts = [getattr(pipeline, component) for component in COMPONENTS]
+        for part in (pipeline, *parts):
+            if os.path.isdir(part.config.get("_name_or_path") or ""):
+                part.register_to_config(_name_or_path="")  # not a path of this machine in a save
+        if not os.path.isdir(name):
+            pipeline.register_to_config(_name_or_path=name)
+        return pipeline
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Save the pipeline, and the code that it needs, to a folder.
+
+        Args:
+            save_directory: is made; files of the same names are replaced, others stay.
+            safe_serialization: only True, for safetensors.
+            variant: a name for these weights beside others, like `fp16`.
+            max_shard_size: larger weights are cut into files of this size, like `"5GB"`.
+            push_to_hub: send it to the Hub too.
+            **kwargs: of `push_to_hub`; `repo_id` is the folder's name by default.
+
+        Raises:
+            ValueError: if `safe_serialization` is False.
+        """
+        if not safe_serialization:
+            raise ValueError(
+                "weights are written as safetensors only: leave safe_serialization out"
+            )
+        folder = Path(save_directory)
+        super().save_pretrained(  # type: ignore[misc]
+            str(folder), variant=variant, max_shard_size=max_shard_size
+        )
+        # A class that was derived elsewhere is not in these files.
+        if type(self).__module__.rpartition(".")[2] == MODULES[0]:
+            _add_code(folder, type(self).__name__)
+        if push_to_hub:
+            kwargs.setdefault("repo_id", folder.absolute().name)
+            _send(folder, **kwargs)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        **kwargs: Any,
+    ) -> str:
+        """Save the pipeline to a repository on the Hub; a card that is there stays as it is.
+
+        Args:
+            repo_id: `user/name`; it is made if it is missing.
+            safe_serialization: only True, for safetensors.
+            variant: as of `save_pretrained`.
+            max_shard_size: as of `save_pretrained`.
+            **kwargs: `private`, `token`, `revision`, `create_pr`, `commit_message`.
+
+        Returns:
+            The address of the commit.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, safe_serialization, variant, max_shard_size)
+            return _send(Path(folder), repo_id, **kwargs)
+
+
+def lacking_weights(model: torch.nn.Module) -> list[str]:
+    """Return the names of a loaded model's weights that were not in its files.
+
+    diffusers leaves them without values.
+
+    Args:
+        model: whose weights are all in memory.
+    """
+    return [name for name, parameter in model.named_parameters() if parameter.is_meta]
+
+
+def align_weights(model: torch.nn.Module) -> None:
+    """Move weights on a CPU to where matrix products always give the same last bits.
+
+    Those of a mapped file begin at any byte, and the last bits depend on that.
+
+    Args:
+        model: whose parameters are changed in place.
+    """
+    for parameter in model.parameters():
+        if parameter.device.type == "cpu" and parameter.data_ptr() % ALIGNMENT_BYTES:
+            parameter.data = parameter.data.clone()
+
+
+def load_exactly(name: str, subfolder: str | None = None, **kwargs: Any) -> ModelMixin:
+    """Load a diffusers model, from safetensors only, with all its weights and no others.
+
+    Args:
+        name: a folder, or the id of a repository on the Hub.
+        subfolder: of it.
+        **kwargs: of `ModelMixin.from_pretrained`.
+
+    Raises:
+        ValueError: if its class is none of diffusers, or the weights are not exactly its own.
+    """
+    where = {"subfolder": subfolder} if subfolder else {}
+    config = AutoModel.load_config(name, **where)
+    model_class = getattr(diffusers, str(config.get("_class_name")), None)
+    if not (isinstance(model_class, type) and issubclass(model_class, ModelMixin)):
+        raise ValueError(f"{config.get('_class_name')} is no model of diffusers")
+    model, found = model_class.from_pretrained(
+        name, use_safetensors=True, output_loading_info=True, **where, **kwargs
+    )
+    kinds = {kind: found[f"{kind}_keys"] for kind in ("missing", "unexpected", "mismatched")}
+    kinds["missing"] = kinds["missing"] or lacking_weights(model)  # not found out of several files
+    wrong = [f"{kind}: {', '.join(map(str, keys[:3]))}" for kind, keys in kinds.items() if keys]
+    if wrong:
+        raise ValueError(
+            f"the saved {subfolder or model_class.__name__} has not exactly its weights, "
+            + "; ".join(wrong)
+        )
+    return model
+
+
+def _loading_options(folder: str, component: str, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return what of a pipeline's options is for one of its models, as diffusers hands it on."""
+    passed = ("dtype", "torch_dtype", "low_cpu_mem_usage", "disable_mmap")
+    options = {key: kwargs[key] for key in passed if key in kwargs}
+    for key in {"dtype", "torch_dtype"} & options.keys():
+        if isinstance(options[key], dict):
+            options[key] = options[key].get(component, options[key].get("default", torch.float32))
+    variant = kwargs.get("variant")
+    if variant and any(Path(folder, component).glob(f"*.{variant}*")):
+        options["variant"] = variant
+    return options
+
+
+def _add_code(folder: Path, class_name: str) -> None:
+    """Copy the code into a saved pipeline, and name it in model_index.json."""
+    for module in MODULES:
+        shutil.copyfile(Path(__file__).with_name(f"{module}.py"), folder / f"{module}.py")
+    index = folder / DiffusionPipeline.config_name
+    config = json.loads(index.read_text(encoding="utf-8"))
+    config["_class_name"] = [MODULES[0], class_name]
+    whole = index.with_suffix(".new")
+    whole.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    whole.replace(index)
+
+
+def _send(
+    folder: Path,
+    repo_id: str,
+    private: bool | None = None,
+    token: str | None = None,
+    commit_message: str = "Upload LatentDiffusionPipeline",
+    **kwargs: Any,
+) -> str:
+    """Send a saved pipeline; a card only where neither side has one."""
+    repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
+    where = {"revision": kwargs.get("revision"), "token": token}
+    sent = list(SENT)
+    if not file_exists(repo_id, "README.md", **where):
+        if not (folder / "README.md").exists():
+            card = load_or_create_model_card(repo_id, token=token, is_pipeline=True)
+            populate_model_card(card).save(folder / "README.md")
+        sent += ["README.md", "*.png"]
+    return str(
+        upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            commit_message=commit_message,
+            allow_patterns=sent,
+            token=token,
+            **kwargs,
+        )
+    )

@@ -1,0 +1,122 @@
+"""The pipeline's own push_to_hub, over real HTTP."""
+
+import pytest
+from huggingface_hub import ModelCard
+
+from hf_latent.hub_format import MODULES
+from hf_latent.models.frozen import hash_weights
+from tests.hub.conftest import TOKEN
+
+LOADING = """
+import sys
+from hf_latent.models.frozen import hash_weights
+from hf_latent.pipeline import LatentDiffusionPipeline
+pipe = LatentDiffusionPipeline.from_pretrained({name!r}, **{options!r})
+print(hash_weights(pipe.unet), pipe.config._name_or_path)
+"""
+PUSHING = """
+from hf_latent.pipeline import LatentDiffusionPipeline
+pipe = LatentDiffusionPipeline.from_pretrained({folder!r})
+{call}
+"""
+COMPONENTS = {
+    "unet/config.json",
+    "unet/diffusion_pytorch_model.safetensors",
+    "vae/config.json",
+    "vae/diffusion_pytorch_model.safetensors",
+    "scheduler/scheduler_config.json",
+}
+WHOLE = COMPONENTS | {"model_index.json", *(f"{name}.py" for name in MODULES)}
+
+
+@pytest.fixture
+def saved(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+def run(process, code, **environment):
+    outcome = process.run(code, **environment)
+    assert outcome.status == 0, outcome.err
+    assert TOKEN not in outcome.out + outcome.err
+    return outcome.out.strip()
+
+
+def load(process, name, environment=None, **options):
+    return run(process, LOADING.format(name=name, options=options), **(environment or {}))
+
+
+def push(process, folder, call):
+    return run(process, PUSHING.format(folder=str(folder), call=call), token=TOKEN)
+
+
+def test_push_to_hub_sends_all_that_is_needed(hub, process, saved, pipeline):
+    address = push(process, saved, "print(pipe.push_to_hub('ada/model', private=True))")
+    assert address.startswith(f"{hub.endpoint}/ada/model/")
+    repo = hub.repos["models", "ada/model"]
+    files = repo.files("main")
+    assert set(files) - {".gitattributes"} == WHOLE | {"README.md"}
+    assert repo.private
+    card = ModelCard(files["README.md"].data.decode())
+    assert card.data.library_name == "diffusers"
+    loaded = load(process, "ada/model", {"HF_TOKEN": TOKEN})
+    assert loaded == f"{hash_weights(pipeline.unet)} ada/model"
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "pipe.push_to_hub('ada/model')",
+        "pipe.save_pretrained({folder!r}, push_to_hub=True, repo_id='ada/model')",
+    ],
+)
+def test_a_card_on_the_hub_survives(hub, process, saved, tmp_path, call):
+    card = b"---\nlicense: mit\n---\n# Mine, written by hand\n"
+    hub.put("ada/model", {"README.md": card}, kind="models")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "README.md").write_text("# Another")
+    push(process, saved, call.format(folder=str(tmp_path / "out")))
+    files = hub.repos["models", "ada/model"].files("main")
+    assert files["README.md"].data == card
+    assert set(files) - {".gitattributes"} == WHOLE | {"README.md"}
+
+
+def test_saving_and_pushing_sends_the_card_there_and_nothing_foreign(hub, process, saved):
+    (saved / "README.md").write_text("# Mine")
+    (saved / "samples.png").write_bytes(b"a picture")
+    for name in ("notes.txt", "unet/model.bin", "secret.py", "checkpoint-1/a.safetensors"):
+        (saved / name).parent.mkdir(parents=True, exist_ok=True)
+        (saved / name).write_text("mine alone")
+    push(process, saved, f"pipe.save_pretrained({str(saved)!r}, push_to_hub=True)")
+    files = hub.repos["models", "ada/saved"].files("main")
+    assert set(files) - {".gitattributes"} == WHOLE | {"README.md", "samples.png"}
+    assert files["README.md"].data == b"# Mine"
+
+
+def test_a_pull_request_leaves_main_as_it_is(hub, process, saved):
+    hub.put("ada/model", {"README.md": b"# There"}, kind="models")
+    push(process, saved, "pipe.push_to_hub('ada/model', create_pr=True)")
+    repo = hub.repos["models", "ada/model"]
+    assert set(repo.files("main")) == {".gitattributes", "README.md"}
+    assert set(repo.files("refs/pr/1")) >= WHOLE
+
+
+def test_revision_and_offline_mode(hub, process, saved, pipeline, tmp_path):
+    files = {str(p.relative_to(saved)): p.read_bytes() for p in saved.rglob("*") if p.is_file()}
+    first = hub.put("ada/model", files, kind="models").refs["main"]
+    pipeline.unet.conv_in.bias.data += 1
+    pipeline.save_pretrained(saved)
+    files = {str(p.relative_to(saved)): p.read_bytes() for p in saved.rglob("*") if p.is_file()}
+    hub.put("ada/model", files, kind="models")
+    newest = hash_weights(pipeline.unet)
+    pipeline.unet.conv_in.bias.data -= 1
+    assert load(process, "ada/model").startswith(newest)
+    assert not load(process, "ada/model", revision=first).startswith(newest)
+    asked = len(hub.requests)
+    offline = {"local_files_only": True}
+    assert load(process, "ada/model", **offline).startswith(newest)
+    assert not load(process, "ada/model", revision=first, **offline).startswith(newest)
+    assert len(hub.requests) == asked
+    outcome = process.run(LOADING.format(name="ada/other", options=offline))
+    assert outcome.status == 1
+    assert "LocalEntryNotFoundError" in outcome.err
