@@ -212,11 +212,14 @@ def _read_with_workers(
         _Reader(stream), batch_size=None, num_workers=num_workers, worker_init_fn=worker_init_fn
     )
     read = iter(loader)
-    while True:  # a loader takes from its workers in turn
-        parts = []
-        for _ in range(num_workers):
-            part = next(read)
-            if isinstance(part, UserError):
-                raise part
-            parts.append(part)
-        yield concatenate(parts)
+    try:
+        while True:  # a loader takes from its workers in turn
+            parts = []
+            for _ in range(num_workers):
+                part = next(read)
+                if isinstance(part, UserError):
+                    raise part
+                parts.append(part)
+            yield concatenate(parts)
+    finally:
+        del read  # its workers end now, and not when the error's traceback is given up

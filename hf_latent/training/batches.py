@@ -1,5 +1,7 @@
 """Order and draws of a training that do not depend on how many processes run."""
 
+import atexit
+import multiprocessing.util  # registers its own end of a program first
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -63,6 +65,20 @@ def ignore_signals(worker: int) -> None:
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+
+
+def end_readers() -> None:
+    """End what is left of the reading processes, as a program that failed leaves them.
+
+    multiprocessing sends them a SIGTERM at exit and waits for them, which would be for ever.
+    """
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
+
+
+# What is registered later is called earlier: before what multiprocessing registered.
+atexit.register(end_readers)
 
 
 class GlobalBatchSampler:

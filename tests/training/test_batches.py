@@ -1,6 +1,10 @@
+import os
 import signal
+import subprocess
+import sys
 from itertools import islice
 
+import pytest
 import torch
 
 from hf_latent.training.batches import (
@@ -64,3 +68,26 @@ def test_a_reading_process_ignores_what_stops_a_training():
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
+
+
+FAILING = """
+import torch
+from hf_latent.training.batches import ignore_signals
+
+loader = torch.utils.data.DataLoader(range(100), num_workers=1, worker_init_fn=ignore_signals)
+read = iter(loader)
+next(read)
+print(read._workers[0].pid, flush=True)
+raise RuntimeError("the training fails")
+"""
+
+
+@pytest.mark.slow
+def test_a_program_that_fails_ends_with_its_readers():
+    done = subprocess.run(
+        [sys.executable, "-c", FAILING], capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 1
+    assert "RuntimeError: the training fails" in done.stderr
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(done.stdout), 0)
