@@ -61,18 +61,14 @@ class HubFormat:
         if not kwargs.setdefault("use_safetensors", True):
             raise ValueError("weights are read from safetensors only: leave use_safetensors out")
         name = os.fspath(pretrained_model_name_or_path)
-        folder = name if os.path.isdir(name) else cls.download(name, **kwargs)  # type: ignore[attr-defined]
+        folder = name if os.path.isdir(name) else str(cls.download(name, **kwargs))  # type: ignore[attr-defined]
         if not {"device_map", "quantization_config"} & kwargs.keys():
             for component in MODELS:
                 if component not in kwargs:
                     options = _loading_options(folder, component, kwargs)
                     kwargs[component] = load_exactly(folder, component, **options)
-        pipeline = super().from_pretrained(str(folder), **kwargs)  # type: ignore[misc]
-        parts = [getattr(pipeline, component) for component in COMPONENTS]
-        for part in (pipeline, *parts):
-            if os.path.isdir(part.config.get("_name_or_path") or ""):
-                part.register_to_config(_name_or_path="")  # not a path of this machine in a save
-        if not os.path.isdir(name):
+        pipeline = super().from_pretrained(folder, **kwargs)  # type: ignore[misc]
+        if name != folder:
             pipeline.register_to_config(_name_or_path=name)
         return pipeline
 
@@ -103,6 +99,10 @@ class HubFormat:
                 "weights are written as safetensors only: leave safe_serialization out"
             )
         folder = Path(save_directory)
+        for part in (getattr(self, component) for component in COMPONENTS):
+            source = part.config.get("_name_or_path") or ""
+            if os.path.isabs(source) or os.path.isdir(source):
+                part.register_to_config(_name_or_path="")  # no path of this machine in the files
         super().save_pretrained(  # type: ignore[misc]
             str(folder), variant=variant, max_shard_size=max_shard_size
         )
@@ -212,6 +212,7 @@ def _add_code(folder: Path, class_name: str) -> None:
     index = folder / DiffusionPipeline.config_name
     config = json.loads(index.read_text(encoding="utf-8"))
     config["_class_name"] = [MODULES[0], class_name]
+    config.pop("_name_or_path", None)  # where this was loaded from
     whole = index.with_suffix(".new")
     whole.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     whole.replace(index)
