@@ -1,5 +1,4 @@
 import json
-import pickle
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -294,38 +293,6 @@ def test_changed_settings_are_told(config, tmp_path, capsys):
         "--kl_weight is 1.0 from now on, 0.001 until now",
         f"resumed from {tmp_path / 'checkpoint-1'}",
     ]
-
-
-class Trap:
-    """Unpickling it makes a file."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
-
-
-def test_a_planted_pickle_is_not_opened(config, tmp_path):
-    state = train(start(config()), 1)
-    save_checkpoint(config(), Accelerator(), state, 1)
-    trap = pickle.dumps(Trap(tmp_path / "sprung"))
-    for name in ("pytorch_model.bin", "optimizer.bin", "random_states_0.pkl"):
-        (tmp_path / "checkpoint-1" / name).write_bytes(trap)
-    for name in ("vae", "vae_ema"):
-        for file in ("diffusion_pytorch_model.bin", "pytorch_model.bin"):
-            (tmp_path / "checkpoint-1" / name / file).write_bytes(trap)
-    loaded = spoil(start(config()))
-    resume_training(config(resume_from_checkpoint="latest"), Accelerator(), loaded)
-    assert_equal(loaded, state)
-    # Nor in place of the weights.
-    weights = tmp_path / "checkpoint-1" / "vae" / "diffusion_pytorch_model.safetensors"
-    weights.write_bytes(trap)
-    with pytest.raises(UserError, match="is damaged"):
-        resume_training(config(resume_from_checkpoint="latest"), Accelerator(), loaded)
-    assert not (tmp_path / "sprung").exists()
-    pickle.loads(trap)
-    assert (tmp_path / "sprung").exists(), "the trap works"
 
 
 def test_another_number_of_processes_is_told(config, tmp_path, capsys):

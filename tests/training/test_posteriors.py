@@ -50,3 +50,11 @@ def test_what_fails_in_a_thread_fails():
     else:
         raise AssertionError("the autoencoder takes one channel")
     assert torch.get_num_threads() == threads
+
+
+def test_the_callers_autoencoder_stays_as_it_is():
+    vae = freeze(make_autoencoder())
+    before = {name: (x.clone(), x.stride()) for name, x in vae.state_dict().items()}
+    list(encode_batches(vae, IMAGES.split(4), False, torch.float32))
+    for name, x in vae.state_dict().items():
+        assert torch.equal(x, before[name][0]) and x.stride() == before[name][1], name
