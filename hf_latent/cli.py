@@ -47,10 +47,10 @@ COMMANDS = {
         "compression against information loss of an autoencoder, on your images",
     ),
     "evaluate": Command(
-        "hf_latent.evaluation.evaluate",
-        "EvaluateConfig",
-        "evaluate",
-        "measure a model: reconstruction, generation, memorisation",
+        "hf_latent.experiments.evaluate_model",
+        "EvaluateModelConfig",
+        "evaluate_model",
+        "measure a model: reconstruction, generation, memorisation; and tell it on its card",
     ),
     "sweep": Command(
         "hf_latent.experiments.sweep",
@@ -58,11 +58,17 @@ COMMANDS = {
         "sweep",
         "choose the latent: every factor and number of channels at equal training time",
     ),
+    "export": Command(
+        "hf_latent.hub.export",
+        "ExportConfig",
+        "export",
+        "a model, for one class or none, as a stock pipeline of plain diffusers",
+    ),
     "push": Command(
-        "hf_latent.hub.upload",
+        "hf_latent.hub.push",
         "PushConfig",
         "push",
-        "a latent cache, with its card, to the Hub",
+        "a model or a latent cache, with its card, to the Hub",
     ),
     "bench": Command(
         "hf_latent.experiments.benchmark",

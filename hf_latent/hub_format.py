@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import diffusers
 import torch
@@ -46,7 +46,7 @@ class HubFormat:
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
-    ) -> "HubFormat":
+    ) -> Self:
         """Load a saved pipeline, as `DiffusionPipeline.from_pretrained`, from safetensors only.
 
         Args:
@@ -175,10 +175,10 @@ def load_exactly(name: str, subfolder: str | None = None, **kwargs: Any) -> Mode
     """
     where = {"subfolder": subfolder} if subfolder else {}
     config = AutoModel.load_config(name, **where)
-    model_class = getattr(diffusers, str(config.get("_class_name")), None)
+    model_class: Any = getattr(diffusers, str(config.get("_class_name")), None)
     if not (isinstance(model_class, type) and issubclass(model_class, ModelMixin)):
         raise ValueError(f"{config.get('_class_name')} is no model of diffusers")
-    model, found = model_class.from_pretrained(
+    model, found = model_class.from_pretrained(  # type: ignore[attr-defined]
         name, use_safetensors=True, output_loading_info=True, **where, **kwargs
     )
     kinds = {kind: found[f"{kind}_keys"] for kind in ("missing", "unexpected", "mismatched")}

@@ -27,6 +27,7 @@ SHORT = {
     "evaluate": "--num_images 10 --num_inference_steps 1 --cache_dir vectors",
     "sweep": "--max_minutes 1 --factors 4 --channels 4 --num_images 20 --num_inference_steps 1",
     "encode_latents.py": "",
+    "export": "",
     "push": "",
     "train_vae.py": TRAINING,
     "train_unet.py": TRAINING,
@@ -76,8 +77,13 @@ def push_to_loopback_hub(arguments: list[str], folder: Path) -> None:
     with LoopbackHub() as hub:
         hub.add_token("hf_reader", "user")
         run(arguments, folder, **hub.environment(folder, "hf_reader"), HF_HUB_OFFLINE="0")
-        files = hub.repos["datasets", "user/name"].files("main")
-    assert {"README.md", "manifest.json", "train-000000.safetensors"} <= files.keys()
+        kind = "models" if "--model" in arguments else "datasets"
+        files = hub.repos[kind, "user/name"].files("main")
+    whole = {
+        "datasets": {"README.md", "manifest.json", "train-000000.safetensors"},
+        "models": {"README.md", "model_index.json", "pipeline.py", "unet/config.json"},
+    }
+    assert whole[kind] <= files.keys()
 
 
 def test_the_two_commands_are_the_ones_that_ci_and_newcomers_run():

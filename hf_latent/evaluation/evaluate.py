@@ -26,6 +26,7 @@ from hf_latent.evaluation.reference import (
 )
 from hf_latent.evaluation.sampling import count_timesteps, load_pipeline
 from hf_latent.evaluation.stages import Stages
+from hf_latent.models.frozen import hash_weights
 from hf_latent.output import check_output_dir, write_json
 from hf_latent.pipeline import DEFAULT_GUIDANCE_SCALE
 
@@ -121,7 +122,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         guidance = DEFAULT_GUIDANCE_SCALE if conditional else 1.0
     metrics = {
         "model": shown_name(config.model),
+        "vae_weights_sha256": hash_weights(pipeline.vae),
+        "unet_weights_sha256": hash_weights(pipeline.unet),
         "data": shown_name(config.data),
+        "feature_extractor": config.feature_extractor,
         **identify(config, real, extractor),
         "train_images": len(real.train),
         "train_exact_duplicates": real.train.exact_duplicates,

@@ -15,8 +15,10 @@ from hf_latent.data.images_config import ImagesConfig
 from hf_latent.evaluation.classifier import LabelledImages, measure_accuracy, train_classifier
 from hf_latent.evaluation.machine import describe_machine
 from hf_latent.evaluation.sampling import load_pipeline, sample_images
+from hf_latent.experiments.evaluate_model import update_card
 from hf_latent.experiments.quickstart_report import (
     Sampling,
+    card_metrics,
     measure_kept,
     measure_samples,
     summarize,
@@ -247,5 +249,6 @@ def run_quickstart(config: QuickstartConfig, started: float | None = None) -> di
         **describe_machine(),
     }
     write_json(output_dir / "report.json", report)
+    update_card(output_dir / "model", card_metrics(report, pipeline, IMAGES["data"]), output_dir)
     print(summarize(report, output_dir))
     return report

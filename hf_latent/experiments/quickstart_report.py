@@ -9,9 +9,11 @@ import torch
 from torch import nn
 
 from hf_latent.evaluation.classifier import LabelledImages, measure_accuracy
+from hf_latent.evaluation.machine import describe_machine
 from hf_latent.evaluation.pictures import image_grid, interleave, labelled_rows
 from hf_latent.evaluation.reconstruction import center_crop, measure_reconstructions
 from hf_latent.evaluation.sampling import sample_images
+from hf_latent.models.frozen import hash_weights
 from hf_latent.models.presets import measure_compression
 from hf_latent.output import replaced_whole
 from hf_latent.pipeline import LatentDiffusionPipeline
@@ -117,6 +119,38 @@ def measure_samples(
         "label_agreement_images": len(scored),
         "denoiser_evaluations_per_image": sampling.num_inference_steps * branches,
         "sampling_images_per_second": count / seconds,
+    }
+
+
+def card_metrics(
+    report: dict[str, Any], pipeline: LatentDiffusionPipeline, data: str
+) -> dict[str, Any]:
+    """Return the figures for the model's card, under the names that `hf-latent evaluate` gives.
+
+    Args:
+        report: the content of report.json.
+        pipeline: the model.
+        data: what it was measured on.
+
+    Returns:
+        The content of the model's metrics.json.
+    """
+    names = {
+        "label_agreement_images": "num_images",
+        "classifier_real_test_accuracy": "label_agreement_judge_real_accuracy",
+        **{f"test_{x}": f"reconstruction_{x}" for x in ("images", "psnr_db", "ssim")},
+        **{f"test_unpadded_{x}": f"reconstruction_unpadded_{x}" for x in ("psnr_db", "ssim")},
+    }
+    same = ("guidance_scale", "num_inference_steps", "denoiser_evaluations_per_image")
+    return {
+        "vae_weights_sha256": hash_weights(pipeline.vae),
+        "unet_weights_sha256": hash_weights(pipeline.unet),
+        "data": data,
+        "train_images": report["train_images"],
+        "validation_fingerprint": report["validation_fingerprint"],
+        **{key: report[key] for key in (*same, "label_agreement")},
+        **{ours: report[key] for key, ours in names.items()},
+        **describe_machine(),
     }
 
 

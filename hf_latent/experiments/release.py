@@ -13,13 +13,15 @@ from hf_latent.errors import UserError
 from hf_latent.evaluation.pictures import image_grid, interleave
 from hf_latent.evaluation.reconstruction import reconstruct
 from hf_latent.experiments.release_figures import (
+    PERCEPTUAL_NETWORK,
     check_ablation,
     comparison_rows,
     measure_ablation,
     measure_autoencoder,
     read_report,
 )
-from hf_latent.hub.model_card import TEMPLATE, render_autoencoder_card
+from hf_latent.hub.model_card import render_model_card
+from hf_latent.models.frozen import hash_weights
 from hf_latent.models.load import load_autoencoder
 from hf_latent.models.presets import measure_compression
 from hf_latent.output import replaced_whole, write_json, write_text
@@ -93,7 +95,9 @@ def release_autoencoder(config: ReleaseConfig) -> dict[str, Any]:
     metrics = {
         **about,
         "recipe": Path(config.recipe).read_text().strip(),
-        "settings": {"train_batch_size": settings.train_batch_size},
+        "train_batch_size": settings.train_batch_size,
+        "vae_weights_sha256": hash_weights(vae),
+        "load_from": f"hf_latent/pretrained/{about['name']}",
         "image_shape": compression.image_shape,
         "image_values": compression.image_values,
         "latent_shape": compression.latent_shape,
@@ -102,6 +106,8 @@ def release_autoencoder(config: ReleaseConfig) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in vae.parameters()),
         "weights_mb": weights.stat().st_size / 1e6,
         **measure_autoencoder(vae, splits.validation),
+        "perceptual_network": PERCEPTUAL_NETWORK,
+        "held_out_split_images": len(splits.validation),
         "kl_nats_per_latent_value": report["held_out_kl_nats_per_latent_value"],
         **{
             key: report[key]
@@ -126,7 +132,7 @@ def release_autoencoder(config: ReleaseConfig) -> dict[str, Any]:
         metrics["comparison"] = comparison_rows(Path(config.comparison))
     write_json(card_dir / "metrics.json", metrics)
     metrics = json.loads((card_dir / "metrics.json").read_text())
-    template = Path(config.cards_dir) / TEMPLATE.name
-    write_text(card_dir / "README.md", render_autoencoder_card(metrics, template))
+    card = render_model_card(model_dir, license=about["license"], reports=card_dir)
+    write_text(card_dir / "README.md", card)
     print(f"{about['name']}: {metrics['test_psnr_db']:.2f} dB, {metrics['test_ssim']:.4f} SSIM")
     return metrics

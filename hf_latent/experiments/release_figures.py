@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from hf_latent.data.image_dataset import ImageDataset
 from hf_latent.errors import UserError
-from hf_latent.evaluation.features import load_feature_network
+from hf_latent.evaluation.features import FeatureNetworkName, load_feature_network
 from hf_latent.evaluation.pictures import image_grid
 from hf_latent.evaluation.reconstruction import (
     measure_reconstructions,
@@ -26,6 +26,7 @@ from hf_latent.training.losses import perceptual_loss
 
 ABLATION_IMAGES = 12
 BATCH_SIZE = 100
+PERCEPTUAL_NETWORK: FeatureNetworkName = "efficientnet-lite0"
 PSNR_HEADINGS = {"test_psnr_db": "PSNR", "test_grey_psnr_db": "PSNR on mid-grey"}
 # What the runs of an ablation may differ in.
 LOSS_SETTINGS = {
@@ -51,7 +52,7 @@ def measure_autoencoder(vae: AutoencoderKL, dataset: ImageDataset) -> dict[str, 
     Returns:
         Figures, `test_` before each name.
     """
-    network = load_feature_network("efficientnet-lite0")
+    network = load_feature_network(PERCEPTUAL_NETWORK)
     distances: list[float] = []
 
     def pairs() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

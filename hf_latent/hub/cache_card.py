@@ -1,7 +1,5 @@
 """The card of a latent cache, made from its manifest alone; what the manifest lacks is left out."""
 
-import hashlib
-import html
 import math
 import re
 from pathlib import Path
@@ -9,10 +7,12 @@ from typing import Any
 
 import huggingface_hub
 
+from hf_latent.hub.card_signature import sign
+from hf_latent.hub.card_text import plain, size_text
+
 TEMPLATE = Path(__file__).with_suffix(".md")
 SHOWN_CLASSES = 100
 _NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")  # safe to paste into a shell and into Python
-_SIGNATURE = re.compile(r"\n<!-- Written by hf-latent push [^>]*sha256 ([0-9a-f]{64}) -->\n?\Z")
 
 
 def render_cache_card(
@@ -29,7 +29,7 @@ def render_cache_card(
         The card: metadata as YAML, then Markdown, then a comment with the hash of both.
     """
     rows = sum(split["rows"] for split in manifest["splits"].values())
-    data, autoencoder = (_plain(manifest.get(key)) for key in ("data", "autoencoder"))
+    data, autoencoder = (plain(manifest.get(key)) for key in ("data", "autoencoder"))
     title = f"Latents of {data}" if data else "Latents of images"
     card_data = huggingface_hub.DatasetCardData(
         license=license,
@@ -51,9 +51,9 @@ def render_cache_card(
         data=data,
         autoencoder=autoencoder,
         vae=autoencoder if _NAME.fullmatch(autoencoder or "") else None,
-        autoencoder_sha256=_plain(manifest.get("autoencoder_sha256")),
-        preprocessing=_plain(manifest.get("preprocessing")),
-        dtype=_plain(manifest.get("dtype")),
+        autoencoder_sha256=plain(manifest.get("autoencoder_sha256")),
+        preprocessing=plain(manifest.get("preprocessing")),
+        dtype=plain(manifest.get("dtype")),
         mirrored=manifest.get("mirrored"),
         image_shape=image_shape,
         image_values=math.prod(image_shape) if image_shape else None,
@@ -62,34 +62,18 @@ def render_cache_card(
         resolution=_resolution(image_shape),
         resize_mode=_resize_mode(manifest.get("preprocessing")),
         splits=[
-            (_plain(name), split["rows"], _plain(split.get("fingerprint")))
+            (plain(name), split["rows"], plain(split.get("fingerprint")))
             for name, split in manifest["splits"].items()
         ],
         shards=shards,
         first_shard=min(shards),
-        size=_size_text(sum(shard["bytes"] for shard in shards.values())),
+        size=size_text(sum(shard["bytes"] for shard in shards.values())),
         latents_mean=manifest.get("latents_mean"),
         latents_std=manifest.get("latents_std"),
-        classes=[(int(label), _plain(name)) for label, name in labels[:SHOWN_CLASSES]],
+        classes=[(int(label), plain(name)) for label, name in labels[:SHOWN_CLASSES]],
         more_classes=len(labels[SHOWN_CLASSES:]),
     )
-    text = str(card).rstrip() + "\n"
-    signature = f"(a card that is edited is kept), sha256 {_digest(text)}"
-    return f"{text}\n<!-- Written by hf-latent push {signature} -->\n"
-
-
-def is_unedited(card: str) -> bool:
-    """Tell whether a card is as `render_cache_card` once wrote it.
-
-    Args:
-        card: the whole text of a README.md.
-
-    Returns:
-        False too for a card that it never wrote.
-    """
-    card = card.replace("\r\n", "\n")
-    found = _SIGNATURE.search(card)
-    return found is not None and found[1] == _digest(card[: found.start()])
+    return sign(str(card))
 
 
 def size_category(rows: int) -> str:
@@ -108,18 +92,6 @@ def size_category(rows: int) -> str:
     return f"{limits[place - 1]}<n<{limits[place]}" if place else "n<1K"
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _plain(value: Any) -> str | None:
-    """Return a text from the manifest so that it is only a text in Markdown, in any table."""
-    if value is None:
-        return None
-    text = html.escape(" ".join(str(value).split()), quote=False)
-    return re.sub(r"([\\`*\[\]|])", r"\\\1", text)
-
-
 def _resolution(image_shape: list[int] | None) -> str | None:
     """Return what `--resolution` takes: one number for a square, else "H,W"."""
     if not image_shape:
@@ -131,11 +103,3 @@ def _resolution(image_shape: list[int] | None) -> str | None:
 def _resize_mode(preprocessing: str | None) -> str | None:
     """Return what `--resize_mode` takes, where it is not the default."""
     return "pad" if str(preprocessing).startswith("pad ") else None
-
-
-def _size_text(size: int) -> str:
-    """Write a number of bytes in the unit that suits it."""
-    unit, name = next(
-        (u, n) for u, n in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if size >= u or u < 1e4
-    )
-    return f"{size / unit:.1f} {name}"

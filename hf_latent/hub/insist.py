@@ -108,7 +108,7 @@ def _explain(error: BaseException, repo_id: str) -> str:
         return "the token for the Hub has characters that no token has: run hf auth login again"
     if isinstance(error, RevisionNotFoundError):
         return f"{repo_id} has no such --revision on the Hub ({said})"
-    if status == 401 and "Invalid credentials" in said:
+    if status == 401 and re.search("Invalid (credentials|user token)", said):
         return "the Hub does not know this token: run hf auth login, or set HF_TOKEN"
     if isinstance(error, RepositoryNotFoundError) or status == 401:
         return f"the Hub has no {repo_id} that this token may see: look at the name and the token"

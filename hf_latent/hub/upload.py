@@ -1,114 +1,67 @@
-"""Send a latent cache, with its card, to the Hub: `hf-latent push`.
+"""Send files to a repository on the Hub, so that a push that was killed goes on where it stopped.
 
-Shards go first, in commits of bounded size; manifest.json, without which nothing takes them for a
-cache, goes with the last. Before each commit it is looked up what the Hub has, so that a push that
-was killed goes on where it stopped, and one of a whole cache sends nothing.
+Before each commit it is looked up what the Hub has, so one of what is all there sends nothing. A
+commit has a bounded number of files; the entry, the file without which nothing takes the others for
+a whole, goes with the last. Only files are removed that an earlier push sent.
 """
 
-import hashlib
-import json
 import re
-import sys
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import Any
+from abc import ABC, abstractmethod
+from typing import Any, Literal
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCard, HfApi
-from huggingface_hub.hf_api import RepoFile
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoCard
 
-from hf_latent.data.latents import LatentCache
 from hf_latent.errors import UserError
-from hf_latent.hub.cache_card import is_unedited, render_cache_card
-from hf_latent.hub.insist import insist
+from hf_latent.hub.card_signature import is_unedited
+from hf_latent.hub.push_config import PushConfig
+from hf_latent.hub.remote_files import LocalFile, RemoteFiles
 
-SHARDS_PER_COMMIT = 100
-_SHARD = re.compile(r"(train|validation)-\d{6}\.safetensors")
-_REPO_ID = re.compile(r"\w([\w.-]*\w)?/\w([\w.-]*\w)?", re.ASCII)
+FILES_PER_COMMIT = 100
 _PULL_REQUEST = re.compile(r"refs/pr/(\d+)")
+Kind = Literal["model", "dataset"]
 Operations = list[CommitOperationAdd | CommitOperationDelete]
 
 
-@dataclass(frozen=True, kw_only=True)
-class PushConfig:
-    """Send a latent cache, with its card, to the Hub as a data set.
+class Contents(ABC):
+    """What a push sends: files, an entry and a card.
 
     Attributes:
-        cache: The folder of a latent cache. Its shards and manifest.json are sent, nothing else.
-        repo_id: The data set on the Hub, user/name. It is made if it is missing.
-        private: Make a new data set private; refuse one that is there and public.
-        revision: The branch to send to, made if it is missing, or a pull request as refs/pr/1. By
-            default main.
-        create_pr: Propose the cache as a pull request; the same command goes on in the same one.
-        license: The licence of the images, as the Hub calls it, like mit or cc-by-4.0. By default
-            the card names none, or goes on naming the one it names.
-        overwrite_card: Replace a README.md that was edited on the Hub; otherwise it is kept.
+        kind: of the repository.
+        title: of the commits; says which contents these are, so that a push finds its own pull
+            request again.
+        files: by their names in the repository, without the entry, the card and its pictures.
+        entry: the name and content of the file that makes the others a whole.
     """
 
-    cache: str
-    repo_id: str
-    private: bool = False
-    revision: str | None = None
-    create_pr: bool = False
-    license: str | None = None
-    overwrite_card: bool = False
+    kind: Kind
+    title: str
+    files: dict[str, LocalFile]
+    entry: tuple[str, bytes]
 
-    def __post_init__(self) -> None:
-        """Refuse what cannot work, naming the flag."""
-        name = self.repo_id
-        if not _REPO_ID.fullmatch(name) or "--" in name or ".." in name or name.endswith(".git"):
-            raise UserError(f"--repo_id {name} is not of the form user/name")
-        if self.create_pr and self.revision:
-            raise UserError("--create_pr makes a revision of its own: leave --revision out")
+    @abstractmethod
+    def card(self, license: str | None) -> str:
+        """Return the text of README.md, with the licence of the images or the model."""
 
+    @abstractmethod
+    def pictures(self, card: str) -> dict[str, LocalFile]:
+        """Return the pictures that a card shows and that are here, by their names in it."""
 
-def push(config: PushConfig) -> str:
-    """Verify a cache, send what the Hub does not have of it, and print the address.
+    @abstractmethod
+    def stale(self, remote: RemoteFiles) -> list[str]:
+        """Return the names of what an earlier push sent and this one does not."""
 
-    Args:
-        config: what to send, and where.
+    @abstractmethod
+    def refuse(self, repo_id: str, remote: RemoteFiles) -> None:
+        """Raise a `UserError` if these contents must not take the place of what is there.
 
-    Returns:
-        The address of the data set, of the branch or of the pull request.
-
-    Raises:
-        UserError: if the cache is not whole, or the Hub cannot be reached or refuses.
-    """
-    manifest = _verified_manifest(Path(config.cache))
-    upload = _Upload(config, manifest)
-    insist(upload.prepare, config.repo_id)
-    while insist(upload.send_next, config.repo_id):
-        pass
-    if upload.card_is_kept:
-        print(
-            f"the README.md of {config.repo_id} was edited and is kept; "
-            "--overwrite_card true replaces it",
-            file=sys.stderr,
-        )
-    rows = sum(split["rows"] for split in manifest["splits"].values())
-    done = "sent" if upload.sent else "already there"
-    print(
-        f"latents of {rows:,} images in {len(manifest['shards']):,} files, {done}: {upload.url()}"
-    )
-    return upload.url()
+        Args:
+            repo_id: of the repository, for the message.
+            remote: its files.
+        """
 
 
-def _verified_manifest(folder: Path) -> dict[str, Any]:
-    """Return the manifest of a whole cache whose files are all its own."""
-    if not folder.is_dir():
-        raise UserError(f"--cache {folder} is not a folder")
-    cache = LatentCache(folder)
-    for name in cache.manifest["shards"]:
-        if not _SHARD.fullmatch(name):
-            raise UserError(f"{folder}/manifest.json names {name!r}, which is not a shard's name")
-        if (folder / name).is_symlink():
-            raise UserError(f"{folder / name} is a link: put the file itself in its place")
-    cache.verify()
-    return cache.manifest
-
-
-class _Upload:
-    """A cache on its way to a data set.
+class Upload:
+    """Contents on their way to a repository; `insist` may repeat each of its steps.
 
     Attributes:
         sent: the files that the last commit changed; empty before there was one.
@@ -116,38 +69,27 @@ class _Upload:
         revision: the branch or pull request; None: a pull request yet to be opened.
     """
 
-    def __init__(self, config: PushConfig, manifest: dict[str, Any]):
-        self.config, self.manifest = config, manifest
+    def __init__(self, config: PushConfig, contents: Contents):
+        """Prepare to send; nothing is asked of the Hub yet."""
+        self.config, self.contents = config, contents
         self.api = HfApi(token=True)  # a token is required
         self.sent: list[str] = []
         self.card_is_kept = False
         self.revision = None if config.create_pr else config.revision or "main"
-        self.manifest_json = (json.dumps(manifest, indent=2) + "\n").encode()
-        cache_id = hashlib.sha256(self.manifest_json).hexdigest()[:12]
-        self.title = f"Add the latent cache {cache_id}"
-        self.repo: dict[str, Any] = {"repo_id": config.repo_id, "repo_type": "dataset"}
+        self.repo: dict[str, Any] = {"repo_id": config.repo_id, "repo_type": contents.kind}
 
     def prepare(self) -> None:
-        """Make the data set and the branch, where they are missing; refuse before anything is sent.
+        """Make the repository and the branch, where they are missing.
 
         Raises:
-            UserError: if the name is a model's, or the data set is public against `--private`.
+            UserError: for what would be refused later, before anything is sent.
         """
-        name = self.config.repo_id
-        DatasetCard(self._render(self.config.license)).validate()
-        if self.api.repo_exists(**self.repo):
-            if self.config.private and not self.api.repo_info(**self.repo).private:
-                raise UserError(
-                    f"{name} is public on the Hub, against --private: make it private in its "
-                    "settings, or choose another --repo_id"
-                )
-        elif self.api.repo_exists(name, repo_type="model"):
-            raise UserError(f"{name} is a model on the Hub: choose another --repo_id for the cache")
-        else:
-            private = True if self.config.private else None
-            self.api.create_repo(**self.repo, private=private, exist_ok=True)
+        RepoCard(self.contents.card(self.config.license)).validate(self.contents.kind)
+        open_repository(self.api, self.config, self.contents.kind)
         if self.revision not in (None, "main") and not _PULL_REQUEST.fullmatch(self.revision or ""):
             self.api.create_branch(**self.repo, branch=self.revision or "", exist_ok=True)
+        remote = RemoteFiles(self.api, self.repo, self.revision)
+        self.contents.refuse(self.config.repo_id, remote)
 
     def send_next(self) -> bool:
         """Make the next commit of those that are still needed.
@@ -160,8 +102,7 @@ class _Upload:
         """
         if self.revision is None:
             self.revision = self._open_pull_request()
-        listed = self.api.list_repo_tree(**self.repo, revision=self.revision)
-        operations = self._next_operations({x.path: x for x in listed if isinstance(x, RepoFile)})
+        operations = self._next_operations(RemoteFiles(self.api, self.repo, self.revision))
         paths = [x.path_in_repo for x in operations]
         if paths and paths == self.sent:
             raise UserError(
@@ -172,7 +113,7 @@ class _Upload:
             commit = self.api.create_commit(
                 **self.repo,
                 operations=operations,
-                commit_message=self.title,
+                commit_message=self.contents.title,
                 revision=self.revision,
                 create_pr=self.revision is None,
             )
@@ -182,76 +123,88 @@ class _Upload:
 
     def url(self) -> str:
         """Return the address of what was sent to."""
-        address = f"{self.api.endpoint}/datasets/{self.config.repo_id}"
+        place = {"model": "", "dataset": "datasets/"}[self.contents.kind]
+        address = f"{self.api.endpoint}/{place}{self.config.repo_id}"
         proposal = _PULL_REQUEST.fullmatch(self.revision or "")
         if proposal:
             return f"{address}/discussions/{proposal[1]}"
         return address if self.revision in (None, "main") else f"{address}/tree/{self.revision}"
 
     def _open_pull_request(self) -> str | None:
-        """Return the revision of one that an earlier push of this cache opened."""
+        """Return the revision of one that an earlier push of these contents opened."""
         found = self.api.get_repo_discussions(
             **self.repo,
             author=self.api.whoami()["name"],
             discussion_type="pull_request",
             discussion_status="open",
         )
-        return next((x.git_reference for x in found if x.title == self.title), None)
+        return next((x.git_reference for x in found if x.title == self.contents.title), None)
 
-    def _next_operations(self, remote: dict[str, RepoFile]) -> Operations:
-        """Plan the next commit from what is there; the last one makes the cache whole."""
-        shards, folder = self.manifest["shards"], Path(self.config.cache)
-        missing = [
-            name
-            for name, known in shards.items()
-            if not _is_there(remote.get(name), folder / name, known["bytes"], known["sha256"])
+    def _next_operations(self, remote: RemoteFiles) -> Operations:
+        """Plan the next commit from what is there; the last one makes the contents whole."""
+        files, (entry, content) = self.contents.files, self.contents.entry
+        card, shown = self._plan_card(remote)
+        missing = [name for name, file in files.items() if not remote.has(name, file)]
+        stale = [name for name in self.contents.stale(remote) if name not in shown]
+        operations: Operations = [
+            CommitOperationAdd(name, files[name].path) for name in missing[:FILES_PER_COMMIT]
         ]
-        add = partial(map, lambda name: CommitOperationAdd(name, folder / name))
-        if len(missing) > SHARDS_PER_COMMIT:
-            # Another cache's manifest would not fit these shards: for a while there is none.
-            gone = ["manifest.json"] if "manifest.json" in remote else []
-            return [*add(missing[:SHARDS_PER_COMMIT]), *map(CommitOperationDelete, gone)]
-        operations: Operations = [*add(missing)]
-        stale = [name for name in remote if _SHARD.fullmatch(name) and name not in shards]
-        operations += map(CommitOperationDelete, stale)
-        card = self._new_card(remote)
-        if card is not None:
-            operations.append(CommitOperationAdd("README.md", card.encode()))
-        if not _is_same(remote.get("manifest.json"), self.manifest_json):
-            operations.append(CommitOperationAdd("manifest.json", self.manifest_json))
+        if len(missing) > FILES_PER_COMMIT:
+            # Another entry would not fit these files: for a while there is none. What it alone
+            # tells to be of an earlier push goes with it.
+            stale += [entry] if entry in remote else []
+            return operations + [CommitOperationDelete(name) for name in stale]
+        operations += [CommitOperationDelete(name) for name in stale]
+        operations += [
+            CommitOperationAdd(name, picture.path)
+            for name, picture in shown.items()
+            if not remote.has(name, picture)
+        ]
+        for name, new in (("README.md", card), (entry, content)):
+            if new is not None and not remote.has(name, new):
+                operations.append(CommitOperationAdd(name, new))
         return operations
 
-    def _new_card(self, remote: dict[str, RepoFile]) -> str | None:
-        """Return the card to write, or None if the one there is it, or was edited."""
-        license = self.config.license
+    def _plan_card(self, remote: RemoteFiles) -> tuple[bytes | None, dict[str, LocalFile]]:
+        """Return the card to write, None where one that was edited is kept, and its pictures."""
+        license, before = self.config.license, None
+        self.card_is_kept = False
         if "README.md" in remote:
-            path = self.api.hf_hub_download(
-                **self.repo, filename="README.md", revision=self.revision, force_download=True
-            )
-            before = Path(path).read_text(encoding="utf-8", errors="replace")
+            before = remote.read("README.md").decode("utf-8", errors="replace")
             if is_unedited(before):
-                license = license or DatasetCard(before).data.get("license")
-            elif not self.config.overwrite_card:
-                self.card_is_kept = True
-                return None
-        card = self._render(license)
-        return None if _is_same(remote.get("README.md"), card.encode()) else card
-
-    def _render(self, license: str | None) -> str:
-        return render_cache_card(self.manifest, self.config.repo_id, license)
-
-
-def _is_there(remote: RepoFile | None, path: Path, size: int, sha256: str) -> bool:
-    """Tell whether the Hub has a shard, by its hash in LFS or else by its content in git."""
-    if remote is None or remote.lfs is None:
-        return _is_same(remote, path.read_bytes()) if remote else False
-    return remote.lfs.size == size and remote.lfs.sha256 == sha256
+                license = license or RepoCard(before).data.get("license")
+            else:
+                self.card_is_kept = not self.config.overwrite_card
+        card = self.contents.card(license)
+        if before is None or before == card or not self.card_is_kept:
+            self.card_is_kept = False
+            return card.encode(), self.contents.pictures(card)
+        return None, self.contents.pictures(before)
 
 
-def _is_same(remote: RepoFile | None, content: bytes) -> bool:
-    """Tell whether the Hub has a file with this content."""
-    if remote is None:
-        return False
-    if remote.lfs is not None:
-        return remote.lfs.sha256 == hashlib.sha256(content).hexdigest()
-    return remote.blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+def open_repository(api: HfApi, config: PushConfig, kind: Kind) -> None:
+    """Make a repository where it is missing, and make sure that this token may write to it.
+
+    Args:
+        api: asks the Hub.
+        config: the name; whether it must be private.
+        kind: of the repository.
+
+    Raises:
+        UserError: if it is public and must not be, or if a cache was to get the name of a model.
+    """
+    name = config.repo_id
+    repo: dict[str, Any] = {"repo_id": name, "repo_type": kind}
+    if api.repo_exists(**repo):
+        if config.private and not api.repo_info(**repo).private:
+            raise UserError(
+                f"{name} is public on the Hub, and was to be private: make it private in its "
+                "settings, or choose another name"
+            )
+    elif kind == "dataset" and api.repo_exists(name, repo_type="model"):
+        raise UserError(f"{name} is a model on the Hub: choose another --repo_id for the cache")
+    else:
+        api.create_repo(**repo, private=True if config.private else None, exist_ok=True)
+    # Anybody may propose.
+    if not config.create_pr and not _PULL_REQUEST.fullmatch(config.revision or ""):
+        api.auth_check(**repo, write=True)

@@ -9,6 +9,11 @@ from typing import TypeAlias
 
 from diffusers import AutoencoderKL, AutoencoderTiny
 from diffusers.utils import logging as diffusers_logging
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
 
 from hf_latent.errors import UserError
 from hf_latent.hub_format import load_exactly
@@ -42,14 +47,25 @@ def loading(name: str, what: str) -> Iterator[None]:
         raise
     # A damaged or foreign folder makes the libraries raise nearly anything.
     except Exception as error:
-        cause = " ".join(str(error).split())[:200]
+        told = error if Path(name).is_dir() else _hub_answer(error)
+        cause = " ".join(str(told).split())[:200]
         where = "in that folder" if Path(name).is_dir() else "no such folder, and not on the Hub"
+        if isinstance(told, RepositoryNotFoundError):
+            where += " for this token: correct the name or, for a private one, run hf auth login"
         raise UserError(
-            f"no {what} found at {name}: {where} ({type(error).__name__}: {cause})"
+            f"no {what} found at {name}: {where} ({type(told).__name__}: {cause})"
         ) from error
     finally:
         diffusers_logging.set_verbosity(verbosity)
         diffusers_logging.enable_progress_bar()
+
+
+def _hub_answer(error: BaseException) -> BaseException:
+    """Return what the Hub answered, where the libraries raise an error of their own after it."""
+    answer: BaseException | None = error
+    while answer is not None and not isinstance(answer, HfHubHTTPError | OfflineModeIsEnabled):
+        answer = answer.__cause__ or answer.__context__
+    return answer or error
 
 
 def released_models() -> list[str]:

@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader
 from hf_latent.command import run_command
 from hf_latent.data.images import ImageSplits
 from hf_latent.evaluation.features import load_feature_network
-from hf_latent.evaluation.machine import describe_machine
+from hf_latent.evaluation.machine import shown_name
 from hf_latent.models.fold import fold_latent_scale
-from hf_latent.models.frozen import freeze
+from hf_latent.models.frozen import freeze, hash_weights
 from hf_latent.models.presets import measure_compression
 from hf_latent.output import replaced_whole, write_json
 from hf_latent.training.adversary import Adversary, check_image_size
@@ -32,6 +32,8 @@ from hf_latent.training.ema import ema_weights
 from hf_latent.training.guard import NonFiniteGuard
 from hf_latent.training.latent_scale import measure_latent_scale
 from hf_latent.training.losses import kl_per_latent_value, perceptual_loss, reconstruction_loss
+from hf_latent.training.model_reports import describe_training, write_model_reports
+from hf_latent.training.push import open_hub_model, push_model
 from hf_latent.training.run import (
     create_ema,
     create_optimizer,
@@ -39,6 +41,7 @@ from hf_latent.training.run import (
     start_accelerator,
 )
 from hf_latent.training.run_folder import describe_counts, open_run_images, start_run_folder
+from hf_latent.training.sample_pictures import picture_path
 from hf_latent.training.stop import StopSignal, leave
 from hf_latent.training.trainable_autoencoder import TrainableAutoencoder, start_autoencoder
 
@@ -85,6 +88,7 @@ def train_autoencoder(
     network = None
     if config.perceptual_network is not None:
         network = load_feature_network(config.perceptual_network).to(accelerator.device)
+    hub_model = open_hub_model(config, "AutoencoderKL", accelerator)
     output_dir = start_run_folder(
         config, describe_counts(splits), splits.validation_fingerprint, accelerator
     )
@@ -166,7 +170,9 @@ def train_autoencoder(
     ema.copy_to(vae.parameters())
     freeze(vae)
     (held_out,) = broadcast_object_list([validate() if accelerator.is_main_process else None])
-    return finish(config, splits, vae, clock, held_out, accelerator)
+    summary = finish(config, splits, vae, clock, held_out, accelerator)
+    push_model(hub_model)
+    return summary
 
 
 def finish(
@@ -207,20 +213,24 @@ def finish(
         residual_std=residual.std.tolist(),
     )
     if accelerator.is_main_process:
-        report = {
-            **asdict(config),
-            "validation_fingerprint": splits.validation_fingerprint,
+        compression = measure_compression(vae, splits.image_shape)
+        figures = {
+            **describe_training(config, summary, accelerator),
+            "data": shown_name(config.data),
             "train_images": len(splits.train),
-            "steps": summary.steps,
-            "seconds": summary.seconds,
-            "images_per_second": summary.images_per_second,
-            "train_loss": summary.train_loss,
-            "held_out_loss": held_out.loss,
+            "held_out_split_images": len(splits.validation),
+            "validation_fingerprint": splits.validation_fingerprint,
+            "image_shape": compression.image_shape,
+            "latent_shape": compression.latent_shape,
+            "compression_ratio": compression.ratio,
             **{f"held_out_{name}": value for name, value in held_out.scalars().items()},
             "residual_mean": summary.residual_mean,
             "residual_std": summary.residual_std,
-            **describe_machine(),
+            "vae_weights_sha256": hash_weights(vae),
         }
+        picture = picture_path(config, clock.step)
+        write_model_reports(output_dir / "model", config, figures, picture, "reconstructions.png")
+        report = asdict(config) | figures | {"data": config.data}
         write_json(output_dir / "report.json", report)
     accelerator.wait_for_everyone()
     # Not end_training: the process group may be needed for a second training.

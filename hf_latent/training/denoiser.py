@@ -35,6 +35,12 @@ from hf_latent.training.ema import ema_weights
 from hf_latent.training.guard import NonFiniteGuard
 from hf_latent.training.latent_sources import open_latent_source
 from hf_latent.training.losses import denoising_loss, draw_timesteps
+from hf_latent.training.model_reports import (
+    describe_denoiser,
+    describe_training,
+    write_model_reports,
+)
+from hf_latent.training.push import open_hub_model, push_model
 from hf_latent.training.run import (
     create_ema,
     create_optimizer,
@@ -42,6 +48,7 @@ from hf_latent.training.run import (
     start_accelerator,
 )
 from hf_latent.training.run_folder import start_run_folder
+from hf_latent.training.sample_pictures import picture_path
 from hf_latent.training.stop import StopSignal, leave
 from hf_latent.training.validation import held_out_denoising_loss, save_samples
 
@@ -137,6 +144,7 @@ def train_denoiser(
     unet = create_denoiser(config.preset, vae, source.image_shape, num_classes)
     scheduler = create_scheduler(config.objective)
     accelerator.print(f"latents: {measure_compression(vae, source.image_shape)}")
+    hub_model = open_hub_model(config, "LatentDiffusionPipeline", accelerator)
     output_dir = start_run_folder(config, source.counts, source.validation_fingerprint, accelerator)
 
     freeze(vae).to(accelerator.device)
@@ -205,10 +213,18 @@ def train_denoiser(
         pipeline = LatentDiffusionPipeline(vae, unet, scheduler, id2label)
         with replaced_whole(output_dir / "model") as temporary:
             pipeline.save_pretrained(temporary)
+        figures = {
+            **describe_training(config, clock.summary(output_dir / "model"), accelerator),
+            **describe_denoiser(config, source, pipeline),
+            "held_out_images": len(held_out),
+        }
+        picture = picture_path(config, clock.step)
+        write_model_reports(output_dir / "model", config, figures, picture, "samples.png")
     accelerator.wait_for_everyone()
     # Not end_training: the process group may be needed for a second training.
     for tracker in accelerator.trackers:
         tracker.finish()
+    push_model(hub_model)
     return DenoiserSummary(
         **vars(clock.summary(output_dir / "model")),
         encode_seconds=source.encode_seconds,

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 
 from hf_latent.data.images import ImageSplits
 from hf_latent.data.latents import LatentPosteriors
+from hf_latent.evaluation.machine import shown_name
 from hf_latent.models.load import Autoencoder
 from hf_latent.training.denoiser_config import DenoiserConfig
 from hf_latent.training.run_folder import describe_counts, open_run_images
@@ -23,6 +24,9 @@ class LatentSource(ABC):
         accelerator: of the run.
         image_shape: `(C, H, W)` of the images.
         id2label: names of the classes; None without classes.
+        data: how a report calls the images; None: not known.
+        train_images: how many there are to train on.
+        held_out_images: how many are held out.
         counts: how many images there are, in words.
         validation_fingerprint: of the held-out images.
         identity: stands for the latents, where they are kept; known once they are there.
@@ -32,6 +36,9 @@ class LatentSource(ABC):
 
     image_shape: tuple[int, int, int]
     id2label: dict[int, str] | None
+    data: str | None
+    train_images: int
+    held_out_images: int
     counts: str
     validation_fingerprint: str
     identity: str | None = None
@@ -64,6 +71,8 @@ class LatentSource(ABC):
         keep = None if self.config.encode_every_step else False
         splits = splits or open_run_images(self.config, self.accelerator, keep)
         self.image_shape, self.id2label = splits.image_shape, splits.id2label
+        self.data = shown_name(self.config.data)
+        self.train_images, self.held_out_images = len(splits.train), len(splits.validation)
         self.counts = describe_counts(splits)
         self.validation_fingerprint = splits.validation_fingerprint
         return splits
@@ -91,6 +100,9 @@ class LatentSource(ABC):
         names = manifest["id2label"]
         self.id2label = names and {int(label): name for label, name in names.items()}
         rows = {name: split["rows"] for name, split in manifest["splits"].items()}
+        self.train_images, self.held_out_images = rows["train"], rows["validation"]
+        if self.config.latents:
+            self.data = manifest["data"]
         images = manifest["data"] or "a local folder"
         self.counts = (
             f"latents of {rows['train']} training images of {images}, {rows['validation']} held out"

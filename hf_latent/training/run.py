@@ -17,6 +17,7 @@ from torch import nn
 from hf_latent.command import check_ranges
 from hf_latent.data.images_config import ImagesConfig
 from hf_latent.errors import UserError
+from hf_latent.hub.push_config import check_repo_id
 from hf_latent.training.batches import ProcessRows
 
 # They split a model's weights, which checkpoints and averages here take as a whole.
@@ -54,6 +55,11 @@ class TrainingConfig(ImagesConfig):
             where there is one.
         report_to: trackers to log to beside logs/losses.jsonl: tensorboard, trackio or wandb, or
             several with commas between.
+        push_to_hub: push the model to the Hub at the end; that this can be done is made sure of
+            before the training, and makes the repository. The token is that of `hf auth login` or
+            HF_TOKEN.
+        hub_model_id: the repository, user/name; unset, the account's and the run folder's names.
+        hub_private_repo: make a new repository private; refuse one that is there and public.
     """
 
     output_dir: str
@@ -76,6 +82,9 @@ class TrainingConfig(ImagesConfig):
     checkpoints_total_limit: int | None = 2
     resume_from_checkpoint: str | None = None
     report_to: str | None = None
+    push_to_hub: bool = False
+    hub_model_id: str | None = None
+    hub_private_repo: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values that no training can run with, naming the flag."""
@@ -100,6 +109,10 @@ class TrainingConfig(ImagesConfig):
         for tracker in self.trackers():
             if tracker not in TRACKERS:
                 raise UserError(f"--report_to {tracker} is not one of {', '.join(TRACKERS)}")
+        if self.hub_model_id is not None:
+            check_repo_id(self.hub_model_id, "hub_model_id", account="user")
+        if not self.push_to_hub and (self.hub_model_id is not None or self.hub_private_repo):
+            raise UserError("--hub_model_id and --hub_private_repo need --push_to_hub")
 
     def trackers(self) -> list[str]:
         """Return the names in `report_to`."""

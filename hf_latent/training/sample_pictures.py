@@ -12,6 +12,11 @@ GRID_COLUMNS = 8
 MAX_GRID_ROWS = 10
 
 
+def picture_path(config: TrainingConfig, step: int) -> Path:
+    """Return where a step's picture is; there is none of images that no PNG can hold."""
+    return Path(config.output_dir) / "samples" / f"step-{step:06d}.png"
+
+
 def save_picture(images: torch.Tensor, config: TrainingConfig, step: int) -> None:
     """Save a step's picture in the run's folder.
 
@@ -20,6 +25,5 @@ def save_picture(images: torch.Tensor, config: TrainingConfig, step: int) -> Non
         config: the run's folder.
         step: the picture's number.
     """
-    path = Path(config.output_dir) / "samples" / f"step-{step:06d}.png"
-    with replaced_whole(path) as temporary:
+    with replaced_whole(picture_path(config, step)) as temporary:
         image_grid(images / 2 + 0.5, GRID_COLUMNS).save(temporary)

@@ -28,6 +28,7 @@ SPREAD += ("kid_subsets", "kid_subset_images", "precision", "recall", "density",
 COPIES = ("found", "copies", "held_out_copies", "p_value", "ratio_smallest", "ratio_median")
 COPIES += ("held_out_ratio_smallest", "held_out_ratio_median")
 KEYS = {
+    *("vae_weights_sha256", "unet_weights_sha256", "feature_extractor"),
     *("model", "data", "num_images", "reference_fingerprint", "preprocessing"),
     *("comparable_if_equal", "seed", "train_images", "train_exact_duplicates", "held_out_images"),
     *("validation_fingerprint", "guidance_scale", "num_inference_steps"),

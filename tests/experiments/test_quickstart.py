@@ -7,6 +7,7 @@ from PIL import Image
 from hf_latent.cli import main
 from hf_latent.evaluation.pictures import LABEL_WIDTH
 from hf_latent.experiments.quickstart import QuickstartConfig, run_quickstart
+from hf_latent.hub.model_card import card_pictures, render_model_card
 from hf_latent.models.frozen import hash_weights
 from hf_latent.models.load import load_autoencoder
 from hf_latent.pipeline import LatentDiffusionPipeline
@@ -104,6 +105,21 @@ def test_train_vae_trains_the_autoencoder_too(tmp_path):
     check_training(report, "denoiser")
     pipeline = LatentDiffusionPipeline.from_pretrained(folder / "model")
     assert hash_weights(pipeline.vae) != hash_weights(load_autoencoder("fashion-mnist-f4"))
+
+
+@pytest.mark.slow
+def test_the_figures_are_on_the_models_card(finished):
+    folder, report, _ = finished
+    card = (folder / "model" / "README.md").read_text()
+    assert card == render_model_card(folder / "model")
+    assert f"| label agreement | {report['label_agreement']:.3f} | " in card
+    assert f"| {report['classifier_real_test_accuracy']:.3f} |" in card
+    assert f"| PSNR | {report['test_psnr_db']:.2f} dB |" in card
+    assert "| 90 images | generated | real |" in card and "fashion-mnist-f4" in card
+    assert "whether it copies training images" in card and "## Does it copy" not in card
+    assert card_pictures(card) == ["samples.png"]
+    shown, own = (Image.open(x / "samples.png") for x in (folder / "model", folder))
+    assert shown.tobytes() == own.tobytes()
 
 
 @pytest.mark.slow

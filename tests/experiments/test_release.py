@@ -12,6 +12,8 @@ from hf_latent.errors import UserError
 from hf_latent.evaluation.reconstruction import center_crop, measure_reconstructions
 from hf_latent.experiments.release import ReleaseConfig, release_autoencoder
 from hf_latent.experiments.release_figures import measure_autoencoder
+from hf_latent.hub.model_card import render_model_card
+from hf_latent.models.frozen import hash_weights
 from hf_latent.models.load import load_autoencoder
 from hf_latent.training.autoencoder import train_autoencoder
 from hf_latent.training.autoencoder_config import AutoencoderConfig
@@ -53,9 +55,6 @@ def test_figures_equal_those_of_one_batch(run):
 
 @pytest.mark.slow
 def test_a_release_has_model_card_pictures_and_figures(run, tmp_path):
-    (tmp_path / "cards").mkdir()
-    template = ROOT / "model_cards" / "autoencoder_template.md"
-    (tmp_path / "cards" / template.name).write_text(template.read_text())
     about = yaml.safe_load((RECIPES / "fashion_mnist-32" / "card.yaml").read_text())
     (tmp_path / "about.yaml").write_text(yaml.safe_dump(about | {"name": "made"}))
     metrics = release_autoencoder(
@@ -78,6 +77,12 @@ def test_a_release_has_model_card_pictures_and_figures(run, tmp_path):
     ]
     assert Image.open(card_dir / "ablation.png").size == (12 * 64, 3 * 64)
     card = (card_dir / "README.md").read_text()
+    (card_dir / "README.md").unlink()
+    model_dir = tmp_path / "pretrained" / "made"
+    assert card == render_model_card(model_dir, license="mit", reports=card_dir)
+    assert metrics["vae_weights_sha256"] == hash_weights(load_autoencoder(str(run / "model")))
+    assert metrics["held_out_split_images"] == metrics["test_images"] == 2000
+    assert "2 steps of 4 images (8 images seen)" in card and str(tmp_path) not in card
     assert f"{metrics['test_psnr_db']:.2f} dB" in card
     assert load_autoencoder(str(tmp_path / "pretrained" / "made")).config.scaling_factor == 1
 

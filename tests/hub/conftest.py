@@ -8,6 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from hf_latent.hub.card_signature import is_unedited
+from hf_latent.hub.model_card import write_model_card
 from tests.hub.hub_process import HubProcess
 from tests.hub.loopback_hub import LoopbackHub
 
@@ -24,7 +26,7 @@ def running_hub():
 @pytest.fixture(scope="session")
 def running_process(running_hub, tmp_path_factory):
     home = tmp_path_factory.mktemp("hub_process")
-    process = HubProcess(running_hub, home, ("hf_latent.hub.upload",))
+    process = HubProcess(running_hub, home, ("hf_latent.hub.push",))
     yield process
     process.close()
 
@@ -91,15 +93,60 @@ def cache(tmp_path):
     return write_cache(tmp_path / "cache")
 
 
-@pytest.fixture
-def push(process, cache):
-    """Push the cache, or another one, and look for the token in all that was said."""
+def pusher(process, what, folder, repo_id):
+    """Return what pushes that folder, or another one, and looks for the token in all it says."""
 
-    def run(*flags, token=TOKEN, before="", folder=cache, repo_id="ada/latents", **environment):
-        arguments = ("push", "--cache", folder, "--repo_id", repo_id, *flags)
+    def run(*flags, token=TOKEN, before="", folder=folder, repo_id=repo_id, **environment):
+        arguments = ("push", what, folder, "--repo_id", repo_id, *flags)
         outcome = process.command(*arguments, token=token, before=before, **environment)
         assert TOKEN not in outcome.out + outcome.err
         assert "Traceback" not in outcome.err
         return outcome
 
     return run
+
+
+@pytest.fixture
+def push(process, cache):
+    """Push the cache."""
+    return pusher(process, "--cache", cache, "ada/latents")
+
+
+@pytest.fixture
+def model(pipeline, tmp_path):
+    """The folder of a pipeline, as a training leaves it."""
+    folder = tmp_path / "run" / "model"
+    pipeline.save_pretrained(folder)
+    write_model_card(folder)
+    return folder
+
+
+@pytest.fixture
+def push_model(process, model):
+    """Push the model."""
+    return pusher(process, "--model", model, "ada/model")
+
+
+def model_files(hub, rev="main", repo_id="ada/model"):
+    """The files of a model on the Hub, by name."""
+    found = hub.repos["models", repo_id].files(rev)
+    return {path: blob.data for path, blob in found.items() if path != ".gitattributes"}
+
+
+def folder_files(folder):
+    """All files of a folder, by their names in it."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def assert_model_is_whole(sent, folder):
+    """A model as its folder has it, and a card of its own."""
+    kept = folder_files(folder)
+    kept.pop("README.md", None)
+    card = sent.pop("README.md").decode()
+    assert sent == kept
+    assert is_unedited(card)
+    assert 'from_pretrained("ada/model"' in card

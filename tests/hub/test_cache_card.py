@@ -8,7 +8,8 @@ import pytest
 from hf_latent.command import parse_config
 from hf_latent.data.images_config import ImagesConfig
 from hf_latent.data.latent_manifest import check_fits
-from hf_latent.hub.cache_card import SHOWN_CLASSES, is_unedited, render_cache_card, size_category
+from hf_latent.hub.cache_card import SHOWN_CLASSES, render_cache_card, size_category
+from hf_latent.hub.card_signature import is_unedited
 from tests.hub.conftest import TOKEN, write_cache
 
 

@@ -1,7 +1,9 @@
+import pytest
+
 from tests.hub.conftest import TOKEN, write_cache
 
 REPO = "ada/latents"
-TWO_A_COMMIT = "import hf_latent.hub.upload as upload; upload.SHARDS_PER_COMMIT = 2"
+TWO_A_COMMIT = "import hf_latent.hub.upload as upload; upload.FILES_PER_COMMIT = 2"
 
 
 def files(hub, rev="main", repo_id=REPO):
@@ -88,13 +90,37 @@ def test_another_cache_takes_the_place_of_the_one_there(hub, push, cache, tmp_pa
     assert push(folder=larger).status == 0
     hub.put(REPO, {"notes.txt": b"mine", "train-abc.safetensors": b"mine"})
     assert push(before=TWO_A_COMMIT).status == 0
-    *_, first, last = [set(files) for _, _, files in hub.repos["datasets", REPO].history]
-    assert "manifest.json" not in first
-    assert "train-000004.safetensors" in first
-    assert "train-000004.safetensors" not in last
+    *_, before, first, last = [set(files) for _, _, files in hub.repos["datasets", REPO].history]
+    # What the manifest names goes with it.
+    assert before - first == {
+        "manifest.json",
+        "train-000003.safetensors",
+        "train-000004.safetensors",
+    }
+    assert "manifest.json" in last
     sent = files(hub)
     assert sent.pop("notes.txt") == sent.pop("train-abc.safetensors") == b"mine"
     assert b"7 images" in sent["README.md"]
+    assert_whole(sent, cache)
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        None,
+        b"{",
+        b"[]",
+        b'{"shards": ["validation-000099.safetensors"]}',
+        b'{"shards": {"notes.txt": {}, "train-000042.safetensors": {}}}',
+    ],
+)
+def test_files_that_are_only_named_like_shards_are_not_removed(hub, push, cache, manifest):
+    foreign = {"train-000009.safetensors": b"mine", "validation-000099.safetensors": b"mine"}
+    foreign["notes.txt"] = b"mine"
+    hub.put(REPO, foreign | ({"manifest.json": manifest} if manifest else {}))
+    assert push().status == 0
+    sent = files(hub)
+    assert {name: sent.pop(name) for name in foreign} == foreign
     assert_whole(sent, cache)
 
 
@@ -178,7 +204,7 @@ def test_a_public_data_set_is_refused_where_a_private_one_was_asked_for(hub, pus
     hub.put(REPO, {})
     outcome = push("--private", "true")
     assert outcome.status == 2
-    assert "ada/latents is public on the Hub, against --private" in outcome.err
+    assert "ada/latents is public on the Hub, and was to be private" in outcome.err
     assert files(hub) == {}
 
 

@@ -1,0 +1,102 @@
+import json
+from dataclasses import replace
+
+import pytest
+from PIL import Image
+
+from hf_latent.cli import main
+from hf_latent.experiments.evaluate_model import EvaluateModelConfig, evaluate_model
+from hf_latent.hub.card_signature import is_unedited
+from hf_latent.hub.model_card import card_pictures, write_model_card
+from hf_latent.models.presets import create_denoiser, create_scheduler
+from hf_latent.pipeline import LatentDiffusionPipeline
+from tests.conftest import NARROW_DENOISER, make_autoencoder
+from tests.evaluation.short_vectors import ShortVectors
+
+FILES = {"README.md", "metrics.json", "samples.png", "reconstructions.png"}
+FILES |= {"closest_by_latents.png"}
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    monkeypatch.setattr("hf_latent.evaluation.reference.LARGEST_DEFAULT", 20)
+    monkeypatch.setattr(
+        "hf_latent.evaluation.evaluate.load_feature_extractor", lambda name: ShortVectors()
+    )
+
+
+@pytest.fixture
+def config(tmp_path) -> EvaluateModelConfig:
+    vae = make_autoencoder()
+    unet = create_denoiser("tiny", vae, (1, 32, 32), None, **NARROW_DENOISER)
+    pipeline = LatentDiffusionPipeline(vae, unet, create_scheduler("flow"))
+    pipeline.save_pretrained(tmp_path / "model")
+    write_model_card(tmp_path / "model", "ada/clothes", "mit")
+    return EvaluateModelConfig(
+        model=str(tmp_path / "model"),
+        output_dir=str(tmp_path / "out"),
+        cache_dir=str(tmp_path / "cache"),
+        resize_mode="pad",
+        max_train_samples=60,
+        num_images=20,
+        num_inference_steps=1,
+    )
+
+
+def test_the_figures_come_onto_the_card(config, tmp_path, capsys):
+    before = (tmp_path / "model" / "README.md").read_text()
+    assert "model-index" not in before and "Not measured" in before
+    metrics = evaluate_model(config)
+    folder = tmp_path / "model"
+    assert {path.name for path in folder.iterdir()} >= FILES
+    for name in ("metrics.json", "samples.png", "closest_by_latents.png"):
+        if name.endswith(".json"):
+            written = json.loads((folder / name).read_text())
+            assert written == json.loads((tmp_path / "out" / name).read_text())
+        else:
+            ours, measured = (Image.open(x / name) for x in (folder, tmp_path / "out"))
+            assert ours.tobytes() == measured.tobytes()
+    card = (folder / "README.md").read_text()
+    assert is_unedited(card)
+    assert f"| {metrics['fd']:.2f} | {metrics['real_fd']:.2f} |" in card
+    assert "efficientnet-lite0 features" in card
+    assert card_pictures(card) == ["samples.png", "closest_by_latents.png"]
+    assert "Not measured" not in card
+    assert '"ada/clothes"' in card and "license: mit" in card
+    assert str(tmp_path) not in card + (folder / "metrics.json").read_text()
+    assert f"the figures are on the card, {folder}/README.md" in capsys.readouterr().out
+
+
+def test_an_edited_card_is_kept_and_it_is_said_in_one_line(config, tmp_path, capsys):
+    edited = (tmp_path / "model" / "README.md").read_text() + "mine\n"
+    (tmp_path / "model" / "README.md").write_text(edited)
+    metrics = evaluate_model(config)
+    assert (tmp_path / "model" / "README.md").read_text() == edited
+    assert json.loads((tmp_path / "model" / "metrics.json").read_text())["fd"] == metrics["fd"]
+    (line,) = (x for x in capsys.readouterr().out.splitlines() if "README.md" in x)
+    assert "was edited by hand and is kept" in line
+
+
+def test_the_models_folder_is_left_alone_where_that_is_asked_for(config, tmp_path):
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "model").rglob("*")}
+    evaluate_model(replace(config, update_card=False))
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "model").rglob("*")} == before
+
+
+def test_another_models_figures_are_never_on_a_card(config, tmp_path):
+    evaluate_model(config)
+    other = LatentDiffusionPipeline.from_pretrained(tmp_path / "model")
+    other.unet.conv_out.bias.data += 1
+    other.save_pretrained(tmp_path / "model")
+    write_model_card(tmp_path / "model")
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "## Figures" not in card and "model-index" not in card and card_pictures(card) == []
+
+
+def test_it_is_the_command(config, tmp_path):
+    flags = {"model": config.model, "output_dir": config.output_dir, "cache_dir": config.cache_dir}
+    flags |= {"resize_mode": "pad", "max_train_samples": 60, "num_images": 20}
+    flags |= {"num_inference_steps": 1, "update_card": "false"}
+    main(["evaluate", *(f"--{name}={value}" for name, value in flags.items())])
+    assert not (tmp_path / "model" / "metrics.json").exists()
+    assert (tmp_path / "out" / "metrics.json").is_file()

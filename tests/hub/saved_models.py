@@ -1,0 +1,80 @@
+"""Saved models with reports about them, as trainings and evaluations leave them."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from hf_latent.models.frozen import hash_weights
+from hf_latent.output import write_json
+
+ROOT = Path(__file__).parents[2]
+MEASURED = ROOT / "docs" / "evaluate" / "quickstart" / "metrics.json"
+TRAINING: dict[str, Any] = {
+    "data": "fashion_mnist_full",
+    "resize_mode": "pad",
+    "horizontal_flip": False,
+    "train_batch_size": 32,
+    "gradient_accumulation_steps": 2,
+    "processes": 3,
+    "device": "cpu",
+    "cpu_cores": 4,
+    "torch_threads": 1,
+    "train_images": 60_000,
+    "held_out_split_images": 10_000,
+    "validation_fingerprint": "0528c054765cc27e",
+    "image_shape": [1, 16, 16],
+    "steps": 18_000,
+    "seconds": 5400.0,
+    "images_per_second": 640.4,
+    "held_out_loss": 0.51234,
+    "held_out_images": 512,
+    "encode_seconds": 61.0,
+    "peak_memory_mb": 1234.4,
+    "python_version": "3.11.7",
+    "torch_version": "2.13.0",
+    "diffusers_version": "0.42.1",
+    "autoencoder": "fashion-mnist-f4",
+    "autoencoder_data": "fashion_mnist_full",
+    "autoencoder_train_images": 59_000,
+    "autoencoder_steps": 6000,
+    "autoencoder_seconds": 1658.8,
+    "autoencoder_train_batch_size": 32,
+    "autoencoder_held_out_psnr_db": 32.77,
+    "autoencoder_held_out_images": 1000,
+}
+
+
+def weights_of(pipeline) -> dict[str, str]:
+    return {f"{name}_weights_sha256": hash_weights(getattr(pipeline, name)) for name in PARTS}
+
+
+PARTS = ("vae", "unet")
+
+
+def measured(pipeline, **changes) -> dict[str, Any]:
+    """The figures of a real evaluation, as if they were this pipeline's."""
+    known = {"feature_extractor": "efficientnet-lite0", **weights_of(pipeline)}
+    return json.loads(MEASURED.read_text()) | known | changes
+
+
+def write_reports(folder: Path, pipeline, training=(), metrics=(), pictures=()) -> None:
+    """Write what is known of a saved pipeline beside it."""
+    if training is not None:
+        write_json(folder / "training.json", TRAINING | weights_of(pipeline) | dict(training))
+        (folder / "config.yaml").write_text("data: fashion_mnist_full\nmax_train_steps: 18000\n")
+    if metrics is not None:
+        write_json(folder / "metrics.json", measured(pipeline, **dict(metrics)))
+    for name in pictures:
+        Image.new("RGB", (200, 100)).save(folder / name)
+
+
+def blocks(card: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", card, re.DOTALL)
+
+
+def section(card: str, title: str) -> str:
+    """The text under a heading."""
+    return card.split(f"\n## {title}\n")[1].split("\n## ")[0]

@@ -1,0 +1,149 @@
+"""Models that were pushed are loaded by repository id: here, and with plain diffusers alone."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from tests.hub.conftest import TOKEN
+
+OURS = """
+import numpy as np, torch
+from hf_latent import LatentDiffusionPipeline
+pipe = LatentDiffusionPipeline.from_pretrained("ada/model", **options)
+"""
+PLAIN = """
+import sys
+sys.modules["hf_latent"] = None
+import numpy as np, torch
+from diffusers import DiffusionPipeline
+pipe = DiffusionPipeline.from_pretrained("ada/model", trust_remote_code=True, **options)
+assert type(pipe).__module__.startswith("diffusers_modules.")
+"""
+DRAW = """
+pipe.set_progress_bar_config(disable=True)
+images = pipe(class_labels=["dog", "owl"], num_inference_steps=2, output_type="np",
+              generator=torch.Generator().manual_seed(3)).images
+np.save(path, images)
+"""
+
+
+def draw(pipeline):
+    return pipeline(
+        class_labels=["dog", "owl"],
+        num_inference_steps=2,
+        output_type="np",
+        generator=torch.Generator().manual_seed(3),
+    ).images
+
+
+def in_its_own_process(hub, folder, code, token=None, **environment):
+    """Run code in a new Python whose caches are in the folder."""
+    known = hub.environment(folder / "hf", token) | {"OMP_NUM_THREADS": "1"} | environment
+    known["HF_MODULES_CACHE"] = str(folder / "modules")
+    return subprocess.run(
+        [sys.executable, "-c", code], env=known, cwd=folder, capture_output=True, text=True
+    )
+
+
+@pytest.fixture
+def load(process, tmp_path):
+    """Load ada/model with this package and draw images."""
+
+    def run(token=None, **options):
+        path = tmp_path / "images.npy"
+        path.unlink(missing_ok=True)
+        outcome = process.run(f"path, options = {str(path)!r}, {options!r}{OURS}{DRAW}", token)
+        assert outcome.status == 0, outcome.err
+        return np.load(path)
+
+    return run
+
+
+def test_a_pushed_model_draws_the_same_images(hub, push_model, pipeline, load):
+    assert push_model().status == 0
+    np.testing.assert_allclose(load(), draw(pipeline), atol=1e-5)
+
+
+def test_a_revision_is_another_model(hub, push_model, pipeline, model, load):
+    assert push_model().status == 0
+    before = draw(pipeline)
+    pipeline.unet.conv_out.bias.data += 1
+    pipeline.save_pretrained(model)
+    assert push_model("--revision", "half").status == 0
+    after = draw(pipeline)
+    assert np.abs(after - before).max() > 0.01
+    np.testing.assert_allclose(load(), before, atol=1e-5)
+    np.testing.assert_allclose(load(revision="half"), after, atol=1e-5)
+    first = hub.repos["models", "ada/model"].sha("main")
+    assert push_model().status == 0
+    np.testing.assert_allclose(load(), after, atol=1e-5)
+    np.testing.assert_allclose(load(revision=first), before, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_plain_diffusers_draws_the_same_images_and_without_a_network_too(
+    hub, push_model, pipeline, tmp_path
+):
+    assert push_model("--private").status == 0
+    path = tmp_path / "images.npy"
+    download = "from huggingface_hub import snapshot_download as download\n"
+    download += "download('ada/model', local_dir='downloaded')\n"
+    code = f"path, options = {str(path)!r}, {{}}{PLAIN}{DRAW}{download}"
+    process = in_its_own_process(hub, tmp_path, code)
+    assert process.returncode == 1 and not path.exists()  # private
+    process = in_its_own_process(hub, tmp_path, code, TOKEN)
+    assert process.returncode == 0, process.stderr
+    assert TOKEN not in process.stdout + process.stderr
+    np.testing.assert_allclose(np.load(path), draw(pipeline), atol=1e-5)
+    asked = len(hub.requests)
+    # Plain diffusers asks for the code's commit, so without a network it takes a folder.
+    for loading in (PLAIN.replace("ada/model", "downloaded"), OURS):
+        path.unlink()
+        code = f"path, options = {str(path)!r}, {{}}\n{loading}{DRAW}"
+        process = in_its_own_process(hub, tmp_path, code, HF_HUB_OFFLINE="1")
+        assert process.returncode == 0, process.stderr
+        np.testing.assert_allclose(np.load(path), draw(pipeline), atol=1e-5)
+    assert len(hub.requests) == asked
+
+
+def generate(process, tmp_path, model, token=None, **environment):
+    output = tmp_path / "grid.png"
+    arguments = ("generate", "--model", model, "--output", output, "--num_inference_steps", 1)
+    outcome = process.command(*arguments, token=token, **environment)
+    assert TOKEN not in outcome.out + outcome.err
+    assert output.exists() == (outcome.status == 0)
+    output.unlink(missing_ok=True)
+    return outcome
+
+
+def test_generate_takes_a_repository_and_tells_in_one_line_why_not(
+    hub, push_model, process, tmp_path
+):
+    assert push_model("--private", repo_id="ada/unseen").status == 0
+    hub.add_token("hf_other", "eve")
+    for token in (None, "hf_other"):
+        outcome = generate(process, tmp_path, "ada/unseen", token)
+        assert outcome.status == 2 and outcome.err.count("\n") == 1
+        assert outcome.err.startswith(
+            "error: no model found at ada/unseen: no such folder, and not on the Hub for this "
+            "token: correct the name or, for a private one, run hf auth login (Repo"
+        )
+        vae = "from hf_latent.models.load import load_autoencoder; load_autoencoder('ada/unseen')"
+        said = process.run(vae, token).err.splitlines()[-1]
+        assert "no autoencoder found at ada/unseen" in said and "run hf auth login" in said
+    outcome = generate(process, tmp_path, "ada/unseen", "hf_unknown")
+    assert outcome.status == 2 and outcome.err.count("\n") == 1
+    assert "Invalid credentials" in outcome.err
+    for how, says in ((503, "503 Service Unavailable"), ("drop", "Server disconnected")):
+        hub.fail("GET|HEAD", times=1000, how=how)
+        outcome = generate(process, tmp_path, "ada/unseen", TOKEN)
+        assert outcome.status == 2 and outcome.err.count("\n") == 1
+        assert outcome.err.startswith("error: no model found at ada/unseen: ")
+        assert says in outcome.err
+        hub.faults.clear()
+    hub.fail("GET .*resolve.*safetensors", how="cut")
+    assert generate(process, tmp_path, "ada/unseen", TOKEN).status == 0
+    assert not any(times for _, times, *_ in hub.faults)
