@@ -1,0 +1,62 @@
+import huggingface_hub
+from diffusers import FlowMatchEulerDiscreteScheduler
+
+from hf_latent.hub.export import render_export_card
+from hf_latent.models.presets import create_scheduler
+
+
+def test_the_card_says_what_is_in_it_and_what_is_not(pipeline):
+    card = render_export_card(pipeline, 2, "user/name")
+    data = huggingface_hub.ModelCard(card).data
+    assert data.base_model == "user/name"
+    assert data.library_name == "diffusers"
+    assert data.pipeline_tag == "unconditional-image-generation"
+    assert data.license is None
+    assert "for class 2 (owl) alone" in card
+    assert "`hf-latent export --format ldm --class_label 2` of `user/name`" in card
+    assert "within 1e-4 in [0, 1], if the number of steps divides 1,000, as 20 and 50 do" in card
+    assert "- guidance" in card
+    assert "- the other classes" in card
+
+
+def test_class_0_is_a_class_and_none_is_not(pipeline):
+    card = render_export_card(pipeline, 0)
+    assert "for class 0 (cat) alone" in card
+    assert "--class_label 0`" in card
+    assert "- the other classes" in card
+    card = render_export_card(pipeline)
+    assert "for no class (the null label of 3 classes) alone" in card
+    assert "--class_label" not in card
+    assert "- the 3 classes themselves" in card
+    assert "base_model" not in card
+
+
+def test_a_class_without_a_name_has_its_number(pipeline):
+    pipeline.register_to_config(id2label=None)
+    assert "for class 2 alone" in render_export_card(pipeline, 2)
+
+
+def test_the_card_of_a_diffusion_says_nothing_of_flows(unconditional):
+    unconditional.scheduler = create_scheduler("epsilon")
+    card = render_export_card(unconditional)
+    assert "An unconditional latent diffusion model as" in card
+    assert "within 1e-4 in [0, 1].\n" in card
+    for word in ("classes", "guidance, which", "flow", "DPMSolver", "linear_2"):
+        assert word not in card, word
+
+
+def test_the_number_of_timesteps_is_the_schedulers(unconditional):
+    unconditional.scheduler.register_to_config(num_train_timesteps=2000)
+    assert "steps divides 2,000. At" in render_export_card(unconditional)
+
+
+def test_of_a_shifted_flow_no_steps_are_said_to_be_equal(pipeline):
+    pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=3)
+    card = render_export_card(pipeline)
+    assert "within some hundredths of [0, 1]: `LDMPipeline`" in card
+    assert "1e-4" not in card
+
+
+def test_a_name_of_a_class_is_only_a_text_in_the_card(pipeline):
+    pipeline.register_to_config(id2label={0: "<script>\n# `x`", 1: "dog", 2: "owl"})
+    assert "(&lt;script&gt; # \\`x\\`)" in render_export_card(pipeline, 0)

@@ -1,0 +1,234 @@
+"""What LDMPipeline cannot do is in the weights, or refused."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    LDMPipeline,
+    UNet2DModel,
+)
+
+from hf_latent.denoise import set_inference_steps
+from hf_latent.errors import UserError
+from hf_latent.hub.ldm_pipeline import OTHER_FLOWS, convert_flow_scheduler, to_ldm_pipeline
+from hf_latent.models.fold import LatentStatistics, fold_latent_scale
+from hf_latent.models.presets import create_scheduler
+from hf_latent.pipeline import LatentDiffusionPipeline
+from tests.conftest import make_autoencoder, make_denoiser
+
+TOLERANCE = 1e-4  # in [0, 1]
+CUT_TOLERANCE = 0.01  # of these models, where timesteps are cut to whole numbers
+WHOLE = [n for n in range(1, 1001) if 1000 % n == 0]
+
+
+def draw(
+    pipeline: LatentDiffusionPipeline, label: int | None = None, steps: int = 20
+) -> np.ndarray:
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(3)
+    return pipeline(
+        class_labels=label,
+        num_images=2,
+        guidance_scale=1,
+        num_inference_steps=steps,
+        generator=generator,
+        output_type="np",
+    ).images
+
+
+def draw_exported(pipeline: LDMPipeline, steps: int = 20) -> np.ndarray:
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(3)
+    return pipeline(2, generator, num_inference_steps=steps, output_type="numpy").images
+
+
+def assert_equal(pipeline, label=None, steps=20, tolerance=TOLERANCE) -> None:
+    exported = draw_exported(to_ldm_pipeline(pipeline, label), steps)
+    np.testing.assert_allclose(exported, draw(pipeline, label, steps), rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("steps", [1, 8, 50])
+def test_a_flow_is_equal_where_the_steps_divide_1000(pipeline, steps):
+    assert_equal(pipeline, 1, steps)
+
+
+def test_the_output_of_a_flow_is_scaled_with_its_bias(unconditional):
+    with torch.no_grad():
+        unconditional.unet.conv_out.bias.copy_(torch.tensor([-2.0, 2.0, 3.0, -3.0]))
+    assert_equal(unconditional)
+
+
+@pytest.mark.parametrize("label", [0, 2, None])
+def test_each_class_and_the_null_label_are_their_own(pipeline, label):
+    assert_equal(pipeline, label, 2)
+    for other in {0, 2, None} - {label}:
+        difference = draw_exported(to_ldm_pipeline(pipeline, other), 2) - draw(pipeline, label, 2)
+        assert abs(difference).max() > 100 * TOLERANCE
+
+
+@pytest.mark.parametrize("steps", [7, 30])
+def test_a_flow_is_near_elsewhere(pipeline, steps):
+    assert_equal(pipeline, 1, steps, CUT_TOLERANCE)
+
+
+@pytest.mark.parametrize("shift", [0.5, 3.0])
+def test_a_shifted_flow_is_near(pipeline, shift):
+    pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    assert_equal(pipeline, 1, 20, CUT_TOLERANCE)
+
+
+@pytest.mark.parametrize("shift", [1.0, 1.5, 3.0])
+@pytest.mark.parametrize("num_train_timesteps", [500, 1000])
+def test_the_steps_of_a_flow_are_the_same_ones(shift, num_train_timesteps):
+    own = FlowMatchEulerDiscreteScheduler(num_train_timesteps, shift=shift)
+    converted, factor = convert_flow_scheduler(own)
+    for steps in (1, 7, 20, 333):
+        set_inference_steps(own, steps, "cpu")
+        converted.set_timesteps(steps)
+        torch.testing.assert_close(converted.sigmas * factor, own.sigmas, rtol=0, atol=1e-6)
+        assert (converted.timesteps - own.timesteps).abs().max() <= 1
+
+
+@pytest.mark.parametrize("steps", WHOLE)
+def test_whole_timesteps_are_not_cut(steps):
+    """Computed in floating point, 950 came out as 949.9999999 and was cut to 949."""
+    own = create_scheduler("flow")
+    converted, _ = convert_flow_scheduler(own)
+    set_inference_steps(own, steps, "cpu")
+    converted.set_timesteps(steps)
+    torch.testing.assert_close(converted.timesteps.float(), own.timesteps, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", OTHER_FLOWS)
+def test_other_flows_are_refused(pipeline, name):
+    pipeline.scheduler = FlowMatchEulerDiscreteScheduler()
+    pipeline.scheduler.register_to_config(**{name: 0.1})
+    with pytest.raises(UserError, match=f"scheduler has {name}, which no"):
+        to_ldm_pipeline(pipeline)
+
+
+def test_other_schedulers_are_refused(pipeline):
+    pipeline.scheduler = FlowMatchHeunDiscreteScheduler()
+    with pytest.raises(UserError, match="scheduler is FlowMatchHeunDiscreteScheduler: give it"):
+        to_ldm_pipeline(pipeline)
+
+
+def test_the_schedule_of_a_diffusion_is_kept(pipeline):
+    pipeline.scheduler = DDIMScheduler(clip_sample=False, prediction_type="v_prediction")
+    exported = to_ldm_pipeline(pipeline)
+    assert dict(exported.scheduler.config) == dict(pipeline.scheduler.config)
+    assert_equal(pipeline, 2)
+
+
+@pytest.mark.parametrize("fixture", ["pipeline", "unconditional"])
+def test_the_model_is_left_as_it_is(request, fixture):
+    pipeline = request.getfixturevalue(fixture)
+    pipeline.vae.register_to_config(shift_factor=0.5)
+    models = (pipeline.unet, pipeline.vae)
+    weights = [{k: v.clone() for k, v in model.state_dict().items()} for model in models]
+    configs = [dict(model.config) for model in models]
+    to_ldm_pipeline(pipeline)
+    assert [dict(model.config) for model in models] == configs
+    for model, before in zip(models, weights, strict=True):
+        assert model.state_dict().keys() == before.keys()
+        for name, weight in model.state_dict().items():
+            assert torch.equal(weight, before[name]), name
+
+
+def test_oblong_images_are_refused(vae):
+    denoiser = make_denoiser(vae, None)
+    denoiser.register_to_config(sample_size=[4, 8])
+    pipeline = LatentDiffusionPipeline(vae, denoiser, create_scheduler("flow"))
+    with pytest.raises(UserError, match=r"sample_size is \[4, 8\], and LDMPipeline draws squares"):
+        to_ldm_pipeline(pipeline)
+
+
+def make_skip_denoiser() -> UNet2DModel:
+    torch.manual_seed(0)
+    return UNet2DModel(
+        sample_size=4,
+        in_channels=4,
+        out_channels=4,
+        down_block_types=("SkipDownBlock2D", "SkipDownBlock2D"),
+        up_block_types=("SkipUpBlock2D", "SkipUpBlock2D"),
+        block_out_channels=(32, 32),
+        layers_per_block=1,
+    ).eval()
+
+
+def test_a_flow_whose_output_cannot_be_scaled_is_refused(vae):
+    pipeline = LatentDiffusionPipeline(vae, make_skip_denoiser(), create_scheduler("flow"))
+    with pytest.raises(UserError, match="the denoiser has a SkipUpBlock2D"):
+        to_ldm_pipeline(pipeline)
+
+
+FOREIGN_SCALES = {
+    "scaling_factor": {"scaling_factor": 0.4},
+    "shift_factor": {"scaling_factor": 0.4, "shift_factor": 0.3},
+    "latents_mean": {"latents_mean": [0.5, -0.5, 1.0, 0.0]},
+    "latents_std": {"latents_std": [0.5, 2.0, 1.0, 3.0]},
+    "all": {
+        "scaling_factor": 0.4,
+        "shift_factor": 0.3,
+        "latents_mean": [0.5, -0.5, 1.0, 0.0],
+        "latents_std": [0.5, 2.0, 1.0, 3.0],
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("scale", "quant_convs"), [*((scale, True) for scale in FOREIGN_SCALES), ("all", False)]
+)
+def test_a_foreign_autoencoders_scale_is_folded(scale, quant_convs):
+    vae = make_autoencoder(3)
+    if not quant_convs:
+        config = {**vae.config, "use_quant_conv": False, "use_post_quant_conv": False}
+        torch.manual_seed(0)
+        vae = AutoencoderKL.from_config(config).eval()
+    pipeline = LatentDiffusionPipeline(vae, make_denoiser(vae), create_scheduler("flow"))
+    neutral = draw(pipeline, 1)
+    vae.register_to_config(**FOREIGN_SCALES[scale])
+    assert abs(draw(pipeline, 1) - neutral).max() > 100 * TOLERANCE
+    assert_equal(pipeline, 1)
+    exported = to_ldm_pipeline(pipeline, 1).vqvae.config
+    assert [exported.get(x) for x in ("shift_factor", "latents_mean", "latents_std")] == [None] * 3
+
+
+def test_a_folded_autoencoder_is_exported_as_it_is(pipeline):
+    statistics = LatentStatistics(torch.tensor([0.1, 0.2, 0.3, 0.4]), torch.full((4,), 2.0))
+    pipeline.vae = fold_latent_scale(pipeline.vae, statistics)
+    assert to_ldm_pipeline(pipeline, 1).vqvae is pipeline.vae
+    assert_equal(pipeline, 1)
+
+
+def make_tiny_autoencoder() -> AutoencoderTiny:
+    torch.manual_seed(0)
+    channels = {f"{part}_block_out_channels": (8, 8, 8) for part in ("encoder", "decoder")}
+    blocks = {f"num_{part}_blocks": (1, 1, 1) for part in ("encoder", "decoder")}
+    return AutoencoderTiny(latent_channels=4, scaling_factor=0.4, **channels, **blocks).eval()
+
+
+def test_an_autoencoder_tiny_is_exported(tmp_path):
+    vae = make_tiny_autoencoder()
+    denoiser = make_denoiser(make_autoencoder(3))
+    pipeline = LatentDiffusionPipeline(vae, denoiser, create_scheduler("flow"))
+    assert_equal(pipeline, 1)
+    to_ldm_pipeline(pipeline, 1).save_pretrained(tmp_path)
+    loaded = LDMPipeline.from_pretrained(tmp_path)
+    np.testing.assert_allclose(draw_exported(loaded), draw(pipeline, 1), rtol=0, atol=TOLERANCE)
+
+
+def test_an_autoencoder_tiny_with_a_shift_is_refused():
+    vae = make_tiny_autoencoder()
+    vae.register_to_config(shift_factor=0.1)
+    denoiser = make_denoiser(make_autoencoder(3))
+    pipeline = LatentDiffusionPipeline(vae, denoiser, create_scheduler("flow"))
+    with pytest.raises(
+        UserError, match="the autoencoder is an AutoencoderTiny with a shift_factor"
+    ):
+        to_ldm_pipeline(pipeline)
