@@ -21,7 +21,7 @@ README = (ROOT / "README.md").read_text()
 BIN = Path(sys.executable).parent
 TRAINING = "--max_train_steps 2 --train_batch_size 4 --max_validation_samples 4 --preset tiny"
 SHORT = {
-    "quickstart": "--max_minutes 1.2 --max_train_samples 300 --evaluation_images 20",
+    "quickstart": "--max_minutes 2 --max_train_samples 300 --evaluation_images 20",
     "generate": "--num_inference_steps 2",
     "inspect": "--max_images 4",
     "evaluate": "--num_images 10 --num_inference_steps 1 --cache_dir vectors",
