@@ -1,5 +1,6 @@
 """How a pipeline is saved, so that it loads anywhere: with its own code beside its weights."""
 
+import glob
 import json
 import os
 import shutil
@@ -7,23 +8,17 @@ import tempfile
 from pathlib import Path
 from typing import Any, Self
 
-import diffusers
 import torch
-from diffusers import AutoModel, DiffusionPipeline, ModelMixin
+from diffusers import DiffusionPipeline
 from diffusers.utils.hub_utils import load_or_create_model_card, populate_model_card
 from huggingface_hub import create_repo, file_exists, upload_folder
 
+from .exact_weights import load_exactly
+
 # The files that are saved with every model; they import each other, and nothing else of a package.
-MODULES = ("pipeline", "hub_format", "encode", "add_noise", "denoise", "decode")
+MODULES = ("pipeline", "hub_format", "exact_weights", "encode", "add_noise", "denoise", "decode")
 MODELS = ("vae", "unet")
 COMPONENTS = (*MODELS, "scheduler")
-ALIGNMENT_BYTES = 64
-# What push_to_hub sends of a folder, whatever else lies there.
-SENT = (
-    "model_index.json",
-    *(f"{name}.py" for name in MODULES),
-    *(f"{name}/*.{ending}" for name in COMPONENTS for ending in ("json", "safetensors")),
-)
 
 
 class HubFormat:
@@ -103,15 +98,20 @@ class HubFormat:
             source = part.config.get("_name_or_path") or ""
             if os.path.isabs(source) or os.path.isdir(source):
                 part.register_to_config(_name_or_path="")  # no path of this machine in the files
+        for component in MODELS:
+            # diffusers leaves an index of shards, which it would load in place of one new file.
+            for pattern in _weight_patterns(variant):
+                for path in (folder / component).glob(pattern):
+                    path.unlink()
         super().save_pretrained(  # type: ignore[misc]
             str(folder), variant=variant, max_shard_size=max_shard_size
         )
         # A class that was derived elsewhere is not in these files.
-        if type(self).__module__.rpartition(".")[2] == MODULES[0]:
+        if type(self).__module__ == f"{__name__.rpartition('.')[0]}.{MODULES[0]}":
             _add_code(folder, type(self).__name__)
         if push_to_hub:
             kwargs.setdefault("repo_id", folder.absolute().name)
-            _send(folder, **kwargs)
+            _send(folder, variant=variant, **kwargs)
 
     def push_to_hub(
         self,
@@ -135,61 +135,7 @@ class HubFormat:
         """
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, safe_serialization, variant, max_shard_size)
-            return _send(Path(folder), repo_id, **kwargs)
-
-
-def lacking_weights(model: torch.nn.Module) -> list[str]:
-    """Return the names of a loaded model's weights that were not in its files.
-
-    diffusers leaves them without values.
-
-    Args:
-        model: whose weights are all in memory.
-    """
-    return [name for name, parameter in model.named_parameters() if parameter.is_meta]
-
-
-def align_weights(model: torch.nn.Module) -> None:
-    """Move weights on a CPU to where matrix products always give the same last bits.
-
-    Those of a mapped file begin at any byte, and the last bits depend on that.
-
-    Args:
-        model: whose parameters are changed in place.
-    """
-    for parameter in model.parameters():
-        if parameter.device.type == "cpu" and parameter.data_ptr() % ALIGNMENT_BYTES:
-            parameter.data = parameter.data.clone()
-
-
-def load_exactly(name: str, subfolder: str | None = None, **kwargs: Any) -> ModelMixin:
-    """Load a diffusers model, from safetensors only, with all its weights and no others.
-
-    Args:
-        name: a folder, or the id of a repository on the Hub.
-        subfolder: of it.
-        **kwargs: of `ModelMixin.from_pretrained`.
-
-    Raises:
-        ValueError: if its class is none of diffusers, or the weights are not exactly its own.
-    """
-    where = {"subfolder": subfolder} if subfolder else {}
-    config = AutoModel.load_config(name, **where)
-    model_class: Any = getattr(diffusers, str(config.get("_class_name")), None)
-    if not (isinstance(model_class, type) and issubclass(model_class, ModelMixin)):
-        raise ValueError(f"{config.get('_class_name')} is no model of diffusers")
-    model, found = model_class.from_pretrained(  # type: ignore[attr-defined]
-        name, use_safetensors=True, output_loading_info=True, **where, **kwargs
-    )
-    kinds = {kind: found[f"{kind}_keys"] for kind in ("missing", "unexpected", "mismatched")}
-    kinds["missing"] = kinds["missing"] or lacking_weights(model)  # not found out of several files
-    wrong = [f"{kind}: {', '.join(map(str, keys[:3]))}" for kind, keys in kinds.items() if keys]
-    if wrong:
-        raise ValueError(
-            f"the saved {subfolder or model_class.__name__} has not exactly its weights, "
-            + "; ".join(wrong)
-        )
-    return model
+            return _send(Path(folder), repo_id, variant, **kwargs)
 
 
 def _loading_options(folder: str, component: str, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -218,29 +164,56 @@ def _add_code(folder: Path, class_name: str) -> None:
     whole.replace(index)
 
 
+def _weight_patterns(variant: str | None) -> tuple[str, str, str]:
+    """Return the names that a model's weights of one variant may have: whole, shards, index."""
+    kind = f".{variant}" if variant else ""
+    name = "diffusion_pytorch_model"
+    return (
+        f"{name}{kind}.safetensors",
+        f"{name}{kind}-?????-of-?????.safetensors",
+        f"{name}.safetensors.index{kind}.json",
+    )
+
+
+def _sent_files(folder: Path, with_card: bool) -> list[str]:
+    """Return the files of a saved pipeline, and of its card, whatever else lies in its folder."""
+    names = ["model_index.json", *(f"{module}.py" for module in MODULES)]
+    for component in COMPONENTS:
+        for path in (folder / component).iterdir():
+            if path.suffix in (".json", ".safetensors"):
+                names.append(f"{component}/{path.name}")
+    card = folder / "README.md"
+    if with_card and card.is_file():
+        text = card.read_text(encoding="utf-8", errors="replace")
+        shown = [path.name for path in folder.glob("*.png") if f"({path.name})" in text]
+        names += [card.name, *shown]
+    return names
+
+
 def _send(
     folder: Path,
     repo_id: str,
+    variant: str | None = None,
     private: bool | None = None,
     token: str | None = None,
     commit_message: str = "Upload LatentDiffusionPipeline",
     **kwargs: Any,
 ) -> str:
-    """Send a saved pipeline; a card only where neither side has one."""
+    """Send a saved pipeline in one commit; a card only where there is none."""
     repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
-    where = {"revision": kwargs.get("revision"), "token": token}
-    sent = list(SENT)
-    if not file_exists(repo_id, "README.md", **where):
-        if not (folder / "README.md").exists():
-            card = load_or_create_model_card(repo_id, token=token, is_pipeline=True)
-            populate_model_card(card).save(folder / "README.md")
-        sent += ["README.md", "*.png"]
+    has_card = file_exists(repo_id, "README.md", revision=kwargs.get("revision"), token=token)
+    if not has_card and not (folder / "README.md").exists():
+        card = load_or_create_model_card(repo_id, token=token, is_pipeline=True)
+        populate_model_card(card).save(folder / "README.md")
+    sent = _sent_files(folder, with_card=not has_card)
+    old = [f"{component}/{x}" for component in MODELS for x in _weight_patterns(variant)]
     return str(
         upload_folder(
             repo_id=repo_id,
             folder_path=folder,
             commit_message=commit_message,
-            allow_patterns=sent,
+            allow_patterns=[glob.escape(name) for name in sent],
+            delete_patterns=old,
             token=token,
             **kwargs,
         )

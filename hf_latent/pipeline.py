@@ -14,7 +14,8 @@ from .add_noise import NoisedLatents, add_noise
 from .decode import decode_latents
 from .denoise import denoise_latents, set_inference_steps
 from .encode import encode_images
-from .hub_format import HubFormat, align_weights, lacking_weights
+from .exact_weights import align_weights, lacking_weights
+from .hub_format import HubFormat
 
 Images = torch.Tensor | Image.Image | list[Image.Image]
 Generators = torch.Generator | list[torch.Generator] | None

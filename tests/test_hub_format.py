@@ -9,7 +9,8 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-from hf_latent.hub_format import MODULES, align_weights, load_exactly
+from hf_latent.exact_weights import align_weights, load_exactly
+from hf_latent.hub_format import MODULES
 from hf_latent.models.frozen import hash_weights
 from hf_latent.pipeline import LatentDiffusionPipeline
 from tests.marking_pickle import MarkingPickle
@@ -133,6 +134,28 @@ def test_sharded_weights(pipeline, tmp_path):
     assert len(shards) > 2
     loaded = LatentDiffusionPipeline.from_pretrained(tmp_path)
     assert torch.equal(draw(loaded), draw(pipeline))
+
+
+@pytest.mark.parametrize("sizes", [("50KB", None), (None, "50KB"), ("50KB", "20KB")])
+@pytest.mark.parametrize("variant", [None, "copy"])
+def test_weights_saved_over_others_are_the_ones_that_are_loaded(pipeline, tmp_path, sizes, variant):
+    pipeline.save_pretrained(tmp_path)
+    pipeline.save_pretrained(tmp_path, variant=variant, max_shard_size=sizes[0])
+    before = hash_weights(pipeline.unet)
+    pipeline.unet.conv_in.bias.data += 1
+    pipeline.save_pretrained(tmp_path, variant=variant, max_shard_size=sizes[1])
+    loaded = LatentDiffusionPipeline.from_pretrained(tmp_path, variant=variant)
+    assert hash_weights(loaded.unet) == hash_weights(pipeline.unet) != before
+    if variant:  # the others stay
+        assert hash_weights(LatentDiffusionPipeline.from_pretrained(tmp_path).unet) == before
+
+
+def test_a_model_is_saved_over_the_files_that_it_was_loaded_from(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path)
+    loaded = LatentDiffusionPipeline.from_pretrained(tmp_path)
+    loaded.save_pretrained(tmp_path)  # some of its weights are those files, mapped
+    assert torch.equal(draw(loaded), draw(pipeline))
+    assert torch.equal(draw(LatentDiffusionPipeline.from_pretrained(tmp_path)), draw(pipeline))
 
 
 def test_a_component_that_is_given_is_not_loaded(pipeline, tmp_path):
@@ -265,7 +288,7 @@ def test_loaded_weights_are_aligned_and_trained_ones_stay_where_they_are(pipelin
     assert vae.decoder.conv_in.bias.tolist() == list(range(2, 10))
 
 
-def test_saving_with_device_map_options_still_loads(pipeline, tmp_path):
+def test_without_low_cpu_mem_usage_the_images_are_the_same(pipeline, tmp_path):
     pipeline.save_pretrained(tmp_path)
     loaded = LatentDiffusionPipeline.from_pretrained(tmp_path, low_cpu_mem_usage=False)
     assert torch.equal(draw(loaded), draw(pipeline))

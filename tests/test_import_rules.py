@@ -10,11 +10,11 @@ from hf_latent.hub_format import MODULES
 
 PACKAGE = Path(__file__).parents[1] / "hf_latent"
 STEPS = ("encode", "add_noise", "denoise", "decode")
-TRAVELLING = ("pipeline", "hub_format", *STEPS)  # saved with every model
+TRAVELLING = ("pipeline", "hub_format", "exact_weights", *STEPS)  # saved with every model
 # Each layer may import from those before it, and from itself.
 LAYERS = [
     ("errors", "command", "output"),
-    (*STEPS, "hub_format"),
+    (*STEPS, "exact_weights", "hub_format"),
     ("models",),
     ("data",),
     ("pipeline",),

@@ -222,4 +222,4 @@ def _read_with_workers(
                 parts.append(part)
             yield concatenate(parts)
     finally:
-        del read  # its workers end now, and not when the error's traceback is given up
+        del read  # its workers end now, not when the traceback of what is raised here is given up

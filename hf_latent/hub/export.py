@@ -9,6 +9,7 @@ import huggingface_hub
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from hf_latent.errors import UserError
+from hf_latent.hub.card_signature import sign
 from hf_latent.hub.card_text import plain
 from hf_latent.hub.ldm_pipeline import to_ldm_pipeline
 from hf_latent.models.load import loading
@@ -94,7 +95,7 @@ def render_export_card(
         base_model: the model's id on the Hub; None: it has none.
 
     Returns:
-        The card: metadata as YAML, then Markdown.
+        The card: metadata as YAML, then Markdown, then its signature.
     """
     data = huggingface_hub.ModelCardData(
         base_model=base_model,
@@ -115,7 +116,7 @@ def render_export_card(
         num_train_timesteps=config.num_train_timesteps,
         diffusers_version=diffusers.__version__,
     )
-    return str(card).rstrip() + "\n"
+    return sign(str(card))
 
 
 def _chosen_label(config: ExportConfig, pipeline: LatentDiffusionPipeline) -> int | None:

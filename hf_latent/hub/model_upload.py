@@ -28,8 +28,10 @@ from hf_latent.hub.model_folder import (
 from hf_latent.hub.push_config import PushConfig
 from hf_latent.hub.remote_files import LocalFile, RemoteFiles
 from hf_latent.hub.upload import Contents
+from hf_latent.hub_format import MODULES
 
 ENTRIES = ("model_index.json", "config.json")
+REPORTS = ("training.json", "metrics.json")
 _PICTURE = re.compile(r"\w[\w.-]*\.png", re.ASCII)
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
 _MOMENTS = re.compile(r"\w+_optimizer\.safetensors", re.ASCII)
@@ -94,12 +96,21 @@ class ModelContents(Contents):
     def stale(self, remote: RemoteFiles) -> list[str]:
         """Return what the same list names there: of a model's repository, it is the model's."""
         parts = {name.rpartition("/")[0] for name in self.files if name not in (*ABOUT, *CODE)}
+        index = remote.read_json("model_index.json")
         if self.entry[0] == "model_index.json":
-            index = remote.read_json(self.entry[0]).items()
-            parts |= {x for x, value in index if COMPONENT.fullmatch(x) and isinstance(value, list)}
+            parts |= {
+                name
+                for name, value in index.items()
+                if COMPONENT.fullmatch(name) and isinstance(value, list)
+            }
         before = remote.read("README.md").decode(errors="replace") if "README.md" in remote else ""
         pictures = card_pictures(before) if is_unedited(before) else []
-        others = {*ABOUT, *CODE, *(name for name in pictures if _PICTURE.fullmatch(name))}
+        others = {name for name in pictures if _PICTURE.fullmatch(name)}
+        # Files of these names may be anybody's: a push sent them only with what tells so.
+        if index.get("_class_name") == [MODULES[0], PIPELINE]:
+            others |= set(CODE)
+        reports = {x for x in REPORTS if "vae_weights_sha256" in remote.read_json(x)}
+        others |= set(ABOUT) if "training.json" in reports else reports
         found = []
         for name in remote:
             part, _, file = name.rpartition("/")

@@ -1,6 +1,7 @@
 """The saved weights of a model's part, read from safetensors without making the model."""
 
 import hashlib
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,9 @@ from safetensors import SafetensorError, safe_open
 
 from hf_latent.errors import UserError
 
-# One file, or the shards of a large model; not a variant in another precision beside them.
-_FILE = re.compile(r"diffusion_pytorch_model(-\d{5}-of-\d{5})?\.safetensors")
+# Not a variant in another precision beside them.
+_FILE = "diffusion_pytorch_model.safetensors"
+_SHARD = re.compile(r"diffusion_pytorch_model-\d{5}-of-\d{5}\.safetensors", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ def read_saved_weights(folder: Path) -> SavedWeights:
     Raises:
         UserError: if there are none, or they cannot be read.
     """
-    paths = [path for path in sorted(folder.glob("*.safetensors")) if _FILE.fullmatch(path.name)]
+    paths = _weight_paths(folder)
     if not paths:
         raise UserError(f"{folder} has no diffusion_pytorch_model.safetensors: save it again")
     place_of: dict[str, Path] = {}
@@ -63,3 +65,17 @@ def read_saved_weights(folder: Path) -> SavedWeights:
         digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
     size = sum(path.stat().st_size for path in paths)
     return SavedWeights(digest.hexdigest(), parameters, size)
+
+
+def _weight_paths(folder: Path) -> list[Path]:
+    """Return the files that diffusers loads: the shards that an index names, else the one file."""
+    index = folder / f"{_FILE}.index.json"
+    if not index.is_file():
+        return [path for path in [folder / _FILE] if path.is_file()]
+    try:
+        names = set(json.loads(index.read_bytes())["weight_map"].values())
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{index} cannot be read ({error}): save the model again") from error
+    if other := [name for name in names if not _SHARD.fullmatch(str(name))]:
+        raise UserError(f"{index} names {other[0]!r}, which is no file of weights")
+    return [folder / name for name in sorted(names)]

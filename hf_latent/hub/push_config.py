@@ -27,7 +27,8 @@ class PushConfig:
             or cc-by-4.0. By default the card goes on naming the one that it names on the Hub.
         overwrite_card: Replace a README.md that was edited on the Hub; otherwise it is kept.
         checkpoints: Send the checkpoints of the run along, for which `--model` is the run's folder.
-            Those on the Hub of other steps stay there.
+            They name the run's settings, with paths of this machine. Those on the Hub of other
+            steps stay there.
     """
 
     repo_id: str

@@ -16,7 +16,7 @@ from huggingface_hub.errors import (
 )
 
 from hf_latent.errors import UserError
-from hf_latent.hub_format import load_exactly
+from hf_latent.exact_weights import load_exactly
 
 Autoencoder: TypeAlias = AutoencoderKL | AutoencoderTiny
 PRETRAINED = Path(__file__).parents[1] / "pretrained"

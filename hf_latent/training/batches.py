@@ -3,6 +3,7 @@
 import atexit
 import multiprocessing.util  # registers its own end of a program first
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,6 +12,8 @@ from zlib import crc32
 
 import numpy as np
 import torch
+
+GRACE_SECONDS = 2
 
 
 def seeded_generator(seed: int, purpose: str, *place: int) -> torch.Generator:
@@ -70,10 +73,16 @@ def ignore_signals(worker: int) -> None:
 def end_readers() -> None:
     """End what is left of the reading processes, as a program that failed leaves them.
 
-    multiprocessing sends them a SIGTERM at exit and waits for them, which would be for ever.
+    multiprocessing sends all daemons a SIGTERM at exit and waits for them: for ever, as readers
+    ignore it. So who does not end by it in time is killed.
     """
-    for process in multiprocessing.active_children():
-        if process.daemon:
+    daemons = [process for process in multiprocessing.active_children() if process.daemon]
+    for process in daemons:
+        process.terminate()
+    deadline = time.monotonic() + GRACE_SECONDS
+    for process in daemons:
+        process.join(max(0, deadline - time.monotonic()))
+        if process.is_alive():
             process.kill()
 
 

@@ -82,15 +82,41 @@ def test_a_card_on_the_hub_survives(hub, process, saved, tmp_path, call):
 
 
 def test_saving_and_pushing_sends_the_card_there_and_nothing_foreign(hub, process, saved):
-    (saved / "README.md").write_text("# Mine")
+    (saved / "README.md").write_text("# Mine\n![samples](samples.png)")
     (saved / "samples.png").write_bytes(b"a picture")
-    for name in ("notes.txt", "unet/model.bin", "secret.py", "checkpoint-1/a.safetensors"):
+    for name in (
+        "other.png",
+        "data/x.png",
+        "unet/deep/x.json",
+        "notes.txt",
+        "unet/model.bin",
+        "secret.py",
+        "checkpoint-1/a.safetensors",
+    ):
         (saved / name).parent.mkdir(parents=True, exist_ok=True)
         (saved / name).write_text("mine alone")
     push(process, saved, f"pipe.save_pretrained({str(saved)!r}, push_to_hub=True)")
     files = hub.repos["models", "ada/saved"].files("main")
     assert set(files) - {".gitattributes"} == WHOLE | {"README.md", "samples.png"}
-    assert files["README.md"].data == b"# Mine"
+    assert files["README.md"].data.startswith(b"# Mine")
+
+
+@pytest.mark.parametrize("variant", [None, "copy"])
+def test_weights_of_an_earlier_push_are_removed_and_no_others(
+    hub, process, saved, pipeline, variant
+):
+    call = f"pipe.push_to_hub('ada/model', variant={variant!r}, max_shard_size={{}})"
+    push(process, saved, "pipe.push_to_hub('ada/model')")
+    hub.put("ada/model", {"unet/mine.safetensors": b"mine"}, kind="models")
+    push(process, saved, call.format("'50KB'"))
+    pipeline.unet.conv_in.bias.data += 1
+    pipeline.save_pretrained(saved)
+    push(process, saved, call.format(None))
+    names = set(hub.repos["models", "ada/model"].files("main")) - {".gitattributes", "README.md"}
+    copies = {f"{x}/diffusion_pytorch_model.copy.safetensors" for x in ("unet", "vae")}
+    assert names == WHOLE | {"unet/mine.safetensors"} | (copies if variant else set())
+    loaded = load(process, "ada/model", **({"variant": variant} if variant else {}))
+    assert loaded.startswith(hash_weights(pipeline.unet))
 
 
 def test_a_pull_request_leaves_main_as_it_is(hub, process, saved):

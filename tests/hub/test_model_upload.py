@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import pytest
 import torch
 
 from hf_latent.hub.card_signature import is_unedited, sign
@@ -21,10 +22,11 @@ def history(hub, repo_id=REPO):
 def test_a_pipeline_and_its_card_are_sent_in_one_commit(hub, push_model, model):
     outcome = push_model()
     assert outcome.status == 0, outcome.err
-    size = sum(len(data) for name, data in folder_files(model).items() if name != "README.md")
-    size -= (model / "model_index.json").stat().st_size
+    files = {k: len(v) for k, v in folder_files(model).items() if k != "README.md"}
+    size = sum(files.values()) - files["model_index.json"]
     assert outcome.out == (
-        f"LatentDiffusionPipeline of {size / 1e6:.1f} MB in 12 files, sent: {hub.endpoint}/{REPO}\n"
+        f"LatentDiffusionPipeline of {size / 1e6:.1f} MB in {len(files)} files, sent: "
+        f"{hub.endpoint}/{REPO}\n"
     )
     assert "not sent" not in outcome.err
     assert_model_is_whole(model_files(hub), model)
@@ -139,7 +141,7 @@ def test_files_of_an_earlier_model_are_removed_and_no_others(hub, push_model, pi
     folder = tmp_path / "large"
     pipeline.save_pretrained(folder, max_shard_size="100KB")
     for name in ("training.json", "metrics.json"):
-        (folder / name).write_text("{}")
+        (folder / name).write_text('{"vae_weights_sha256": "00"}')
     assert push_model(folder=folder).status == 0
     foreign = {
         "notes.txt": b"mine",
@@ -194,12 +196,28 @@ def test_remains_of_a_push_without_an_end_are_removed_and_no_other_files(hub, pu
         "old/diffusion_pytorch_model.safetensors": b"mine",
         "unet/notes.json": b"{}",
     }
-    hub.put(REPO, foreign | dict.fromkeys(remains, b"{}"), kind="models")
+    ours = dict.fromkeys(remains, b'{"vae_weights_sha256": "00"}')
+    hub.put(REPO, foreign | ours, kind="models")
     assert push_model().status == 0
     sent = model_files(hub)
     assert {name: sent.pop(name) for name in foreign} == foreign
     assert_model_is_whole(sent, model)
     assert len(history(hub)) == 2  # put, and one commit
+
+
+@pytest.mark.parametrize("kind", ["pipeline", "autoencoder"])
+def test_files_of_the_same_names_that_no_push_sent_stay(hub, push_model, model, kind):
+    foreign = dict.fromkeys(("notes.py", "config.yaml", "metrics.json"), b"{}")
+    folder = model
+    if kind == "autoencoder":  # which is never sent with code
+        foreign |= {"encode.py": b"mine", "pipeline.py": b"mine"}
+        folder = model / "vae"
+    for name in ("training.json", "config.yaml", "metrics.json"):
+        (folder / name).unlink(missing_ok=True)
+    hub.put(REPO, foreign, kind="models")
+    assert push_model(folder=folder).status == 0
+    sent = model_files(hub)
+    assert {name: sent[name] for name in foreign} == foreign
 
 
 def write_checkpoints(run, *steps):

@@ -71,8 +71,8 @@ def open_source(config: DenoiserConfig, splits: ImageSplits | None = None) -> La
 
 
 def assert_close(found: LatentPosteriors, expected: LatentPosteriors) -> None:
-    torch.testing.assert_close(found.mean, expected.mean, rtol=0, atol=1e-5)
-    torch.testing.assert_close(found.std, expected.std, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.mean, expected.mean, rtol=0, atol=1e-4)
+    torch.testing.assert_close(found.std, expected.std, rtol=0, atol=1e-4)
     assert torch.equal(found.class_labels, expected.class_labels)
 
 
@@ -109,7 +109,7 @@ def test_the_images_of_a_batch_are_those_of_the_order_mirrored_as_drawn(settings
     for keys, batch in islice(zip(sampler, source.batches(3), strict=False), 6):
         images = torch.stack([train[key]["images"] for key in keys])
         mean, _ = posteriors.encode_batch(vae, images)
-        torch.testing.assert_close(batch.mean, mean, rtol=0, atol=1e-5)
+        torch.testing.assert_close(batch.mean, mean, rtol=0, atol=1e-4)
 
 
 def test_sources_tell_the_same_of_the_run(settings, made):
@@ -270,7 +270,7 @@ def test_wherever_the_latents_are_from_the_losses_are_the_same(
         assert (run / "latents").exists() == (name == "in the run")
     assert len(losses["beforehand"]) == 6
     for name in ("in the run", "every step"):
-        assert losses[name] == pytest.approx(losses["beforehand"], abs=1e-5), name
+        assert losses[name] == pytest.approx(losses["beforehand"], abs=1e-4), name
 
 
 def test_another_runs_latents_are_replaced_only_where_that_is_asked_for(settings, tmp_path):
