@@ -22,8 +22,11 @@ def plain(value: Any) -> str | None:
 
 
 def one_line(value: Any) -> str:
-    """Return a text without line breaks, for metadata."""
-    return " ".join(str(value).split())
+    """Return a text without line breaks, for metadata.
+
+    Names of files that are not UTF-8 hold surrogates, which no file in UTF-8 can: they become ?.
+    """
+    return " ".join(str(value).encode(errors="replace").decode().split())
 
 
 def number(value: Any, form: str) -> str | None:

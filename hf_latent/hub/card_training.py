@@ -70,8 +70,11 @@ def training_text(training: dict[str, Any]) -> str | None:
         return None
     batch *= _whole(training, "gradient_accumulation_steps", 1)
     batch *= _whole(training, "processes", 1)
-    text = f"{counted(steps, 'step')} of {counted(batch, 'image')}"
-    text += f" ({steps * batch:,} images seen) in {duration_text(training['seconds'])}"
+    seen = _whole(training, "images_seen", steps * batch)
+    text = counted(steps, "step")
+    if seen == steps * batch:  # else it was resumed with other batches or processes
+        text += f" of {counted(batch, 'image')}"
+    text += f" ({counted(seen, 'image')} seen) in {duration_text(training['seconds'])}"
     if rate := number(training.get("images_per_second"), ",.0f"):
         text += f", {rate} images a second"
     machine = machine_text(training)

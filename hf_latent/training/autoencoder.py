@@ -228,10 +228,10 @@ def finish(
             "residual_std": summary.residual_std,
             "vae_weights_sha256": hash_weights(vae),
         }
-        picture = picture_path(config, clock.step)
-        write_model_reports(output_dir / "model", config, figures, picture, "reconstructions.png")
         report = asdict(config) | figures | {"data": config.data}
         write_json(output_dir / "report.json", report)
+        picture = picture_path(config, clock.step)
+        write_model_reports(output_dir / "model", config, figures, picture, "reconstructions.png")
     accelerator.wait_for_everyone()
     # Not end_training: the process group may be needed for a second training.
     for tracker in accelerator.trackers:

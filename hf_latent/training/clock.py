@@ -26,14 +26,17 @@ class TrainingSummary:
     Attributes:
         model_dir: the folder of the saved model.
         steps: optimizer steps.
+        images_seen: in all of them, over all processes; an image counts every time.
         seconds: wall-clock time of the training loop, validation included.
-        images_per_second: over all processes, validation excluded.
+        images_per_second: over all processes, validation excluded; NaN where no step ran in this
+            process, since a finished run was resumed.
         train_loss: mean over the last logged steps.
         validation_losses: held-out loss of the averaged weights by step.
     """
 
     model_dir: Path
     steps: int
+    images_seen: int
     seconds: float
     images_per_second: float
     train_loss: float
@@ -72,8 +75,8 @@ class TrainingClock:
     def __init__(self, config: TrainingConfig, accelerator: Accelerator, name: str):
         """Start the clock; see the class."""
         self.config, self.accelerator = config, accelerator
-        # Inside a step, self.step counts it already.
-        self.step, self.train_loss = 0, math.nan
+        # Inside a step, self.step and self.images_seen count it already.
+        self.step, self.images_seen, self.train_loss = 0, 0, math.nan
         self.validation_losses: dict[int, float] = {}
         self._losses: list[torch.Tensor] = []
         self._start, self._validation_seconds = time.perf_counter(), 0.0
@@ -89,11 +92,15 @@ class TrainingClock:
 
     @property
     def images_per_second(self) -> float:
-        """Training images a second over all processes, validation excluded."""
-        batch = self.config.train_batch_size * self.config.gradient_accumulation_steps
-        images = (self.step - self._steps_before) * batch * self.accelerator.num_processes
+        """Training images a second over all processes, validation excluded; NaN before a step."""
+        steps = self.step - self._steps_before
         seconds = self.seconds - self._seconds_before - self._validation_seconds
-        return images / max(seconds, 1e-9)
+        return steps * self._images_per_step / max(seconds, 1e-9) if steps else math.nan
+
+    @property
+    def _images_per_step(self) -> int:
+        images = self.config.train_batch_size * self.config.gradient_accumulation_steps
+        return images * self.accelerator.num_processes
 
     @property
     def validation_is_due(self) -> bool:
@@ -117,6 +124,7 @@ class TrainingClock:
         """Return what a checkpoint keeps."""
         return {
             "step": self.step,
+            "images_seen": self.images_seen,
             "seconds": self.seconds,
             "train_loss": None if math.isnan(self.train_loss) else self.train_loss,
             "validation_losses": list(self.validation_losses.items()),
@@ -125,6 +133,8 @@ class TrainingClock:
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint's `state`, and forget what was logged after it."""
         self.step, self._steps_before = int(state["step"]), int(state["step"])
+        # Older checkpoints do not have it; nor do they tell how many processes there were.
+        self.images_seen = state.get("images_seen", self.step * self._images_per_step)
         self._seconds_before = state["seconds"]
         self.train_loss = math.nan if state["train_loss"] is None else state["train_loss"]
         self.validation_losses = dict(state["validation_losses"])
@@ -148,6 +158,7 @@ class TrainingClock:
             for group in [group for o in optimizers for group in o.param_groups]:
                 group["lr"] = self.config.learning_rate * factor
             self.step += 1
+            self.images_seen += self._images_per_step
             yield self.step - 1
             self._bar.update()
         self._end = time.perf_counter()
@@ -198,13 +209,15 @@ class TrainingClock:
     def _write(self, values: dict[str, float]) -> None:
         if not self.accelerator.is_main_process:
             return
-        shown = {"images/s": f"{self.images_per_second:.0f}"}
+        shown, rate = {}, self.images_per_second
+        if not math.isnan(rate):
+            shown["images/s"] = f"{rate:.0f}"
+            values = {**values, "images_per_second": rate}
         if not math.isnan(self.train_loss):
             shown["loss"] = f"{self.train_loss:.4f}"
         if self.validation_losses:
             shown["held-out"] = f"{list(self.validation_losses.values())[-1]:.4f}"
         self._bar.set_postfix(shown)
-        values = {**values, "images_per_second": self.images_per_second}
         with open(Path(self.config.output_dir) / "logs" / "losses.jsonl", "a") as log:
             log.write(json.dumps({"step": self.step, **values}) + "\n")
         self.accelerator.log(values, step=self.step)
@@ -226,6 +239,7 @@ class TrainingClock:
         return TrainingSummary(
             model_dir,
             self.step,
+            self.images_seen,
             self.seconds,
             self.images_per_second,
             self.train_loss,

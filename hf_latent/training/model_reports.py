@@ -1,7 +1,9 @@
 """What a training leaves beside its model: training.json, config.yaml, a picture and the card."""
 
 import json
-from contextlib import suppress
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from accelerate import Accelerator
 
 from hf_latent.evaluation.machine import describe_machine, shown_name
 from hf_latent.hub.card_pictures import copy_picture
+from hf_latent.hub.card_text import one_line
 from hf_latent.hub.model_card import write_model_card
 from hf_latent.models.frozen import hash_weights
 from hf_latent.models.load import PRETRAINED, released_models
@@ -32,6 +35,7 @@ WHERE = {
 }
 CARRIED = {
     *("data", "train_images", "image_shape", "resize_mode", "horizontal_flip", "steps", "seconds"),
+    *("pretrained_vae", "images_seen"),
     *("images_per_second", "train_batch_size", "gradient_accumulation_steps", "processes"),
     *("device", "cpu_cores", "torch_threads", "perceptual_network"),
 }
@@ -64,15 +68,15 @@ def describe_training(
         accelerator: says how many processes there were, and on what.
 
     Returns:
-        Flat figures.
+        Flat figures; without a rate where no step ran in this process.
     """
-    images = config.train_batch_size * config.gradient_accumulation_steps
     device = accelerator.device
+    rate = summary.images_per_second
     return {
         "steps": summary.steps,
-        "images_seen": summary.steps * images * accelerator.num_processes,
+        "images_seen": summary.images_seen,
         "seconds": summary.seconds,
-        "images_per_second": summary.images_per_second,
+        **({} if math.isnan(rate) else {"images_per_second": rate}),
         "train_loss": summary.train_loss,
         "held_out_loss": list(summary.validation_losses.values())[-1],
         "processes": accelerator.num_processes,
@@ -93,10 +97,12 @@ def describe_denoiser(
         pipeline: trained.
 
     Returns:
-        Flat figures, with the hashes of the weights and what is known of the autoencoder.
+        Flat figures, with the hashes of the weights and what is known of the autoencoder; without
+        the time of encoding where nothing was encoded.
     """
     compression = measure_compression(pipeline.vae, source.image_shape)
     vae_sha256 = hash_weights(pipeline.vae)
+    encoding = {"encode_seconds": source.encode_seconds, "encoded_images": source.encoded_images}
     return {
         "data": source.data,
         "train_images": source.train_images,
@@ -105,8 +111,7 @@ def describe_denoiser(
         "image_shape": compression.image_shape,
         "latent_shape": compression.latent_shape,
         "compression_ratio": compression.ratio,
-        "encode_seconds": source.encode_seconds,
-        "encoded_images": source.encoded_images,
+        **(encoding if source.encoded_images else {}),
         "autoencoder": None if Path(config.vae).exists() else config.vae,
         "vae_weights_sha256": vae_sha256,
         "unet_weights_sha256": hash_weights(pipeline.unet),
@@ -126,7 +131,7 @@ def autoencoder_figures(vae: str, weights_sha256: str) -> dict[str, Any]:
     """
     folder = PRETRAINED / vae if vae in released_models() else Path(vae)
     report: Any = None
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, RecursionError):
         report = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     if not isinstance(report, dict) or report.get("vae_weights_sha256") != weights_sha256:
         return {}
@@ -148,6 +153,9 @@ def write_model_reports(
 ) -> None:
     """Write the reports, the picture and the card into a model's folder.
 
+    A picture or a card that cannot be made costs a line, not the end of the training: the model is
+    saved, may be pushed, and `hf-latent evaluate` makes its card anew.
+
     Args:
         folder: the saved model's.
         config: of the run.
@@ -161,6 +169,19 @@ def write_model_reports(
         del settings["data"]
     write_json(folder / "training.json", settings | figures)
     write_text(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
-    if picture.is_file():
-        copy_picture(picture, folder / picture_name)
-    write_model_card(folder)
+    with _line_for_failure(folder, "picture"):
+        if picture.is_file():
+            copy_picture(picture, folder / picture_name)
+    with _line_for_failure(folder, "card"):
+        write_model_card(folder)
+
+
+@contextmanager
+def _line_for_failure(folder: Path, made: str) -> Iterator[None]:
+    """Print what goes wrong inside, and go on: the other processes wait for this one."""
+    try:
+        yield
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        text = f"the model is whole, in {folder}; its {made} could not be made ({reason})"
+        print(one_line(text))

@@ -15,6 +15,7 @@ from hf_latent.hub.push_config import PushConfig, check_repo_id
 from hf_latent.hub.remote_files import RemoteFiles
 from hf_latent.hub.upload import open_repository
 from hf_latent.training.run import TrainingConfig, together
+from hf_latent.training.run_folder import check_run_folder
 
 
 def open_hub_model(
@@ -22,7 +23,8 @@ def open_hub_model(
 ) -> PushConfig | None:
     """Make sure that a training's model can be pushed; all processes call it.
 
-    The repository is made, if it is missing: nothing else shows as surely that the token may.
+    The repository is made, if it is missing: nothing else shows as surely that the token may. The
+    run's folder is looked at before, so that one that is refused leaves no empty repository.
 
     Args:
         config: the run's.
@@ -33,13 +35,15 @@ def open_hub_model(
         What `push_model` takes; None without `--push_to_hub`, and on the other processes.
 
     Raises:
-        UserError: if there is no token, it may not write, the repository holds another kind of
-            model or is public against `--hub_private_repo`, or the Hub cannot be reached.
+        UserError: if the run's folder may not be written, there is no token, it may not write,
+            the repository holds another kind of model or is public against `--hub_private_repo`,
+            or the Hub cannot be reached.
     """
     if not config.push_to_hub:
         return None
     with together(accelerator):
         if accelerator.is_main_process:
+            check_run_folder(config)
             destination = _destination(config)
             insist(partial(_open, destination, class_name), destination.repo_id)
             return destination
@@ -70,9 +74,17 @@ def push_model(destination: PushConfig | None) -> None:
 def _destination(config: TrainingConfig) -> PushConfig:
     """Return where to push, with the account's name where the flag does not have one."""
     output_dir = Path(config.output_dir)
-    name = config.hub_model_id or output_dir.absolute().name
+    name = config.hub_model_id
+    if name is None:
+        name = output_dir.absolute().name
+        try:
+            check_repo_id(name, "output_dir", account="user")
+        except UserError:
+            raise UserError(
+                f"--output_dir {output_dir}: a repository on the Hub cannot be called {name!r}; "
+                "name one with --hub_model_id"
+            ) from None
     if "/" not in name:
-        check_repo_id(name, "hub_model_id", account="user")
         account = insist(lambda: HfApi(token=True).whoami()["name"], name)
         name = f"{account}/{name}"
     return PushConfig(

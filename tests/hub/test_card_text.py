@@ -1,8 +1,17 @@
 import math
+import os
 
 import pytest
 
-from hf_latent.hub.card_text import code_block, counted, duration_text, number, plain, size_text
+from hf_latent.hub.card_text import (
+    code_block,
+    counted,
+    duration_text,
+    number,
+    one_line,
+    plain,
+    size_text,
+)
 
 
 def test_a_text_stays_a_text():
@@ -11,6 +20,12 @@ def test_a_text_stays_a_text():
     )
     assert plain(None) is None
     assert plain(0.5) == "0.5"
+
+
+def test_a_name_that_is_not_utf8_can_be_written():
+    name = os.fsdecode(b"caf\xe9\n\xff")
+    assert one_line(name) == plain(name) == "caf? ?"
+    assert one_line("café \U0001f600") == "café \U0001f600"
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,19 @@ def test_a_training_without_its_length_is_not_told(absent):
     assert training_text(report | {absent: "1"}) is None
 
 
+def test_a_training_that_went_on_with_other_batches_tells_what_it_saw():
+    report = {"steps": 10, "seconds": 60, "train_batch_size": 4, "processes": 2}
+    assert training_text(report | {"images_seen": 80, "images_per_second": 1.4}) == (
+        "10 steps of 8 images (80 images seen) in 60 seconds, 1 images a second."
+    )
+    assert training_text(report | {"images_seen": 1060}) == (
+        "10 steps (1,060 images seen) in 60 seconds."
+    )
+    assert training_text(report | {"images_seen": "many"}) == (
+        "10 steps of 8 images (80 images seen) in 60 seconds."
+    )
+
+
 def test_data_is_told_as_far_as_it_is_known():
     assert data_text({}) is None and data_text({"train_images": "1"}) is None
     assert data_text({"train_images": 1}) == "1 training image."

@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from accelerate import Accelerator
 
 from hf_latent.errors import UserError
 from hf_latent.hub.card_signature import is_unedited
 from hf_latent.training.autoencoder_config import AutoencoderConfig
+from hf_latent.training.push import open_hub_model
 from tests.hub.conftest import TOKEN, model_files
 from tests.hub.hub_process import HubProcess
 
@@ -175,6 +177,25 @@ def test_the_flags_do_not_hinder_resuming(hub, train):
     assert "resumed from" in outcome.out
     assert "from now on" not in outcome.out
     assert "config.json" in model_files(hub, repo_id="ada/m")
+
+
+def test_the_runs_folder_is_looked_at_before_the_hub(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine").touch()
+    settings = {"push_to_hub": True, "hub_model_id": "ada/m"}
+    config = AutoencoderConfig(output_dir=str(tmp_path / "run"), **settings)
+    with pytest.raises(UserError, match=r"--output_dir .*run has files in it: choose another"):
+        open_hub_model(config, "AutoencoderKL", Accelerator())
+
+
+def test_a_folder_whose_name_no_repository_can_have_asks_for_one(tmp_path):
+    config = AutoencoderConfig(output_dir=str(tmp_path / "my run"), push_to_hub=True)
+    with pytest.raises(UserError) as raised:
+        open_hub_model(config, "AutoencoderKL", Accelerator())
+    assert str(raised.value) == (
+        f"--output_dir {tmp_path / 'my run'}: a repository on the Hub cannot be called 'my run'; "
+        "name one with --hub_model_id"
+    )
 
 
 @pytest.mark.parametrize("flags", [{"hub_model_id": "ada/m"}, {"hub_private_repo": True}])

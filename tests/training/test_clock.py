@@ -127,6 +127,46 @@ def test_time_before_a_checkpoint_counts_for_the_limit_and_not_for_the_rate(
     assert clock.images_per_second == pytest.approx(64.0)
 
 
+def test_images_are_counted_with_the_processes_that_saw_them(tmp_path, optimizer, monkeypatch):
+    settings = {"train_batch_size": 5, "gradient_accumulation_steps": 2}
+    now = [0.0]
+    monkeypatch.setattr(clock_module, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    def run(processes: int, steps: int, state: dict | None) -> TrainingClock:
+        monkeypatch.setattr(Accelerator, "num_processes", property(lambda self: processes))
+        clock = start_clock(tmp_path, max_train_steps=steps, **settings)
+        if state is not None:
+            clock.load_state(state)
+        for _ in clock.steps(optimizer):
+            now[0] += 1.0
+        return clock
+
+    first = run(3, 4, None)
+    assert first.summary(tmp_path).images_seen == 4 * 30
+    assert first.images_per_second == 30
+    state = json.loads(json.dumps(first.state()))
+    second = run(2, 6, state)
+    assert second.summary(tmp_path).images_seen == 4 * 30 + 2 * 20
+    assert second.images_per_second == 20
+    # Checkpoints of before did not count.
+    del state["images_seen"]
+    assert run(2, 6, state).images_seen == 6 * 20
+
+
+def test_a_finished_run_that_is_resumed_has_no_rate(tmp_path, optimizer):
+    clock = start_clock(tmp_path, max_train_steps=3)
+    run_to(clock, optimizer, 3)
+    resumed = start_clock(tmp_path, max_train_steps=3)
+    resumed.load_state(json.loads(json.dumps(clock.state())))
+    assert list(resumed.steps(optimizer)) == []
+    resumed.log_validation_loss(0.5)
+    summary = resumed.summary(tmp_path)
+    assert math.isnan(summary.images_per_second)
+    assert (summary.steps, summary.images_seen) == (3, 3 * 64)
+    last = (tmp_path / "logs" / "losses.jsonl").read_text().splitlines()[-1]
+    assert json.loads(last) == {"step": 3, "validation_loss": 0.5}
+
+
 def test_a_loss_that_is_not_finite_does_not_spoil_the_mean(tmp_path, optimizer):
     clock = start_clock(tmp_path, max_train_steps=3)
     losses = iter([1.0, math.nan, 4.0])

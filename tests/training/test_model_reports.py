@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import yaml
 from PIL import Image
 
 from hf_latent.command import parse_config
@@ -12,11 +13,17 @@ from hf_latent.hub.model_card import card_pictures, render_model_card
 from hf_latent.models.frozen import hash_weights
 from hf_latent.models.load import load_autoencoder
 from hf_latent.pipeline import LatentDiffusionPipeline
+from hf_latent.training import model_reports
 from hf_latent.training.autoencoder import train_autoencoder
 from hf_latent.training.autoencoder_config import AutoencoderConfig
 from hf_latent.training.denoiser import train_denoiser
 from hf_latent.training.denoiser_config import DenoiserConfig
-from hf_latent.training.model_reports import WHERE, autoencoder_figures, portable_settings
+from hf_latent.training.model_reports import (
+    WHERE,
+    autoencoder_figures,
+    portable_settings,
+    write_model_reports,
+)
 from tests.conftest import make_autoencoder
 
 
@@ -74,7 +81,9 @@ def test_figures_of_the_denoiser(trained):
     assert "autoencoder_output_dir" not in denoiser and "autoencoder_seed" not in denoiser
 
 
-def test_the_autoencoders_report_is_the_runs_without_its_paths(autoencoder_config, tmp_path):
+def test_the_autoencoders_report_is_the_runs_without_its_paths(
+    autoencoder_config, denoiser_config, tmp_path
+):
     images = tmp_path / "images"
     images.mkdir()
     for level in range(30):
@@ -88,6 +97,9 @@ def test_the_autoencoders_report_is_the_runs_without_its_paths(autoencoder_confi
         "data": (str(images), "images")
     }
     assert "datasets:" not in (folder / "README.md").read_text()
+    # The denoiser's latents are made of the same folder.
+    train_denoiser(denoiser_config(data=str(images), conditional=False, max_train_steps=1))
+    assert read(tmp_path / "denoiser" / "model")["data"] == "images"
 
 
 @pytest.mark.parametrize(("place", "config"), [(0, AutoencoderConfig), (1, DenoiserConfig)])
@@ -128,7 +140,8 @@ def test_latents_of_unknown_images_name_no_data(trained, denoiser_config, tmp_pa
         train_denoiser(config)
         folder = tmp_path / f"{name}" / "model"
         assert read(folder)["data"] == name and read(folder)["train_images"] == 40
-        assert ("data: owner/set" in (folder / "config.yaml").read_text()) == (name is not None)
+        settings = yaml.safe_load((folder / "config.yaml").read_text())
+        assert settings.get("data", "left out") == (name or "left out")
         assert (
             "fashion_mnist" not in (folder / "README.md").read_text().split("the autoencoder's")[0]
         )
@@ -144,9 +157,102 @@ def test_figures_of_an_autoencoder_go_along_if_they_are_of_its_weights(trained):
     assert autoencoder_figures(str(autoencoder), "0" * 64) == {}
     assert autoencoder_figures("fashion-mnist-f4", "0" * 64) == {}
     assert autoencoder_figures("nowhere", sha256) == {}
-    for text in ("{", "[]"):
+    for text in ("{", "[]", "[" * 100_000):
         (autoencoder / "training.json").write_text(text)
         assert autoencoder_figures(str(autoencoder), sha256) == {}
+
+
+def test_the_autoencoder_that_another_began_from_is_told(
+    autoencoder_config, denoiser_config, tmp_path
+):
+    first, second = tmp_path / "first" / "model", tmp_path / "autoencoder" / "model"
+    make_autoencoder(sample_size=32).save_pretrained(first)
+    train_autoencoder(
+        autoencoder_config(pretrained_vae=str(first), train_decoder_only=True, max_train_steps=1)
+    )
+    assert read(second)["pretrained_vae"] == "model"
+    train_denoiser(denoiser_config(max_train_steps=1))
+    figures = read(tmp_path / "denoiser" / "model")
+    assert figures["autoencoder_pretrained_vae"] == "model"
+    assert figures["autoencoder_images_seen"] == 8
+    assert str(tmp_path) not in json.dumps(figures)
+
+
+def test_a_finished_run_that_is_resumed_makes_up_no_figures(
+    autoencoder_config, denoiser_config, tmp_path
+):
+    runs = (
+        (train_autoencoder, autoencoder_config, tmp_path / "autoencoder"),
+        (train_denoiser, denoiser_config, tmp_path / "denoiser"),
+    )
+    for train, config, run in runs:
+        settings = {"max_train_steps": 1, "checkpointing_steps": 1}
+        train(config(**settings))
+        before = read(run / "model")
+        train(config(**settings, resume_from_checkpoint="latest"))
+        after = read(run / "model")
+        lost = {"images_per_second"}
+        if train is train_denoiser:
+            lost |= {"encode_seconds", "encoded_images"}
+        assert before.keys() - after.keys() == lost and not after.keys() - before.keys()
+        assert after["steps"] == before["steps"] and after["images_seen"] == 8
+        assert after["seconds"] == pytest.approx(before["seconds"], abs=1)
+        assert after["held_out_loss"] == pytest.approx(before["held_out_loss"], rel=1e-5)
+        card = (run / "model" / "README.md").read_text()
+        assert "1 step of 8 images (8 images seen) in " in card
+        assert "images a second" not in card.split("the autoencoder's own training")[0]
+        assert "encoding the images" not in card
+    report = json.loads((tmp_path / "autoencoder" / "report.json").read_text())
+    assert report["images_seen"] == 8 and "images_per_second" not in report
+
+
+def test_a_card_that_cannot_be_made_ends_no_training(
+    autoencoder_config, denoiser_config, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(model_reports, "write_model_card", None)
+    train_autoencoder(autoencoder_config(max_train_steps=1))
+    train_denoiser(denoiser_config(max_train_steps=1))
+    assert json.loads((tmp_path / "autoencoder" / "report.json").read_text())["steps"] == 1
+    lines = capsys.readouterr().out.splitlines()
+    for folder in (tmp_path / "autoencoder" / "model", tmp_path / "denoiser" / "model"):
+        assert read(folder)["steps"] == 1 and (folder / "config.yaml").is_file()
+        start = f"the model is whole, in {folder}; its card could not be made (TypeError: "
+        assert sum(line.startswith(start) for line in lines) == 1
+
+
+def test_a_picture_that_cannot_be_copied_costs_the_picture_only(
+    autoencoder_config, tmp_path, capsys
+):
+    folder = tmp_path / "model"
+    make_autoencoder().save_pretrained(folder)
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    config = autoencoder_config(data="fashion_mnist")
+    write_model_reports(folder, config, {"steps": 1}, tmp_path / "broken.png", "samples.png")
+    assert read(folder)["steps"] == 1
+    assert is_unedited((folder / "README.md").read_text())
+    assert {path.name for path in folder.iterdir()} == {
+        *("config.json", "diffusion_pytorch_model.safetensors"),
+        *("training.json", "config.yaml", "README.md"),
+    }
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"the model is whole, in {folder}; its picture could not be made (")
+    # The line can be printed, whatever the folder is called.
+    odd = tmp_path / "na\udcffme"
+    odd.mkdir()
+    write_model_reports(odd, config, {"steps": 1}, tmp_path / "none.png", "samples.png")
+    assert f"{tmp_path}/na?me; its card could not be made (UserError: " in capsys.readouterr().out
+
+
+def test_names_that_are_not_utf8_are_no_hindrance(autoencoder_config, tmp_path, capsys):
+    vae = make_autoencoder()
+    vae.save_pretrained(tmp_path / "model")
+    figures = {"train_images": 2, "image_shape": [1, 32, 32], "data": "im\udcffages"}
+    figures["vae_weights_sha256"] = hash_weights(vae)
+    config = autoencoder_config(data="im\udcffages")
+    write_model_reports(tmp_path / "model", config, figures, tmp_path / "none.png", "samples.png")
+    assert capsys.readouterr().out == ""
+    card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
+    assert "2 training images of im?ages" in card and is_unedited(card)
 
 
 def test_an_autoencoder_without_a_report_is_fine(denoiser_config, tmp_path):
