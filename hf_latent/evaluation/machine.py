@@ -10,11 +10,24 @@ from typing import Any
 import diffusers
 import torch
 
+from hf_latent.data.sources import BUILT_IN
+
 
 def shown_name(given: str) -> str:
-    """Return how a report calls a folder, file or Hub id: no path of this machine."""
-    path = Path(given)
-    return path.resolve().name if path.exists() else given
+    """Return how a report calls a folder, file or Hub id: no path of this machine.
+
+    Args:
+        given: by the user.
+
+    Returns:
+        The name of a folder or file, with ./ before it where built-in images have that name too,
+        so that nobody takes these for those; else what was given.
+    """
+    path = Path(given).expanduser()
+    if given in BUILT_IN or not path.exists():
+        return given
+    name = path.resolve().name
+    return f"./{name}" if name in BUILT_IN else name
 
 
 def describe_machine() -> dict[str, Any]:

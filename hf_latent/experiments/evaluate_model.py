@@ -1,5 +1,7 @@
 """`hf-latent evaluate`: measure a model, and write the figures into its card."""
 
+import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,8 @@ from hf_latent.evaluation.evaluate import evaluate
 from hf_latent.evaluation.evaluate_config import EvaluateConfig
 from hf_latent.hub.card_pictures import copy_picture
 from hf_latent.hub.model_card import CARD, write_model_card
+from hf_latent.hub.model_facts import PICTURES as REPORTS_OF
+from hf_latent.hub.model_facts import read_model_facts
 from hf_latent.output import write_json
 
 PICTURES = ("samples.png", "reconstructions.png", "closest_by_latents.png")
@@ -50,16 +54,30 @@ def update_card(model: Path, metrics: dict[str, Any], pictures: Path) -> None:
     Args:
         model: the folder of a pipeline.
         metrics: what was measured, with the hashes of the weights that it was measured of.
-        pictures: the folder of those that the card shows, if they are there.
+        pictures: the folder of those that the card shows, if they are there; those of an earlier
+            evaluation go, and those of the training are kept where there is no newer one.
 
     Raises:
         UserError: if the model's other reports cannot be read.
     """
+    earlier = _measured_before(model, metrics)
+    write_json(model / "metrics.json", metrics)
+    trained = read_model_facts(model).training
     for name in PICTURES:
         if (pictures / name).is_file():
             copy_picture(pictures / name, model / name)
-    write_json(model / "metrics.json", metrics)
+        elif earlier or not trained or "training" not in REPORTS_OF[name]:
+            (model / name).unlink(missing_ok=True)
     if write_model_card(model):
         print(f"the figures are on the card, {model / CARD}")
     else:
         print(f"{model / CARD} was edited by hand and is kept; the figures are in metrics.json")
+
+
+def _measured_before(model: Path, metrics: dict[str, Any]) -> bool:
+    """Tell whether these very weights were measured before: then the pictures are of that."""
+    before: Any = None
+    with suppress(OSError, ValueError):
+        before = json.loads((model / "metrics.json").read_text(encoding="utf-8"))
+    hashes = ("vae_weights_sha256", "unet_weights_sha256")
+    return isinstance(before, dict) and all(before.get(x) == metrics[x] for x in hashes)

@@ -149,6 +149,7 @@ def card_metrics(
         "train_images": report["train_images"],
         "validation_fingerprint": report["validation_fingerprint"],
         **{key: report[key] for key in (*same, "label_agreement")},
+        "label_agreement_judge_real_images": report["test_images"],
         **{ours: report[key] for key, ours in names.items()},
         **describe_machine(),
     }

@@ -124,6 +124,7 @@ def release_autoencoder(config: ReleaseConfig) -> dict[str, Any]:
                 "torch_version",
                 "diffusers_version",
             )
+            if key in report  # a run that was resumed when it was finished has no rate
         },
     }
     if config.ablation:

@@ -4,10 +4,17 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
-from hf_latent.hub.card_results import reconstruction_results
-from hf_latent.hub.card_tables import latent_rows, reconstruction_rows
+from hf_latent.hub.card_figures import HELD_OUT, Figure, reconstruction_figures
+from hf_latent.hub.card_origin import (
+    EVALUATED,
+    autoencoder_data_text,
+    held_out_limit,
+    start_text,
+)
+from hf_latent.hub.card_results import latent_results, reconstruction_results
+from hf_latent.hub.card_tables import figure_rows, latent_rows
 from hf_latent.hub.card_text import code_block, counted, plain
-from hf_latent.hub.card_training import data_text, hub_id, training_text, versions_text
+from hf_latent.hub.card_training import hub_id, training_text, versions_text
 from hf_latent.hub.model_facts import ModelFacts
 from hf_latent.models.load import released_models
 
@@ -31,9 +38,12 @@ def autoencoder_texts(facts: ModelFacts, source: str) -> tuple[dict[str, Any], l
     title = known.get("name") or (f"Autoencoder of {name}" if name else "Autoencoder")
     colour = COLOURS.get(channels, f"{channels}-channel")
     prefix = "test_" if "test_psnr_db" in known else "held_out_"
-    rows = reconstruction_rows(known, prefix, known.get("perceptual_network"))
-    if prefix == "test_":  # a release keeps the training's KL without a prefix
-        rows += reconstruction_rows({k: v for k, v in known.items() if k[:3] == "kl_"}, "")
+    # What the training itself measures it holds out; a release's report is of its training too.
+    alone = prefix == "held_out_" or not facts.training
+    unseen = None if alone else held_out_limit(facts.training, facts.metrics)
+    figures = _figures(known, prefix, EVALUATED if unseen else HELD_OUT)
+    start = start_text(known)
+    data_told, trained = autoencoder_data_text(known), training_text(known)
     recipe = known.get("recipe", facts.recipe)
     texts = {
         "name": title,
@@ -41,7 +51,7 @@ def autoencoder_texts(facts: ModelFacts, source: str) -> tuple[dict[str, Any], l
         "tags": ["autoencoder"],
         "summary": known.get("summary")
         or f"An autoencoder for {colour} images of {height}x{width} pixels"
-        + (f", trained on {data}" if data else "")
+        + (f", {'fine-tuned' if start else 'trained'} on {data}" if data else "")
         + ": the first stage of a latent diffusion model.",
         "source": source,
         "load_name": known.get("name") if known.get("name") in released_models() else source,
@@ -50,23 +60,45 @@ def autoencoder_texts(facts: ModelFacts, source: str) -> tuple[dict[str, Any], l
         "factor": height // facts.compression.latent_shape[1],
         "vae_class": facts.vae_class,
         "weights": facts.weights["vae"],
-        "measured_on": _measured_on(known, prefix),
-        "rows": rows + latent_rows(known),
-        "data": known.get("data_text") or data_text(known),
-        "counts": data_text(known) if "data_text" in known else None,
-        "training": training_text(known),
+        "measured_on": _measured_on(known, prefix, bool(start), bool(unseen)),
+        "rows": figure_rows(figures) + latent_rows(known),
+        "data": known.get("data_text") or data_told,
+        "counts": data_told if "data_text" in known else None,
+        "training": trained,
         "recipe": code_block(recipe, "yaml") if recipe else None,
+        "names_only": "recipe" not in known,
+        "seen": _seen(start, bool(data_told and trained)),
+        "unseen": unseen,
         "versions": versions_text(known),
         "pictures": facts.pictures,
         "about": known,
     }
     named = (hub_id(known.get("data")) or str(known.get("data")), str(name))
-    return texts, reconstruction_results(known, prefix, named)
+    return texts, reconstruction_results(figures, named) + latent_results(known, named)
 
 
-def _measured_on(known: dict[str, Any], prefix: str) -> str | None:
+def _figures(known: dict[str, Any], prefix: str, held_out: str) -> list[Figure]:
+    figures = reconstruction_figures(known, prefix, known.get("perceptual_network"), held_out)
+    if prefix == "test_":  # a release keeps the training's KL without a prefix
+        figures += reconstruction_figures({k: v for k, v in known.items() if k[:3] == "kl_"}, "")
+    return figures
+
+
+def _seen(start: str | None, trained: bool) -> str | None:
+    """Say what it has seen; None where that is not known."""
+    if start:
+        return f"It was {start}: those held out here may be among them."
+    if trained:
+        return "It has seen no images but those above; how well it keeps others was not measured."
+    return None
+
+
+def _measured_on(known: dict[str, Any], prefix: str, fine_tuned: bool, other: bool) -> str | None:
+    """Say what images the figures are of: the model may know those that others trained on."""
     count = known.get(f"{prefix}images")
     if not isinstance(count, int):
         return None
     rule = known.get("held_out_rule")
-    return f"{counted(count, 'image')} that it never saw" + (f" ({rule})" if rule else "")
+    which = "held out of its fine-tuning" if fine_tuned else "that it never saw"
+    which = "held out in the evaluation" if other else which
+    return f"{counted(count, 'image')} {which}" + (f" ({rule})" if rule else "")

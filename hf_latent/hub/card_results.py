@@ -1,94 +1,84 @@
 """A card's `model-index`: every measured figure, under a name that says how it was measured."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from huggingface_hub import EvalResult
 
-from hf_latent.hub.card_tables import MANIFOLD
-from hf_latent.hub.card_text import number, one_line
+from hf_latent.hub.card_figures import (
+    HELD_OUT,
+    Figure,
+    generation_figures,
+    latent_figures,
+    memorisation_figures,
+    reconstruction_figures,
+)
+from hf_latent.hub.card_text import one_line
 
 GENERATION = ("unconditional-image-generation", "Image generation")  # the Hub has none with classes
 RECONSTRUCTION = ("image-to-image", "Reconstruction")
 
 
-def generation_results(metrics: dict[str, Any], data: tuple[str, str]) -> list[EvalResult]:
+def generation_results(
+    metrics: dict[str, Any], data: tuple[str, str], held_out: str = HELD_OUT
+) -> list[EvalResult]:
     """Return a pipeline's figures.
 
     Args:
         metrics: of metrics.json.
         data: its id on the Hub, or else its name; and its name.
+        held_out: what to call the images that were held out in the evaluation.
 
     Returns:
         A result a figure, its features, guidance, steps and number of images in its name.
     """
-    how = [
-        _note("guidance {}", metrics.get("guidance_scale"), "g"),
-        _note("{} steps", metrics.get("num_inference_steps"), ","),
-        _note("{} images", metrics.get("num_images"), ","),
-    ]
-    named = {
-        "label_agreement": ("label_agreement", "label agreement"),
-        "train_on_generated_test_on_real_accuracy": (
-            "accuracy",
-            "accuracy on real images of a classifier trained on these",
-        ),
-    }
-    results = _results(GENERATION, metrics, named, how, data)
-    if features := metrics.get("feature_extractor"):  # without them a distance means nothing
-        named = {"fd": ("fd", "FD"), "kid": ("kid", "KID")} | {x: (x, x) for x in MANIFOLD}
-        how = [f"{features} features", *how]
-        results = _results(GENERATION, metrics, named, how, data) + results
-    return results + reconstruction_results(metrics, "reconstruction_", data)
+    copies = [x for pair in memorisation_figures(metrics, held_out).values() for x in pair]
+    figures = [*generation_figures(metrics).values(), *copies]
+    kept = reconstruction_figures(metrics, "reconstruction_", held_out=held_out)
+    return _results(GENERATION, figures, data) + _results(RECONSTRUCTION, kept, data)
 
 
-def reconstruction_results(
-    figures: dict[str, Any], prefix: str, data: tuple[str, str]
-) -> list[EvalResult]:
+def reconstruction_results(figures: Iterable[Figure], data: tuple[str, str]) -> list[EvalResult]:
     """Return an autoencoder's figures.
 
     Args:
-        figures: of a report.
-        prefix: of the keys there.
+        figures: what it keeps.
         data: as of `generation_results`.
 
     Returns:
         A result a figure.
     """
-    how = [
-        "on white" if f"{prefix}alpha_psnr_db" in figures else None,
-        _note("{} held-out images", figures.get(f"{prefix}images"), ","),
-    ]
-    named = {f"{prefix}psnr_db": ("psnr", "PSNR (dB)"), f"{prefix}ssim": ("ssim", "SSIM")}
-    results = _results(RECONSTRUCTION, figures, named, how, data)
-    if features := figures.get("feature_extractor"):
-        how = [f"{features} features", *how]
-        results += _results(RECONSTRUCTION, figures, {f"{prefix}fd": ("rfd", "rFD")}, how, data)
-    return results
+    return _results(RECONSTRUCTION, figures, data)
 
 
-def _note(text: str, value: Any, form: str) -> str | None:
-    shown = number(value, form)
-    return None if shown is None else text.format(shown)
+def latent_results(report: dict[str, Any], data: tuple[str, str]) -> list[EvalResult]:
+    """Return the statistics of an autoencoder's latents, a result a channel.
+
+    Args:
+        report: flat figures.
+        data: as of `generation_results`.
+    """
+    figures = [x for channels in latent_figures(report).values() for x in channels]
+    return _results(RECONSTRUCTION, figures, data)
 
 
 def _results(
-    task: tuple[str, str],
-    figures: dict[str, Any],
-    named: dict[str, tuple[str, str]],
-    notes: list[str | None],
-    data: tuple[str, str],
+    task: tuple[str, str], figures: Iterable[Figure], data: tuple[str, str]
 ) -> list[EvalResult]:
-    how = ", ".join(note for note in notes if note)
     return [
         EvalResult(
             task_type=task[0],
             task_name=task[1],
             dataset_type=one_line(data[0]),
             dataset_name=one_line(data[1]),
-            metric_type=kind,
-            metric_name=f"{label}, {how}" if how else label,
-            metric_value=float(f"{figures[key]:.5g}"),
+            metric_type=x.kind,
+            metric_name=one_line(", ".join((x.name, *_features(x), *x.how))),
+            metric_value=x.value if isinstance(x.value, int) else float(f"{x.value:.5g}"),
         )
-        for key, (kind, label) in named.items()
-        if number(figures.get(key), "g") is not None
+        for x in figures
+        if x.network or not x.needs_network
     ]
+
+
+def _features(figure: Figure) -> tuple[str, ...]:
+    return (f"{figure.network} features",) if figure.network else ()

@@ -6,13 +6,15 @@ from typing import Any
 from huggingface_hub import EvalResult
 
 from hf_latent.hub.autoencoder_card import COLOURS
+from hf_latent.hub.card_figures import HELD_OUT, reconstruction_figures
+from hf_latent.hub.card_origin import autoencoder_limits, held_out_limit, held_out_noun
 from hf_latent.hub.card_results import generation_results
 from hf_latent.hub.card_tables import (
     denoiser_training_rows,
+    figure_rows,
     generation_rows,
     memorisation_rows,
     memorisation_verdict,
-    reconstruction_rows,
 )
 from hf_latent.hub.card_text import code_block, counted, number, plain
 from hf_latent.hub.card_training import data_text, hub_id, training_text, versions_text
@@ -37,6 +39,7 @@ def pipeline_texts(facts: ModelFacts, source: str) -> tuple[dict[str, Any], list
     name = (training | about).get("data_name", training.get("data"))
     data, title = plain(name), metrics.get("name") or _title(name)
     classes = list(facts.class_names.items())
+    held_out = held_out_noun(training, metrics)
     texts = {
         "name": title,
         "title": plain(title),
@@ -58,12 +61,14 @@ def pipeline_texts(facts: ModelFacts, source: str) -> tuple[dict[str, Any], list
         "num_images": _images(metrics.get("num_images"), "image"),
         "generation": generation_rows(metrics),
         "measured_how": _measured_how(metrics),
-        "reconstruction": reconstruction_rows(metrics, "reconstruction_"),
-        "reconstructed": _images(metrics.get("reconstruction_images"), "held-out image"),
+        "reconstruction": figure_rows(reconstruction_figures(metrics, "reconstruction_")),
+        "reconstructed": _numbered(metrics.get("reconstruction_images"), held_out),
         "memorisation": memorisation_rows(metrics),
         "compared": _images(metrics.get("train_images"), "training image"),
         "copy_ratio": number(metrics.get("memorisation_copy_ratio"), "g"),
-        "verdict": memorisation_verdict(metrics),
+        "held_out": held_out,
+        "by_chance": _by_chance(held_out),
+        "verdict": memorisation_verdict(metrics, held_out),
         "data": metrics.get("data_text") or data_text(training | about),
         "counts": data_text(training | about) if "data_text" in metrics else None,
         "training": training_text(training),
@@ -75,7 +80,8 @@ def pipeline_texts(facts: ModelFacts, source: str) -> tuple[dict[str, Any], list
         "limits": _limits(facts, data),
     }
     name = str(metrics.get("data_name", metrics.get("data")))
-    return texts, generation_results(metrics, (hub_id(metrics.get("data")) or name, name))
+    named = (hub_id(metrics.get("data")) or name, name)
+    return texts, generation_results(metrics, named, held_out)
 
 
 def _title(data: str | None) -> str:
@@ -84,6 +90,18 @@ def _title(data: str | None) -> str:
 
 def _images(count: Any, noun: str) -> str | None:
     return counted(count, noun) if number(count, "d") else None
+
+
+def _numbered(count: Any, nouns: str) -> str:
+    shown = number(count, ",d")
+    return f"{shown} {nouns}" if shown else nouns
+
+
+def _by_chance(held_out: str) -> str:
+    shows = "how often that comes about by chance."
+    if held_out == HELD_OUT:
+        return f"Held-out images\nwere never trained on: they show {shows}"
+    return f"The {held_out}\nmay have been trained on: they do not show {shows}"
 
 
 def _summary(facts: ModelFacts, data: str | None) -> str:
@@ -161,18 +179,26 @@ def _limits(facts: ModelFacts, data: str | None) -> list[str]:
         "fixes both."
     ]
     if data:
-        limits.append(f"It was trained on images of {data} and no others.")
+        limits.append(f"Its denoiser was trained on images of {data} and no others.")
+    if training:
+        limits += autoencoder_limits(training, metrics)
+    other = held_out_limit(training, metrics)
+    if other and ("reconstruction_psnr_db" in metrics or memorisation_rows(metrics)):
+        limits.append(other)
     floor, own, real = (number(metrics.get(key), ".2f") for key in ("floor_fd", "fd", "real_fd"))
     if floor and own and real:
         limits.append(
             f"A perfect denoiser in this latent space would reach an FD of {floor}, since the "
             f"autoencoder loses something; this one reaches {own}, real images {real}."
         )
-    elif kept := number(
-        metrics.get("reconstruction_psnr_db", training.get("autoencoder_held_out_psnr_db")), ".1f"
-    ):
+    elif kept := number(metrics.get("reconstruction_psnr_db"), ".1f"):
+        of = held_out_noun(training, metrics)
         limits.append(
-            f"No image is better than what its autoencoder keeps of held-out ones: {kept} dB PSNR."
+            f"No image is better than what its autoencoder keeps of {of}: {kept} dB PSNR."
+        )
+    elif kept := number(training.get("autoencoder_held_out_psnr_db"), ".1f"):
+        limits.append(
+            f"No image is better than what its autoencoder keeps of {HELD_OUT}: {kept} dB PSNR."
         )
     counts = [report.get("train_images") for report in (training, metrics)]
     if memorisation_rows(metrics) and None not in counts and counts[0] != counts[1]:

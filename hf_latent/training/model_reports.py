@@ -37,7 +37,7 @@ CARRIED = {
     *("data", "train_images", "image_shape", "resize_mode", "horizontal_flip", "steps", "seconds"),
     *("pretrained_vae", "images_seen"),
     *("images_per_second", "train_batch_size", "gradient_accumulation_steps", "processes"),
-    *("device", "cpu_cores", "torch_threads", "perceptual_network"),
+    *("validation_fingerprint", "device", "cpu_cores", "torch_threads", "perceptual_network"),
 }
 
 

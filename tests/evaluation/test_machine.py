@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hf_latent.evaluation.machine import anonymous_memory_mb, describe_machine
+from hf_latent.evaluation.machine import anonymous_memory_mb, describe_machine, shown_name
 
 
 def test_it_says_what_a_figure_was_measured_with():
@@ -24,3 +24,19 @@ def test_memory_that_no_file_stands_behind_grows_with_what_is_allocated():
     kept = torch.ones(64, 2**20)  # too large for memory that was given back before
     assert 240 < anonymous_memory_mb() - before < 272
     assert len(kept) == 64
+
+
+def test_a_report_names_a_folder_and_no_path_and_never_takes_it_for_a_built_in(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for name in ("clothes", "fashion_mnist", "fashion_mnist_full"):
+        (tmp_path / name).mkdir()
+    assert shown_name(str(tmp_path / "clothes")) == shown_name("~/clothes") == "clothes"
+    assert shown_name(".") == tmp_path.name
+    for given in ("./fashion_mnist", "~/fashion_mnist", str(tmp_path / "fashion_mnist")):
+        assert shown_name(given) == "./fashion_mnist"
+    # As in open_source, the name alone is the built-in one, whatever lies here.
+    assert shown_name("fashion_mnist_full") == "fashion_mnist_full"
+    assert shown_name("owner/set") == "owner/set"

@@ -5,13 +5,19 @@ import pytest
 from PIL import Image
 
 from hf_latent.cli import main
-from hf_latent.experiments.evaluate_model import EvaluateModelConfig, evaluate_model
+from hf_latent.experiments.evaluate_model import (
+    PICTURES,
+    EvaluateModelConfig,
+    evaluate_model,
+    update_card,
+)
 from hf_latent.hub.card_signature import is_unedited
 from hf_latent.hub.model_card import card_pictures, write_model_card
 from hf_latent.models.presets import create_denoiser, create_scheduler
 from hf_latent.pipeline import LatentDiffusionPipeline
 from tests.conftest import NARROW_DENOISER, make_autoencoder
 from tests.evaluation.short_vectors import ShortVectors
+from tests.hub.saved_models import measured, write_reports
 
 FILES = {"README.md", "metrics.json", "samples.png", "reconstructions.png"}
 FILES |= {"closest_by_latents.png"}
@@ -91,6 +97,52 @@ def test_another_models_figures_are_never_on_a_card(config, tmp_path):
     write_model_card(tmp_path / "model")
     card = (tmp_path / "model" / "README.md").read_text()
     assert "## Figures" not in card and "model-index" not in card and card_pictures(card) == []
+
+
+def show(folder, width, *names):
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        Image.new("RGB", (width, 10)).save(folder / name)
+
+
+def widths(folder):
+    return {path.name: Image.open(path).width for path in folder.glob("*.png")}
+
+
+@pytest.fixture
+def saved(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path / "saved")
+    show(tmp_path / "saved", 20, *PICTURES, "mine.png")
+    (tmp_path / "none").mkdir()
+    return tmp_path / "saved"
+
+
+def test_pictures_of_an_earlier_evaluation_go(pipeline, saved, tmp_path):
+    write_reports(saved, pipeline)
+    show(tmp_path / "now", 30, "samples.png")
+    update_card(saved, measured(pipeline), tmp_path / "now")
+    assert widths(saved) == {"samples.png": 30, "mine.png": 20}
+    assert card_pictures((saved / "README.md").read_text()) == ["samples.png"]
+
+
+@pytest.mark.parametrize(
+    ("training", "kept"), [((), True), (None, False), ({"unet_weights_sha256": "0"}, False)]
+)
+@pytest.mark.parametrize("earlier", [None, {"unet_weights_sha256": "0"}])
+def test_pictures_of_the_training_stay_where_there_is_no_newer_one(
+    pipeline, saved, tmp_path, training, kept, earlier
+):
+    write_reports(saved, pipeline, training, earlier)
+    update_card(saved, measured(pipeline), tmp_path / "none")
+    of_training = {"samples.png": 20, "reconstructions.png": 20} if kept else {}
+    assert widths(saved) == of_training | {"mine.png": 20}
+
+
+def test_a_damaged_report_of_an_earlier_evaluation_is_replaced(pipeline, saved, tmp_path):
+    for text in ("{", "[1]"):
+        (saved / "metrics.json").write_text(text)
+        update_card(saved, measured(pipeline), tmp_path / "none")
+        assert json.loads((saved / "metrics.json").read_text()) == measured(pipeline)
 
 
 def test_it_is_the_command(config, tmp_path):

@@ -113,7 +113,7 @@ def test_the_figures_are_on_the_models_card(finished):
     card = (folder / "model" / "README.md").read_text()
     assert card == render_model_card(folder / "model")
     assert f"| label agreement | {report['label_agreement']:.3f} | " in card
-    assert f"| {report['classifier_real_test_accuracy']:.3f} |" in card
+    assert f"| {report['classifier_real_test_accuracy']:.3f} (of 2,000) |" in card
     assert f"| PSNR | {report['test_psnr_db']:.2f} dB |" in card
     assert "| 90 images | generated | real |" in card and "fashion-mnist-f4" in card
     assert "whether it copies training images" in card and "## Does it copy" not in card

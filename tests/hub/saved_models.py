@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 from PIL import Image
 
 from hf_latent.models.frozen import hash_weights
@@ -44,6 +45,7 @@ TRAINING: dict[str, Any] = {
     "autoencoder_train_batch_size": 32,
     "autoencoder_held_out_psnr_db": 32.77,
     "autoencoder_held_out_images": 1000,
+    "autoencoder_validation_fingerprint": "0528c054765cc27e",
 }
 
 
@@ -73,6 +75,28 @@ def write_reports(folder: Path, pipeline, training=(), metrics=(), pictures=()) 
 
 def blocks(card: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", card, re.DOTALL)
+
+
+def results(card: str) -> list[dict[str, Any]]:
+    """The metrics of a card's model-index, of all its results."""
+    (index,) = huggingface_hub.ModelCard(card).data.to_dict()["model-index"]
+    return [metric for result in index["results"] for metric in result["metrics"]]
+
+
+def unlisted(card: str, title: str) -> list[str]:
+    """The numbers of models in the tables under a heading that the model-index does not have."""
+    values = [metric["value"] for metric in results(card)]
+    rows = [line.strip("| ").split(" | ") for line in section(card, title).splitlines()]
+    cells = [row[1:] if title == "Does it copy?" else row[1:2] for row in rows if len(row) > 1]
+    floor = re.findall(r"perfect denoiser: ([\d.]+)", section(card, title))
+    texts = [text for row in cells for cell in row for text in re.split(r", (?=[+-]?\d)| ± ", cell)]
+    shown = [x[0] for x in map(re.compile(r"[+-]?\d[\d,]*(\.\d+)?").match, texts) if x] + floor
+    assert len(shown) > 1
+    return [
+        x
+        for x in shown
+        if not any(f"{v:,.{len(x.partition('.')[2])}f}" == x.lstrip("+") for v in values)
+    ]
 
 
 def section(card: str, title: str) -> str:

@@ -7,7 +7,7 @@ from diffusers import AutoencoderTiny
 from hf_latent.hub.model_card import card_pictures, render_model_card
 from hf_latent.models.frozen import hash_weights
 from hf_latent.output import write_json
-from tests.hub.saved_models import TRAINING, blocks, section
+from tests.hub.saved_models import TRAINING, blocks, results, section, unlisted
 
 FIGURES = {
     "held_out_images": 512,
@@ -61,15 +61,74 @@ def test_a_fresh_training_tells_its_figures(folder, vae):
     assert "| weights | 19,093 parameters, " in facts
     data = huggingface_hub.ModelCard(card).data.to_dict()
     assert (data["pipeline_tag"], data["tags"][0]) == ("image-to-image", "autoencoder")
-    (result,) = data["model-index"][0]["results"]
-    assert result["metrics"] == [
-        {"type": "psnr", "value": 27.123, "name": "PSNR (dB), on white, 512 held-out images"},
-        {"type": "ssim", "value": 0.91234, "name": "SSIM, on white, 512 held-out images"},
+    assert [(x["type"], x["value"], x["name"]) for x in results(card)] == [
+        ("psnr", 27.123, "PSNR (dB), on white, 512 held-out images"),
+        ("psnr", 26.5, "PSNR (dB), on mid-grey, 512 held-out images"),
+        ("psnr", 30.25, "PSNR (dB), of alpha, 512 held-out images"),
+        ("ssim", 0.91234, "SSIM, on white, 512 held-out images"),
+        ("psnr", 25.5, "PSNR (dB), without the padding, 512 held-out images"),
+        ("perceptual_distance", 0.25, "perceptual distance (lpips), 512 held-out images"),
+        ("kl", 2.5, "KL before the fold (nats a latent value), 512 held-out images"),
+        *(
+            ("latent_mean", value, f"latent mean, channel {i} of 4")
+            for i, value in enumerate(FIGURES["residual_mean"], 1)
+        ),
+        *(
+            ("latent_deviation", value, f"latent deviation, channel {i} of 4")
+            for i, value in enumerate(FIGURES["residual_std"], 1)
+        ),
     ]
+    assert unlisted(card, "Figures") == []
+    assert "It has seen no images but those above" in section(card, "Limits")
     limits = section(card, "Limits")
     assert "- Images have 1 channel, and sides that 4 divides." in limits
     assert "trained at 16x16 pixels only" in limits
     assert "Not measured: how much by spatial frequency" in limits and "Not known" not in limits
+
+
+def test_nothing_is_claimed_of_the_images_that_a_fine_tuning_started_from(folder, vae):
+    write_training(folder, vae, pretrained_vae="a|b/vae")
+    card = render_model_card(folder)
+    start = "fine-tuned from a\\|b/vae, whose own training images are not known"
+    assert "never" not in card and "seen no images" not in card
+    assert "pixels, fine-tuned on fashion_mnist_full" in card
+    assert "Measured on 512 images held out of its fine-tuning, " in section(card, "Figures")
+    data = section(card, "Data")
+    assert f"10,000 other images were held out of the fine-tuning. It was {start}." in data
+    assert f"- It was {start}: those held out here may be among them." in section(card, "Limits")
+
+
+@pytest.mark.parametrize(
+    ("fingerprint", "claimed", "limit"),
+    [
+        ("0528c054765cc27e", True, None),
+        ("f" * 16, False, "are others than those held out of the training, and may have been"),
+        (None, False, "- Not known: whether it was trained on the images held out in the"),
+    ],
+)
+def test_images_are_unseen_only_if_the_training_held_them_out(
+    folder, vae, fingerprint, claimed, limit
+):
+    write_training(folder, vae)
+    tested = {"test_images": 9, "test_psnr_db": 20.5, "validation_fingerprint": fingerprint}
+    metrics = {"vae_weights_sha256": hash_weights(vae), **tested}
+    write_json(folder / "metrics.json", metrics)
+    card = render_model_card(folder)
+    figures, limits = section(card, "Figures"), section(card, "Limits")
+    assert ("Measured on 9 images that it never saw, " in figures) == claimed
+    assert ("Measured on 9 images held out in the evaluation, " in figures) != claimed
+    assert results(card)[0]["name"] == (
+        f"PSNR (dB), 9 {'held-out images' if claimed else 'images held out in the evaluation'}"
+    )
+    assert limit in limits if limit else "evaluation" not in limits
+
+
+def test_a_recipe_says_that_its_paths_are_names_only(folder, vae):
+    write_training(folder, vae)
+    (folder / "config.yaml").write_text("data: images\n")
+    assert "of folders and files it holds the names only" in section(
+        render_model_card(folder), "Training"
+    )
 
 
 def test_the_size_that_it_was_trained_at_counts(folder, vae):

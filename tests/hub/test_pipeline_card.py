@@ -13,7 +13,7 @@ from hf_latent.hub.pipeline_card import SHOWN_CLASSES
 from hf_latent.output import write_json
 from hf_latent.pipeline import LatentDiffusionPipeline
 from tests.conftest import make_denoiser
-from tests.hub.saved_models import blocks, measured, section, write_reports
+from tests.hub.saved_models import blocks, measured, results, section, unlisted, write_reports
 
 PICTURES = ("samples.png", "closest_by_latents.png")
 
@@ -54,9 +54,22 @@ def test_metadata(card):
     }
     how = "guidance 2, 20 steps, 10,000 images"
     on = f"efficientnet-lite0 features, {how}"
+    parts = "of 5 parts of 2,000 images, efficientnet-lite0 features, guidance 2, 20 steps"
+    copies, features = (
+        "copies of 60,000 training images among 10,000",
+        "efficientnet-lite0 features",
+    )
+    latents, drawn = "by the model's own latents", "guidance 2, 20 steps"
     classifier = "accuracy on real images of a classifier trained on these"
     assert generation["metrics"] == [
         {"type": "fd", "name": f"FD, {on}", "value": 6.1722},
+        {
+            "type": "fd",
+            "name": "FD with a perfect denoiser, efficientnet-lite0 features, 10,000 images",
+            "value": 1.0377,
+        },
+        {"type": "fd", "name": f"mean FD {parts}", "value": 6.6995},
+        {"type": "fd_deviation", "name": f"deviation of the FD {parts}", "value": 0.077224},
         {"type": "kid", "name": f"KID, {on}", "value": 0.0046067},
         {"type": "precision", "name": f"precision, {on}", "value": 0.7101},
         {"type": "recall", "name": f"recall, {on}", "value": 0.5356},
@@ -64,12 +77,18 @@ def test_metadata(card):
         {"type": "coverage", "name": f"coverage, {on}", "value": 0.6082},
         {"type": "label_agreement", "name": f"label agreement, {how}", "value": 0.9488},
         {"type": "accuracy", "name": f"{classifier}, {how}", "value": 0.8024},
+        {"type": "copies", "name": f"{copies} samples, {latents}, {drawn}", "value": 0},
+        {"type": "copies", "name": f"{copies} held-out images, {latents}", "value": 50},
+        {"type": "copies", "name": f"{copies} samples, {features}, {drawn}", "value": 224},
+        {"type": "copies", "name": f"{copies} held-out images, {features}", "value": 639},
     ]
-    held_out = "10,000 held-out images"
+    held_out, unpadded = "10,000 held-out images", "without the padding"
     assert reconstruction["task"]["type"] == "image-to-image"
     assert reconstruction["metrics"] == [
         {"type": "psnr", "name": f"PSNR (dB), {held_out}", "value": 32.772},
         {"type": "ssim", "name": f"SSIM, {held_out}", "value": 0.97669},
+        {"type": "psnr", "name": f"PSNR (dB), {unpadded}, {held_out}", "value": 31.621},
+        {"type": "ssim", "name": f"SSIM, {unpadded}, {held_out}", "value": 0.97139},
         {"type": "rfd", "name": f"rFD, efficientnet-lite0 features, {held_out}", "value": 0.87416},
     ]
 
@@ -202,7 +221,8 @@ def test_what_was_not_measured_is_absent_and_said(folder, pipeline):
     assert "## Training" in card and card_pictures(card) == ["samples.png"]
     assert "*Samples, a row a class, as at the end of the training; not selected.*" in card
     limits = section(card, "Limits")
-    assert "keeps of held-out ones: 32.8 dB PSNR" in limits
+    assert "keeps of held-out images: 32.8 dB PSNR" in limits
+    assert "held out in the evaluation" not in card
     assert (
         "- Not measured: how close its images come to real ones, whether it copies training "
         "images; see `hf-latent evaluate`."
@@ -249,17 +269,19 @@ def test_figures_that_are_none_are_absent_one_by_one(folder, pipeline):
     assert "| density | 0.637 |  |" in figures
     for name in ("recall", "KID", "FD |", "6.17", "perfect", "None", "nan"):
         assert name not in figures, name
-    metrics = huggingface_hub.ModelCard(card).data.to_dict()["model-index"][0]["results"][0]
-    assert [x["type"] for x in metrics["metrics"]] == [
-        *("precision", "density", "coverage", "label_agreement", "accuracy"),
+    assert [x["type"] for x in results(card) if x["type"] != "copies"] == [
+        *("fd", "fd_deviation", "precision", "density", "coverage", "label_agreement", "accuracy"),
+        *("psnr", "ssim", "psnr", "ssim", "rfd"),
     ]
+    assert unlisted(card, "Figures") == []
 
 
 def test_distances_without_their_network_are_not_in_the_metadata(folder, pipeline):
     write_reports(folder, pipeline, metrics={"feature_extractor": None})
-    results = huggingface_hub.ModelCard(render_model_card(folder)).data.to_dict()["model-index"]
-    types = [x["type"] for result in results[0]["results"] for x in result["metrics"]]
-    assert types == ["label_agreement", "accuracy", "psnr", "ssim"]
+    types = [x["type"] for x in results(render_model_card(folder))]
+    assert types == [
+        *("label_agreement", "accuracy", "copies", "copies", "psnr", "ssim", "psnr", "ssim"),
+    ]
 
 
 def test_texts_of_reports_are_only_texts(folder, pipeline):
