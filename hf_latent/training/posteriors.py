@@ -71,6 +71,7 @@ def encode_batches(
         return
     threads = torch.get_num_threads()
     waiting: deque[Future[tuple[torch.Tensor, torch.Tensor]]] = deque()
+    torch.set_num_threads(1)  # for this thread too, which reads and writes beside them
     try:
         with ThreadPoolExecutor(threads, "encode", torch.set_num_threads, (1,)) as pool:
             for images in batches:
