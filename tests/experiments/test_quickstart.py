@@ -12,7 +12,7 @@ from hf_latent.models.frozen import hash_weights
 from hf_latent.models.load import load_autoencoder
 from hf_latent.pipeline import LatentDiffusionPipeline
 
-MAX_MINUTES = 0.7
+MAX_MINUTES = 1.5
 
 
 @pytest.fixture(scope="module")
