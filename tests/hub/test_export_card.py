@@ -1,6 +1,7 @@
 import huggingface_hub
 from diffusers import FlowMatchEulerDiscreteScheduler
 
+from hf_latent.hub.card_signature import is_unedited
 from hf_latent.hub.export import render_export_card
 from hf_latent.models.presets import create_scheduler
 
@@ -60,3 +61,9 @@ def test_of_a_shifted_flow_no_steps_are_said_to_be_equal(pipeline):
 def test_a_name_of_a_class_is_only_a_text_in_the_card(pipeline):
     pipeline.register_to_config(id2label={0: "<script>\n# `x`", 1: "dog", 2: "owl"})
     assert "(&lt;script&gt; # \\`x\\`)" in render_export_card(pipeline, 0)
+
+
+def test_a_second_export_may_take_the_place_of_its_card(pipeline):
+    card = render_export_card(pipeline, 0)
+    assert is_unedited(card)  # else a push would keep it as edited by hand
+    assert not is_unedited(card.replace("class 0", "class 1"))
