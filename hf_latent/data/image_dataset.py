@@ -88,20 +88,25 @@ class ImageDataset(torch.utils.data.Dataset):
 
     def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> list[dict[str, torch.Tensor]]:
         """Return several images, as a DataLoader asks for a batch: faster than one by one."""
+        images, indices = self._read(keys)
+        items = [
+            {"images": image, "indices": index}
+            for image, index in zip(images, torch.from_numpy(indices), strict=True)
+        ]
+        if self._labels is not None:
+            labels = torch.from_numpy(self._labels[indices].astype(np.int64))
+            items = [item | {"class_labels": x} for item, x in zip(items, labels, strict=True)]
+        return items
+
+    def _read(self, keys: Sequence[int | tuple[int, int]]) -> tuple[torch.Tensor, np.ndarray]:
+        """Return images by their keys, and their indices, all from 0 on."""
         pairs = [key if isinstance(key, tuple) else (0, key) for key in keys]
         pairs = [(epoch, range(len(self))[index]) for epoch, index in pairs]
         epochs, indices = np.array(pairs, np.int64).reshape(-1, 2).T
         arrays = self._pixels(pairs)
         for place in np.flatnonzero(self.is_mirrored(epochs, indices)):
             arrays[place] = arrays[place][:, ::-1]
-        items = [
-            {"images": image, "indices": index}
-            for image, index in zip(to_tensors(arrays), torch.from_numpy(indices), strict=True)
-        ]
-        if self._labels is not None:
-            labels = torch.from_numpy(self._labels[indices].astype(np.int64))
-            items = [item | {"class_labels": x} for item, x in zip(items, labels, strict=True)]
-        return items
+        return to_tensors(arrays), indices
 
     def is_mirrored(self, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
         """Tell which images are mirrored in which epochs, `(n,)` bool for `(n,)` int64 each."""
@@ -150,7 +155,7 @@ class ImageDataset(torch.utils.data.Dataset):
             `(n, C, H, W)` float32 in [-1, 1].
         """
         numbers = list(range(len(self))) if rows is None else rows.tolist()
-        return torch.stack([item["images"] for item in self.__getitems__(numbers)])
+        return self._read(numbers)[0]
 
     def read_uint8(self, rows: torch.Tensor) -> torch.Tensor:
         """Read images at once, as `read`, and round them to 8 bit."""

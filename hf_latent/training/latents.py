@@ -148,6 +148,27 @@ def encode_files(
     return made
 
 
+class ImagePieces(torch.utils.data.Dataset):
+    """Images in pieces, each read at once: many small images are slow as a tensor each.
+
+    Args:
+        dataset: the images.
+        pieces: which images each piece has.
+    """
+
+    def __init__(self, dataset: ImageDataset, pieces: list[range]):
+        """Read nothing yet."""
+        self.dataset, self.pieces = dataset, pieces
+
+    def __len__(self) -> int:
+        """Return the number of pieces."""
+        return len(self.pieces)
+
+    def __getitem__(self, number: int) -> torch.Tensor:
+        """Return the images of one piece, `(n, C, H, W)` float32 in [-1, 1]."""
+        return self.dataset.read(torch.tensor(self.pieces[number]))
+
+
 @torch.no_grad()
 def encode_shards(
     vae: AutoencoderKL | AutoencoderTiny,
@@ -174,15 +195,14 @@ def encode_shards(
     # Several batches are read at once: small images are decoded faster without a break.
     image_bytes = 4 * torch.Size(dataset.image_shape).numel()
     ahead = size * max(1, READ_AHEAD_BYTES // (size * image_bytes))
+    pieces = [x.rows[i : i + ahead] for x in work for i in range(0, len(x.rows), ahead)]
     loader: DataLoader = DataLoader(
-        dataset,
-        batch_sampler=[
-            list(x.rows[i : i + ahead]) for x in work for i in range(0, len(x.rows), ahead)
-        ],
+        ImagePieces(dataset, pieces),
+        batch_size=None,
         num_workers=config.dataloader_num_workers,
         worker_init_fn=ignore_signals,
     )
-    batches = (images for piece in loader for images in piece["images"].split(size))
+    batches = (images for piece in loader for images in piece.split(size))
     encoded = encode_batches(vae, batches, mirror, getattr(torch, config.dtype))
     for file in work:
         parts = []
