@@ -33,6 +33,7 @@ from hf_latent.training.latents import encode_latents
 LATENT_SHAPE = (4, 8, 8)
 READ_BATCH, READ_BATCHES = 128, 2000
 SMALLER_PART, LARGER_PART = 20, 16  # of the settings' latents and images
+READ_ROUNDS = 3  # for each round of the others: they are short, and differ much
 SETTLING_BYTES = 31 * 2**20
 SHARD_ROWS = 16_384  # of a cache of 8x8x4 latents with a million images
 
@@ -243,9 +244,10 @@ def benchmark_cache(config: BenchmarkConfig) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=config.output_dir) as name:
         folder = Path(name)
         rows = max(READ_BATCH, config.num_latents // SMALLER_PART)
-        figures |= benchmark_reading(folder / "small", rows, config.rounds, "reading")
+        rounds = READ_ROUNDS * config.rounds
+        figures |= benchmark_reading(folder / "small", rows, rounds, "reading")
         figures |= benchmark_reading(
-            folder / "large", max(rows, config.num_latents), config.rounds, "reading_large"
+            folder / "large", max(rows, config.num_latents), rounds, "reading_large"
         )
         (folder / "made").mkdir()
         figures |= benchmark_encoding(images, vae, folder / "made", config.rounds, "encoding")
