@@ -171,6 +171,7 @@ def test_figures_of_the_cache_are_those_of_its_benchmark():
     ):
         assert figure in README, figure
     assert reading >= 0.8
+    assert min(report["encoding_ratio_median"], report["encoding_small_ratio_median"]) >= 0.9
     assert report["reading_large_latents"] >= 1_000_000
 
 
