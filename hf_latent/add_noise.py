@@ -38,6 +38,29 @@ def is_flow(scheduler: SchedulerMixin) -> bool:
     )
 
 
+def mix_noise(
+    scheduler: SchedulerMixin,
+    latents: torch.Tensor,
+    noise: torch.Tensor,
+    timesteps: torch.Tensor,
+) -> torch.Tensor:
+    """Mix latents and noise at given timesteps, as `add_noise`, for any sampler.
+
+    Args:
+        scheduler: a stock scheduler.
+        latents: `(B, c, h, w)` float, unit variance.
+        noise: `(B, c, h, w)` float, standard normal.
+        timesteps: `(B,)`.
+
+    Returns:
+        `(B, c, h, w)`, what the scheduler's next step takes.
+    """
+    if not is_flow(scheduler):
+        return scheduler.add_noise(latents, noise, timesteps)
+    sigmas = (timesteps / scheduler.config.num_train_timesteps).view(-1, 1, 1, 1).to(latents)
+    return (1 - sigmas) * latents + sigmas * noise
+
+
 def add_noise(
     scheduler: SchedulerMixin,
     latents: torch.Tensor,
@@ -67,14 +90,12 @@ def add_noise(
         ValueError: for snr_gamma with flow, or an unknown prediction type.
     """
     weights = torch.ones(len(latents), device=latents.device)
+    noisy_latents = mix_noise(scheduler, latents, noise, timesteps)
     if is_flow(scheduler):
         if snr_gamma is not None:
             raise ValueError("snr_gamma is not defined for the flow objective: leave it unset")
-        sigmas = (timesteps / scheduler.config.num_train_timesteps).view(-1, 1, 1, 1).to(latents)
-        noisy_latents = (1 - sigmas) * latents + sigmas * noise
         return NoisedLatents(noisy_latents, timesteps, noise - latents, weights)
 
-    noisy_latents = scheduler.add_noise(latents, noise, timesteps)
     prediction_type = scheduler.config.prediction_type
     if prediction_type == "epsilon":
         target = noise

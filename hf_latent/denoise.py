@@ -1,10 +1,15 @@
 """Step 3 of 4: noise to latents, one scheduler step after the other."""
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, SchedulerMixin, UNet2DModel
+from diffusers import (
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    SchedulerMixin,
+    UNet2DModel,
+)
 
 
 def check_latents(unet: UNet2DModel, latents: torch.Tensor) -> None:
@@ -75,8 +80,8 @@ def set_inference_steps(
 ) -> None:
     """Spread a scheduler's steps over its noise levels.
 
-    Left to itself, FlowMatchEulerDiscreteScheduler goes down to sigma = 1/1000 and spends its last
-    step on nothing; here sigma falls from 1 in equal steps that end at 0.
+    Left to themselves, flow's Euler and Heun go down to sigma = 1/1000 and spend their last step on
+    nothing; here sigma falls from 1 in equal steps that end at 0.
 
     Args:
         scheduler: its `set_timesteps` is called.
@@ -91,8 +96,15 @@ def set_inference_steps(
     if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
         sigmas = [1 - i / num_inference_steps for i in range(num_inference_steps)]
         scheduler.set_timesteps(sigmas=sigmas, device=device)
+    elif isinstance(scheduler, FlowMatchHeunDiscreteScheduler):
+        scheduler.sigma_min = 1 / num_inference_steps  # the last sigma before 0
+        scheduler.set_timesteps(num_inference_steps, device=device)
     else:
         scheduler.set_timesteps(num_inference_steps, device=device)
+    if scheduler.config.get("use_flow_sigmas"):
+        # Cut to integers, they would tell the denoiser of another noise level than there is.
+        sigmas = scheduler.sigmas[:-1].to(device)
+        scheduler.timesteps = sigmas * scheduler.config.num_train_timesteps
 
 
 @torch.no_grad()
@@ -102,7 +114,7 @@ def denoise_latents(
     latents: torch.Tensor,
     timesteps: Iterable[torch.Tensor],
     class_labels: torch.Tensor | None = None,
-    guidance: float | None = None,
+    guidance: float | Sequence[float] | None = None,
     generator: torch.Generator | list[torch.Generator] | None = None,
     after_step: Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
 ) -> torch.Tensor:
@@ -114,7 +126,7 @@ def denoise_latents(
         latents: `(B, c, h, w)` float, at the noise level of the first timestep.
         timesteps: the scheduler's timesteps, or the last of them (image to image).
         class_labels: `(B,)` int64, or None for a denoiser without classes.
-        guidance: the guidance scale; None or 1: off.
+        guidance: the guidance scale, or one a timestep; None or 1: off.
         generator: draws the noise of stochastic schedulers.
         after_step: `after_step(i, t, latents) -> latents`, called after every step; its answer is
             what the next step starts from.
@@ -129,7 +141,8 @@ def denoise_latents(
     check_latents(unet, latents)
     if class_labels is not None and len(class_labels) != len(latents):
         raise ValueError(f"{len(class_labels)} class labels do not fit {len(latents)} latents")
-    if guidance not in (None, 1) and class_labels is None:
+    scales = guidance if isinstance(guidance, Sequence) else [guidance]
+    if class_labels is None and set(scales) - {None, 1}:
         raise ValueError("guidance needs class labels, and a denoiser that was trained with them")
     step_arguments = {}
     if "generator" in inspect.signature(scheduler.step).parameters:
@@ -138,7 +151,8 @@ def denoise_latents(
         model_input = latents
         if hasattr(scheduler, "scale_model_input"):
             model_input = scheduler.scale_model_input(latents, t)
-        model_output = predict(unet, model_input, t, class_labels, guidance)
+        scale = guidance[i] if isinstance(guidance, Sequence) else guidance
+        model_output = predict(unet, model_input, t, class_labels, scale)
         latents = scheduler.step(model_output, t, latents, **step_arguments).prev_sample
         if after_step is not None:
             latents = after_step(i, t, latents)

@@ -16,7 +16,11 @@ from huggingface_hub import create_repo, file_exists, upload_folder
 from .exact_weights import load_exactly
 
 # The files that are saved with every model; they import each other, and nothing else of a package.
-MODULES = ("pipeline", "hub_format", "exact_weights", "encode", "add_noise", "denoise", "decode")
+MODULES = (
+    *("pipeline", "pipeline_steps", "encode", "add_noise", "denoise", "decode"),
+    *("class_labels", "guidance", "image_conditions", "samplers"),
+    *("hub_format", "exact_weights"),
+)
 MODELS = ("vae", "unet")
 COMPONENTS = (*MODELS, "scheduler")
 

@@ -1,6 +1,6 @@
-"""The four steps composed: encode, add noise, denoise, decode."""
+"""The pipeline: images from classes, noise or other images, by the four steps."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -10,20 +10,23 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
-from .add_noise import NoisedLatents, add_noise
-from .decode import decode_latents
-from .denoise import denoise_latents, set_inference_steps
-from .encode import encode_images
+# Diffusers copies what this file itself imports, and nothing further: so it names all of its own.
+from .add_noise import add_noise  # noqa: F401
+from .class_labels import Labels
+from .decode import decode_latents  # noqa: F401
+from .denoise import denoise_latents  # noqa: F401
+from .encode import downsampling_factor
 from .exact_weights import align_weights, lacking_weights
+from .guidance import guidance_by_step  # noqa: F401
 from .hub_format import HubFormat
+from .image_conditions import Masks, read_mask, slerp
+from .pipeline_steps import Generators, Images, PipelineSteps
+from .samplers import create_sampler
 
-Images = torch.Tensor | Image.Image | list[Image.Image]
-Generators = torch.Generator | list[torch.Generator] | None
-Labels = int | str | Sequence[int | str] | torch.Tensor
-DEFAULT_GUIDANCE_SCALE = 2.0
+DEFAULT_STRENGTH = 0.8
 
 
-class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
+class LatentDiffusionPipeline(HubFormat, PipelineSteps, DiffusionPipeline):
     """Unconditional or class-conditional latent diffusion, from plain diffusers parts.
 
     Args:
@@ -52,128 +55,15 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
         self.register_modules(vae=vae, unet=unet, scheduler=scheduler)
         self.register_to_config(id2label=id2label)
         self.image_processor = VaeImageProcessor(do_resize=False)
+        self.trained_scheduler = scheduler  # what any other one is compared with
 
-    @property
-    def num_classes(self) -> int | None:
-        """The number of classes, or None for an unconditional model."""
-        embeddings = self.unet.config.num_class_embeds
-        return None if embeddings is None else embeddings - 1
-
-    @property
-    def id2label(self) -> dict[int, str]:
-        """The classes' names by label; empty where none are known."""
-        return {int(label): name for label, name in (self.config.id2label or {}).items()}
-
-    def get_label_ids(self, class_labels: Labels) -> list[int]:
-        """Translate labels or class names into numbers; ValueError for what is not in the model."""
-        if self.num_classes is None:
-            raise ValueError("this model has no classes: ask for num_images without class_labels")
-        if isinstance(class_labels, torch.Tensor):
-            class_labels = class_labels.flatten().tolist()
-        elif isinstance(class_labels, str) or not isinstance(class_labels, Sequence):
-            class_labels = [class_labels]
-        numbers = range(self.num_classes)
-        label_of = {str(label): label for label in numbers}
-        label_of |= {name: label for label, name in self.id2label.items()}  # names come first
-        label_ids = [label_of.get(x, -1) if isinstance(x, str) else x for x in class_labels]
-        for label, label_id in zip(class_labels, label_ids, strict=True):
-            if label_id not in numbers:
-                names = (self.id2label and f", or one of {', '.join(self.id2label.values())}") or ""
-                raise ValueError(
-                    f"class label {label} is not in the model: "
-                    f"use a number from 0 to {self.num_classes - 1}{names}"
-                )
-        return [int(label_id) for label_id in label_ids]
-
-    @torch.no_grad()
-    def encode_images(
-        self, images: Images, generator: Generators = None, sample_posterior: bool = True
-    ) -> torch.Tensor:
-        """Encode images, `(B, C, H, W)` in [-1, 1] or PIL, as `hf_latent.encode.encode_images`."""
-        pixels = images
-        if not isinstance(pixels, torch.Tensor):
-            pictures = pixels if isinstance(pixels, list) else [pixels]
-            if modes := {picture.mode for picture in pictures} - {"L", "RGB", "RGBA"}:
-                raise ValueError(f"convert images of mode {modes} to L, RGB or RGBA first")
-            pixels = self.image_processor.preprocess(pictures)
-        pixels = pixels.to(self._execution_device)
-        latents = encode_images(self.vae, pixels, generator, sample_posterior)
-        self.maybe_free_model_hooks()
-        return latents
-
-    def add_noise(
-        self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
-    ) -> NoisedLatents:
-        """Mix latents and noise, as `hf_latent.add_noise.add_noise` with the scheduler."""
-        return add_noise(self.scheduler, latents, noise, timesteps)
-
-    @torch.no_grad()
-    def denoise_latents(
-        self,
-        latents: torch.Tensor,
-        num_inference_steps: int = 20,
-        class_labels: Labels | None = None,
-        guidance_scale: float | None = None,
-        generator: Generators = None,
-        after_step: Callable | None = None,
-    ) -> torch.Tensor:
-        """Turn noise into latents, in `num_inference_steps` scheduler steps.
+    def use_sampler(self, sampler: str) -> None:
+        """Sample with another stock scheduler from now on, see `samplers.create_sampler`.
 
         Args:
-            latents: `(B, c, h, w)`, standard normal.
-            num_inference_steps: the scheduler's steps, at least 1.
-            class_labels: B labels or names; None: the null label of a class-conditional model.
-            guidance_scale: 1 is off; None: 2 where there are class labels, else off.
-            generator: draws the noise of stochastic schedulers.
-            after_step: `after_step(i, t, latents) -> latents`, called after every step.
-
-        Returns:
-            `(B, c, h, w)`, noise-free latents.
-
-        Raises:
-            ValueError: if an argument does not fit the model.
+            sampler: euler, heun, dpm++, unipc or ddim; ValueError if it does not fit the objective.
         """
-        if class_labels is not None:
-            label_ids = self.get_label_ids(class_labels)
-            guidance_scale = DEFAULT_GUIDANCE_SCALE if guidance_scale is None else guidance_scale
-        elif guidance_scale not in (None, 1):
-            raise ValueError("guidance_scale needs class_labels: name them, or leave it unset")
-        elif self.num_classes is not None:
-            label_ids = [self.num_classes] * len(latents)
-        else:
-            label_ids = None
-        device = self._execution_device
-        set_inference_steps(self.scheduler, num_inference_steps, device)
-        latents = latents.to(device, self.unet.dtype)
-        latents = denoise_latents(
-            self.unet,
-            self.scheduler,
-            latents * getattr(self.scheduler, "init_noise_sigma", 1.0),
-            self.progress_bar(self.scheduler.timesteps),
-            None if label_ids is None else torch.tensor(label_ids, device=device),
-            guidance_scale,
-            generator,
-            after_step,
-        )
-        self.maybe_free_model_hooks()
-        return latents
-
-    @torch.no_grad()
-    def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
-        """Decode latents `(B, c, h, w)` into images `(B, C, h*f, w*f)`, near [-1, 1]."""
-        images = decode_latents(self.vae, latents.to(self._execution_device))
-        self.maybe_free_model_hooks()
-        return images
-
-    def reconstruct(
-        self, images: Images, output_type: str = "pt"
-    ) -> torch.Tensor | np.ndarray | list[Image.Image]:
-        """Encode images to the posterior's mean and decode them: what the latent keeps.
-
-        `output_type` is "pt" `(B, C, H, W)` in [0, 1], "np" `(B, H, W, C)` in [0, 1], or "pil".
-        """
-        reconstructions = self.decode_latents(self.encode_images(images, sample_posterior=False))
-        return self.image_processor.postprocess(reconstructions, output_type)
+        self.scheduler = create_sampler(self.trained_scheduler, sampler)
 
     @torch.no_grad()
     def __call__(
@@ -188,12 +78,17 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callable | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        image: Images | None = None,
+        strength: float | None = None,
+        mask_image: Masks | None = None,
+        image_latents: torch.Tensor | None = None,
+        guidance_interval: tuple[float, float] | None = None,
     ) -> ImagePipelineOutput | tuple:
-        """Generate images.
+        """Generate images, from noise or from other images.
 
         Args:
             class_labels: labels or class names; with `num_images` they are taken in turn.
-            num_images: how many images in all; by default one a label, or 1.
+            num_images: how many images in all; by default one a label or given image, or 1.
             guidance_scale: classifier-free guidance, 1 is off; None: 2 with labels, else off.
             num_inference_steps: the scheduler's steps, at least 1.
             generator: one, or a list of one an image (which is then the same in any batch).
@@ -203,6 +98,15 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
             callback_on_step_end: `callback(pipeline, i, t, {"latents": ...})`, after every step;
                 latents in the dict that it returns go on to the next step.
             callback_on_step_end_tensor_inputs: what is in the callback's dict.
+            image: image to image: begin with these, PIL or `(B, C, H, W)` in [-1, 1]; one is taken
+                for all.
+            strength: how much of the image is made anew, from 0 (nothing) to 1; None: 0.8, with a
+                mask 1.
+            mask_image: inpainting: white is made anew, black stays, of the image's size; see
+                `image_conditions.read_mask`.
+            image_latents: `(B, c, h, w)`, of `encode_images`, instead of `image`.
+            guidance_interval: guide at the noise levels from the first to the second only, from 0
+                to 1, see `guidance.guidance_by_step`; None: at all.
 
         Raises:
             ValueError: if an argument does not fit the model.
@@ -211,21 +115,26 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
             raise ValueError(f"output_type must be pil, np, pt or latent, not {output_type!r}")
         if unknown := set(callback_on_step_end_tensor_inputs) - {"latents"}:
             raise ValueError(f"callback_on_step_end_tensor_inputs has no {sorted(unknown)}")
+        if image is not None:
+            image_latents = self.encode_images(image, sample_posterior=False)
+        if image_latents is None and (strength, mask_image) != (None, None):
+            raise ValueError("strength and mask_image need an image")
+        mask = None
+        if mask_image is not None and image_latents is not None:
+            mask = self._mask(mask_image, image_latents)
+        if strength is None:
+            strength = DEFAULT_STRENGTH if mask is None else 1.0
         labels = None if class_labels is None else self.get_label_ids(class_labels)
-        if num_images is None:
-            num_images = (
-                len(latents) if latents is not None else 1 if labels is None else len(labels)
-            )
-        if num_images < 1 or labels == []:
-            raise ValueError("nothing to generate: num_images must be at least 1")
+        given = {"latents": latents, "image": image_latents, "class_labels": labels}
+        num_images = _count_images(num_images, given)
+        if isinstance(generator, list) and len(generator) != num_images:
+            raise ValueError(f"{len(generator)} generators for {num_images} images")
         if labels is not None:
             labels = [labels[i % len(labels)] for i in range(num_images)]
-        for given in (generator, latents):
-            if isinstance(given, list | torch.Tensor) and len(given) != num_images:
-                raise ValueError(f"{len(given)} latents or generators for {num_images} images")
+        if image_latents is not None:
+            image_latents = image_latents.expand(num_images, -1, -1, -1)
         if latents is None:
-            size = self.unet.config.sample_size
-            size = (size, size) if isinstance(size, int) else size
+            size = self.latent_size if image_latents is None else image_latents.shape[2:]
             shape = (num_images, self.unet.config.in_channels, *size)
             latents = randn_tensor(shape, generator, self._execution_device, self.unet.dtype)
 
@@ -236,10 +145,105 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
             return (callback_on_step_end(self, i, t, tensors) or {}).get("latents", latents)
 
         latents = self.denoise_latents(
-            latents, num_inference_steps, labels, guidance_scale, generator, after_step
+            latents,
+            num_inference_steps,
+            labels,
+            guidance_scale,
+            generator,
+            after_step,
+            guidance_interval,
+            image_latents,
+            strength,
+            mask,
         )
         if output_type == "latent":
             images = latents
         else:
             images = self.image_processor.postprocess(self.decode_latents(latents), output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """Height and width of the latents that the denoiser was trained on."""
+        size = self.unet.config.sample_size
+        return (size, size) if isinstance(size, int) else tuple(size)
+
+    def _mask(self, mask_image: Masks, image_latents: torch.Tensor) -> torch.Tensor:
+        height, width = image_latents.shape[2:]
+        f = downsampling_factor(self.vae)
+        mask = read_mask(mask_image, (height * f, width * f), (height, width))
+        if len(mask) not in (1, len(image_latents)):
+            raise ValueError(f"{len(mask)} masks do not fit {len(image_latents)} images")
+        return mask
+
+    def reconstruct(
+        self, images: Images, output_type: str = "pt"
+    ) -> torch.Tensor | np.ndarray | list[Image.Image]:
+        """Encode images to the posterior's mean and decode them: what the latent keeps.
+
+        `output_type` is "pt" `(B, C, H, W)` in [0, 1], "np" `(B, H, W, C)` in [0, 1], or "pil".
+        """
+        reconstructions = self.decode_latents(self.encode_images(images, sample_posterior=False))
+        return self.image_processor.postprocess(reconstructions, output_type)
+
+    @torch.no_grad()
+    def interpolate(
+        self,
+        first: int | Images,
+        second: int | Images,
+        num_images: int = 8,
+        strength: float = 0.5,
+        generator: torch.Generator | None = None,
+        **settings,
+    ) -> ImagePipelineOutput | tuple:
+        """Generate a row of images that goes from one seed, or image, to another.
+
+        Args:
+            first: a seed, or one image, PIL or `(1, C, H, W)` in [-1, 1].
+            second: of the same kind.
+            num_images: how many, both ends included; at least 2.
+            strength: of images: how far their latents are taken towards noise, the same for all,
+                and denoised again (Ho et al. 2020, section 4.3); 0 only decodes.
+            generator: of images: draws that noise.
+            settings: as of a call, for example class_labels.
+
+        Raises:
+            ValueError: if an argument does not fit the model.
+        """
+        seeds = [isinstance(end, int) for end in (first, second)]
+        if num_images < 2 or len(set(seeds)) > 1:
+            raise ValueError("interpolate from seed to seed or image to image, in 2 or more images")
+        shape = (1, self.unet.config.in_channels, *self.latent_size)
+        ends = [
+            randn_tensor(shape, torch.Generator().manual_seed(end), dtype=self.unet.dtype)
+            if isinstance(end, int)
+            else self.encode_images(end, sample_posterior=False)
+            for end in (first, second)
+        ]
+        weights = torch.linspace(0, 1, num_images).tolist()
+        latents = torch.cat([slerp(ends[0], ends[1], weight) for weight in weights])
+        settings |= {"num_images": num_images}
+        if all(seeds):
+            return self(latents=latents, **settings)
+        noise = randn_tensor(ends[0].shape, generator, latents.device, latents.dtype)
+        settings |= {"image_latents": latents, "strength": strength}
+        return self(latents=noise.expand(latents.shape), **settings)
+
+
+def _count_images(
+    num_images: int | None, given: Mapping[str, Sequence | torch.Tensor | None]
+) -> int:
+    """Find out how many images are asked for, and whether all that is given fits that.
+
+    Labels are taken in turn, and one image serves for all; noise must be there for each.
+    """
+    counts = {name: len(x) for name, x in given.items() if x is not None}
+    if num_images is None:
+        num_images = counts.get("latents", max(counts.values(), default=1))
+    if num_images < 1 or 0 in counts.values():
+        raise ValueError("nothing to generate: num_images must be at least 1")
+    if counts.get("latents", num_images) != num_images:
+        raise ValueError(f"{counts['latents']} latents for {num_images} images")
+    if counts.get("image", 1) not in (1, num_images):
+        raise ValueError(f"{counts['image']} given images for {num_images} images")
+    return num_images

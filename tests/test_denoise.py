@@ -1,34 +1,17 @@
-from types import SimpleNamespace
-
 import pytest
 import torch
 from diffusers import (
     DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
+    UniPCMultistepScheduler,
 )
 
 from hf_latent.denoise import denoise_latents, predict, set_inference_steps
 from tests.conftest import make_denoiser
-
-
-class IdealDenoiser(torch.nn.Module):
-    """Returns the exact flow to a known latent, or that latent's noise."""
-
-    def __init__(self, latents: torch.Tensor, scheduler):
-        super().__init__()
-        self.latents, self.scheduler = latents, scheduler
-        self.config = SimpleNamespace(in_channels=4, block_out_channels=(1,), num_class_embeds=4)
-        self.calls: list[tuple[int, torch.Tensor | None]] = []
-
-    def forward(self, sample, timestep, class_labels=None):
-        self.calls.append((len(sample), class_labels))
-        if isinstance(self.scheduler, DDIMScheduler):
-            alpha = self.scheduler.alphas_cumprod[timestep.long()]
-            output = (sample - alpha.sqrt() * self.latents) / (1 - alpha).sqrt()
-        else:
-            output = (sample - self.latents) / (timestep / 1000)
-        return SimpleNamespace(sample=output)
+from tests.ideal_denoiser import IdealDenoiser
 
 
 @pytest.mark.parametrize(
@@ -62,7 +45,26 @@ def test_flow_steps_are_equal_and_none_is_spent_on_nothing():
     torch.testing.assert_close(shifted.sigmas, torch.tensor([1, 0.75, 0]))
 
 
-@pytest.mark.parametrize("scheduler", [FlowMatchHeunDiscreteScheduler(), DDIMScheduler()])
+def test_flow_heuns_steps_are_equal_and_none_is_spent_on_nothing():
+    scheduler = FlowMatchHeunDiscreteScheduler()
+    for _ in range(2):  # the second time too
+        set_inference_steps(scheduler, 4, "cpu")
+        expected = torch.tensor([1, 0.75, 0.75, 0.5, 0.5, 0.25, 0.25, 0])
+        torch.testing.assert_close(scheduler.sigmas, expected)
+        torch.testing.assert_close(scheduler.timesteps, 1000 * expected[:-1])
+    set_inference_steps(scheduler, 1, "cpu")
+    assert scheduler.timesteps.tolist() == [1000]
+
+
+@pytest.mark.parametrize("scheduler_class", [DPMSolverMultistepScheduler, UniPCMultistepScheduler])
+def test_timesteps_of_flow_are_not_cut_to_integers(scheduler_class):
+    scheduler = scheduler_class(prediction_type="flow_prediction", use_flow_sigmas=True)
+    set_inference_steps(scheduler, 7, "cpu")
+    assert scheduler.timesteps.is_floating_point()
+    torch.testing.assert_close(scheduler.timesteps, 1000 * scheduler.sigmas[:-1])
+
+
+@pytest.mark.parametrize("scheduler", [EulerDiscreteScheduler(), DDIMScheduler()])
 def test_other_schedulers_choose_their_own_steps(scheduler):
     set_inference_steps(scheduler, 3, "cpu")
     timesteps = scheduler.timesteps.clone()
@@ -116,6 +118,20 @@ def test_no_second_branch_where_guidance_is_off(guidance):
     denoise_latents(unet, scheduler, noise, scheduler.timesteps, labels, guidance)
     assert [count for count, _ in unet.calls] == [2, 2]
     assert all(torch.equal(called, labels) for _, called in unet.calls)
+
+
+def test_guidance_of_every_step(vae):
+    unet, scheduler = make_denoiser(vae), FlowMatchEulerDiscreteScheduler()
+    noise, labels = torch.randn(2, 4, 4, 4), torch.tensor([0, 2])
+    set_inference_steps(scheduler, 2, "cpu")
+    found = denoise_latents(unet, scheduler, noise, scheduler.timesteps, labels, [3.0, 1.0])
+    with torch.no_grad():
+        first = noise - 0.5 * predict(unet, noise, torch.tensor(1000.0), labels, 3.0)
+        expected = first - 0.5 * predict(unet, first, torch.tensor(500.0), labels)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    set_inference_steps(scheduler, 2, "cpu")
+    with pytest.raises(IndexError):
+        denoise_latents(unet, scheduler, noise, scheduler.timesteps, labels, [3.0])
 
 
 def test_guidance_needs_labels(vae):

@@ -10,14 +10,15 @@ from hf_latent.hub_format import MODULES
 
 PACKAGE = Path(__file__).parents[1] / "hf_latent"
 STEPS = ("encode", "add_noise", "denoise", "decode")
-TRAVELLING = ("pipeline", "hub_format", "exact_weights", *STEPS)  # saved with every model
+PARTS = ("class_labels", "guidance", "image_conditions", "samplers", "exact_weights", "hub_format")
+TRAVELLING = ("pipeline", "pipeline_steps", *PARTS, *STEPS)  # saved with every model
 # Each layer may import from those before it, and from itself.
 LAYERS = [
     ("errors", "command", "output"),
-    (*STEPS, "exact_weights", "hub_format"),
+    (*STEPS, *PARTS),
     ("models",),
     ("data",),
-    ("pipeline",),
+    ("pipeline", "pipeline_steps"),
     ("evaluation",),
     ("hub",),
     ("training",),

@@ -4,6 +4,8 @@ import torch
 from diffusers import EulerDiscreteScheduler
 from PIL import Image
 
+from hf_latent.pipeline import LatentDiffusionPipeline
+
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
@@ -186,7 +188,7 @@ def test_model_offload_works_through_it(pipeline, images):
 
 
 def test_other_schedulers_scale_their_input_and_noise(pipeline):
-    pipeline.scheduler = EulerDiscreteScheduler()
+    pipeline = LatentDiffusionPipeline(pipeline.vae, pipeline.unet, EulerDiscreteScheduler())
     noise, label = torch.randn(1, 4, 4, 4), torch.tensor([0])
     latents = pipeline(
         label, latents=noise, guidance_scale=1, num_inference_steps=2, output_type="latent"
@@ -229,7 +231,7 @@ def test_labels_of_other_integer_types_and_names_that_are_numbers(pipeline):
         ({"output_type": "jpeg"}, "output_type must be"),
         (
             {"class_labels": [0, 1], "generator": [torch.Generator()]},
-            "1 latents or generators for 2 images",
+            "1 generators for 2 images",
         ),
         (
             {"class_labels": [0, 1], "num_images": 2, "latents": torch.zeros(1, 4, 4, 4)},

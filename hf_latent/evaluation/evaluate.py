@@ -24,11 +24,11 @@ from hf_latent.evaluation.reference import (
     open_real_images,
     vectors_by_space,
 )
-from hf_latent.evaluation.sampling import count_timesteps, load_pipeline
+from hf_latent.evaluation.sampling import count_evaluations, load_pipeline
 from hf_latent.evaluation.stages import Stages
 from hf_latent.models.frozen import hash_weights
 from hf_latent.output import check_output_dir, write_json
-from hf_latent.pipeline import DEFAULT_GUIDANCE_SCALE
+from hf_latent.pipeline_steps import DEFAULT_GUIDANCE_SCALE
 
 STAGES, STAGES_WITH_CLASSES = 9, 10
 
@@ -82,14 +82,19 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     folder = Path(config.output_dir)
     begun = (folder / "generated").is_dir() and not (folder / "metrics.json").exists()
     output_dir = check_output_dir(folder, config.overwrite_output_dir or begun)
-    pipeline = load_pipeline(config.model)
+    pipeline = load_pipeline(config.model, config.sampler)
     conditional = pipeline.num_classes is not None
     stages = Stages(STAGES_WITH_CLASSES if conditional else STAGES)
     with stages.stage("setup", shown=False):
         extractor = load_feature_extractor(config.feature_extractor)
         spaces = {"features": extractor, "latents": LatentVectors(pipeline.vae)}
         splits, real = open_real_images(config, pipeline)
-        timesteps = count_timesteps(pipeline, config.num_inference_steps)
+        guidance = config.guidance_scale
+        if guidance is None:
+            guidance = DEFAULT_GUIDANCE_SCALE if conditional else 1.0
+        evaluations = count_evaluations(
+            pipeline, config.num_inference_steps, guidance, config.interval
+        )
     count = len(real.reference)
     labels = real.subset(real.reference).labels if conditional else None
     with stages.stage("sampling", count) as bar:
@@ -117,9 +122,6 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         with stages.stage("classifiers") as bar:
             classes = measure_classes(samples, real, splits.num_classes or 1, config.seed, bar)
     memorisation, closeness, duplicates = look_for_copies(samples, vectors, stages)
-    guidance = config.guidance_scale
-    if guidance is None:
-        guidance = DEFAULT_GUIDANCE_SCALE if conditional else 1.0
     metrics = {
         "model": shown_name(config.model),
         "vae_weights_sha256": hash_weights(pipeline.vae),
@@ -131,9 +133,11 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "train_exact_duplicates": real.train.exact_duplicates,
         "held_out_images": len(real.held_out),
         "validation_fingerprint": splits.validation_fingerprint,
+        "sampler": type(pipeline.scheduler).__name__,
         "guidance_scale": guidance,
+        "guidance_interval": config.interval,
         "num_inference_steps": config.num_inference_steps,
-        "denoiser_evaluations_per_image": timesteps * (1 if guidance == 1 else 2),
+        "denoiser_evaluations_per_image": evaluations,
         **generation,
         "floor_fd": floor,
         **kept,

@@ -9,6 +9,7 @@ from hf_latent.command import check_ranges
 from hf_latent.errors import UserError
 from hf_latent.evaluation.feature_extractors import FeatureExtractorName
 from hf_latent.evaluation.images_of_model import ImagesOfModelConfig
+from hf_latent.evaluation.sampling_config import SamplingConfig
 
 CACHE_DIR = Path(constants.HF_HOME) / "hf_latent" / "vectors"
 LARGEST_DEFAULT = 10_000
@@ -16,7 +17,7 @@ FEWEST_IMAGES = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(ImagesOfModelConfig):
+class EvaluateConfig(ImagesOfModelConfig, SamplingConfig):
     """Measure a model: what its autoencoder keeps, how close its images come, whether it copies.
 
     Attributes:
@@ -30,8 +31,6 @@ class EvaluateConfig(ImagesOfModelConfig):
         feature_extractor: the network that compares images: efficientnet-lite0 (of the extra
             features), dinov2 (from the Hub) or inception (of the extra inception, for comparison
             with papers).
-        guidance_scale: classifier-free guidance, 1 is off; unset, 2 with classes, else off.
-        num_inference_steps: the scheduler's steps.
         batch_size: images at a time.
         dataloader_num_workers: processes that decode images.
         cache_dir: where vectors of real images are kept, to be computed once.
@@ -42,8 +41,6 @@ class EvaluateConfig(ImagesOfModelConfig):
     overwrite_output_dir: bool = False
     num_images: int | None = None
     feature_extractor: FeatureExtractorName = "efficientnet-lite0"
-    guidance_scale: float | None = None
-    num_inference_steps: int = 20
     batch_size: int = 100
     dataloader_num_workers: int = 0
     cache_dir: str = str(CACHE_DIR)
@@ -51,11 +48,8 @@ class EvaluateConfig(ImagesOfModelConfig):
     def __post_init__(self) -> None:
         """Refuse values that cannot work, naming the flag."""
         super().__post_init__()
-        check_ranges(
-            self,
-            ("num_images", "num_inference_steps", "batch_size"),
-            ("guidance_scale", "dataloader_num_workers"),
-        )
+        SamplingConfig.__post_init__(self)
+        check_ranges(self, ("num_images", "batch_size"), ("dataloader_num_workers",))
 
     def count(self, train_images: int) -> int:
         """Return how many images to generate and to compare with.

@@ -57,6 +57,7 @@ def write_samples(
             config.batch_size,
             config.guidance_scale,
             config.num_inference_steps,
+            config.interval,
         )
         images = to_uint8(drawn * 2 - 1)
         tensors = {"images": images} | ({} if labels is None else {"class_labels": labels})
@@ -72,6 +73,7 @@ def write_samples(
     identity = {
         "seed": config.seed,
         "guidance_scale": config.guidance_scale,
+        "guidance_interval": config.interval,
         "num_inference_steps": config.num_inference_steps,
         "unet": hash_weights(pipeline.unet),
         "vae": hash_weights(pipeline.vae),

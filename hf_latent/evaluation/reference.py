@@ -78,8 +78,7 @@ def open_real_images(
             f"--resolution {config.resolution}, but the model makes images of {height}x{width}: "
             "leave it out"
         )
-    if pipeline.num_classes is None and config.guidance_scale not in (None, 1):
-        raise UserError("--guidance_scale needs a model with classes: this one has none")
+    config.check_model(pipeline)
     if pipeline.num_classes not in (None, splits.num_classes):
         raise UserError(
             f"the model has {pipeline.num_classes} classes and {config.data} has "

@@ -4,36 +4,50 @@ import torch
 
 from hf_latent.denoise import set_inference_steps
 from hf_latent.errors import UserError
+from hf_latent.guidance import guidance_by_step
 from hf_latent.models.load import loading
 from hf_latent.pipeline import LatentDiffusionPipeline
 
 
-def load_pipeline(model: str) -> LatentDiffusionPipeline:
+def load_pipeline(model: str, sampler: str | None = None) -> LatentDiffusionPipeline:
     """Load a saved model, onto the accelerator where there is one.
 
     Args:
         model: a folder or Hub id.
+        sampler: to sample with; None: the one that it was saved with.
 
     Returns:
         The pipeline, without progress bars.
 
     Raises:
-        UserError: if there is none.
+        UserError: if there is none, or the sampler does not fit its objective.
     """
     with loading(model, "model"):
         pipeline = LatentDiffusionPipeline.from_pretrained(model)
+    if sampler is not None:
+        try:
+            pipeline.use_sampler(sampler)
+        except ValueError as error:
+            raise UserError(f"--sampler {sampler} is not for this model: {error}") from error
     if torch.accelerator.is_available():
         pipeline.to(torch.accelerator.current_accelerator())
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
-def count_timesteps(pipeline: LatentDiffusionPipeline, num_inference_steps: int) -> int:
-    """Return how often the denoiser is evaluated for one image, guidance aside.
+def count_evaluations(
+    pipeline: LatentDiffusionPipeline,
+    num_inference_steps: int,
+    guidance_scale: float = 1.0,
+    guidance_interval: tuple[float, float] | None = None,
+) -> int:
+    """Return how often the denoiser is evaluated for one image: twice where it is guided.
 
     Args:
         pipeline: the model; some schedulers evaluate it twice a step.
         num_inference_steps: the scheduler's steps.
+        guidance_scale: 1 is off.
+        guidance_interval: as of the pipeline.
 
     Raises:
         UserError: if the scheduler has not so many.
@@ -44,7 +58,9 @@ def count_timesteps(pipeline: LatentDiffusionPipeline, num_inference_steps: int)
         raise UserError(
             f"--num_inference_steps {num_inference_steps} is not for this scheduler: {error}"
         ) from error
-    return len(pipeline.scheduler.timesteps)
+    timesteps = pipeline.scheduler.timesteps
+    scales = guidance_by_step(pipeline.scheduler, timesteps, guidance_scale, guidance_interval)
+    return sum(1 if scale == 1 else 2 for scale in scales)
 
 
 @torch.no_grad()
@@ -56,6 +72,7 @@ def sample_images(
     batch_size: int,
     guidance_scale: float | None = None,
     num_inference_steps: int = 20,
+    guidance_interval: tuple[float, float] | None = None,
 ) -> torch.Tensor:
     """Generate images in batches, each image from a seed of its own.
 
@@ -67,6 +84,7 @@ def sample_images(
         batch_size: images at a time.
         guidance_scale: as of the pipeline.
         num_inference_steps: as of the pipeline.
+        guidance_interval: as of the pipeline.
 
     Returns:
         `(num_images, C, H, W)` float32 in [0, 1], on the CPU.
@@ -80,6 +98,7 @@ def sample_images(
             generator=[torch.Generator().manual_seed(seed + int(i)) for i in indices],
             guidance_scale=guidance_scale,
             num_inference_steps=num_inference_steps,
+            guidance_interval=guidance_interval,
             output_type="pt",
             return_dict=False,
         )

@@ -10,6 +10,7 @@ from hf_latent.command import check_ranges
 from hf_latent.errors import UserError
 from hf_latent.evaluation.pictures import image_grid, labelled_rows
 from hf_latent.evaluation.sampling import load_pipeline, sample_images
+from hf_latent.evaluation.sampling_config import SamplingConfig
 from hf_latent.output import replaced_whole
 from hf_latent.pipeline import LatentDiffusionPipeline
 
@@ -17,15 +18,13 @@ UNCONDITIONAL_COLUMNS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateConfig:
+class GenerateConfig(SamplingConfig):
     """Generate images and save them as one picture, one row a class.
 
     Attributes:
         model: the folder or Hub id of a model.
         class_labels: labels or class names with commas between, taken in turn; unset, all classes.
         num_images: how many in all; unset, 8 a class.
-        guidance_scale: classifier-free guidance, 1 is off; unset, 2 with classes, else off.
-        num_inference_steps: the scheduler's steps.
         output: the picture to write.
         seed: of the first image; the next has the next, so an image does not depend on the others.
         batch_size: images at a time.
@@ -34,15 +33,14 @@ class GenerateConfig:
     model: str
     class_labels: int | str | None = None
     num_images: int | None = None
-    guidance_scale: float | None = None
-    num_inference_steps: int = 20
     output: str = "samples.png"
     seed: int = 0
     batch_size: int = 64
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, naming the flag."""
-        check_ranges(self, ("num_images", "num_inference_steps", "batch_size"), ("seed",))
+        super().__post_init__()
+        check_ranges(self, ("num_images", "batch_size"), ("seed",))
         if self.seed >= 2**32:
             raise UserError(f"--seed {self.seed} must be below 2^32")
 
@@ -73,10 +71,9 @@ def generate(config: GenerateConfig) -> Path:
         raise UserError(f"--output {output} must end in .png or another picture's suffix")
     if not output.parent.is_dir() or output.is_dir() or not os.access(output.parent, os.W_OK):
         raise UserError(f"--output {output} cannot be written: choose a folder that exists")
-    pipeline = load_pipeline(config.model)
+    pipeline = load_pipeline(config.model, config.sampler)
     labels = _chosen_labels(config, pipeline)
-    if labels is None and config.guidance_scale not in (None, 1):
-        raise UserError("--guidance_scale needs a model with classes: this one has none")
+    config.check_model(pipeline)
     num_images = config.num_images or UNCONDITIONAL_COLUMNS * len(labels or [0])
     images = sample_images(
         pipeline,
@@ -86,6 +83,7 @@ def generate(config: GenerateConfig) -> Path:
         config.batch_size,
         config.guidance_scale,
         config.num_inference_steps,
+        config.interval,
     )
     if labels is None:
         picture = image_grid(images, UNCONDITIONAL_COLUMNS)

@@ -28,7 +28,7 @@ from hf_latent.evaluation.generation import frechet_distance
 from hf_latent.evaluation.inspection.arithmetic import describe_rate
 from hf_latent.evaluation.inspection.latent_figures import PosteriorRate
 from hf_latent.evaluation.reference import RealImages
-from hf_latent.evaluation.sampling import count_timesteps, load_pipeline, sample_images
+from hf_latent.evaluation.sampling import count_evaluations, load_pipeline, sample_images
 from hf_latent.experiments.sweep_config import Pair, SweepConfig
 from hf_latent.experiments.sweep_plan import (
     BATCH_SIZE,
@@ -111,7 +111,7 @@ def measure_generated(
         "generated_fd_by_seed": distances,
         "generated_fd_spread": max(distances) - min(distances),
         "sampling_images_per_second": config.num_seeds * config.num_images / seconds,
-        "denoiser_evaluations_per_image": count_timesteps(pipeline, config.num_inference_steps),
+        "denoiser_evaluations_per_image": count_evaluations(pipeline, config.num_inference_steps),
     }
 
 

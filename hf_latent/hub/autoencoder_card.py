@@ -7,8 +7,8 @@ from huggingface_hub import EvalResult
 from hf_latent.hub.card_figures import HELD_OUT, Figure, reconstruction_figures
 from hf_latent.hub.card_origin import (
     EVALUATED,
-    autoencoder_data_text,
     held_out_limit,
+    origin_text,
     start_text,
 )
 from hf_latent.hub.card_results import latent_results, reconstruction_results
@@ -43,7 +43,7 @@ def autoencoder_texts(facts: ModelFacts, source: str) -> tuple[dict[str, Any], l
     unseen = None if alone else held_out_limit(facts.training, facts.metrics)
     figures = _figures(known, prefix, EVALUATED if unseen else HELD_OUT)
     start = start_text(known)
-    data_told, trained = autoencoder_data_text(known), training_text(known)
+    data_told, trained = origin_text(known), training_text(known)
     recipe = known.get("recipe", facts.recipe)
     texts = {
         "name": title,

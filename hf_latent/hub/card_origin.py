@@ -17,7 +17,7 @@ def autoencoder_report(training: dict[str, Any]) -> dict[str, Any]:
 
 
 def start_text(training: dict[str, Any]) -> str | None:
-    """Say what an autoencoder's training started from.
+    """Say what a training started from, of an autoencoder or a denoiser.
 
     Args:
         training: figures of the training.
@@ -25,12 +25,12 @@ def start_text(training: dict[str, Any]) -> str | None:
     Returns:
         A part of a sentence in Markdown; None where it started anew.
     """
-    name = plain(training.get("pretrained_vae"))
+    name = plain(training.get("pretrained_vae") or training.get("pretrained_unet"))
     return name and f"fine-tuned from {name}, whose own training images are not known"
 
 
-def autoencoder_data_text(training: dict[str, Any]) -> str | None:
-    """Say what an autoencoder was trained on; nothing is claimed of what it started from.
+def origin_text(training: dict[str, Any]) -> str | None:
+    """Say what a model was trained on; nothing is claimed of what it started from.
 
     Args:
         training: figures of its training.

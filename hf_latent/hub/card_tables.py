@@ -10,7 +10,7 @@ from hf_latent.hub.card_figures import (
     memorisation_figures,
     reconstruction_figures,
 )
-from hf_latent.hub.card_origin import autoencoder_data_text, autoencoder_report
+from hf_latent.hub.card_origin import autoencoder_report, origin_text
 from hf_latent.hub.card_text import duration_text, number, plain
 from hf_latent.hub.card_training import training_text
 
@@ -119,7 +119,7 @@ def denoiser_training_rows(training: dict[str, Any]) -> Rows:
     own = autoencoder_report(training)
     for label, told in (
         ("the autoencoder's own training", training_text(own)),
-        ("its data", autoencoder_data_text(own)),
+        ("its data", origin_text(own)),
     ):
         if told:
             rows.append((label, told.rstrip(".")))

@@ -7,7 +7,13 @@ from huggingface_hub import EvalResult
 
 from hf_latent.hub.autoencoder_card import COLOURS
 from hf_latent.hub.card_figures import HELD_OUT, reconstruction_figures
-from hf_latent.hub.card_origin import autoencoder_limits, held_out_limit, held_out_noun
+from hf_latent.hub.card_origin import (
+    autoencoder_limits,
+    held_out_limit,
+    held_out_noun,
+    origin_text,
+    start_text,
+)
 from hf_latent.hub.card_results import generation_results
 from hf_latent.hub.card_tables import (
     denoiser_training_rows,
@@ -17,7 +23,7 @@ from hf_latent.hub.card_tables import (
     memorisation_verdict,
 )
 from hf_latent.hub.card_text import code_block, counted, number, plain
-from hf_latent.hub.card_training import data_text, hub_id, training_text, versions_text
+from hf_latent.hub.card_training import hub_id, training_text, versions_text
 from hf_latent.hub.model_facts import ModelFacts
 
 SHOWN_CLASSES = 100
@@ -69,8 +75,8 @@ def pipeline_texts(facts: ModelFacts, source: str) -> tuple[dict[str, Any], list
         "held_out": held_out,
         "by_chance": _by_chance(held_out),
         "verdict": memorisation_verdict(metrics, held_out),
-        "data": metrics.get("data_text") or data_text(training | about),
-        "counts": data_text(training | about) if "data_text" in metrics else None,
+        "data": metrics.get("data_text") or origin_text(training | about),
+        "counts": origin_text(training | about) if "data_text" in metrics else None,
         "training": training_text(training),
         "training_rows": denoiser_training_rows(training),
         "recipe": code_block(facts.recipe, "yaml") if facts.recipe else None,
@@ -133,7 +139,13 @@ def _sampling(metrics: dict[str, Any]) -> str | None:
     )
     if guidance is None or steps is None:
         return None
-    text = f"at guidance {guidance}, {steps} steps"
+    sampler, interval = metrics.get("sampler"), metrics.get("guidance_interval")
+    of = f" of {sampler}" if isinstance(sampler, str) and sampler.isidentifier() else ""
+    between = ""
+    if isinstance(interval, list) and all(number(x, "g") for x in interval) and len(interval) == 2:
+        low, high = (number(x, "g") for x in interval)
+        between = f" between the noise levels {low} and {high}"
+    text = f"at guidance {guidance}{between}, {steps} steps{of}"
     return f"{text} ({evaluations} evaluations of the denoiser an image)" if evaluations else text
 
 
@@ -178,7 +190,10 @@ def _limits(facts: ModelFacts, data: str | None) -> list[str]:
         f"Every image has {counted(channels, 'channel')} and {height}x{width} pixels: the denoiser "
         "fixes both."
     ]
-    if data:
+    start = start_text(training)
+    if start:
+        limits.append(f"Its denoiser was {start}: those held out here may be among them.")
+    elif data:
         limits.append(f"Its denoiser was trained on images of {data} and no others.")
     if training:
         limits += autoencoder_limits(training, metrics)

@@ -5,9 +5,11 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from diffusers import AutoencoderKL, AutoencoderTiny
+import diffusers
+from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, ModelMixin, UNet2DModel
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub.errors import (
     HfHubHTTPError,
@@ -16,7 +18,8 @@ from huggingface_hub.errors import (
 )
 
 from hf_latent.errors import UserError
-from hf_latent.exact_weights import load_exactly
+from hf_latent.exact_weights import align_weights, load_exactly
+from hf_latent.samplers import get_objective
 
 Autoencoder: TypeAlias = AutoencoderKL | AutoencoderTiny
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
@@ -90,7 +93,7 @@ def load_autoencoder(name: str) -> Autoencoder:
     if name in released_models() and not local:
         name = str(PRETRAINED / name)
     with loading(name, "autoencoder"):
-        vae = _load(name)
+        vae, _ = _load(name, "vae")
     if not isinstance(vae, AutoencoderKL | AutoencoderTiny):
         raise UserError(
             f"{name} is a {type(vae).__name__}, not an AutoencoderKL or AutoencoderTiny"
@@ -100,12 +103,48 @@ def load_autoencoder(name: str) -> Autoencoder:
     return vae
 
 
-def _load(name: str) -> Autoencoder:
+def load_denoiser(name: str) -> tuple[UNet2DModel, str | None]:
+    """Load a denoiser, from safetensors only.
+
+    Args:
+        name: a folder or Hub id, of a UNet2DModel or of a pipeline with a `unet` component.
+
+    Returns:
+        The denoiser, on the CPU in float32; and the objective that the pipeline's scheduler says:
+        flow, epsilon, v_prediction or sample, None for a denoiser alone.
+
+    Raises:
+        UserError: if there is none of that class, or its weights are not exactly its own.
+    """
+    objective = None
+    with loading(name, "denoiser"):
+        unet, in_pipeline = _load(name, "unet")
+        if in_pipeline:
+            objective = _load_objective(name)
+    if not isinstance(unet, UNet2DModel):
+        raise UserError(f"{name} is a {type(unet).__name__}, not a UNet2DModel")
+    if Path(name).is_dir():
+        unet.register_to_config(_name_or_path="")  # not a path of this machine in a save
+    align_weights(unet)
+    return unet, objective
+
+
+def _load_objective(name: str) -> str:
+    config = DDIMScheduler.load_config(name, subfolder="scheduler")  # whatever class it names
+    scheduler_class: Any = getattr(diffusers, str(config.get("_class_name")), None)
+    if not (isinstance(scheduler_class, type) and issubclass(scheduler_class, SchedulerMixin)):
+        raise ValueError(f"{config.get('_class_name')} is no scheduler of diffusers")
+    scheduler: Any = scheduler_class.from_config(config)  # type: ignore[attr-defined]
+    return get_objective(scheduler)
+
+
+def _load(name: str, component: str) -> tuple[ModelMixin, bool]:
+    """Load a model; the second value tells whether it is a pipeline's."""
     if (Path(name) / "model_index.json").is_file():
-        return load_exactly(name, "vae")
+        return load_exactly(name, component), True
     try:
-        return load_exactly(name)
+        return load_exactly(name), False
     except OSError:
         if Path(name).is_dir():
             raise
-        return load_exactly(name, "vae")
+        return load_exactly(name, component), True

@@ -220,17 +220,27 @@ def create_denoiser(
     )
 
 
-def create_scheduler(objective: Objective) -> SchedulerMixin:
+def create_scheduler(objective: Objective, zero_terminal_snr: bool = False) -> SchedulerMixin:
     """Create the stock scheduler whose configuration says the denoiser's objective.
 
     Args:
         objective: "flow" (rectified flow), or the prediction type of a variance-preserving
             diffusion with LDM's scaled-linear schedule.
+        zero_terminal_snr: rescale that schedule so that it ends with noise only, which is what
+            sampling starts from (Lin et al. 2024, algorithm 1).
 
     Returns:
         A FlowMatchEulerDiscreteScheduler or a DDIMScheduler. Latents are not bounded, so the
-        scheduler does not clip samples.
+        scheduler does not clip samples; its last step ends with the clean latent.
+
+    Raises:
+        ValueError: for zero_terminal_snr with flow or epsilon.
     """
+    if zero_terminal_snr and objective == "flow":
+        raise ValueError("zero_terminal_snr is not for flow, which always ends with noise only")
+    if zero_terminal_snr and objective == "epsilon":
+        # The noise is then the input itself, and the first sampling step divides by 0.
+        raise ValueError("zero_terminal_snr is not for epsilon: use v_prediction or sample")
     if objective == "flow":
         return FlowMatchEulerDiscreteScheduler()
     return DDIMScheduler(
@@ -239,6 +249,7 @@ def create_scheduler(objective: Objective) -> SchedulerMixin:
         beta_end=0.0195,
         prediction_type=objective,
         clip_sample=False,
-        set_alpha_to_one=False,
+        set_alpha_to_one=True,
         timestep_spacing="trailing",
+        rescale_betas_zero_snr=zero_terminal_snr,
     )

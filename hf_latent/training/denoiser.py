@@ -15,11 +15,7 @@ from hf_latent.data.images import ImageSplits
 from hf_latent.data.latents import LatentPosteriors
 from hf_latent.models.frozen import FrozenWeights, freeze, hash_weights
 from hf_latent.models.load import load_autoencoder
-from hf_latent.models.presets import (
-    create_denoiser,
-    create_scheduler,
-    measure_compression,
-)
+from hf_latent.models.presets import create_scheduler, measure_compression
 from hf_latent.output import replaced_whole
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.training.batches import ProcessRows, seeded_generator
@@ -50,6 +46,7 @@ from hf_latent.training.run import (
 from hf_latent.training.run_folder import start_run_folder
 from hf_latent.training.sample_pictures import picture_path
 from hf_latent.training.stop import StopSignal, leave
+from hf_latent.training.trainable_denoiser import start_denoiser
 from hf_latent.training.validation import held_out_denoising_loss, save_samples
 
 
@@ -105,13 +102,15 @@ def draw_batch(
         generator,
         config.timestep_logit_mean,
         config.timestep_logit_std,
+        config.timestep_sampling,
     )
     dropped = torch.rand(rows.global_size, generator=generator) < config.label_dropout
 
     posterior_noise, noise, timesteps, dropped = (
         rows.of(x).to(device) for x in (posterior_noise, noise, timesteps, dropped)
     )
-    noised = add_noise(scheduler, posteriors.sample(posterior_noise), noise, timesteps)
+    latents = posteriors.sample(posterior_noise)
+    noised = add_noise(scheduler, latents, noise, timesteps, config.snr_gamma)
     if num_classes is None:
         return noised, None
     assert posteriors.class_labels is not None, "the images have classes"
@@ -140,9 +139,8 @@ def train_denoiser(
     source = open_latent_source(config, accelerator, vae, splits)
     id2label = source.id2label if config.conditional else None
     num_classes = None if id2label is None else len(id2label)
-    torch.manual_seed(config.seed)
-    unet = create_denoiser(config.preset, vae, source.image_shape, num_classes)
-    scheduler = create_scheduler(config.objective)
+    unet = start_denoiser(config, vae, source.image_shape, num_classes)
+    scheduler = create_scheduler(config.objective, config.zero_terminal_snr)
     accelerator.print(f"latents: {measure_compression(vae, source.image_shape)}")
     hub_model = open_hub_model(config, "LatentDiffusionPipeline", accelerator)
     output_dir = start_run_folder(config, source.counts, source.validation_fingerprint, accelerator)
@@ -169,7 +167,7 @@ def train_denoiser(
     def validate() -> None:
         with clock.validation():
             loss = held_out_denoising_loss(unet, scheduler, held_out, config)
-            clock.log_validation_loss(loss)
+            clock.log_validation_loss(loss.mean, **loss.scalars())
             save_samples(vae, unet, scheduler, config, clock.step)
 
     for step in clock.steps(optimizer):

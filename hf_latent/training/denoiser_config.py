@@ -1,10 +1,11 @@
 """The settings of the second training."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from hf_latent.command import check_ranges
 from hf_latent.errors import UserError
 from hf_latent.models.presets import Objective, Preset
+from hf_latent.training.losses import TimestepSampling
 from hf_latent.training.run import TrainingConfig
 
 
@@ -15,7 +16,10 @@ class DenoiserConfig(TrainingConfig):
     Attributes:
         vae: the autoencoder: a folder or Hub id, of an autoencoder or of a whole pipeline.
         preset: the denoiser's configuration: tiny, small, base, or LDM's published ldm-f4 and
-            ldm-f8. Its channels and size come from the autoencoder.
+            ldm-f8. Its channels and size come from the autoencoder. With pretrained_unet it is
+            ignored.
+        pretrained_unet: start from this UNet2DModel instead of a new one: a folder or Hub id, of a
+            denoiser or of a whole pipeline; of the same latents, classes and objective.
         objective: what the denoiser predicts.
         conditional: use the images' classes, where they have any.
         label_dropout: how often a label is dropped in training, for guidance.
@@ -30,12 +34,21 @@ class DenoiserConfig(TrainingConfig):
         stream_buffer_rows: images that a stream shuffles together.
         encode_every_step: keep no latents, and encode the images of every step; the only way that
             goes with random crops.
-        timestep_logit_mean: mean of the noise level's logit (flow); larger: noisier.
-        timestep_logit_std: deviation of the noise level's logit (flow).
+        timestep_sampling: how often which noise level is trained: logit_normal (flow only; most
+            often the middle ones) or uniform; unset, logit_normal for flow, uniform otherwise.
+        timestep_logit_mean: mean of the noise level's logit (logit_normal); larger: noisier.
+        timestep_logit_std: deviation of the noise level's logit (logit_normal).
+        snr_gamma: bound the weight of little noise in the loss (min-SNR, Hang et al. 2023; 5 there;
+            not for flow); unset, all noise levels weigh the same.
+        zero_terminal_snr: end the noise schedule with noise only, as sampling starts (Lin et al.
+            2024; v_prediction and sample); with snr_gamma that last noise level weighs nothing.
+        gradient_checkpointing: less memory for more time.
+        compile: compile the denoiser with torch.compile.
     """
 
     vae: str
     preset: Preset = "tiny"
+    pretrained_unet: str | None = None
     objective: Objective = "flow"
     conditional: bool = True
     label_dropout: float = 0.1
@@ -45,15 +58,20 @@ class DenoiserConfig(TrainingConfig):
     stream_lanes: int = 8
     stream_buffer_rows: int = 65_536
     encode_every_step: bool = False
+    timestep_sampling: TimestepSampling | None = None
     timestep_logit_mean: float = 0.0
     timestep_logit_std: float = 1.0
+    snr_gamma: float | None = None
+    zero_terminal_snr: bool = False
+    gradient_checkpointing: bool = False
+    compile: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, naming the flag."""
         super().__post_init__()
         check_ranges(
             self,
-            positive=("stream_lanes", "stream_buffer_rows"),
+            positive=("stream_lanes", "stream_buffer_rows", "snr_gamma"),
             not_negative=("timestep_logit_std",),
             share=("label_dropout",),
         )
@@ -68,3 +86,36 @@ class DenoiserConfig(TrainingConfig):
             raise UserError("--stream_latents needs the cache to read: pass --latents")
         if self.latents and self.max_train_samples is not None:
             raise UserError("--max_train_samples does not go with --latents: encode fewer images")
+        self._check_objective()
+
+    def _check_objective(self) -> None:
+        """Refuse what is not defined for the objective, or would have no effect."""
+        flow = self.objective == "flow"
+        if flow and self.snr_gamma is not None:
+            raise UserError(
+                "--snr_gamma does not go with --objective flow, for which it is not defined: leave "
+                "it out, or choose epsilon, v_prediction or sample"
+            )
+        if flow and self.zero_terminal_snr:
+            raise UserError(
+                "--zero_terminal_snr does not go with --objective flow, which always ends with "
+                "noise only: leave it out"
+            )
+        if self.objective == "epsilon" and self.zero_terminal_snr:
+            raise UserError(
+                "--zero_terminal_snr does not go with --objective epsilon, which says nothing of "
+                "the image where there is only noise: choose v_prediction or sample"
+            )
+        if not flow and self.timestep_sampling == "logit_normal":
+            raise UserError(
+                f"--timestep_sampling logit_normal does not go with --objective {self.objective}: "
+                "leave it out, or choose flow"
+            )
+        uniform = not flow or self.timestep_sampling == "uniform"
+        logit = [field for field in fields(self) if field.name.startswith("timestep_logit_")]
+        changed = [field.name for field in logit if getattr(self, field.name) != field.default]
+        if uniform and changed:
+            raise UserError(
+                f"--{changed[0]} has no effect on uniform timesteps: leave it out, or choose "
+                "--objective flow with --timestep_sampling logit_normal"
+            )

@@ -10,6 +10,8 @@ from diffusers.training_utils import compute_density_for_timestep_sampling
 from hf_latent.add_noise import is_flow
 from hf_latent.evaluation.reconstruction import BACKGROUNDS, composite
 
+TimestepSampling = Literal["logit_normal", "uniform"]
+
 
 def reconstruction_loss(
     reconstructions: torch.Tensor, images: torch.Tensor, kind: Literal["l1", "l2"] = "l1"
@@ -161,11 +163,12 @@ def draw_timesteps(
     generator: torch.Generator,
     logit_mean: float = 0.0,
     logit_std: float = 1.0,
+    sampling: TimestepSampling | None = None,
 ) -> torch.Tensor:
     """Draw the timesteps of a training batch.
 
-    Flow: sigma is logit-normal (Esser et al. 2024, section 3.1). Otherwise uniform over the
-    scheduler's discrete timesteps.
+    Flow: sigma is logit-normal (Esser et al. 2024, section 3.1), or uniform as in rectified flow
+    (Liu et al. 2023, equation 1). Otherwise uniform over the scheduler's discrete timesteps.
 
     Args:
         scheduler: says the objective.
@@ -173,14 +176,20 @@ def draw_timesteps(
         generator: on the CPU.
         logit_mean: mean of sigma's logit; larger: noisier.
         logit_std: deviation of sigma's logit.
+        sampling: the distribution; None: logit_normal for flow, uniform otherwise.
 
     Returns:
         `(count,)` on the CPU: float32 in [0, num_train_timesteps] for flow, else int64.
+
+    Raises:
+        ValueError: for logit_normal with discrete timesteps.
     """
     num_train_timesteps = scheduler.config.num_train_timesteps
     if is_flow(scheduler):
         sigmas = compute_density_for_timestep_sampling(
-            "logit_normal", count, logit_mean, logit_std, generator=generator
+            sampling or "logit_normal", count, logit_mean, logit_std, generator=generator
         )
         return sigmas * num_train_timesteps
+    if sampling == "logit_normal":
+        raise ValueError("logit_normal timesteps are defined for the flow objective only")
     return torch.randint(num_train_timesteps, (count,), generator=generator)

@@ -27,7 +27,7 @@ from hf_latent.training.latent_source import LatentSource
 from hf_latent.training.run import TrainingConfig
 
 # Settings that name files of this machine.
-PATHS = {"data", "vae", "pretrained_vae", "latents"}
+PATHS = {"data", "vae", "pretrained_vae", "pretrained_unet", "latents"}
 # Settings that say where a run is kept, and nothing of the model.
 WHERE = {
     *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "report_to"),

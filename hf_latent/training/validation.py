@@ -1,5 +1,7 @@
 """What the denoiser's training shows as it goes: held-out loss and a picture."""
 
+from dataclasses import dataclass
+
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DModel
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
@@ -11,6 +13,29 @@ from hf_latent.training.batches import seeded_generator
 from hf_latent.training.losses import denoising_loss
 from hf_latent.training.run import TrainingConfig
 from hf_latent.training.sample_pictures import GRID_COLUMNS, MAX_GRID_ROWS, save_picture
+
+NOISE_LEVEL_PARTS = 5
+
+
+@dataclass(frozen=True)
+class HeldOutLoss:
+    """The mean squared error on held-out latents, unweighted.
+
+    Attributes:
+        mean: over all images and noise levels.
+        by_timesteps: over the images of each of five equal parts of the scheduler's timesteps, by
+            the part's two ends; without the parts that no image falls into.
+    """
+
+    mean: float
+    by_timesteps: dict[tuple[int, int], float]
+
+    def scalars(self) -> dict[str, float]:
+        """Return the parts flat, for a log line, the least noise first."""
+        return {
+            f"validation_loss_timesteps_{start}_to_{end}": loss
+            for (start, end), loss in self.by_timesteps.items()
+        }
 
 
 def evenly_spaced_timesteps(scheduler: SchedulerMixin, count: int) -> torch.Tensor:
@@ -33,7 +58,7 @@ def held_out_denoising_loss(
     scheduler: SchedulerMixin,
     posteriors: LatentPosteriors,
     config: TrainingConfig,
-) -> float:
+) -> HeldOutLoss:
     """Measure the loss on held-out latents, with noise and noise levels that never change.
 
     Args:
@@ -43,7 +68,7 @@ def held_out_denoising_loss(
         config: the batch size and the seed of the noise.
 
     Returns:
-        The mean squared error, unweighted, over evenly spaced noise levels.
+        The mean squared error over evenly spaced noise levels, and over each part of them.
     """
     count = len(posteriors)
     generator = seeded_generator(config.seed, "validation")
@@ -52,7 +77,7 @@ def held_out_denoising_loss(
     # Shuffled, so that the noise level does not go with the order of the data.
     timesteps = evenly_spaced_timesteps(scheduler, count)
     timesteps = timesteps[torch.randperm(count, generator=generator)]
-    loss = 0.0
+    loss, errors = 0.0, torch.empty(count)
     for rows in torch.arange(count).split(config.train_batch_size):
         noised = add_noise(scheduler, latents[rows], noise[rows], timesteps[rows]).to(unet.device)
         labels = posteriors.class_labels
@@ -60,7 +85,21 @@ def held_out_denoising_loss(
             labels = labels[rows].to(unet.device)
         output = unet(noised.noisy_latents, noised.timesteps, class_labels=labels).sample
         loss += denoising_loss(output, noised.target, noised.weights).item() * len(rows)
-    return loss / count
+        errors[rows] = (output.float() - noised.target.float()).square().mean((1, 2, 3)).cpu()
+    return HeldOutLoss(loss / count, _mean_by_timesteps(scheduler, timesteps, errors))
+
+
+def _mean_by_timesteps(
+    scheduler: SchedulerMixin, timesteps: torch.Tensor, errors: torch.Tensor
+) -> dict[tuple[int, int], float]:
+    """Average errors `(B,)` over each part of the timesteps `(B,)`."""
+    width = scheduler.config.num_train_timesteps / NOISE_LEVEL_PARTS
+    parts = (timesteps / width).long()
+    return {
+        (round(part * width), round((part + 1) * width)): errors[parts == part].mean().item()
+        for part in range(NOISE_LEVEL_PARTS)
+        if (parts == part).any()
+    }
 
 
 def save_samples(

@@ -32,7 +32,7 @@ KEYS = {
     *("model", "data", "num_images", "reference_fingerprint", "preprocessing"),
     *("comparable_if_equal", "seed", "train_images", "train_exact_duplicates", "held_out_images"),
     *("validation_fingerprint", "guidance_scale", "num_inference_steps"),
-    *("denoiser_evaluations_per_image", "floor_fd"),
+    *("denoiser_evaluations_per_image", "floor_fd", "sampler", "guidance_interval"),
     *SPREAD,
     *(f"real_{name}" for name in SPREAD),
     *(f"reconstruction_{name}" for name in ("psnr_db", "ssim", "images", "fd")),

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from hf_latent.errors import UserError
-from hf_latent.evaluation.sampling import load_pipeline, sample_images
+from hf_latent.evaluation.sampling import count_evaluations, load_pipeline, sample_images
 
 
 def test_images_do_not_depend_on_the_batches_and_labels_are_taken_in_turn(pipeline):
@@ -46,3 +46,26 @@ def test_what_is_not_a_model_is_one_line(vae, tmp_path):
             load_pipeline(str(tmp_path / name))
         assert f"no model found at {tmp_path / name}" in str(error.value)
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "scale", "interval", "evaluations"),
+    [
+        (None, 1.0, None, 4),
+        (None, 2.0, None, 8),
+        ("heun", 1.0, None, 7),
+        ("heun", 2.0, None, 14),
+        # Of sigma 1, 0.75, 0.5 and 0.25 two are inside; Heun is there twice, but for the first.
+        (None, 2.0, (0.4, 0.8), 6),
+        ("heun", 2.0, (0.4, 0.8), 11),
+        (None, 1.0, (0.4, 0.8), 4),
+    ],
+)
+def test_evaluations_that_are_counted_are_made(pipeline, sampler, scale, interval, evaluations):
+    if sampler is not None:
+        pipeline.use_sampler(sampler)
+    assert count_evaluations(pipeline, 4, scale, interval) == evaluations
+    made = []
+    pipeline.unet.register_forward_pre_hook(lambda module, inputs: made.append(len(inputs[0])))
+    sample_images(pipeline, [0], 1, 0, 1, scale, 4, interval)
+    assert sum(made) == evaluations

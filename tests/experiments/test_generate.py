@@ -4,6 +4,7 @@ from PIL import Image
 
 from hf_latent.cli import main
 from hf_latent.evaluation.pictures import LABEL_WIDTH
+from hf_latent.pipeline import LatentDiffusionPipeline
 
 
 @pytest.fixture
@@ -42,6 +43,20 @@ def test_all_classes_where_none_is_named(model, tmp_path):
     assert Image.open(tmp_path / "grid.png").size == (LABEL_WIDTH + 8 * 64, 3 * 64)
 
 
+def test_sampler_and_guidance_interval_reach_the_pipeline(model, tmp_path, monkeypatch):
+    calls = []
+    sample = LatentDiffusionPipeline.denoise_latents
+
+    def recorded(pipeline, *args):
+        calls.append((type(pipeline.scheduler).__name__, args[3], args[6]))
+        return sample(pipeline, *args)
+
+    monkeypatch.setattr(LatentDiffusionPipeline, "denoise_latents", recorded)
+    flags = ("--sampler", "heun", "--guidance_scale", "3", "--guidance_interval", "0.2,0.8")
+    assert run(model, *flags, "--output", str(tmp_path / "grid.png")) == 0
+    assert calls == [("FlowMatchHeunDiscreteScheduler", 3.0, (0.2, 0.8))]
+
+
 def test_unconditional(unconditional, tmp_path):
     unconditional.save_pretrained(tmp_path / "model")
     output = tmp_path / "grid.png"
@@ -61,6 +76,14 @@ def test_unconditional(unconditional, tmp_path):
         (("--output", "grid.txt"), "must end in .png"),
         (("--model", "/nowhere/model"), "no model found at /nowhere/model"),
         (("--colour", "red"), "--colour"),
+        (("--sampler", "ddim"), "--sampler ddim is not for this model: sampler ddim does not go"),
+        (("--sampler", "plms"), "--sampler"),
+        (("--guidance_scale", "-1"), "--guidance_scale must be 0 or above"),
+        (("--guidance_interval=-0.2,0.8",), "--guidance_interval -0.2,0.8 must be two noise"),
+        (("--guidance_interval", "0.8,0.2"), "the lower one first"),
+        (("--guidance_interval", "0.2"), "with a comma between"),
+        (("--guidance_interval", "0.2,0.8,1"), "with a comma between"),
+        (("--guidance_interval", "low,high"), "with a comma between"),
     ],
 )
 def test_mistakes_are_one_line_and_write_nothing(
@@ -82,3 +105,5 @@ def test_labels_of_an_unconditional_model_are_refused(unconditional, tmp_path, c
     assert "no classes" in capsys.readouterr().err
     assert run(str(tmp_path / "model"), "--guidance_scale", "2") == 2
     assert "--guidance_scale needs a model with classes" in capsys.readouterr().err
+    assert run(str(tmp_path / "model"), "--guidance_interval", "0.2,0.8") == 2
+    assert "--guidance_interval needs a model with classes" in capsys.readouterr().err

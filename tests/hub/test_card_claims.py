@@ -93,6 +93,18 @@ def test_of_an_autoencoder_only_its_own_report_tells(card_of):
     assert OTHERS not in card
 
 
+def test_of_a_denoiser_that_started_from_another_only_its_own_report_tells(card_of):
+    card = card_of({"pretrained_unet": "ada/unet", "held_out_split_images": 9})
+    limits = section(card, "Limits")
+    assert (
+        "- Its denoiser was fine-tuned from ada/unet, whose own training images are not known: "
+        "those held out here may be among them."
+    ) in limits
+    assert "Its denoiser was trained on images of" not in card
+    assert "9 other images were held out of the fine-tuning. It was fine-tuned from" in card
+    assert "never trained on" not in section(card, "Data")
+
+
 @pytest.mark.parametrize("changes", [{}, {"num_images": 1234567, "fd_subset_images": None}])
 def test_every_figure_of_the_tables_is_in_the_metadata(card_of, changes):
     seen_as = {"grey_psnr_db": 21.5, "grey_ssim": 0.71, "alpha_psnr_db": 22.5}

@@ -119,7 +119,9 @@ def test_other_schedulers_are_refused(pipeline):
 
 
 def test_the_schedule_of_a_diffusion_is_kept(pipeline):
-    pipeline.scheduler = DDIMScheduler(clip_sample=False, prediction_type="v_prediction")
+    scheduler = DDIMScheduler(clip_sample=False, prediction_type="v_prediction")
+    pipeline = LatentDiffusionPipeline(pipeline.vae, pipeline.unet, scheduler)
+    pipeline.set_progress_bar_config(disable=True)
     exported = to_ldm_pipeline(pipeline)
     assert dict(exported.scheduler.config) == dict(pipeline.scheduler.config)
     assert_equal(pipeline, 2)

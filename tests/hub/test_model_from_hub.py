@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from hf_latent.models.frozen import hash_weights
 from tests.hub.conftest import TOKEN
 
 OURS = """
@@ -147,3 +148,15 @@ def test_generate_takes_a_repository_and_tells_in_one_line_why_not(
     hub.fail("GET .*resolve.*safetensors", how="cut")
     assert generate(process, tmp_path, "ada/unseen", TOKEN).status == 0
     assert not any(times for _, times, *_ in hub.faults)
+
+
+def test_its_denoiser_is_found_with_its_objective(push_model, pipeline, process):
+    assert push_model().status == 0
+    outcome = process.run(
+        "from hf_latent.models.frozen import hash_weights\n"
+        "from hf_latent.models.load import load_denoiser\n"
+        "unet, objective = load_denoiser('ada/model')\n"
+        "print(hash_weights(unet), objective)\n"
+    )
+    assert outcome.status == 0, outcome.err
+    assert outcome.out.split() == [hash_weights(pipeline.unet), "flow"]

@@ -378,3 +378,19 @@ def test_a_link_out_of_the_folder_is_not_followed(folder, pipeline, tmp_path):
 def test_a_name_that_the_hub_has_not_is_refused(folder):
     with pytest.raises(UserError, match="is no name of a model on the Hub"):
         render_model_card(folder, 'a/b"); import os; ("')
+
+
+@pytest.mark.parametrize(
+    ("metrics", "how"),
+    [
+        (
+            {"sampler": "UniPCMultistepScheduler", "guidance_interval": [0.2, 0.8]},
+            "guidance 2 between the noise levels 0.2 and 0.8, 20 steps of UniPCMultistepScheduler",
+        ),
+        ({"sampler": "a [link](x)", "guidance_interval": ["a", 1]}, "guidance 2, 20 steps ("),
+        ({"sampler": None, "guidance_interval": None}, "guidance 2, 20 steps ("),
+    ],
+)
+def test_how_the_measured_images_were_drawn(folder, pipeline, metrics, how):
+    write_reports(folder, pipeline, metrics=metrics)
+    assert how in render_model_card(folder, "ada/clothes", "mit")

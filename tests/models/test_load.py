@@ -4,7 +4,8 @@ from safetensors.torch import load_file, save_file
 
 from hf_latent.errors import UserError
 from hf_latent.models.frozen import hash_weights
-from hf_latent.models.load import PRETRAINED, load_autoencoder
+from hf_latent.models.load import PRETRAINED, load_autoencoder, load_denoiser
+from hf_latent.models.presets import create_scheduler
 
 
 def test_an_autoencoder_alone_and_in_a_pipeline(pipeline, tmp_path):
@@ -73,3 +74,44 @@ def test_a_released_models_name_is_not_taken_by_a_folder_without_a_model(
     assert hash_weights(load_autoencoder(name)) == released
     (pipeline if kind == "pipeline" else pipeline.vae).save_pretrained(tmp_path / name)
     assert hash_weights(load_autoencoder(name)) == hash_weights(pipeline.vae) != released
+
+
+@pytest.mark.parametrize("objective", ["flow", "epsilon", "v_prediction", "sample"])
+def test_a_denoiser_alone_and_in_a_pipeline_with_its_objective(pipeline, tmp_path, objective):
+    pipeline.scheduler = create_scheduler(objective)
+    pipeline.save_pretrained(tmp_path / "pipeline")
+    pipeline.unet.save_pretrained(tmp_path / "unet")
+    for name, expected in (("pipeline", objective), ("unet", None)):
+        unet, found = load_denoiser(str(tmp_path / name))
+        assert hash_weights(unet) == hash_weights(pipeline.unet)
+        assert found == expected
+
+
+def test_a_denoiser_that_is_none_is_refused_in_one_line(pipeline, tmp_path):
+    pipeline.vae.save_pretrained(tmp_path / "vae")
+    with pytest.raises(UserError, match="vae is a AutoencoderKL, not a UNet2DModel"):
+        load_denoiser(str(tmp_path / "vae"))
+    with pytest.raises(UserError, match="no denoiser found at") as raised:
+        load_denoiser(str(tmp_path / "missing"))
+    assert "\n" not in str(raised.value)
+
+
+def test_pickled_and_foreign_weights_of_a_denoiser_are_not_loaded(pipeline, tmp_path):
+    pipeline.unet.save_pretrained(tmp_path)
+    path = tmp_path / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path) | {"extra": torch.zeros(1)}
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(UserError, match="unexpected: extra"):
+        load_denoiser(str(tmp_path))
+    path.unlink()
+    torch.save(pipeline.unet.state_dict(), tmp_path / "diffusion_pytorch_model.bin")
+    with pytest.raises(UserError, match="no denoiser found at"):
+        load_denoiser(str(tmp_path))
+
+
+def test_a_pipeline_whose_scheduler_is_none_of_diffusers_is_refused(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path)
+    path = tmp_path / "scheduler" / "scheduler_config.json"
+    path.write_text(path.read_text().replace("FlowMatchEulerDiscreteScheduler", "UNet2DModel"))
+    with pytest.raises(UserError, match="UNet2DModel is no scheduler of diffusers"):
+        load_denoiser(str(tmp_path))

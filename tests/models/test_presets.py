@@ -88,3 +88,51 @@ def test_schedulers_say_their_objective():
         assert isinstance(scheduler, DDIMScheduler)
         assert scheduler.config.prediction_type == objective
         assert not scheduler.config.clip_sample
+
+
+@pytest.mark.parametrize("objective", ["v_prediction", "sample"])
+def test_zero_terminal_snr_ends_the_schedule_with_noise_only(objective):
+    plain, scheduler = (create_scheduler(objective, zero) for zero in (False, True))
+    assert plain.alphas_cumprod[-1] > 0
+    assert scheduler.alphas_cumprod[-1] == 0
+    assert scheduler.config.rescale_betas_zero_snr
+    # Lin et al. 2024, algorithm 1
+    roots = plain.alphas_cumprod.double().sqrt()
+    roots = (roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])
+    torch.testing.assert_close(scheduler.alphas_cumprod.double(), roots.square(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("objective", ["flow", "epsilon"])
+def test_zero_terminal_snr_is_refused_where_it_means_nothing(objective):
+    with pytest.raises(ValueError, match=f"zero_terminal_snr is not for {objective}") as raised:
+        create_scheduler(objective, zero_terminal_snr=True)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("steps", [1, 10, 50])
+@pytest.mark.parametrize(
+    ("objective", "zero"),
+    [
+        ("epsilon", False),
+        ("v_prediction", False),
+        ("v_prediction", True),
+        ("sample", False),
+        ("sample", True),
+    ],
+)
+def test_sampling_with_the_true_answer_ends_with_the_clean_latents(objective, zero, steps):
+    scheduler = create_scheduler(objective, zero)
+    latents, noise = torch.randn(2, 3, 4, 2, 2, generator=torch.Generator().manual_seed(0))
+    scheduler.set_timesteps(steps)
+    first = scheduler.timesteps[:1].expand(3)
+    assert first[0] == 999
+    sample = scheduler.add_noise(latents, noise, first)
+    for timestep in scheduler.timesteps:
+        answer = {
+            "epsilon": noise,
+            "sample": latents,
+            "v_prediction": scheduler.get_velocity(latents, noise, timestep.expand(3)),
+        }[objective]
+        sample = scheduler.step(answer, timestep, sample).prev_sample
+    # With little signal at the start, epsilon divides float32's rounding by its amplitude.
+    torch.testing.assert_close(sample, latents, rtol=0, atol=1e-4)

@@ -1,3 +1,4 @@
+import json
 import math
 
 import pytest
@@ -75,6 +76,29 @@ def test_other_objectives_are_saved_in_the_scheduler(denoiser_config, objective)
     pipeline = LatentDiffusionPipeline.from_pretrained(summary.model_dir)
     assert isinstance(pipeline.scheduler, DDIMScheduler)
     assert pipeline.scheduler.config.prediction_type == objective
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"objective": "epsilon", "snr_gamma": 5.0},
+        {"objective": "v_prediction", "snr_gamma": 5.0, "zero_terminal_snr": True},
+        {"objective": "sample", "zero_terminal_snr": True},
+        {"timestep_sampling": "uniform"},
+        {"timestep_logit_mean": 0.5},
+        {"gradient_checkpointing": True},
+    ],
+)
+def test_options_reach_the_training_and_the_saved_pipeline(denoiser_config, changes):
+    summary = train_denoiser(denoiser_config(**changes, max_train_steps=2))
+    assert math.isfinite(summary.train_loss)
+    pipeline = LatentDiffusionPipeline.from_pretrained(summary.model_dir)
+    rescaled = pipeline.scheduler.config.get("rescale_betas_zero_snr", False)
+    assert rescaled == changes.get("zero_terminal_snr", False)
+    images = pipeline(class_labels=[0], num_inference_steps=2, output_type="pt").images
+    assert torch.isfinite(torch.as_tensor(images)).all()
+    training = json.loads((summary.model_dir / "training.json").read_text())
+    assert {name: training[name] for name in changes} == changes
 
 
 def test_unconditional(denoiser_config):

@@ -157,3 +157,18 @@ def test_draws_are_reproducible():
             for _ in range(2)
         )
         assert torch.equal(a, b)
+
+
+def test_flow_timesteps_can_be_uniform():
+    generator = torch.Generator().manual_seed(0)
+    timesteps = draw_timesteps(create_scheduler("flow"), 20_000, generator, sampling="uniform")
+    assert timesteps.dtype == torch.float32
+    assert timesteps.min() >= 0
+    assert timesteps.max() <= 1000
+    counts = torch.histc(timesteps, bins=10, min=0, max=1000)
+    assert (counts - 2000).abs().max() < 200
+
+
+def test_logit_normal_is_refused_for_discrete_timesteps():
+    with pytest.raises(ValueError, match="for the flow objective only"):
+        draw_timesteps(create_scheduler("sample"), 2, torch.Generator(), sampling="logit_normal")

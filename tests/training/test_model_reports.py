@@ -118,7 +118,9 @@ def test_no_path_of_this_machine_is_in_the_settings(tmp_path, denoiser_config, a
     places = {"data": str(tmp_path / "my images"), "resume_from_checkpoint": str(tmp_path)}
     vae = str(tmp_path / "autoencoder" / "model")
     for config in (
-        denoiser_config(**places, latents=str(tmp_path), max_train_samples=None),
+        denoiser_config(
+            **places, latents=str(tmp_path), max_train_samples=None, pretrained_unet=vae
+        ),
         autoencoder_config(**places, pretrained_vae=vae),
     ):
         settings = portable_settings(config)

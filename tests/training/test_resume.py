@@ -191,6 +191,48 @@ def test_an_interrupted_denoiser_ends_bit_for_bit_as_an_uninterrupted_one(
     assert_each_loss_is_logged_once(tmp_path / "denoiser")
 
 
+MIN_SNR = {"objective": "v_prediction", "snr_gamma": 5.0, "zero_terminal_snr": True}
+
+
+@pytest.mark.parametrize("options", ["min-SNR", "uniform", "warm start"])
+def test_a_denoiser_with_options_ends_bit_for_bit_as_an_uninterrupted_one(
+    denoiser_config, tmp_path, options
+):
+    save_autoencoder(tmp_path / "autoencoder" / "model")
+    config = denoiser_config(**DENOISER)
+    if options == "warm start":
+        first = replace(config, output_dir=str(tmp_path / "first"), seed=1)
+        config = replace(config, pretrained_unet=str(train_denoiser(first).model_dir))
+    if options == "uniform":
+        config = replace(config, timestep_sampling="uniform")
+    if options == "min-SNR":
+        config = replace(config, **MIN_SNR)
+    train_denoiser(replace(config, output_dir=str(tmp_path / "whole")))
+    resumed = replace(config, resume_from_checkpoint="latest")
+    for after in (1, 2):
+        with pytest.raises(SystemExit):
+            train_denoiser(resumed, stop=StopAfter(after))
+    train_denoiser(resumed)
+    for folder in ("model", "checkpoint-5"):
+        assert_same_weights(tmp_path / "denoiser" / folder, tmp_path / "whole" / folder)
+    last, whole_last = (
+        log_lines(tmp_path / name, "validation_loss")[-1] for name in ("denoiser", "whole")
+    )
+    for name in last.keys() - {"images_per_second"}:
+        assert last[name] == whole_last[name], name
+
+
+def test_options_that_change_on_resuming_are_told(denoiser_config, tmp_path, capsys):
+    save_autoencoder(tmp_path / "autoencoder" / "model")
+    config = denoiser_config(**DENOISER, objective="v_prediction")
+    with pytest.raises(SystemExit):
+        train_denoiser(config, stop=StopAfter(1))
+    train_denoiser(replace(config, **MIN_SNR, resume_from_checkpoint="latest"))
+    output = capsys.readouterr().out
+    assert "--snr_gamma is 5.0 from now on, None until now" in output
+    assert "--zero_terminal_snr is True from now on, False until now" in output
+
+
 def test_other_latents_are_refused_and_the_same_elsewhere_are_not(denoiser_config, tmp_path):
     vae = save_autoencoder(tmp_path / "autoencoder" / "model")
     encode_latents(encode_settings(vae, tmp_path / "cache"))

@@ -1,0 +1,56 @@
+"""The settings of drawing images from a model."""
+
+from dataclasses import dataclass
+
+from hf_latent.command import check_ranges
+from hf_latent.errors import UserError
+from hf_latent.pipeline import LatentDiffusionPipeline
+from hf_latent.samplers import Sampler
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How images are drawn.
+
+    Attributes:
+        sampler: the stock scheduler to sample with, of those that fit the model's objective (ddim
+            never fits flow); unset, the one that the model was saved with.
+        num_inference_steps: the sampler's steps.
+        guidance_scale: classifier-free guidance, 1 is off; unset, 2 with classes, else off.
+        guidance_interval: guide between two noise levels only, such as 0.2,0.8; 0 is no noise, 1
+            nothing else; unset, at all.
+    """
+
+    sampler: Sampler | None = None
+    num_inference_steps: int = 20
+    guidance_scale: float | None = None
+    guidance_interval: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work, naming the flag."""
+        check_ranges(self, ("num_inference_steps",), ("guidance_scale",))
+        _ = self.interval
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The two noise levels; UserError where they are not such."""
+        if self.guidance_interval is None:
+            return None
+        try:
+            low, high = (float(level) for level in self.guidance_interval.split(","))
+        except ValueError:
+            low = high = -1.0
+        if not 0 <= low < high <= 1:
+            raise UserError(
+                f"--guidance_interval {self.guidance_interval} must be two noise levels from 0 to "
+                "1, the lower one first, with a comma between"
+            )
+        return low, high
+
+    def check_model(self, pipeline: LatentDiffusionPipeline) -> None:
+        """Refuse guidance of a model without classes, naming the flag."""
+        if pipeline.num_classes is not None:
+            return
+        for name, off in (("guidance_scale", (None, 1)), ("guidance_interval", (None,))):
+            if getattr(self, name) not in off:
+                raise UserError(f"--{name} needs a model with classes: this one has none")

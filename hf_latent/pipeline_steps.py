@@ -1,0 +1,180 @@
+"""The four steps on the components of a pipeline: encode, add noise, denoise, decode."""
+
+from collections.abc import Callable
+
+import torch
+from diffusers import AutoencoderKL, UNet2DModel
+from diffusers.configuration_utils import FrozenDict
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from PIL import Image
+
+from .add_noise import NoisedLatents, add_noise, mix_noise
+from .class_labels import Labels, to_label_ids
+from .decode import decode_latents
+from .denoise import denoise_latents, set_inference_steps
+from .encode import encode_images
+from .guidance import guidance_by_step
+from .image_conditions import keep_unmasked, skipped_steps
+from .samplers import check_sampler
+
+Images = torch.Tensor | Image.Image | list[Image.Image]
+Generators = torch.Generator | list[torch.Generator] | None
+DEFAULT_GUIDANCE_SCALE = 2.0
+
+
+class PipelineSteps:
+    """What a pipeline does with images, latents and noise, one method a step.
+
+    Attributes:
+        vae: the autoencoder.
+        unet: the denoiser.
+        scheduler: what it samples with.
+        trained_scheduler: what it came with, which says the denoiser's objective.
+        image_processor: between pictures and tensors.
+    """
+
+    vae: AutoencoderKL
+    unet: UNet2DModel
+    scheduler: SchedulerMixin
+    trained_scheduler: SchedulerMixin
+    image_processor: VaeImageProcessor
+    # Of DiffusionPipeline:
+    _execution_device: torch.device
+    maybe_free_model_hooks: Callable
+    progress_bar: Callable
+    config: FrozenDict
+
+    @property
+    def num_classes(self) -> int | None:
+        """The number of classes, or None for an unconditional model."""
+        embeddings = self.unet.config.num_class_embeds
+        return None if embeddings is None else embeddings - 1
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        """The classes' names by label; empty where none are known."""
+        return {int(label): name for label, name in (self.config.id2label or {}).items()}
+
+    def get_label_ids(self, class_labels: Labels) -> list[int]:
+        """Translate labels or class names into numbers; ValueError for what is not in the model."""
+        return to_label_ids(class_labels, self.num_classes, self.id2label)
+
+    @torch.no_grad()
+    def encode_images(
+        self, images: Images, generator: Generators = None, sample_posterior: bool = True
+    ) -> torch.Tensor:
+        """Encode images, `(B, C, H, W)` in [-1, 1] or PIL, as `hf_latent.encode.encode_images`."""
+        pixels = self._pixels(images).to(self._execution_device)
+        latents = encode_images(self.vae, pixels, generator, sample_posterior)
+        self.maybe_free_model_hooks()
+        return latents
+
+    def _pixels(self, images: Images) -> torch.Tensor:
+        if isinstance(images, torch.Tensor):
+            return images
+        pictures = images if isinstance(images, list) else [images]
+        if modes := {picture.mode for picture in pictures} - {"L", "RGB", "RGBA"}:
+            raise ValueError(f"convert images of mode {modes} to L, RGB or RGBA first")
+        return self.image_processor.preprocess(pictures)
+
+    def add_noise(
+        self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
+    ) -> NoisedLatents:
+        """Mix latents and noise, as `hf_latent.add_noise.add_noise` with the scheduler."""
+        return add_noise(self.scheduler, latents, noise, timesteps)
+
+    @torch.no_grad()
+    def denoise_latents(
+        self,
+        latents: torch.Tensor,
+        num_inference_steps: int = 20,
+        class_labels: Labels | None = None,
+        guidance_scale: float | None = None,
+        generator: Generators = None,
+        after_step: Callable | None = None,
+        guidance_interval: tuple[float, float] | None = None,
+        image_latents: torch.Tensor | None = None,
+        strength: float = 1.0,
+        mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Turn noise, or latents of images with noise, into latents, step by step.
+
+        Args:
+            latents: `(B, c, h, w)`, standard normal.
+            num_inference_steps: the scheduler's steps, at least 1.
+            class_labels: B labels or names; None: the null label of a class-conditional model.
+            guidance_scale: 1 is off; None: 2 where there are class labels, else off.
+            generator: draws the noise of stochastic schedulers.
+            after_step: `after_step(i, t, latents) -> latents`, called after every step.
+            guidance_interval: guide between these noise levels only, see
+                `hf_latent.guidance.guidance_by_step`; None: at all.
+            image_latents: `(B, c, h, w)`, of images to begin with.
+            strength: the part of the steps that is made of them, 0 to 1; 1 begins with noise only.
+            mask: `(B or 1, 1, h, w)` bool, where the images are made anew; None: everywhere.
+
+        Returns:
+            `(B, c, h, w)`, noise-free latents.
+
+        Raises:
+            ValueError: if an argument does not fit the model.
+        """
+        label_ids, guidance_scale = self._condition(len(latents), class_labels, guidance_scale)
+        if guidance_interval is not None and class_labels is None:
+            raise ValueError("guidance_interval needs class_labels: name them, or leave it unset")
+        check_sampler(self.trained_scheduler, self.scheduler)
+        if mask is not None and image_latents is None:
+            raise ValueError("a mask needs image_latents: what is under it stays")
+        device, scheduler = self._execution_device, self.scheduler
+        set_inference_steps(scheduler, num_inference_steps, device)
+        noise, kept, skipped = latents.to(device, self.unet.dtype), image_latents, 0
+        if kept is not None:
+            kept = kept.to(noise)
+            skipped = skipped_steps(num_inference_steps, strength) * getattr(scheduler, "order", 1)
+        timesteps = scheduler.timesteps[skipped:]
+        if kept is not None and not len(timesteps):
+            return kept
+        if kept is not None and skipped:
+            if hasattr(scheduler, "set_begin_index"):
+                scheduler.set_begin_index(skipped)
+            latents = mix_noise(scheduler, kept, noise, timesteps[:1].expand(len(noise)))
+        else:
+            latents = noise * getattr(scheduler, "init_noise_sigma", 1.0)
+
+        def after(i: int, t: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+            if mask is not None and kept is not None:
+                following = timesteps[i + 1] if i + 1 < len(timesteps) else None
+                free = mask.to(device)
+                latents = keep_unmasked(scheduler, latents, kept, noise, free, following)
+            return latents if after_step is None else after_step(i, t, latents)
+
+        latents = denoise_latents(
+            self.unet,
+            scheduler,
+            latents,
+            self.progress_bar(timesteps),
+            None if label_ids is None else torch.tensor(label_ids, device=device),
+            guidance_by_step(scheduler, timesteps, guidance_scale, guidance_interval),
+            generator,
+            after,
+        )
+        self.maybe_free_model_hooks()
+        return latents
+
+    def _condition(
+        self, count: int, class_labels: Labels | None, guidance_scale: float | None
+    ) -> tuple[list[int] | None, float]:
+        """Return the numbers of the labels, or of the null label, and the guidance scale."""
+        if class_labels is not None:
+            default = DEFAULT_GUIDANCE_SCALE if guidance_scale is None else guidance_scale
+            return self.get_label_ids(class_labels), default
+        if guidance_scale not in (None, 1):
+            raise ValueError("guidance_scale needs class_labels: name them, or leave it unset")
+        return (None if self.num_classes is None else [self.num_classes] * count), 1.0
+
+    @torch.no_grad()
+    def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """Decode latents `(B, c, h, w)` into images `(B, C, h*f, w*f)`, near [-1, 1]."""
+        images = decode_latents(self.vae, latents.to(self._execution_device))
+        self.maybe_free_model_hooks()
+        return images

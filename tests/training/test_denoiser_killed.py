@@ -1,0 +1,47 @@
+import signal
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hf_latent.training.denoiser import train_denoiser
+from tests.training.encoding import save_autoencoder
+from tests.training.test_resume import MIN_SNR, Launched, assert_same_weights
+
+STEPS = 40
+
+
+def launch(config, *flags: str) -> Launched:
+    run = Path(config.output_dir)
+    recipe = run.with_suffix(".yaml")
+    recipe.write_text(yaml.safe_dump(asdict(config)))
+    return Launched(run, "-m", "hf_latent.training.denoiser", "--config", str(recipe), *flags)
+
+
+@pytest.mark.slow
+def test_a_killed_denoiser_ends_bit_for_bit_as_an_uninterrupted_one(denoiser_config, tmp_path):
+    save_autoencoder(tmp_path / "autoencoder" / "model")
+    first = replace(
+        denoiser_config(objective="v_prediction", max_train_steps=1), output_dir=str(tmp_path / "a")
+    )
+    config = denoiser_config(
+        **MIN_SNR,
+        pretrained_unet=str(train_denoiser(first).model_dir),
+        max_train_steps=STEPS,
+        train_batch_size=4,
+        validation_steps=10,
+        checkpointing_steps=7,
+    )
+    whole = launch(replace(config, output_dir=str(tmp_path / "whole")))
+    resume = ("--resume_from_checkpoint", "latest")
+    for signs in (2, 4):
+        training = launch(config, *resume)
+        for _ in range(signs):
+            training.wait_for_a_sign()
+        assert training.end(signal.SIGKILL)[0] == -signal.SIGKILL
+    assert launch(config, *resume).end()[0] == 0
+    assert whole.end()[0] == 0
+    for folder in ("model", f"checkpoint-{STEPS}"):
+        assert_same_weights(tmp_path / "denoiser" / folder, tmp_path / "whole" / folder)
+    assert not list((tmp_path / "denoiser").glob(".*")), "remains of a killed process"
