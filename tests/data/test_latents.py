@@ -189,7 +189,7 @@ def one_line(error) -> str:
 
 
 @pytest.mark.parametrize("name", SHARDS)
-def test_a_missing_or_shorter_shard_is_named_when_a_cache_is_opened(folder, name):
+def test_a_missing_shorter_or_longer_shard_is_named_when_a_cache_is_opened(folder, name):
     write_latents(folder)
     before = all_bytes(folder)
     cut_short(folder / name)
@@ -198,6 +198,10 @@ def test_a_missing_or_shorter_shard_is_named_when_a_cache_is_opened(folder, name
     size = len(before[name])
     text = one_line(error)
     assert f"{folder / name} is damaged: it has {size - 3:,} bytes, and {size:,} were" in text
+    (folder / name).write_bytes(before[name] + b"abc")
+    with pytest.raises(UserError) as error:
+        LatentCache(folder)
+    assert f"is damaged: it has {size + 3:,} bytes, and {size:,} were" in one_line(error)
     (folder / name).unlink()
     with pytest.raises(UserError) as error:
         LatentCache(folder)
