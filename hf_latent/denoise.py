@@ -1,7 +1,7 @@
 """Step 3 of 4: noise to latents, one scheduler step after the other."""
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from diffusers import (
@@ -112,7 +112,7 @@ def denoise_latents(
     unet: UNet2DModel,
     scheduler: SchedulerMixin,
     latents: torch.Tensor,
-    timesteps: Iterable[torch.Tensor],
+    timesteps: Collection[torch.Tensor] | torch.Tensor,
     class_labels: torch.Tensor | None = None,
     guidance: float | Sequence[float] | None = None,
     generator: torch.Generator | list[torch.Generator] | None = None,
@@ -136,12 +136,15 @@ def denoise_latents(
 
     Raises:
         ValueError: if the latents do not fit the denoiser, there are more or fewer labels than
-            latents, or guidance is asked of a denoiser without classes.
+            latents, guidance is asked of a denoiser without classes, or its scales are not as many
+            as the timesteps.
     """
     check_latents(unet, latents)
     if class_labels is not None and len(class_labels) != len(latents):
         raise ValueError(f"{len(class_labels)} class labels do not fit {len(latents)} latents")
-    scales = guidance if isinstance(guidance, Sequence) else [guidance]
+    scales = guidance if isinstance(guidance, Sequence) else [guidance] * len(timesteps)
+    if len(scales) != len(timesteps):
+        raise ValueError(f"{len(scales)} guidance scales do not fit {len(timesteps)} timesteps")
     if class_labels is None and set(scales) - {None, 1}:
         raise ValueError("guidance needs class labels, and a denoiser that was trained with them")
     step_arguments = {}
@@ -151,8 +154,7 @@ def denoise_latents(
         model_input = latents
         if hasattr(scheduler, "scale_model_input"):
             model_input = scheduler.scale_model_input(latents, t)
-        scale = guidance[i] if isinstance(guidance, Sequence) else guidance
-        model_output = predict(unet, model_input, t, class_labels, scale)
+        model_output = predict(unet, model_input, t, class_labels, scales[i])
         latents = scheduler.step(model_output, t, latents, **step_arguments).prev_sample
         if after_step is not None:
             latents = after_step(i, t, latents)

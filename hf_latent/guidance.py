@@ -1,6 +1,6 @@
 """Classifier-free guidance at some noise levels and not at others."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from diffusers import SchedulerMixin
@@ -20,10 +20,10 @@ def noise_levels(scheduler: SchedulerMixin, timesteps: Iterable[torch.Tensor]) -
     Returns:
         A level in [0, 1] a timestep; 1 is noise only.
     """
-    levels = torch.stack(list(timesteps)).double().cpu()
+    levels = torch.stack(list(timesteps)).cpu().double()  # not every device has float64
     if is_flow(scheduler):
         return (levels / scheduler.config.num_train_timesteps).tolist()
-    signal_share = scheduler.alphas_cumprod.double().cpu()[levels.round().long()]
+    signal_share = scheduler.alphas_cumprod.cpu().double()[levels.round().long()]
     signal, noise = signal_share.sqrt(), (1 - signal_share).sqrt()
     return (noise / (signal + noise)).tolist()
 
@@ -51,13 +51,13 @@ def guidance_by_step(
     Raises:
         ValueError: if the interval is not two levels from 0 to 1 in rising order.
     """
-    levels = noise_levels(scheduler, timesteps)
     if interval is None:
-        return [guidance_scale] * len(levels)
-    if len(interval) != 2 or not 0 <= interval[0] < interval[1] <= 1:
+        return [guidance_scale for _ in timesteps]
+    pair = isinstance(interval, Sequence) and len(interval) == 2
+    if not pair or not 0 <= interval[0] < interval[1] <= 1:
         raise ValueError(
             "guidance_interval must be two noise levels from 0 to 1, the lower one first, not "
-            f"{', '.join(str(level) for level in interval)}"
+            f"{interval}"
         )
-    low, high = interval
-    return [guidance_scale if low <= level <= high else 1.0 for level in levels]
+    levels = noise_levels(scheduler, timesteps)
+    return [guidance_scale if interval[0] <= x <= interval[1] else 1.0 for x in levels]

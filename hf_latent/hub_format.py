@@ -14,6 +14,7 @@ from diffusers.utils.hub_utils import load_or_create_model_card, populate_model_
 from huggingface_hub import create_repo, file_exists, upload_folder
 
 from .exact_weights import load_exactly
+from .samplers import check_sampler, load_scheduler
 
 # The files that are saved with every model; they import each other, and nothing else of a package.
 MODULES = (
@@ -67,6 +68,8 @@ class HubFormat:
                     options = _loading_options(folder, component, kwargs)
                     kwargs[component] = load_exactly(folder, component, **options)
         pipeline = super().from_pretrained(folder, **kwargs)  # type: ignore[misc]
+        if kwargs.get("scheduler") is not None:  # the saved one says what the denoiser predicts
+            pipeline.trained_scheduler = load_scheduler(folder)
         if name != folder:
             pipeline.register_to_config(_name_or_path=name)
         return pipeline
@@ -91,8 +94,10 @@ class HubFormat:
             **kwargs: of `push_to_hub`; `repo_id` is the folder's name by default.
 
         Raises:
-            ValueError: if `safe_serialization` is False.
+            ValueError: if `safe_serialization` is False, or the scheduler does not fit the
+                denoiser.
         """
+        check_sampler(self.trained_scheduler, self.scheduler)  # type: ignore[attr-defined]
         if not safe_serialization:
             raise ValueError(
                 "weights are written as safetensors only: leave safe_serialization out"

@@ -23,7 +23,9 @@ def skipped_steps(num_inference_steps: int, strength: float) -> int:
     """
     if not 0 <= strength <= 1:
         raise ValueError(f"strength must be from 0 to 1, not {strength}")
-    return num_inference_steps - min(num_inference_steps, int(num_inference_steps * strength))
+    # A product that is whole but for rounding counts as whole; the least strength makes one step.
+    steps = max(int(num_inference_steps * strength + 1e-9), 1 if strength > 0 else 0)
+    return num_inference_steps - steps
 
 
 def read_mask(
@@ -44,9 +46,15 @@ def read_mask(
         ValueError: if the mask has another size than the image, or values outside [0, 1].
     """
     if isinstance(mask_image, torch.Tensor):
+        if mask_image.ndim not in (2, 3, 4) or mask_image.shape[:-2][-1:] not in ((), (1,)):
+            raise ValueError(
+                f"a mask of the shape {tuple(mask_image.shape)} must be (H, W) or (B, 1, H, W)"
+            )
         mask = mask_image.float().reshape(-1, 1, *mask_image.shape[-2:])
     else:
         pictures = mask_image if isinstance(mask_image, list) else [mask_image]
+        if not all(isinstance(picture, Image.Image) for picture in pictures):
+            raise ValueError("a mask must be a PIL image, a list of such, or a tensor")
         masks = [_to_tensor(picture.convert("L")) for picture in pictures]
         if len({mask.shape for mask in masks}) > 1:
             raise ValueError("the masks have different sizes: each must have its image's")

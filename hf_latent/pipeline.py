@@ -1,6 +1,7 @@
 """The pipeline: images from classes, noise or other images, by the four steps."""
 
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -14,12 +15,12 @@ from PIL import Image
 from .add_noise import add_noise  # noqa: F401
 from .class_labels import Labels
 from .decode import decode_latents  # noqa: F401
-from .denoise import denoise_latents  # noqa: F401
-from .encode import downsampling_factor
+from .denoise import check_latents
+from .encode import encode_images  # noqa: F401
 from .exact_weights import align_weights, lacking_weights
 from .guidance import guidance_by_step  # noqa: F401
 from .hub_format import HubFormat
-from .image_conditions import Masks, read_mask, slerp
+from .image_conditions import Masks, slerp
 from .pipeline_steps import Generators, Images, PipelineSteps
 from .samplers import create_sampler
 
@@ -55,7 +56,8 @@ class LatentDiffusionPipeline(HubFormat, PipelineSteps, DiffusionPipeline):
         self.register_modules(vae=vae, unet=unet, scheduler=scheduler)
         self.register_to_config(id2label=id2label)
         self.image_processor = VaeImageProcessor(do_resize=False)
-        self.trained_scheduler = scheduler  # what any other one is compared with
+        # What another one is compared with; a copy, as that may be changed in place.
+        self.trained_scheduler = type(scheduler).from_config(scheduler.config)
 
     def use_sampler(self, sampler: str) -> None:
         """Sample with another stock scheduler from now on, see `samplers.create_sampler`.
@@ -116,8 +118,12 @@ class LatentDiffusionPipeline(HubFormat, PipelineSteps, DiffusionPipeline):
         if unknown := set(callback_on_step_end_tensor_inputs) - {"latents"}:
             raise ValueError(f"callback_on_step_end_tensor_inputs has no {sorted(unknown)}")
         if image is not None:
+            if image_latents is not None:
+                raise ValueError("image and image_latents are the same thing: pass one of both")
             image_latents = self.encode_images(image, sample_posterior=False)
-        if image_latents is None and (strength, mask_image) != (None, None):
+        if image_latents is not None:
+            check_latents(self.unet, image_latents)
+        elif not (strength is None and mask_image is None):
             raise ValueError("strength and mask_image need an image")
         mask = None
         if mask_image is not None and image_latents is not None:
@@ -125,7 +131,12 @@ class LatentDiffusionPipeline(HubFormat, PipelineSteps, DiffusionPipeline):
         if strength is None:
             strength = DEFAULT_STRENGTH if mask is None else 1.0
         labels = None if class_labels is None else self.get_label_ids(class_labels)
-        given = {"latents": latents, "image": image_latents, "class_labels": labels}
+        given = {
+            "latents": latents,
+            "image": image_latents,
+            "mask": mask,
+            "class_labels": labels,
+        }
         num_images = _count_images(num_images, given)
         if isinstance(generator, list) and len(generator) != num_images:
             raise ValueError(f"{len(generator)} generators for {num_images} images")
@@ -162,20 +173,6 @@ class LatentDiffusionPipeline(HubFormat, PipelineSteps, DiffusionPipeline):
             images = self.image_processor.postprocess(self.decode_latents(latents), output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    @property
-    def latent_size(self) -> tuple[int, int]:
-        """Height and width of the latents that the denoiser was trained on."""
-        size = self.unet.config.sample_size
-        return (size, size) if isinstance(size, int) else tuple(size)
-
-    def _mask(self, mask_image: Masks, image_latents: torch.Tensor) -> torch.Tensor:
-        height, width = image_latents.shape[2:]
-        f = downsampling_factor(self.vae)
-        mask = read_mask(mask_image, (height * f, width * f), (height, width))
-        if len(mask) not in (1, len(image_latents)):
-            raise ValueError(f"{len(mask)} masks do not fit {len(image_latents)} images")
-        return mask
-
     def reconstruct(
         self, images: Images, output_type: str = "pt"
     ) -> torch.Tensor | np.ndarray | list[Image.Image]:
@@ -192,7 +189,7 @@ class LatentDiffusionPipeline(HubFormat, PipelineSteps, DiffusionPipeline):
         first: int | Images,
         second: int | Images,
         num_images: int = 8,
-        strength: float = 0.5,
+        strength: float | None = None,
         generator: torch.Generator | None = None,
         **settings,
     ) -> ImagePipelineOutput | tuple:
@@ -203,16 +200,21 @@ class LatentDiffusionPipeline(HubFormat, PipelineSteps, DiffusionPipeline):
             second: of the same kind.
             num_images: how many, both ends included; at least 2.
             strength: of images: how far their latents are taken towards noise, the same for all,
-                and denoised again (Ho et al. 2020, section 4.3); 0 only decodes.
-            generator: of images: draws that noise.
-            settings: as of a call, for example class_labels.
+                and denoised again (Ho et al. 2020, section 4.3); 0 only decodes; None: 0.5.
+            generator: draws that noise, and the one of stochastic schedulers.
+            settings: as of a call, for example class_labels; nothing that says where it begins.
 
         Raises:
             ValueError: if an argument does not fit the model.
         """
+        if begins := {"latents", "image", "image_latents", "mask_image"} & settings.keys():
+            raise ValueError(f"interpolate takes no {', '.join(sorted(begins))}")
+        first, second = (int(x) if isinstance(x, Integral) else x for x in (first, second))
         seeds = [isinstance(end, int) for end in (first, second)]
         if num_images < 2 or len(set(seeds)) > 1:
             raise ValueError("interpolate from seed to seed or image to image, in 2 or more images")
+        if all(seeds) and strength is not None:
+            raise ValueError("strength is for images: leave it out between seeds")
         shape = (1, self.unet.config.in_channels, *self.latent_size)
         ends = [
             randn_tensor(shape, torch.Generator().manual_seed(end), dtype=self.unet.dtype)
@@ -220,13 +222,16 @@ class LatentDiffusionPipeline(HubFormat, PipelineSteps, DiffusionPipeline):
             else self.encode_images(end, sample_posterior=False)
             for end in (first, second)
         ]
+        if ends[0].shape != ends[1].shape or len(ends[0]) != 1:
+            raise ValueError("interpolate between one image and another of the same size")
         weights = torch.linspace(0, 1, num_images).tolist()
         latents = torch.cat([slerp(ends[0], ends[1], weight) for weight in weights])
-        settings |= {"num_images": num_images}
+        settings |= {"num_images": num_images, "generator": generator}
         if all(seeds):
             return self(latents=latents, **settings)
         noise = randn_tensor(ends[0].shape, generator, latents.device, latents.dtype)
-        settings |= {"image_latents": latents, "strength": strength}
+        settings["strength"] = 0.5 if strength is None else strength
+        settings["image_latents"] = latents
         return self(latents=noise.expand(latents.shape), **settings)
 
 
@@ -244,6 +249,7 @@ def _count_images(
         raise ValueError("nothing to generate: num_images must be at least 1")
     if counts.get("latents", num_images) != num_images:
         raise ValueError(f"{counts['latents']} latents for {num_images} images")
-    if counts.get("image", 1) not in (1, num_images):
-        raise ValueError(f"{counts['image']} given images for {num_images} images")
+    for name in ("image", "mask"):
+        if counts.get(name, 1) not in (1, num_images):
+            raise ValueError(f"{counts[name]} {name}s were given for {num_images} images")
     return num_images

@@ -3,20 +3,20 @@
 from collections.abc import Callable
 
 import torch
-from diffusers import AutoencoderKL, UNet2DModel
+from diffusers import AutoencoderKL, PNDMScheduler, UNet2DModel
 from diffusers.configuration_utils import FrozenDict
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from PIL import Image
 
-from .add_noise import NoisedLatents, add_noise, mix_noise
+from .add_noise import NoisedLatents, add_noise, is_flow, mix_noise
 from .class_labels import Labels, to_label_ids
 from .decode import decode_latents
-from .denoise import denoise_latents, set_inference_steps
-from .encode import encode_images
+from .denoise import check_latents, denoise_latents, set_inference_steps
+from .encode import downsampling_factor, encode_images
 from .guidance import guidance_by_step
-from .image_conditions import keep_unmasked, skipped_steps
-from .samplers import check_sampler
+from .image_conditions import Masks, keep_unmasked, read_mask, skipped_steps
+from .samplers import check_sampler, create_sampler
 
 Images = torch.Tensor | Image.Image | list[Image.Image]
 Generators = torch.Generator | list[torch.Generator] | None
@@ -74,6 +74,8 @@ class PipelineSteps:
         if isinstance(images, torch.Tensor):
             return images
         pictures = images if isinstance(images, list) else [images]
+        if not all(isinstance(picture, Image.Image) for picture in pictures):
+            raise ValueError("images must be PIL images, or a tensor (B, C, H, W) in [-1, 1]")
         if modes := {picture.mode for picture in pictures} - {"L", "RGB", "RGBA"}:
             raise ValueError(f"convert images of mode {modes} to L, RGB or RGBA first")
         return self.image_processor.preprocess(pictures)
@@ -81,8 +83,14 @@ class PipelineSteps:
     def add_noise(
         self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
     ) -> NoisedLatents:
-        """Mix latents and noise, as `hf_latent.add_noise.add_noise` with the scheduler."""
-        return add_noise(self.scheduler, latents, noise, timesteps)
+        """Mix latents and noise as in the training, as `hf_latent.add_noise.add_noise`.
+
+        At the training's noise levels and in its terms, whatever the sampler.
+        """
+        scheduler = self.trained_scheduler
+        if not is_flow(scheduler):
+            scheduler = create_sampler(scheduler, "ddim")  # of samplers, the one without a state
+        return add_noise(scheduler, latents, noise, timesteps)
 
     @torch.no_grad()
     def denoise_latents(
@@ -123,20 +131,27 @@ class PipelineSteps:
         if guidance_interval is not None and class_labels is None:
             raise ValueError("guidance_interval needs class_labels: name them, or leave it unset")
         check_sampler(self.trained_scheduler, self.scheduler)
-        if mask is not None and image_latents is None:
-            raise ValueError("a mask needs image_latents: what is under it stays")
         device, scheduler = self._execution_device, self.scheduler
-        set_inference_steps(scheduler, num_inference_steps, device)
         noise, kept, skipped = latents.to(device, self.unet.dtype), image_latents, 0
-        if kept is not None:
+        if kept is None:
+            if mask is not None:
+                raise ValueError("a mask needs image_latents: what is under it stays")
+        else:
+            check_latents(self.unet, kept)
+            if kept.shape != noise.shape:
+                shapes = f"{tuple(kept.shape)}, and of noise {tuple(noise.shape)}"
+                raise ValueError(f"image_latents have the shape {shapes}: both must be the same")
+            if isinstance(scheduler, PNDMScheduler):  # its first steps are several in one
+                raise ValueError("PNDMScheduler begins with noise only: use another sampler")
             kept = kept.to(noise)
             skipped = skipped_steps(num_inference_steps, strength) * getattr(scheduler, "order", 1)
+        set_inference_steps(scheduler, num_inference_steps, device)
         timesteps = scheduler.timesteps[skipped:]
         if kept is not None and not len(timesteps):
             return kept
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(skipped)
         if kept is not None and skipped:
-            if hasattr(scheduler, "set_begin_index"):
-                scheduler.set_begin_index(skipped)
             latents = mix_noise(scheduler, kept, noise, timesteps[:1].expand(len(noise)))
         else:
             latents = noise * getattr(scheduler, "init_noise_sigma", 1.0)
@@ -178,3 +193,14 @@ class PipelineSteps:
         images = decode_latents(self.vae, latents.to(self._execution_device))
         self.maybe_free_model_hooks()
         return images
+
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """Height and width of the latents that the denoiser was trained on."""
+        size = self.unet.config.sample_size
+        return (size, size) if isinstance(size, int) else tuple(size)
+
+    def _mask(self, mask_image: Masks, image_latents: torch.Tensor) -> torch.Tensor:
+        height, width = image_latents.shape[2:]
+        f = downsampling_factor(self.vae)
+        return read_mask(mask_image, (height * f, width * f), (height, width))

@@ -5,8 +5,10 @@ schedule that it was trained on. A sampler that takes the answer for another's, 
 noise levels, still makes images: wrong ones. So samplers are made here, and others are compared.
 """
 
-from typing import Literal, get_args
+import inspect
+from typing import Any, Literal, get_args
 
+import diffusers
 import torch
 from diffusers import (
     DDIMScheduler,
@@ -36,6 +38,29 @@ DIFFUSION_SAMPLERS: dict[str, type[SchedulerMixin]] = {
     "unipc": UniPCMultistepScheduler,
     "ddim": DDIMScheduler,
 }
+# What says the objective, the noise levels, and which of them the steps visit.
+CARRIED = (
+    *("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "trained_betas"),
+    *("rescale_betas_zero_snr", "prediction_type", "timestep_spacing", "steps_offset"),
+)
+
+
+def load_scheduler(name: str, **kwargs: Any) -> SchedulerMixin:
+    """Load the scheduler of a saved pipeline, whichever stock one it is.
+
+    Args:
+        name: a folder or Hub id.
+        **kwargs: of `from_pretrained`.
+
+    Raises:
+        ValueError: if it is none of diffusers'.
+        OSError: if there is none.
+    """
+    config = DDIMScheduler.load_config(name, subfolder="scheduler", **kwargs)  # of any class
+    scheduler_class = getattr(diffusers, str(config.get("_class_name")), None)
+    if not (isinstance(scheduler_class, type) and issubclass(scheduler_class, SchedulerMixin)):
+        raise ValueError(f"{config.get('_class_name')} is no scheduler of diffusers")
+    return scheduler_class.from_config(config)  # type: ignore[attr-defined]
 
 
 def get_objective(scheduler: SchedulerMixin) -> str:
@@ -46,8 +71,16 @@ def get_objective(scheduler: SchedulerMixin) -> str:
 
     Returns:
         `flow`, or the prediction type: `epsilon`, `v_prediction`, `sample`.
+
+    Raises:
+        ValueError: if its configuration does not say.
     """
-    return "flow" if is_flow(scheduler) else scheduler.config.prediction_type
+    if is_flow(scheduler):
+        return "flow"
+    prediction_type = scheduler.config.get("prediction_type")
+    if prediction_type is None:
+        raise ValueError(f"{type(scheduler).__name__} does not say what the denoiser predicts")
+    return prediction_type
 
 
 def compatible_samplers(scheduler: SchedulerMixin) -> list[str]:
@@ -89,8 +122,12 @@ def create_sampler(scheduler: SchedulerMixin, sampler: str) -> SchedulerMixin:
             + (" and zero terminal SNR" if scheduler.config.get("rescale_betas_zero_snr") else "")
             + f": use {', '.join(compatible)}"
         )
-    if not is_flow(scheduler):
-        return DIFFUSION_SAMPLERS[sampler].from_config(scheduler.config)
+    made = (_create_flow if is_flow(scheduler) else _create_diffusion)(scheduler, sampler)
+    check_sampler(scheduler, made)
+    return made
+
+
+def _create_flow(scheduler: SchedulerMixin, sampler: str) -> SchedulerMixin:
     config = scheduler.config
     steps, shift = config.num_train_timesteps, config.get("shift", config.get("flow_shift", 1.0))
     if sampler in ("euler", "heun"):
@@ -101,6 +138,18 @@ def create_sampler(scheduler: SchedulerMixin, sampler: str) -> SchedulerMixin:
         prediction_type="flow_prediction",
         use_flow_sigmas=True,
     )
+
+
+def _create_diffusion(scheduler: SchedulerMixin, sampler: str) -> SchedulerMixin:
+    """Hand over what says objective and noise levels; `from_config` drops what was a default."""
+    scheduler_class = DIFFUSION_SAMPLERS[sampler]
+    settings = {name: scheduler.config[name] for name in CARRIED if name in scheduler.config}
+    settings |= {"clip_sample": False, "thresholding": False}  # latents have no bounds
+    known = inspect.signature(scheduler_class.__init__).parameters
+    try:
+        return scheduler_class(**{name: x for name, x in settings.items() if name in known})
+    except NotImplementedError as error:
+        raise ValueError(f"sampler {sampler} does not go with this model: {error}") from error
 
 
 def check_sampler(trained: SchedulerMixin, scheduler: SchedulerMixin) -> None:
@@ -114,6 +163,8 @@ def check_sampler(trained: SchedulerMixin, scheduler: SchedulerMixin) -> None:
         ValueError: if it takes the answers for another objective's, counts other noise levels, or
             clips the latents, which have no bounds.
     """
+    if type(scheduler) is type(trained) and scheduler.config == trained.config:
+        return
     name, mend = type(scheduler).__name__, "use pipeline.use_sampler(name)"
     objective = get_objective(trained)
     if get_objective(scheduler) != objective:
@@ -121,22 +172,32 @@ def check_sampler(trained: SchedulerMixin, scheduler: SchedulerMixin) -> None:
             f"{name} takes the denoiser's answer for {get_objective(scheduler)}, and it was "
             f"trained for {objective}: {mend}"
         )
-    if objective == "flow":
-        told = name.startswith("FlowMatch") or scheduler.config.get("use_flow_sigmas", False)
-        same = told and scheduler.config.num_train_timesteps == trained.config.num_train_timesteps
-    else:
-        same = _same_noise_levels(trained, scheduler)
-    if not same:
+    same = _same_flow if objective == "flow" else _same_noise_levels
+    if not same(trained, scheduler):
         raise ValueError(f"{name} has other noise levels than the denoiser was trained on: {mend}")
+    known = inspect.signature(type(scheduler).__init__).parameters
     for setting in ("clip_sample", "thresholding"):
-        if scheduler.config.get(setting, False):
+        if setting in known and scheduler.config.get(setting):
             raise ValueError(
                 f"{name} has {setting}=True, and latents have no bounds: set it to False, or {mend}"
             )
 
 
+def _same_flow(trained: SchedulerMixin, scheduler: SchedulerMixin) -> bool:
+    """Compare the scale of timesteps; other sigmas than flow's go beyond 1."""
+    config = scheduler.config
+    if not type(scheduler).__name__.startswith("FlowMatch"):
+        others = ("karras_sigmas", "exponential_sigmas", "beta_sigmas", "lu_lambdas")
+        if not config.get("use_flow_sigmas") or any(config.get(f"use_{x}") for x in others):
+            return False
+    return config.num_train_timesteps == trained.config.num_train_timesteps
+
+
 def _same_noise_levels(trained: SchedulerMixin, scheduler: SchedulerMixin) -> bool:
     """Compare signal shares; at zero terminal SNR some samplers keep a last rest of signal."""
+    config = scheduler.config
+    if config.get("use_flow_sigmas") or config.get("timestep_type", "discrete") != "discrete":
+        return False
     ours, theirs = (getattr(x, "alphas_cumprod", None) for x in (trained, scheduler))
     if ours is None or theirs is None or len(ours) != len(theirs):
         return False

@@ -5,7 +5,24 @@ from types import SimpleNamespace
 import torch
 from diffusers import SchedulerMixin
 
+from hf_latent.models.presets import create_scheduler
 from hf_latent.samplers import get_objective
+
+# The whole table: what goes with what. All else is refused.
+TABLE = {
+    "flow": ["euler", "heun", "dpm++", "unipc"],
+    "epsilon": ["euler", "heun", "dpm++", "unipc", "ddim"],
+    "v_prediction": ["euler", "heun", "dpm++", "unipc", "ddim"],
+    "sample": ["euler", "dpm++", "unipc", "ddim"],
+    "v_prediction, zero terminal SNR": ["euler", "dpm++", "unipc", "ddim"],
+    "sample, zero terminal SNR": ["euler", "dpm++", "unipc", "ddim"],
+}
+PAIRS = [(name, sampler) for name, samplers in TABLE.items() for sampler in samplers]
+
+
+def scheduler_of(name: str):
+    objective, _, zero = name.partition(", ")
+    return create_scheduler(objective, zero_terminal_snr=bool(zero))
 
 
 class IdealDenoiser(torch.nn.Module):

@@ -130,8 +130,9 @@ def test_guidance_of_every_step(vae):
         expected = first - 0.5 * predict(unet, first, torch.tensor(500.0), labels)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     set_inference_steps(scheduler, 2, "cpu")
-    with pytest.raises(IndexError):
-        denoise_latents(unet, scheduler, noise, scheduler.timesteps, labels, [3.0])
+    for scales in ([3.0], [3.0, 1.0, 1.0]):
+        with pytest.raises(ValueError, match="guidance scales do not fit 2 timesteps"):
+            denoise_latents(unet, scheduler, noise, scheduler.timesteps, labels, scales)
 
 
 def test_guidance_needs_labels(vae):

@@ -44,7 +44,7 @@ def test_guidance_inside_the_interval_only():
     assert guidance_by_step(scheduler, timesteps[2:], 3.0, (0.3, 0.8)) == [3, 1]
 
 
-@pytest.mark.parametrize("interval", [(-0.1, 0.5), (0.5, 1.1), (0.7, 0.3), (0.5, 0.5), (0.1,)])
+@pytest.mark.parametrize("interval", [(-0.1, 0.5), (0.5, 1.1), (0.7, 0.3), (0.5, 0.5), (0.1,), 0.5])
 def test_intervals_that_are_none_are_refused(interval):
     scheduler = create_scheduler("flow")
     set_inference_steps(scheduler, 2, "cpu")

@@ -11,7 +11,7 @@ from hf_latent.models.presets import create_scheduler
 
 @pytest.mark.parametrize(
     ("strength", "skipped"),
-    [(1, 0), (0.999, 1), (0.8, 2), (0.55, 5), (0.1, 9), (0.05, 10), (0, 10)],
+    [(1, 0), (0.999, 1), (0.8, 2), (0.55, 5), (0.7, 3), (0.1, 9), (0.01, 9), (0, 10)],
 )
 def test_skipped_steps(strength, skipped):
     assert skipped_steps(10, strength) == skipped
@@ -49,6 +49,9 @@ def test_grey_up_to_a_half_stays():
         (torch.zeros(8, 9), "a mask of 8x9 does not fit an image of 8x8"),
         (Image.new("L", (9, 8)), "a mask of 8x9 does not fit an image of 8x8"),
         ([Image.new("L", (8, 8)), Image.new("L", (9, 8))], "different sizes"),
+        (torch.zeros(3, 8, 8), r"shape \(3, 8, 8\) must be"),
+        (torch.zeros(8), r"shape \(8,\) must be"),
+        (np.zeros((8, 8)), "a mask must be a PIL image"),
         (torch.full((8, 8), 255.0), "mask values must be from 0"),
         (torch.full((8, 8), -1.0), "mask values must be from 0"),
     ],

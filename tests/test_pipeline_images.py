@@ -3,9 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from diffusers import DDPMScheduler, PNDMScheduler
 from PIL import Image
 
 from hf_latent.image_conditions import slerp
+from hf_latent.pipeline import LatentDiffusionPipeline
+from tests.conftest import make_denoiser
+from tests.ideal_denoiser import PAIRS, IdealDenoiser, scheduler_of
 
 STEPS = {"num_inference_steps": 5, "output_type": "latent"}
 
@@ -118,6 +122,66 @@ def test_masks_one_an_image(pipeline, images, noise):
     assert not torch.isclose(found[1], kept[1]).all()
 
 
+def test_several_masks_on_one_image(pipeline, images):
+    masks = torch.zeros(2, 1, 16, 16)
+    masks[1] = 1
+    found = pipeline(0, image=images[:1], mask_image=masks, **STEPS).images
+    kept = pipeline.encode_images(images[:1], sample_posterior=False)
+    assert len(found) == 2
+    assert torch.equal(found[:1], kept)
+    assert not torch.isclose(found[1:], kept).all()
+
+
+@pytest.mark.parametrize("arguments", [{"strength": 0.5}, {"strength": 0.5, "mask": True}, {}])
+@pytest.mark.parametrize(("name", "sampler"), PAIRS)
+def test_an_ideal_denoiser_is_reached_from_an_image(vae, name, sampler, arguments):
+    """The latents that the denoiser knows, where they are made anew; the image's elsewhere."""
+    scheduler = scheduler_of(name)
+    pipeline = LatentDiffusionPipeline(vae, make_denoiser(vae, None), scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    known, image, noise = torch.randn(3, 2, 4, 4, 4, generator=seeded())
+    pipeline.unet.forward = IdealDenoiser(known, scheduler).forward
+    pipeline.use_sampler(sampler)
+    mask, free = None, torch.ones(4, 4, dtype=torch.bool)
+    if arguments.pop("mask", False):
+        mask = torch.zeros(16, 16)
+        mask[:8] = 1
+        free[2:] = False
+    found = pipeline(
+        image_latents=image,
+        mask_image=mask,
+        latents=noise,
+        num_inference_steps=10,
+        output_type="latent",
+        generator=[seeded(1), seeded(2)],
+        **arguments,
+    ).images
+    torch.testing.assert_close(found[:, :, free], known[:, :, free], rtol=0, atol=4e-3)
+    assert torch.equal(found[:, :, ~free], image[:, :, ~free])
+
+
+def test_a_sampler_that_cannot_begin_from_an_image_is_refused(vae, images):
+    pipeline = LatentDiffusionPipeline(vae, make_denoiser(vae), PNDMScheduler())
+    pipeline.set_progress_bar_config(disable=True)
+    assert pipeline([0], num_inference_steps=10).images
+    with pytest.raises(ValueError, match="PNDMScheduler begins with noise only"):
+        pipeline([0], image=images[:1])
+
+
+def test_the_noise_of_a_stochastic_sampler_follows_the_generator(vae, images):
+    pipeline = LatentDiffusionPipeline(vae, make_denoiser(vae), DDPMScheduler(clip_sample=False))
+    pipeline.set_progress_bar_config(disable=True)
+    for ends in ((1, 2), (images[:1], images[1:2])):
+        first, again, other = (
+            pipeline.interpolate(
+                *ends, num_images=2, class_labels=0, generator=seeded(seed), **STEPS
+            ).images
+            for seed in (5, 5, 6)
+        )
+        assert torch.equal(first, again)
+        assert not torch.equal(first, other)
+
+
 def test_between_seeds(pipeline):
     found = pipeline.interpolate(7, 8, num_images=3, class_labels=1, **STEPS).images
     ends = [torch.randn(1, 4, 4, 4, generator=seeded(seed)) for seed in (7, 8)]
@@ -159,10 +223,30 @@ def test_interpolated_pictures(pipeline):
             "a mask of 8x8 does not fit an image of 16x16",
         ),
         (
-            {"image": torch.zeros(1, 1, 16, 16), "mask_image": torch.zeros(3, 1, 16, 16)},
-            "3 masks do not fit 1 images",
+            {
+                "image": torch.zeros(1, 1, 16, 16),
+                "mask_image": torch.zeros(3, 1, 16, 16),
+                "num_images": 2,
+            },
+            "3 masks were given for 2 images",
         ),
-        ({"image": torch.zeros(3, 1, 16, 16), "num_images": 2}, "3 given images for 2 images"),
+        ({"image": torch.zeros(3, 1, 16, 16), "num_images": 2}, "3 images were given for 2 images"),
+        (
+            {"image": torch.zeros(1, 1, 16, 16), "image_latents": torch.zeros(1, 4, 4, 4)},
+            "pass one of both",
+        ),
+        ({"image_latents": torch.zeros(4, 4, 4)}, r"shape \(B, c, h, w\)"),
+        ({"image_latents": torch.zeros(1, 3, 4, 4)}, "3 channels"),
+        (
+            {"image": torch.zeros(1, 1, 32, 32), "latents": torch.zeros(1, 4, 4, 4)},
+            r"image_latents have the shape \(1, 4, 8, 8\), and of noise \(1, 4, 4, 4\)",
+        ),
+        ({"image": np.zeros((16, 16))}, "images must be PIL images, or a tensor"),
+        (
+            {"image": torch.zeros(1, 1, 16, 16), "mask_image": np.zeros((16, 16))},
+            "a mask must be a PIL image",
+        ),
+        ({"mask_image": np.zeros((16, 16))}, "need an image"),
         ({"image": torch.zeros(1, 3, 16, 16)}, "channel"),
         ({"image": torch.zeros(1, 1, 18, 16)}, "multiple"),
     ],
@@ -173,8 +257,21 @@ def test_images_that_do_not_fit_are_refused(pipeline, arguments, message):
 
 
 @pytest.mark.parametrize(
-    "arguments", [(1, torch.zeros(1, 1, 16, 16)), (1, 2, 1)], ids=["kinds", "one image"]
+    ("ends", "arguments", "message"),
+    [
+        ((1, torch.zeros(1, 1, 16, 16)), {}, "from seed to seed or image to image"),
+        ((1, 2), {"num_images": 1}, "from seed to seed or image to image"),
+        ((1, 2), {"strength": 0.5}, "strength is for images"),
+        ((1, 2), {"latents": torch.zeros(8, 4, 4, 4)}, "interpolate takes no latents"),
+        ((torch.zeros(1, 1, 16, 16), torch.zeros(1, 1, 32, 16)), {}, "of the same size"),
+        ((torch.zeros(2, 1, 16, 16), torch.zeros(2, 1, 16, 16)), {}, "between one image and"),
+    ],
 )
-def test_interpolations_that_are_none_are_refused(pipeline, arguments):
-    with pytest.raises(ValueError, match="from seed to seed or image to image"):
-        pipeline.interpolate(*arguments)
+def test_interpolations_that_are_none_are_refused(pipeline, ends, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        pipeline.interpolate(*ends, **arguments)
+
+
+def test_seeds_of_other_integer_types(pipeline):
+    found = pipeline.interpolate(np.int64(7), np.int64(8), num_images=2, **STEPS).images
+    assert torch.equal(found, pipeline.interpolate(7, 8, num_images=2, **STEPS).images)

@@ -10,10 +10,12 @@ from diffusers import (
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    IPNDMScheduler,
+    PNDMScheduler,
     UniPCMultistepScheduler,
 )
 
-from hf_latent.add_noise import mix_noise
+from hf_latent.add_noise import add_noise, mix_noise
 from hf_latent.denoise import denoise_latents, set_inference_steps
 from hf_latent.models.presets import create_scheduler
 from hf_latent.pipeline import LatentDiffusionPipeline
@@ -25,23 +27,9 @@ from hf_latent.samplers import (
     get_objective,
 )
 from tests.conftest import make_denoiser
-from tests.ideal_denoiser import IdealDenoiser
+from tests.ideal_denoiser import PAIRS, TABLE, IdealDenoiser, scheduler_of
 
-# The whole table: what goes with what. All else is refused.
-TABLE = {
-    "flow": ["euler", "heun", "dpm++", "unipc"],
-    "epsilon": ["euler", "heun", "dpm++", "unipc", "ddim"],
-    "v_prediction": ["euler", "heun", "dpm++", "unipc", "ddim"],
-    "sample": ["euler", "dpm++", "unipc", "ddim"],
-    "v_prediction, zero terminal SNR": ["euler", "dpm++", "unipc", "ddim"],
-    "sample, zero terminal SNR": ["euler", "dpm++", "unipc", "ddim"],
-}
-PAIRS = [(name, sampler) for name, samplers in TABLE.items() for sampler in samplers]
-
-
-def scheduler_of(name: str):
-    objective, _, zero = name.partition(", ")
-    return create_scheduler(objective, zero_terminal_snr=bool(zero))
+FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -124,6 +112,29 @@ def test_the_shift_of_flow_is_carried_over():
             create_scheduler("v_prediction", zero_terminal_snr=True),
             "other noise levels",
         ),
+        *(
+            ("flow", scheduler_class(**FLOW | {f"use_{sigmas}": True}), "other noise levels")
+            for scheduler_class, sigmas in (
+                (DPMSolverMultistepScheduler, "karras_sigmas"),
+                (DPMSolverMultistepScheduler, "lu_lambdas"),
+                (UniPCMultistepScheduler, "exponential_sigmas"),
+            )
+        ),
+        (
+            "epsilon",
+            DPMSolverMultistepScheduler.from_config(
+                create_scheduler("epsilon").config, use_flow_sigmas=True
+            ),
+            "other noise levels",
+        ),
+        (
+            "v_prediction",
+            EulerDiscreteScheduler.from_config(
+                create_scheduler("v_prediction").config, timestep_type="continuous"
+            ),
+            "other noise levels",
+        ),
+        ("epsilon", IPNDMScheduler(), "IPNDMScheduler does not say what the denoiser predicts"),
         (
             "epsilon",
             DDPMScheduler.from_config(create_scheduler("epsilon").config, clip_sample=True),
@@ -142,6 +153,68 @@ def test_other_stock_schedulers_are_taken_where_they_fit():
     check_sampler(trained, DDPMScheduler.from_config(trained.config))
 
 
+@pytest.mark.parametrize("sampler", ["euler", "heun", "dpm++", "unipc", "ddim"])
+@pytest.mark.parametrize(
+    "trained", [DDPMScheduler(), DDIMScheduler(clip_sample=True), PNDMScheduler()]
+)
+def test_defaults_of_the_trained_scheduler_are_carried_over_and_its_clipping_is_not(
+    trained, sampler
+):
+    made = create_sampler(trained, sampler)
+    assert torch.equal(made.alphas_cumprod, trained.alphas_cumprod)
+    for name in ("prediction_type", "timestep_spacing"):
+        assert made.config[name] == trained.config[name]
+    assert not made.config.get("clip_sample", False)
+    check_sampler(trained, made)
+    check_sampler(trained, trained)  # a model's own scheduler is taken as it is
+
+
+def test_a_schedule_that_a_sampler_does_not_know():
+    with pytest.raises(ValueError, match="sampler euler does not go with this model: sigmoid"):
+        create_sampler(DDPMScheduler(beta_schedule="sigmoid"), "euler")
+
+
+def test_the_saved_scheduler_says_the_objective_where_another_is_passed(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path)
+    other = DDIMScheduler(clip_sample=False)
+    loaded = LatentDiffusionPipeline.from_pretrained(tmp_path, scheduler=other)
+    with pytest.raises(ValueError, match="trained for flow"):
+        loaded([0])
+    loaded.use_sampler("heun")
+    loaded.set_progress_bar_config(disable=True)
+    assert loaded([0], num_inference_steps=2).images
+
+
+def test_a_scheduler_that_does_not_fit_is_not_saved(pipeline, tmp_path):
+    pipeline.scheduler = DDIMScheduler(clip_sample=False)
+    with pytest.raises(ValueError, match="trained for flow"):
+        pipeline.save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_scheduler_that_is_changed_in_place_is_seen(vae):
+    pipeline = LatentDiffusionPipeline(vae, make_denoiser(vae), create_scheduler("v_prediction"))
+    pipeline.scheduler.register_to_config(prediction_type="epsilon")
+    with pytest.raises(ValueError, match="trained for v_prediction"):
+        pipeline([0])
+
+
+@pytest.mark.parametrize(("name", "sampler"), PAIRS)
+def test_noise_is_added_as_in_the_training_whatever_the_sampler(vae, name, sampler):
+    trained = scheduler_of(name)
+    pipeline = LatentDiffusionPipeline(vae, make_denoiser(vae), scheduler_of(name))
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.use_sampler(sampler)
+    latents, noise = torch.randn(2, 3, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    pipeline(0, image_latents=latents, strength=0.5, num_inference_steps=4)  # leaves it in a state
+    timesteps = torch.tensor([10, 500, 999])
+    timesteps = timesteps.float() if name == "flow" else timesteps
+    found = pipeline.add_noise(latents, noise, timesteps)
+    expected = add_noise(trained, latents, noise, timesteps)
+    torch.testing.assert_close(found.noisy_latents, expected.noisy_latents)
+    torch.testing.assert_close(found.target, expected.target)
+
+
 def test_unknown_sampler():
     with pytest.raises(ValueError, match="no sampler 'plms': use euler, heun"):
         create_sampler(create_scheduler("flow"), "plms")
@@ -155,8 +228,7 @@ def test_a_pipeline_refuses_a_scheduler_that_does_not_fit(pipeline):
     assert pipeline([0], num_inference_steps=2).images
 
 
-def test_pipelines_with_one_step_more_come_nearer_to_each_other(vae):
-    """Samplers of one objective solve one equation: with many steps they agree."""
+def test_samplers_of_one_objective_agree_after_many_steps(vae):
     unet, noise = make_denoiser(vae), torch.randn(2, 4, 4, 4)
     for objective, samplers in list(TABLE.items())[:3]:
         pipeline = LatentDiffusionPipeline(vae, unet, create_scheduler(objective))

@@ -5,11 +5,9 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-import diffusers
-from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, ModelMixin, UNet2DModel
-from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers import AutoencoderKL, AutoencoderTiny, ModelMixin, UNet2DModel
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub.errors import (
     HfHubHTTPError,
@@ -19,7 +17,7 @@ from huggingface_hub.errors import (
 
 from hf_latent.errors import UserError
 from hf_latent.exact_weights import align_weights, load_exactly
-from hf_latent.samplers import get_objective
+from hf_latent.samplers import get_objective, load_scheduler
 
 Autoencoder: TypeAlias = AutoencoderKL | AutoencoderTiny
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
@@ -120,22 +118,13 @@ def load_denoiser(name: str) -> tuple[UNet2DModel, str | None]:
     with loading(name, "denoiser"):
         unet, in_pipeline = _load(name, "unet")
         if in_pipeline:
-            objective = _load_objective(name)
+            objective = get_objective(load_scheduler(name))
     if not isinstance(unet, UNet2DModel):
         raise UserError(f"{name} is a {type(unet).__name__}, not a UNet2DModel")
     if Path(name).is_dir():
         unet.register_to_config(_name_or_path="")  # not a path of this machine in a save
     align_weights(unet)
     return unet, objective
-
-
-def _load_objective(name: str) -> str:
-    config = DDIMScheduler.load_config(name, subfolder="scheduler")  # whatever class it names
-    scheduler_class: Any = getattr(diffusers, str(config.get("_class_name")), None)
-    if not (isinstance(scheduler_class, type) and issubclass(scheduler_class, SchedulerMixin)):
-        raise ValueError(f"{config.get('_class_name')} is no scheduler of diffusers")
-    scheduler: Any = scheduler_class.from_config(config)  # type: ignore[attr-defined]
-    return get_objective(scheduler)
 
 
 def _load(name: str, component: str) -> tuple[ModelMixin, bool]:

@@ -104,8 +104,9 @@ def test_two_processes_make_the_files_of_one(whole, tmp_path):
     config, content = whole
     config = replace(config, output_dir=str(tmp_path / "cache"))
     process = launch(config, *TWO_PROCESSES)
-    _, stderr = process.communicate(timeout=90)
+    stdout, stderr = process.communicate(timeout=90)
     assert process.returncode == 0, stderr[-2000:]
+    assert "in 60 files, 240 encoded now" in stdout  # each image by one of them
     assert all_bytes(tmp_path / "cache") == content
 
 

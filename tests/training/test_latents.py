@@ -211,6 +211,14 @@ def test_reading_processes_do_not_show_in_the_bytes(whole, tmp_path, workers):
     assert all_bytes(tmp_path / "cache") == content
 
 
+def test_how_much_is_read_at_once_does_not_show_in_the_bytes(whole, tmp_path, monkeypatch):
+    config, _ = whole
+    encode(config, output_dir=str(tmp_path / "one"), shard_rows=5)  # a piece a file
+    monkeypatch.setattr(latents, "READ_AHEAD_BYTES", 1)
+    encode(config, output_dir=str(tmp_path / "two"), shard_rows=5)  # of 4 images and of 1
+    assert all_bytes(tmp_path / "two") == all_bytes(tmp_path / "one")
+
+
 def test_half_precision_is_float32_rounded(whole, tmp_path):
     config, _ = whole
     encode(config, output_dir=str(tmp_path / "half"), dtype="float16")
