@@ -6,6 +6,7 @@ from hf_latent.errors import UserError
 from hf_latent.models.frozen import hash_weights
 from hf_latent.models.load import PRETRAINED, load_autoencoder, load_denoiser
 from hf_latent.models.presets import create_scheduler
+from hf_latent.pipeline import LatentDiffusionPipeline
 
 
 def test_an_autoencoder_alone_and_in_a_pipeline(pipeline, tmp_path):
@@ -78,7 +79,8 @@ def test_a_released_models_name_is_not_taken_by_a_folder_without_a_model(
 
 @pytest.mark.parametrize("objective", ["flow", "epsilon", "v_prediction", "sample"])
 def test_a_denoiser_alone_and_in_a_pipeline_with_its_objective(pipeline, tmp_path, objective):
-    pipeline.scheduler = create_scheduler(objective)
+    parts = (pipeline.vae, pipeline.unet, create_scheduler(objective))
+    pipeline = LatentDiffusionPipeline(*parts)
     pipeline.save_pretrained(tmp_path / "pipeline")
     pipeline.unet.save_pretrained(tmp_path / "unet")
     for name, expected in (("pipeline", objective), ("unet", None)):
