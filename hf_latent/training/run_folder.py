@@ -93,8 +93,16 @@ def check_run_folder(config: TrainingConfig) -> Path:
     Raises:
         UserError: if it cannot be written, or has files and may not be overwritten.
     """
-    resumed = find_checkpoint(config) is not None
+    resumed = find_checkpoint(config) is not None or (
+        config.resume_from_checkpoint == "latest" and _has_only_a_beginning(Path(config.output_dir))
+    )
     return check_output_dir(config.output_dir, config.overwrite_output_dir or resumed)
+
+
+def _has_only_a_beginning(output_dir: Path) -> bool:
+    """Tell whether nothing is there but what a run leaves that was killed before a checkpoint."""
+    begun = re.compile(r"config\.yaml|logs|samples|latents|\.checkpoint-\d+\..*")
+    return output_dir.is_dir() and all(begun.fullmatch(x.name) for x in output_dir.iterdir())
 
 
 def describe_counts(splits: ImageSplits) -> str:
@@ -146,3 +154,5 @@ def _remove_old_run(output_dir: Path) -> None:
         picture.unlink()
     for checkpoint in list_checkpoints(output_dir):
         remove_checkpoint(checkpoint)
+    for remains in output_dir.glob(".checkpoint-*"):
+        shutil.rmtree(remains)

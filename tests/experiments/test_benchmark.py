@@ -3,6 +3,7 @@ import json
 import pytest
 
 from hf_latent.cli import main
+from hf_latent.experiments import reading_benchmark
 from hf_latent.experiments.benchmark import alternate, median_ratio
 
 
@@ -17,25 +18,26 @@ def test_bench_writes_both_sides_and_their_ratio(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_bench_cache_writes_both_sides_of_every_ratio(tmp_path, capsys):
+def test_bench_cache_writes_both_sides_of_every_ratio(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(reading_benchmark, "READ_BATCHES", 50)
     flags = "--rounds 2 --steps 3 --train_batch_size 4 --num_latents 20000 --num_images 40"
     main(["bench", "cache", "--output_dir", str(tmp_path / "bench"), *flags.split()])
     report = json.loads((tmp_path / "bench" / "bench.json").read_text())
     printed = capsys.readouterr().out
-    for name, sides in (
-        ("reading", ("cache", "memory", "stream")),
-        ("reading_large", ("cache", "memory", "stream")),
-        ("encoding", ("cache", "bare")),
-        ("encoding_small", ("cache", "bare")),
-        ("training", ("cache", "every_step")),
+    for name, sides, rounds in (
+        ("reading", ("cache", "memory", "stream"), 6),  # short: three times as many
+        ("reading_large", ("cache", "memory", "stream"), 6),
+        ("encoding", ("cache", "bare"), 2),
+        ("encoding_small", ("cache", "bare"), 2),
+        ("training", ("cache", "every_step"), 2),
     ):
         for side in sides:
             rates = [v for k, v in report.items() if k.startswith(f"{name}_{side}_") and "per" in k]
-            assert [len(rate) for rate in rates] == [2], (name, side)
+            assert [len(rate) for rate in rates] == [rounds], (name, side)
         assert 0 < report[f"{name}_ratio_median"] < 100
         assert f"{report[f'{name}_ratio_median']:.3f}" in printed
     assert report["reading_latents"] < report["reading_large_latents"] == 20_000
-    assert len(report["reading_large_anonymous_memory_mb"]) == 3
+    assert len(report["reading_large_anonymous_memory_mb"]) == 7
     assert [path.name for path in (tmp_path / "bench").iterdir()] == ["bench.json"]
 
 

@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -105,3 +106,30 @@ def test_a_checkpoint_without_a_readable_state_is_not_taken_for_a_whole_one(tmp_
     (tmp_path / "checkpoint-5").mkdir()
     names = [path.name for path in list_checkpoints(tmp_path)]
     assert names == ["checkpoint-4", "checkpoint-1"]
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(
+    autoencoder_config, tmp_path
+):
+    run = tmp_path / "autoencoder"
+    config = autoencoder_config(checkpointing_steps=2)
+    train_autoencoder(config)
+    (run / "checkpoint-2").rename(run / ".checkpoint-2.123")  # as killed while it was written
+    for finished in ("checkpoint-4", "model"):
+        shutil.rmtree(run / finished)
+    (run / "report.json").unlink()
+    log = (run / "logs" / "losses.jsonl").read_text()
+    with pytest.raises(UserError, match="has files in it"):
+        train_autoencoder(config)
+    latest = replace(config, resume_from_checkpoint="latest")
+    for other in ("model", "notes.txt", "checkpoint-2"):
+        (run / other).mkdir()
+        with pytest.raises(UserError, match="has files in it"):
+            train_autoencoder(latest)
+        (run / other).rmdir()
+    assert (run / "logs" / "losses.jsonl").read_text() == log
+    train_autoencoder(latest)
+    assert {path.name for path in run.glob("*checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
+    steps = [json.loads(line)["step"] for line in (run / "logs" / "losses.jsonl").open()]
+    assert steps == sorted(steps)
+    assert steps[0] <= 2
