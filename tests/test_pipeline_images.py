@@ -39,6 +39,16 @@ def test_image_to_image_is_the_rest_of_the_steps(pipeline, images, noise):
     torch.testing.assert_close(found, latents, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize(("sampler", "index"), [("euler", 2), ("heun", 4), ("dpm++", 2)])
+def test_samplers_are_told_where_they_begin(pipeline, images, sampler, index):
+    """By its index: of two timesteps that are rounded to one, diffusers takes the second."""
+    pipeline.use_sampler(sampler)
+    pipeline([0], image=images[:1], strength=0.6, **STEPS)
+    assert pipeline.scheduler.begin_index == index
+    pipeline([0], **STEPS)
+    assert pipeline.scheduler.begin_index == 0
+
+
 def test_strength_1_begins_with_noise_only(pipeline, images, noise):
     plain = pipeline([0, 1], latents=noise, **STEPS).images
     whole = pipeline([0, 1], image=images[:2], strength=1.0, latents=noise, **STEPS).images

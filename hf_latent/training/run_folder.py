@@ -154,5 +154,3 @@ def _remove_old_run(output_dir: Path) -> None:
         picture.unlink()
     for checkpoint in list_checkpoints(output_dir):
         remove_checkpoint(checkpoint)
-    for remains in output_dir.glob(".checkpoint-*"):
-        shutil.rmtree(remains)
