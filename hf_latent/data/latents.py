@@ -154,8 +154,13 @@ class LatentSplit:
             ends = list(accumulate(len(indices) for indices, _ in batches))
             return [block.rows(*ends) for ends in pairwise([0, *ends])]
 
-        with ThreadPoolExecutor(1) as thread:
+        # With one torch thread: when a second thread has a team of OpenMP threads, those of the
+        # training go to sleep wherever they wait, and a step takes up to twice as long.
+        threads = torch.get_num_threads()
+        with ThreadPoolExecutor(1, "read", torch.set_num_threads, (1,)) as thread:
             ahead = thread.submit(read_some)
+            ahead.result()
+            torch.set_num_threads(threads)  # what threads that are made later begin with
             while batches := ahead.result():
                 ahead = thread.submit(read_some)
                 yield from batches

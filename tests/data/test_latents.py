@@ -1,5 +1,6 @@
 import pickle
 from itertools import count, islice
+from threading import Thread, current_thread
 
 import pytest
 import torch
@@ -130,6 +131,29 @@ def test_reading_ahead_visits_the_shards_once_for_several_batches(folder, monkey
     batches = list(islice(split.read_batches(endless), 7))
     assert [int(batch.class_labels[0]) for batch in batches] == list(range(7))
     assert set(sizes) == {12} and len(sizes) in (3, 4)
+
+
+def test_reading_ahead_takes_no_threads_from_the_training(folder):
+    write_latents(folder)
+    seen = []
+
+    def keys():  # the reading thread draws them
+        for row in range(3):
+            seen.append((current_thread().name, torch.get_num_threads()))
+            yield torch.tensor([row]), None
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        for _ in LatentCache(folder).train.read_batches(keys()):
+            assert torch.get_num_threads() == 3
+        later = []
+        thread = Thread(target=lambda: later.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [("read_0", 1)] * 3 and later == [3]
 
 
 def test_changing_what_was_read_leaves_the_files_alone(folder):
