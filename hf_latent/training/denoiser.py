@@ -202,15 +202,18 @@ def train_denoiser(
     if stop is not None:
         stop.release()
     ema.copy_to(unet.parameters())
-    freeze(unet)
+    save_dtype = getattr(torch, config.save_dtype)
+    freeze(unet).to(save_dtype).float()  # what is measured and shown is what is saved
     vae_hash_after = hash_weights(vae)
     if vae_hash_after != frozen_vae.sha256:
         raise RuntimeError("the frozen autoencoder changed while the denoiser trained")
     if accelerator.is_main_process:
         validate()
         pipeline = LatentDiffusionPipeline(vae, unet, scheduler, id2label)
+        unet.to(save_dtype)
         with replaced_whole(output_dir / "model") as temporary:
             pipeline.save_pretrained(temporary)
+        unet.float()
         figures = {
             **describe_training(config, clock.summary(output_dir / "model"), accelerator),
             **describe_denoiser(config, source, pipeline),

@@ -1,6 +1,7 @@
 """The settings of the second training."""
 
 from dataclasses import dataclass, fields
+from typing import Literal
 
 from hf_latent.command import check_ranges
 from hf_latent.errors import UserError
@@ -44,6 +45,8 @@ class DenoiserConfig(TrainingConfig):
             2024; v_prediction and sample); with snr_gamma that last noise level weighs nothing.
         gradient_checkpointing: less memory for more time.
         compile: compile the denoiser with torch.compile.
+        save_dtype: of the saved denoiser, rounded at the end: float16 halves the file; loaded, its
+            weights are float32 all the same.
     """
 
     vae: str
@@ -65,6 +68,7 @@ class DenoiserConfig(TrainingConfig):
     zero_terminal_snr: bool = False
     gradient_checkpointing: bool = False
     compile: bool = False
+    save_dtype: Literal["float32", "float16"] = "float32"
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, naming the flag."""

@@ -4,9 +4,11 @@ import math
 import pytest
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from safetensors.torch import load_file
 
 from hf_latent.data.latents import LatentPosteriors
 from hf_latent.errors import UserError
+from hf_latent.hub.model_facts import read_model_facts
 from hf_latent.models.frozen import hash_weights
 from hf_latent.models.load import load_autoencoder
 from hf_latent.models.presets import create_scheduler
@@ -99,6 +101,22 @@ def test_options_reach_the_training_and_the_saved_pipeline(denoiser_config, chan
     assert torch.isfinite(torch.as_tensor(images)).all()
     training = json.loads((summary.model_dir / "training.json").read_text())
     assert {name: training[name] for name in changes} == changes
+
+
+def test_a_model_saved_in_half_precision_is_the_rounded_one(denoiser_config, tmp_path):
+    whole = train_denoiser(denoiser_config(output_dir=str(tmp_path / "whole"))).model_dir
+    half = train_denoiser(denoiser_config(save_dtype="float16")).model_dir
+    name = "diffusion_pytorch_model.safetensors"
+    expected, saved = (load_file(folder / "unet" / name) for folder in (whole, half))
+    assert {tensor.dtype for tensor in saved.values()} == {torch.float16}
+    for key, tensor in expected.items():
+        assert torch.equal(saved[key], tensor.half()), key
+    assert (half / "vae" / name).read_bytes() == (whole / "vae" / name).read_bytes()
+    loaded = LatentDiffusionPipeline.from_pretrained(half)
+    assert loaded.unet.dtype == torch.float32
+    training = json.loads((half / "training.json").read_text())
+    assert training["unet_weights_sha256"] == hash_weights(loaded.unet)
+    assert read_model_facts(half).training, "the report is about the weights that were saved"
 
 
 def test_unconditional(denoiser_config):
