@@ -112,6 +112,8 @@ def denoiser_training_rows(training: dict[str, Any]) -> Rows:
         images = number(training.get("held_out_images"), ",")
         of = f" of {images} held-out images" if images else ""
         rows.append((f"loss{of}, over all noise levels", loss))
+    if sigma_rel := number(training.get("ema_sigma_rel"), "g"):
+        rows.append(("weights: power-function average, of relative length", sigma_rel))
     if number(training.get("encode_seconds"), "g") and training["encode_seconds"] > 0:
         rows.append(("encoding the images, before that", duration_text(training["encode_seconds"])))
     if memory := number(training.get("peak_memory_mb"), ",.0f"):

@@ -97,7 +97,7 @@ def train_autoencoder(
     model, optimizer = accelerator.prepare(TrainableAutoencoder(vae), create_optimizer(config, vae))
     clock = TrainingClock(config, accelerator, "autoencoder")
     guard = NonFiniteGuard(output_dir, accelerator)
-    state = TrainingState({"vae": vae}, {"vae": optimizer}, {"vae": ema}, {"clock": clock})
+    state = TrainingState({"vae": vae}, {"vae": optimizer}, {"vae": {"ema": ema}}, {"clock": clock})
     adversary = Adversary(config, splits.image_shape[0], vae, state, accelerator)
     resume_training(config, accelerator, state)
 

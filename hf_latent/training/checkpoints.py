@@ -1,7 +1,7 @@
 """Checkpoints: all that a training needs to go on bit for bit, in safetensors and json.
 
     checkpoint-N/
-        vae/  vae_ema/ ...      one folder a model and one of its average, in diffusers' format
+        vae/  vae_ema/ ...      one folder a model and one of each average, in diffusers' format
         vae_optimizer.safetensors ...                        the optimizers' moments
         state.json                                           step, seconds and the rest
 
@@ -12,6 +12,7 @@ import dataclasses
 import json
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -65,13 +66,14 @@ class TrainingState:
     Attributes:
         models: by component name, without wrappers.
         optimizers: by the name of the model that they train.
-        averages: by the name of the model that they average.
+        averages: by the name of the model that they average, then by what is after it in their
+            folder's name: `ema` for vae_ema.
         others: whatever has a few numbers to keep, by its name in state.json.
     """
 
     models: dict[str, ModelMixin]
     optimizers: dict[str, AcceleratedOptimizer]
-    averages: dict[str, EMAModel]
+    averages: dict[str, dict[str, EMAModel]]
     others: dict[str, HasState]
 
     def clip_gradients(
@@ -152,7 +154,10 @@ def save_checkpoint(
                 "step": step,
                 "saved_at": time.time(),
                 "num_processes": accelerator.num_processes,
-                "average_steps": {k: v.optimization_step for k, v in state.averages.items()},
+                "average_steps": {
+                    _steps_key(folder): average.optimization_step
+                    for _, folder, average in _averages(state)
+                },
                 "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
                 "others": {name: other.state() for name, other in state.others.items()},
                 "settings": dataclasses.asdict(config),
@@ -164,21 +169,33 @@ def save_checkpoint(
     accelerator.wait_for_everyone()
 
 
+def _averages(state: TrainingState) -> Iterator[tuple[str, str, EMAModel]]:
+    """Yield the averages, each with the name of its model and of its folder."""
+    for name, averages in state.averages.items():
+        for kind, average in averages.items():
+            yield name, f"{name}_{kind}", average
+
+
+def _steps_key(folder: str) -> str:
+    """Return what state.json calls an average: `vae` for vae_ema, as before there were others."""
+    return folder.removesuffix("_ema")
+
+
 def _save_weights(state: TrainingState, folder: Path) -> None:
     for name, model in state.models.items():
         model.save_pretrained(folder / name)
-    for name, average in state.averages.items():
+    for name, average_folder, average in _averages(state):
         with ema_weights(average, state.models[name]):
-            state.models[name].save_pretrained(folder / f"{name}_ema")
+            state.models[name].save_pretrained(folder / average_folder)
     for name, optimizer in state.optimizers.items():
         moments = _moments(state.models[name], optimizer)
         save_file(moments, folder / f"{name}_optimizer.safetensors")
 
 
 def _load_weights(state: TrainingState, folder: Path) -> None:
-    for name, average in state.averages.items():
+    for name, average_folder, average in _averages(state):
         model = state.models[name]
-        model.load_state_dict(load_file(folder / f"{name}_ema" / WEIGHTS))
+        model.load_state_dict(load_file(folder / average_folder / WEIGHTS))
         for shadow, parameter in zip(average.shadow_params, model.parameters(), strict=True):
             shadow.data.copy_(parameter.data)
     for name, model in state.models.items():
@@ -207,8 +224,8 @@ def resume_training(config: TrainingConfig, accelerator: Accelerator, state: Tra
     try:
         values = json.loads((checkpoint / "state.json").read_text())
         _load_weights(state, checkpoint)
-        for name, steps in values["average_steps"].items():
-            state.averages[name].optimization_step = steps
+        for _, folder, average in _averages(state):
+            average.optimization_step = values["average_steps"][_steps_key(folder)]
         for name, other in state.others.items():
             other.load_state(values["others"][name])
         if accelerator.scaler:

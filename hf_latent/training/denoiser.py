@@ -28,6 +28,7 @@ from hf_latent.training.checkpoints import (
 from hf_latent.training.clock import TrainingClock, TrainingSummary
 from hf_latent.training.denoiser_config import DenoiserConfig
 from hf_latent.training.ema import ema_weights
+from hf_latent.training.ema_snapshots import EmaSnapshots
 from hf_latent.training.guard import NonFiniteGuard
 from hf_latent.training.latent_sources import open_latent_source
 from hf_latent.training.losses import denoising_loss, draw_timesteps
@@ -153,13 +154,16 @@ def train_denoiser(
         held_out = replace(held_out, class_labels=None)
 
     ema = create_ema(config, unet, accelerator.device)
+    snapshots = EmaSnapshots(config, unet, accelerator)
     optimizer = create_optimizer(config, unet)
     model, optimizer = accelerator.prepare(unet, optimizer)
     clock = TrainingClock(config, accelerator, "denoiser")
     guard = NonFiniteGuard(output_dir, accelerator)
     others: dict[str, HasState] = {"clock": clock, "vae": frozen_vae, "latents": source}
-    state = TrainingState({"unet": unet}, {"unet": optimizer}, {"unet": ema}, others)
+    averages = {"unet": {"ema": ema, **snapshots.averages}}
+    state = TrainingState({"unet": unet}, {"unet": optimizer}, averages, others)
     resume_training(config, accelerator, state)
+    snapshots.forget_after(clock.step)
 
     rows = process_rows(config, accelerator)
     batches = source.batches(clock.step * config.gradient_accumulation_steps)
@@ -189,6 +193,7 @@ def train_denoiser(
         if guard.allows(step, torch.stack(losses).sum(), norms, batch):
             state.step_optimizers(["unet"], accelerator)
             ema.step(unet.parameters())
+        snapshots.step(clock.step)
         optimizer.zero_grad()
         if clock.validation_is_due and accelerator.is_main_process:
             with ema_weights(ema, unet):
@@ -201,6 +206,7 @@ def train_denoiser(
 
     if stop is not None:
         stop.release()
+    snapshots.save(clock.step)
     ema.copy_to(unet.parameters())
     save_dtype = getattr(torch, config.save_dtype)
     freeze(unet).to(save_dtype).float()  # what is measured and shown is what is saved

@@ -47,6 +47,9 @@ class DenoiserConfig(TrainingConfig):
         compile: compile the denoiser with torch.compile.
         save_dtype: of the saved denoiser, rounded at the end: float16 halves the file; loaded, its
             weights are float32 all the same.
+        ema_snapshot_steps: steps between snapshots of two power-function averages, from which
+            synthesize_ema makes an average of any length (Karras et al. 2024); each is as large as
+            the denoiser, and the last step makes one too. Unset, none is kept.
     """
 
     vae: str
@@ -69,13 +72,14 @@ class DenoiserConfig(TrainingConfig):
     gradient_checkpointing: bool = False
     compile: bool = False
     save_dtype: Literal["float32", "float16"] = "float32"
+    ema_snapshot_steps: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, naming the flag."""
         super().__post_init__()
         check_ranges(
             self,
-            positive=("stream_lanes", "stream_buffer_rows", "snr_gamma"),
+            positive=("stream_lanes", "stream_buffer_rows", "snr_gamma", "ema_snapshot_steps"),
             not_negative=("timestep_logit_std",),
             share=("label_dropout",),
         )

@@ -17,7 +17,7 @@ from hf_latent.hub.card_pictures import copy_picture
 from hf_latent.hub.card_text import one_line
 from hf_latent.hub.model_card import write_model_card
 from hf_latent.models.frozen import hash_weights
-from hf_latent.models.load import PRETRAINED, released_models
+from hf_latent.models.load import find_released
 from hf_latent.models.presets import measure_compression
 from hf_latent.output import write_json, write_text
 from hf_latent.pipeline import LatentDiffusionPipeline
@@ -129,7 +129,7 @@ def autoencoder_figures(vae: str, weights_sha256: str) -> dict[str, Any]:
     Returns:
         Flat figures, `autoencoder_` before each name.
     """
-    folder = PRETRAINED / vae if vae in released_models() else Path(vae)
+    folder = Path(find_released(vae))
     report: Any = None
     with suppress(OSError, ValueError, RecursionError):
         report = json.loads((folder / "training.json").read_text(encoding="utf-8"))

@@ -101,7 +101,7 @@ def check_run_folder(config: TrainingConfig) -> Path:
 
 def _has_only_a_beginning(output_dir: Path) -> bool:
     """Tell whether nothing is there but what a run leaves that was killed before a checkpoint."""
-    begun = re.compile(r"config\.yaml|logs|samples|latents|\.checkpoint-\d+\..*")
+    begun = re.compile(r"config\.yaml|logs|samples|latents|ema_snapshots|\.checkpoint-\d+\..*")
     return output_dir.is_dir() and all(begun.fullmatch(x.name) for x in output_dir.iterdir())
 
 

@@ -43,7 +43,9 @@ def start(config: AutoencoderConfig, decoder_only: bool = False, **changes) -> T
         vae.quant_conv.requires_grad_(False)
     optimizer = create_optimizer(config, vae)
     ema = create_ema(config, vae, torch.device("cpu"))
-    return TrainingState({"vae": vae}, {"vae": optimizer}, {"vae": ema}, {"steps": Steps()})
+    return TrainingState(
+        {"vae": vae}, {"vae": optimizer}, {"vae": {"ema": ema}}, {"steps": Steps()}
+    )
 
 
 def train(state: TrainingState, steps: int) -> TrainingState:
@@ -56,7 +58,7 @@ def train(state: TrainingState, steps: int) -> TrainingState:
         (reconstructions - images).square().mean().backward()
         optimizer.step()
         optimizer.zero_grad()
-        state.averages["vae"].step(vae.parameters())
+        state.averages["vae"]["ema"].step(vae.parameters())
         steps_done.done += 1
     return state
 
@@ -67,7 +69,7 @@ def assert_equal(found: TrainingState, expected: TrainingState) -> None:
     assert found.models["vae"].state_dict().keys() == weights.keys()
     for name, weight in found.models["vae"].state_dict().items():
         assert torch.equal(weight, weights[name]), name
-    averages = [state.averages["vae"] for state in (found, expected)]
+    averages = [state.averages["vae"]["ema"] for state in (found, expected)]
     assert averages[0].optimization_step == averages[1].optimization_step
     for one, other in zip(averages[0].shadow_params, averages[1].shadow_params, strict=True):
         assert torch.equal(one, other)
@@ -85,7 +87,7 @@ def spoil(state: TrainingState) -> TrainingState:
     with torch.no_grad():
         for parameter in state.models["vae"].parameters():
             parameter.fill_(9)
-        for shadow in state.averages["vae"].shadow_params:
+        for shadow in state.averages["vae"]["ema"].shadow_params:
             shadow.fill_(8)
     return state
 
@@ -119,6 +121,7 @@ def test_a_checkpoint_is_safetensors_and_json(config, tmp_path):
     ]
     values = json.loads((tmp_path / "checkpoint-1" / "state.json").read_text())
     assert values["step"] == 1
+    assert values["average_steps"] == {"vae": 1}, "as in checkpoints of before"
     assert values["settings"]["learning_rate"] == config().learning_rate
 
 

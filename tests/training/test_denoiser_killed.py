@@ -1,4 +1,6 @@
+import random
 import signal
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -32,16 +34,19 @@ def test_a_killed_denoiser_ends_bit_for_bit_as_an_uninterrupted_one(denoiser_con
         train_batch_size=4,
         validation_steps=10,
         checkpointing_steps=7,
+        ema_snapshot_steps=5,
     )
     whole = launch(replace(config, output_dir=str(tmp_path / "whole")))
     resume = ("--resume_from_checkpoint", "latest")
-    for signs in (2, 4):
+    moments = random.Random(0)
+    for signs in (1, 2, 3, 2, 4):  # what it saves until then; the first has no checkpoint yet
         training = launch(config, *resume)
         for _ in range(signs):
             training.wait_for_a_sign()
+        time.sleep(moments.uniform(0, 0.1))
         assert training.end(signal.SIGKILL)[0] == -signal.SIGKILL
     assert launch(config, *resume).end()[0] == 0
     assert whole.end()[0] == 0
-    for folder in ("model", f"checkpoint-{STEPS}"):
+    for folder in ("model", f"checkpoint-{STEPS}", "ema_snapshots"):
         assert_same_weights(tmp_path / "denoiser" / folder, tmp_path / "whole" / folder)
     assert not list((tmp_path / "denoiser").glob(".*")), "remains of a killed process"
