@@ -1,4 +1,4 @@
-"""Classifier-free guidance at some noise levels and not at others."""
+"""Guidance at some noise levels and not at others."""
 
 from collections.abc import Iterable, Sequence
 

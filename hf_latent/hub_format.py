@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,6 +14,7 @@ from diffusers import DiffusionPipeline
 from diffusers.utils.hub_utils import load_or_create_model_card, populate_model_card
 from huggingface_hub import create_repo, file_exists, upload_folder
 
+from .denoise import check_guide
 from .exact_weights import load_exactly
 from .samplers import check_sampler, load_scheduler
 
@@ -22,8 +24,7 @@ MODULES = (
     *("class_labels", "guidance", "image_conditions", "samplers"),
     *("hub_format", "exact_weights"),
 )
-MODELS = ("vae", "unet")
-COMPONENTS = (*MODELS, "scheduler")
+MODELS = ("vae", "unet", "guide_unet")  # the last one where there is a guide
 
 
 class HubFormat:
@@ -63,7 +64,7 @@ class HubFormat:
         name = os.fspath(pretrained_model_name_or_path)
         folder = name if os.path.isdir(name) else str(cls.download(name, **kwargs))  # type: ignore[attr-defined]
         if not {"device_map", "quantization_config"} & kwargs.keys():
-            for component in MODELS:
+            for component in _saved_models(cls.load_config(folder)):  # type: ignore[attr-defined]
                 if component not in kwargs:
                     options = _loading_options(folder, component, kwargs)
                     kwargs[component] = load_exactly(folder, component, **options)
@@ -94,20 +95,26 @@ class HubFormat:
             **kwargs: of `push_to_hub`; `repo_id` is the folder's name by default.
 
         Raises:
-            ValueError: if `safe_serialization` is False, or the scheduler does not fit the
-                denoiser.
+            ValueError: if `safe_serialization` is False, or the scheduler or the guide does
+                not fit the denoiser.
         """
         check_sampler(self.trained_scheduler, self.scheduler)  # type: ignore[attr-defined]
+        guide_unet = self.guide_unet  # type: ignore[attr-defined]
+        if guide_unet is not None:
+            check_guide(self.unet, guide_unet)  # type: ignore[attr-defined]
         if not safe_serialization:
             raise ValueError(
                 "weights are written as safetensors only: leave safe_serialization out"
             )
         folder = Path(save_directory)
-        for part in (getattr(self, component) for component in COMPONENTS):
+        # diffusers takes no note of a component that is set where there was none.
+        self.register_modules(guide_unet=guide_unet)  # type: ignore[attr-defined]
+        models = _saved_models(self.config)  # type: ignore[attr-defined]
+        for part in (getattr(self, component) for component in (*models, "scheduler")):
             source = part.config.get("_name_or_path") or ""
             if os.path.isabs(source) or os.path.isdir(source):
                 part.register_to_config(_name_or_path="")  # no path of this machine in the files
-        for component in MODELS:
+        for component in models:
             # diffusers leaves an index of shards, which it would load in place of one new file.
             for pattern in _weight_patterns(variant):
                 for path in (folder / component).glob(pattern):
@@ -147,6 +154,11 @@ class HubFormat:
             return _send(Path(folder), repo_id, variant, **kwargs)
 
 
+def _saved_models(index: Mapping[str, Any]) -> list[str]:
+    """Return which models a pipeline has, by what its model_index.json names."""
+    return [name for name in MODELS if index.get(name, (None,))[0] is not None]
+
+
 def _loading_options(folder: str, component: str, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Return what of a pipeline's options is for one of its models, as diffusers hands it on."""
     passed = ("dtype", "torch_dtype", "low_cpu_mem_usage", "disable_mmap")
@@ -168,6 +180,8 @@ def _add_code(folder: Path, class_name: str) -> None:
     config = json.loads(index.read_text(encoding="utf-8"))
     config["_class_name"] = [MODULES[0], class_name]
     config.pop("_name_or_path", None)  # where this was loaded from
+    if config.get("guide_unet") == [None, None]:
+        del config["guide_unet"]  # as it was before there were guides
     whole = index.with_suffix(".new")
     whole.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     whole.replace(index)
@@ -187,7 +201,8 @@ def _weight_patterns(variant: str | None) -> tuple[str, str, str]:
 def _sent_files(folder: Path, with_card: bool) -> list[str]:
     """Return the files of a saved pipeline, and of its card, whatever else lies in its folder."""
     names = ["model_index.json", *(f"{module}.py" for module in MODULES)]
-    for component in COMPONENTS:
+    index = json.loads((folder / names[0]).read_text(encoding="utf-8"))
+    for component in (*_saved_models(index), "scheduler"):
         for path in (folder / component).iterdir():
             if path.suffix in (".json", ".safetensors"):
                 names.append(f"{component}/{path.name}")
@@ -215,7 +230,8 @@ def _send(
         card = load_or_create_model_card(repo_id, token=token, is_pipeline=True)
         populate_model_card(card).save(folder / "README.md")
     sent = _sent_files(folder, with_card=not has_card)
-    old = [f"{component}/{x}" for component in MODELS for x in _weight_patterns(variant)]
+    models = {name.partition("/")[0] for name in sent} & set(MODELS)
+    old = [f"{model}/{x}" for model in sorted(models) for x in _weight_patterns(variant)]
     return str(
         upload_folder(
             repo_id=repo_id,

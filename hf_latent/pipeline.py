@@ -1,6 +1,6 @@
 """The pipeline: images from classes, noise or other images, by the four steps."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from numbers import Integral
 
 import numpy as np
@@ -15,13 +15,13 @@ from PIL import Image
 from .add_noise import add_noise  # noqa: F401
 from .class_labels import Labels
 from .decode import decode_latents  # noqa: F401
-from .denoise import check_latents
+from .denoise import check_guide, check_latents
 from .encode import encode_images  # noqa: F401
 from .exact_weights import align_weights, lacking_weights
 from .guidance import guidance_by_step  # noqa: F401
 from .hub_format import HubFormat
 from .image_conditions import Masks, slerp
-from .pipeline_steps import Generators, Images, PipelineSteps
+from .pipeline_steps import Generators, Images, PipelineSteps, count_images
 from .samplers import create_sampler
 
 DEFAULT_STRENGTH = 0.8
@@ -35,9 +35,18 @@ class LatentDiffusionPipeline(HubFormat, PipelineSteps, DiffusionPipeline):
         unet: the denoiser; N classes have N + 1 embeddings, the last the null label.
         scheduler: a stock scheduler of the denoiser's objective.
         id2label: the classes' names, by label.
+        guide_unet: a weaker denoiser, such as one trained for less long, for autoguidance, see
+            `denoise.predict`. It must be of the same latents, classes, noise levels and objective,
+            of which its configuration shows no more than the shapes. It may also be set later;
+            `pipeline.guide_unet = None` goes back to classifier-free guidance.
+
+    Raises:
+        ValueError: if a model lacks weights, or the guide does not fit the denoiser.
     """
 
+    # The guide is in no sequence: it would leave the accelerator, and come back, at every step.
     model_cpu_offload_seq = "unet->vae"
+    _optional_components = ["guide_unet"]  # noqa: RUF012
 
     def __init__(
         self,
@@ -45,15 +54,20 @@ class LatentDiffusionPipeline(HubFormat, PipelineSteps, DiffusionPipeline):
         unet: UNet2DModel,
         scheduler: SchedulerMixin,
         id2label: dict | None = None,
+        guide_unet: UNet2DModel | None = None,
     ):
         """Register the components; see the class."""
         super().__init__()
-        for name, model in (("vae", vae), ("unet", unet)):
+        models = {"vae": vae, "unet": unet}
+        if guide_unet is not None:
+            check_guide(unet, guide_unet)
+            models["guide_unet"] = guide_unet
+        for name, model in models.items():
             lacking = [] if hasattr(model, "hf_device_map") else lacking_weights(model)
             if lacking:
                 raise ValueError(f"the {name} lacks weights: {', '.join(lacking[:3])}")
             align_weights(model)
-        self.register_modules(vae=vae, unet=unet, scheduler=scheduler)
+        self.register_modules(vae=vae, unet=unet, scheduler=scheduler, guide_unet=guide_unet)
         self.register_to_config(id2label=id2label)
         self.image_processor = VaeImageProcessor(do_resize=False)
         # What another one is compared with; a copy, as that may be changed in place.
@@ -91,7 +105,8 @@ class LatentDiffusionPipeline(HubFormat, PipelineSteps, DiffusionPipeline):
         Args:
             class_labels: labels or class names; with `num_images` they are taken in turn.
             num_images: how many images in all; by default one a label or given image, or 1.
-            guidance_scale: classifier-free guidance, 1 is off; None: 2 with labels, else off.
+            guidance_scale: classifier-free guidance or, with a guide, autoguidance, which needs no
+                labels; 1 is off; None: 2 with labels or a guide, else off.
             num_inference_steps: the scheduler's steps, at least 1.
             generator: one, or a list of one an image (which is then the same in any batch).
             latents: `(B, c, h, w)` standard normal noise to start from, instead of a drawn one.
@@ -137,7 +152,7 @@ class LatentDiffusionPipeline(HubFormat, PipelineSteps, DiffusionPipeline):
             "mask": mask,
             "class_labels": labels,
         }
-        num_images = _count_images(num_images, given)
+        num_images = count_images(num_images, given)
         if isinstance(generator, list) and len(generator) != num_images:
             raise ValueError(f"{len(generator)} generators for {num_images} images")
         if labels is not None:
@@ -233,23 +248,3 @@ class LatentDiffusionPipeline(HubFormat, PipelineSteps, DiffusionPipeline):
         settings["strength"] = 0.5 if strength is None else strength
         settings["image_latents"] = latents
         return self(latents=noise.expand(latents.shape), **settings)
-
-
-def _count_images(
-    num_images: int | None, given: Mapping[str, Sequence | torch.Tensor | None]
-) -> int:
-    """Find out how many images are asked for, and whether all that is given fits that.
-
-    Labels are taken in turn, and one image serves for all; noise must be there for each.
-    """
-    counts = {name: len(x) for name, x in given.items() if x is not None}
-    if num_images is None:
-        num_images = counts.get("latents", max(counts.values(), default=1))
-    if num_images < 1 or 0 in counts.values():
-        raise ValueError("nothing to generate: num_images must be at least 1")
-    if counts.get("latents", num_images) != num_images:
-        raise ValueError(f"{counts['latents']} latents for {num_images} images")
-    for name in ("image", "mask"):
-        if counts.get(name, 1) not in (1, num_images):
-            raise ValueError(f"{counts[name]} {name}s were given for {num_images} images")
-    return num_images

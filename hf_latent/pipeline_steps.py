@@ -1,6 +1,6 @@
 """The four steps on the components of a pipeline: encode, add noise, denoise, decode."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from diffusers import AutoencoderKL, PNDMScheduler, UNet2DModel
@@ -29,6 +29,7 @@ class PipelineSteps:
     Attributes:
         vae: the autoencoder.
         unet: the denoiser.
+        guide_unet: a weaker denoiser for autoguidance, or None.
         scheduler: what it samples with.
         trained_scheduler: what it came with, which says the denoiser's objective.
         image_processor: between pictures and tensors.
@@ -36,6 +37,7 @@ class PipelineSteps:
 
     vae: AutoencoderKL
     unet: UNet2DModel
+    guide_unet: UNet2DModel | None
     scheduler: SchedulerMixin
     trained_scheduler: SchedulerMixin
     image_processor: VaeImageProcessor
@@ -112,7 +114,7 @@ class PipelineSteps:
             latents: `(B, c, h, w)`, standard normal.
             num_inference_steps: the scheduler's steps, at least 1.
             class_labels: B labels or names; None: the null label of a class-conditional model.
-            guidance_scale: 1 is off; None: 2 where there are class labels, else off.
+            guidance_scale: 1 is off; None: 2 where there are class labels or a guide, else off.
             generator: draws the noise of stochastic schedulers.
             after_step: `after_step(i, t, latents) -> latents`, called after every step.
             guidance_interval: guide between these noise levels only, see
@@ -127,9 +129,9 @@ class PipelineSteps:
         Raises:
             ValueError: if an argument does not fit the model.
         """
-        label_ids, guidance_scale = self._condition(len(latents), class_labels, guidance_scale)
-        if guidance_interval is not None and class_labels is None:
-            raise ValueError("guidance_interval needs class_labels: name them, or leave it unset")
+        label_ids, guidance_scale = self._condition(
+            len(latents), class_labels, guidance_scale, guidance_interval
+        )
         check_sampler(self.trained_scheduler, self.scheduler)
         device, scheduler = self._execution_device, self.scheduler
         noise, kept, skipped = latents.to(device, self.unet.dtype), image_latents, 0
@@ -172,20 +174,31 @@ class PipelineSteps:
             guidance_by_step(scheduler, timesteps, guidance_scale, guidance_interval),
             generator,
             after,
+            self.guide_unet,
         )
         self.maybe_free_model_hooks()
         return latents
 
     def _condition(
-        self, count: int, class_labels: Labels | None, guidance_scale: float | None
+        self,
+        count: int,
+        class_labels: Labels | None,
+        guidance_scale: float | None,
+        guidance_interval: tuple[float, float] | None,
     ) -> tuple[list[int] | None, float]:
         """Return the numbers of the labels, or of the null label, and the guidance scale."""
+        guidable = class_labels is not None or self.guide_unet is not None
+        for name, value in (("scale", guidance_scale), ("interval", guidance_interval)):
+            if not guidable and value not in (None, 1):
+                raise ValueError(
+                    f"guidance_{name} needs class_labels or a guide_unet: name one, or leave it "
+                    "unset"
+                )
+        if guidance_scale is None:
+            guidance_scale = DEFAULT_GUIDANCE_SCALE if guidable else 1.0
         if class_labels is not None:
-            default = DEFAULT_GUIDANCE_SCALE if guidance_scale is None else guidance_scale
-            return self.get_label_ids(class_labels), default
-        if guidance_scale not in (None, 1):
-            raise ValueError("guidance_scale needs class_labels: name them, or leave it unset")
-        return (None if self.num_classes is None else [self.num_classes] * count), 1.0
+            return self.get_label_ids(class_labels), guidance_scale
+        return (None if self.num_classes is None else [self.num_classes] * count), guidance_scale
 
     @torch.no_grad()
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
@@ -204,3 +217,29 @@ class PipelineSteps:
         height, width = image_latents.shape[2:]
         f = downsampling_factor(self.vae)
         return read_mask(mask_image, (height * f, width * f), (height, width))
+
+
+def count_images(
+    num_images: int | None, given: Mapping[str, Sequence | torch.Tensor | None]
+) -> int:
+    """Find out how many images are asked for, and whether all that is given fits that.
+
+    Args:
+        num_images: as asked for; None: as many as are given, or 1.
+        given: what there may be of `class_labels`, which are taken in turn, of `image` and `mask`,
+            one of which serves for all, and of `latents`, the noise, which must be there for each.
+
+    Raises:
+        ValueError: if it is none, or does not fit.
+    """
+    counts = {name: len(x) for name, x in given.items() if x is not None}
+    if num_images is None:
+        num_images = counts.get("latents", max(counts.values(), default=1))
+    if num_images < 1 or 0 in counts.values():
+        raise ValueError("nothing to generate: num_images must be at least 1")
+    if counts.get("latents", num_images) != num_images:
+        raise ValueError(f"{counts['latents']} latents for {num_images} images")
+    for name in ("image", "mask"):
+        if counts.get(name, 1) not in (1, num_images):
+            raise ValueError(f"{counts[name]} {name}s were given for {num_images} images")
+    return num_images

@@ -38,6 +38,29 @@ def make_denoiser(vae: AutoencoderKL, num_classes: int | None = NUM_CLASSES) -> 
     return create_denoiser("tiny", vae, shape, num_classes, **NARROW_DENOISER).eval()
 
 
+def make_guide(vae: AutoencoderKL, num_classes: int | None = NUM_CLASSES, **changes) -> UNet2DModel:
+    """A narrower denoiser of the same latents and classes."""
+    torch.manual_seed(7)
+    changes = NARROW_DENOISER | {"block_out_channels": (8, 16)} | changes
+    shape = (vae.config.in_channels, 16, 16)
+    return create_denoiser("tiny", vae, shape, num_classes, **changes).eval()
+
+
+def draw_latents(pipeline, class_labels=None, steps: int = 3, **arguments) -> torch.Tensor:
+    """Two latents, always of the same noise."""
+    pipeline.set_progress_bar_config(disable=True)
+    noise = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    arguments = {"num_inference_steps": steps, "output_type": "latent"} | arguments
+    return pipeline(class_labels, latents=noise, **arguments).images
+
+
+def count_calls(model: torch.nn.Module) -> list[int]:
+    """A list that grows by the batch's size at every call of a model."""
+    sizes: list[int] = []
+    model.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    return sizes
+
+
 @pytest.fixture
 def vae() -> AutoencoderKL:
     return make_autoencoder()
@@ -58,6 +81,18 @@ def unconditional(vae: AutoencoderKL) -> LatentDiffusionPipeline:
     pipeline = LatentDiffusionPipeline(vae, make_denoiser(vae, None), create_scheduler("flow"))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+@pytest.fixture
+def guided(pipeline: LatentDiffusionPipeline) -> LatentDiffusionPipeline:
+    pipeline.register_modules(guide_unet=make_guide(pipeline.vae))
+    return pipeline
+
+
+@pytest.fixture
+def unconditional_guided(unconditional: LatentDiffusionPipeline) -> LatentDiffusionPipeline:
+    unconditional.register_modules(guide_unet=make_guide(unconditional.vae, None))
+    return unconditional
 
 
 @pytest.fixture

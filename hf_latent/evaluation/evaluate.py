@@ -82,8 +82,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     folder = Path(config.output_dir)
     begun = (folder / "generated").is_dir() and not (folder / "metrics.json").exists()
     output_dir = check_output_dir(folder, config.overwrite_output_dir or begun)
-    pipeline = load_pipeline(config.model, config.sampler)
-    conditional = pipeline.num_classes is not None
+    pipeline = load_pipeline(config.model, config.sampler, config.guide)
+    conditional, guide = pipeline.num_classes is not None, pipeline.guide_unet
     stages = Stages(STAGES_WITH_CLASSES if conditional else STAGES)
     with stages.stage("setup", shown=False):
         extractor = load_feature_extractor(config.feature_extractor)
@@ -91,7 +91,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         splits, real = open_real_images(config, pipeline)
         guidance = config.guidance_scale
         if guidance is None:
-            guidance = DEFAULT_GUIDANCE_SCALE if conditional else 1.0
+            guidance = DEFAULT_GUIDANCE_SCALE if conditional or guide is not None else 1.0
         evaluations = count_evaluations(
             pipeline, config.num_inference_steps, guidance, config.interval
         )
@@ -126,6 +126,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "model": shown_name(config.model),
         "vae_weights_sha256": hash_weights(pipeline.vae),
         "unet_weights_sha256": hash_weights(pipeline.unet),
+        "guide": None if guide is None else shown_name(config.guide or "guide_unet"),
+        "guide_unet_weights_sha256": None if guide is None else hash_weights(guide),
         "data": shown_name(config.data),
         "feature_extractor": config.feature_extractor,
         **identify(config, real, extractor),

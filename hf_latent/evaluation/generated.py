@@ -82,6 +82,8 @@ def write_samples(
         "class_labels": None if class_labels is None else class_labels.tolist(),
         "preprocessing": {name: x.preprocessing for name, x in spaces.items()},
     }
+    if pipeline.guide_unet is not None:
+        identity["guide_unet"] = hash_weights(pipeline.guide_unet)
     folder = Path(config.output_dir) / "generated"
     return write_shards(folder, count, make_rows, identity, bar.update)
 

@@ -2,37 +2,61 @@
 
 import torch
 
-from hf_latent.denoise import set_inference_steps
+from hf_latent.denoise import check_guide, set_inference_steps
 from hf_latent.errors import UserError
 from hf_latent.guidance import guidance_by_step
-from hf_latent.models.load import loading
+from hf_latent.models.load import find_released, load_denoiser, loading
 from hf_latent.pipeline import LatentDiffusionPipeline
+from hf_latent.samplers import get_objective
 
 
-def load_pipeline(model: str, sampler: str | None = None) -> LatentDiffusionPipeline:
+def load_pipeline(
+    model: str, sampler: str | None = None, guide: str | None = None
+) -> LatentDiffusionPipeline:
     """Load a saved model, onto the accelerator where there is one.
 
     Args:
-        model: a folder or Hub id.
+        model: a folder or Hub id, or the name of one that comes with this package.
         sampler: to sample with; None: the one that it was saved with.
+        guide: a weaker denoiser for autoguidance, as of `load_denoiser`; None: the one that the
+            model was saved with, if any.
 
     Returns:
         The pipeline, without progress bars.
 
     Raises:
-        UserError: if there is none, or the sampler does not fit its objective.
+        UserError: if there is none, or the sampler or the guide does not fit it.
     """
-    with loading(model, "model"):
-        pipeline = LatentDiffusionPipeline.from_pretrained(model)
+    folder = find_released(model)
+    with loading(folder, "model"):
+        pipeline = LatentDiffusionPipeline.from_pretrained(folder)
     if sampler is not None:
         try:
             pipeline.use_sampler(sampler)
         except ValueError as error:
             raise UserError(f"--sampler {sampler} is not for this model: {error}") from error
+    if guide is not None:
+        _add_guide(pipeline, guide)
     if torch.accelerator.is_available():
         pipeline.to(torch.accelerator.current_accelerator())
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def _add_guide(pipeline: LatentDiffusionPipeline, guide: str) -> None:
+    """Give a model another guide instead of its own, or of none; UserError if it does not fit."""
+    guide_unet, objective = load_denoiser(guide)
+    try:
+        check_guide(pipeline.unet, guide_unet)
+        own = get_objective(pipeline.trained_scheduler)
+        if objective not in (None, own):
+            raise ValueError(
+                f"it was trained for {objective}, and the model for {own}: use a guide of the same "
+                "objective"
+            )
+    except ValueError as error:
+        raise UserError(f"--guide {guide} is not for this model: {error}") from error
+    pipeline.register_modules(guide_unet=guide_unet)
 
 
 def count_evaluations(
@@ -41,7 +65,10 @@ def count_evaluations(
     guidance_scale: float = 1.0,
     guidance_interval: tuple[float, float] | None = None,
 ) -> int:
-    """Return how often the denoiser is evaluated for one image: twice where it is guided.
+    """Return how many evaluations of a network one image takes: a guided step is two.
+
+    Those are the denoiser with the label and without or, in autoguidance, the denoiser and its
+    guide: they are counted alike, though a smaller guide costs less.
 
     Args:
         pipeline: the model; some schedulers evaluate it twice a step.

@@ -16,15 +16,20 @@ class SamplingConfig:
         sampler: the stock scheduler to sample with, of those that fit the model's objective (ddim
             never fits flow); unset, the one that the model was saved with.
         num_inference_steps: the sampler's steps.
-        guidance_scale: classifier-free guidance, 1 is off; unset, 2 with classes, else off.
+        guidance_scale: classifier-free guidance, or autoguidance with a guide; 1 is off; unset, 2
+            with classes or a guide, else off.
         guidance_interval: guide between two noise levels only, such as 0.2,0.8; 0 is no noise, 1
             nothing else; unset, at all.
+        guide: a weaker denoiser of the same latents, classes and objective, such as one trained for
+            less long: a folder or Hub id of a UNet2DModel or a pipeline; guidance is then
+            autoguidance.
     """
 
     sampler: Sampler | None = None
     num_inference_steps: int = 20
     guidance_scale: float | None = None
     guidance_interval: str | None = None
+    guide: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, naming the flag."""
@@ -48,9 +53,11 @@ class SamplingConfig:
         return low, high
 
     def check_model(self, pipeline: LatentDiffusionPipeline) -> None:
-        """Refuse guidance of a model without classes, naming the flag."""
-        if pipeline.num_classes is not None:
+        """Refuse guidance of a model without classes and without a guide, naming the flag."""
+        if pipeline.num_classes is not None or pipeline.guide_unet is not None:
             return
         for name, off in (("guidance_scale", (None, 1)), ("guidance_interval", (None,))):
             if getattr(self, name) not in off:
-                raise UserError(f"--{name} needs a model with classes: this one has none")
+                raise UserError(
+                    f"--{name} needs a model with classes or a --guide: this one has neither"
+                )

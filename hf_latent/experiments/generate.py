@@ -14,6 +14,7 @@ from hf_latent.evaluation.sampling_config import SamplingConfig
 from hf_latent.output import replaced_whole
 from hf_latent.pipeline import LatentDiffusionPipeline
 
+RELEASED = "fashion-mnist"
 UNCONDITIONAL_COLUMNS = 8
 
 
@@ -22,7 +23,7 @@ class GenerateConfig(SamplingConfig):
     """Generate images and save them as one picture, one row a class.
 
     Attributes:
-        model: the folder or Hub id of a model.
+        model: the folder or Hub id of a model; unset, the released one.
         class_labels: labels or class names with commas between, taken in turn; unset, all classes.
         num_images: how many in all; unset, 8 a class.
         output: the picture to write.
@@ -30,7 +31,7 @@ class GenerateConfig(SamplingConfig):
         batch_size: images at a time.
     """
 
-    model: str
+    model: str = RELEASED
     class_labels: int | str | None = None
     num_images: int | None = None
     output: str = "samples.png"
@@ -71,7 +72,7 @@ def generate(config: GenerateConfig) -> Path:
         raise UserError(f"--output {output} must end in .png or another picture's suffix")
     if not output.parent.is_dir() or output.is_dir() or not os.access(output.parent, os.W_OK):
         raise UserError(f"--output {output} cannot be written: choose a folder that exists")
-    pipeline = load_pipeline(config.model, config.sampler)
+    pipeline = load_pipeline(config.model, config.sampler, config.guide)
     labels = _chosen_labels(config, pipeline)
     config.check_model(pipeline)
     num_images = config.num_images or UNCONDITIONAL_COLUMNS * len(labels or [0])

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from hf_latent.hub.card_text import number
+from hf_latent.hub.card_text import number, one_line
 
 MANIFOLD = ("precision", "recall", "density", "coverage")
 SPACES = ("latents", "features")
@@ -205,9 +205,26 @@ def latent_figures(report: dict[str, Any]) -> dict[str, list[Figure]]:
     return found
 
 
+def guide_name(metrics: dict[str, Any]) -> str | None:
+    """Return what a report calls the guide of its samples' autoguidance.
+
+    Args:
+        metrics: of metrics.json.
+
+    Returns:
+        A name, in text that is no Markdown yet; None where the guidance was another, or off.
+    """
+    if metrics.get("guide_unet_weights_sha256") is None or metrics.get("guidance_scale") == 1:
+        return None
+    return one_line(metrics.get("guide") or "guide_unet")
+
+
 def _sampling(metrics: dict[str, Any]) -> tuple[str, ...]:
+    guide = guide_name(metrics)
+    kind = "guidance" if guide is None else "autoguidance"
     return (
-        *_note("guidance {}", metrics.get("guidance_scale"), "g"),
+        *_note(f"{kind} {{}}", metrics.get("guidance_scale"), "g"),
+        *((f"guide {guide}",) if guide else ()),
         *_note("{} steps", metrics.get("num_inference_steps"), ","),
     )
 

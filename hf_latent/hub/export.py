@@ -12,7 +12,7 @@ from hf_latent.errors import UserError
 from hf_latent.hub.card_signature import sign
 from hf_latent.hub.card_text import plain
 from hf_latent.hub.ldm_pipeline import to_ldm_pipeline
-from hf_latent.models.load import loading
+from hf_latent.models.load import find_released, loading
 from hf_latent.output import check_output_dir, replaced_whole
 from hf_latent.pipeline import LatentDiffusionPipeline
 
@@ -65,11 +65,12 @@ def export(config: ExportConfig) -> Path:
                 f"--output_dir {output_dir} has {kept[0]} in it, which is of no export: "
                 "choose another"
             )
-    with loading(config.model, "model"):
-        pipeline = LatentDiffusionPipeline.from_pretrained(config.model)
+    model = find_released(config.model)
+    with loading(model, "model"):
+        pipeline = LatentDiffusionPipeline.from_pretrained(model)
     class_label = _chosen_label(config, pipeline)
     exported = to_ldm_pipeline(pipeline, class_label)
-    base_model = None if Path(config.model).is_dir() else config.model
+    base_model = None if Path(model).is_dir() else model
     card = render_export_card(pipeline, class_label, base_model)
     for part in (exported.vqvae, exported.unet, exported.scheduler):
         part.register_to_config(_name_or_path="")  # no path of this machine in the files
@@ -77,7 +78,7 @@ def export(config: ExportConfig) -> Path:
         exported.save_pretrained(temporary)
         (temporary / "README.md").write_text(card, encoding="utf-8")
     print(f"{_drawn(pipeline, class_label)}, as a stock LDMPipeline: {output_dir}")
-    if pipeline.num_classes is not None:
+    if pipeline.num_classes is not None or pipeline.guide_unet is not None:
         print("there is no guidance in it: its images are those of guidance_scale 1")
     return output_dir
 
@@ -110,6 +111,7 @@ def render_export_card(
         drawn=plain(_drawn(pipeline, class_label)),
         class_label=class_label,
         num_classes=pipeline.num_classes,
+        guided=pipeline.guide_unet is not None,
         base_model=base_model,
         flow=isinstance(pipeline.scheduler, FlowMatchEulerDiscreteScheduler),
         shifted=config.get("shift") not in (None, 1),

@@ -41,8 +41,9 @@ class ModelFacts:
     Attributes:
         kind: what the folder holds.
         compression: the shapes of an image and of its latent.
-        weights: of `vae` and, in a pipeline, `unet`.
+        weights: of `vae` and, in a pipeline, `unet`; of `guide_unet` where there is one.
         vae_class: the autoencoder's class in diffusers.
+        has_code: whether a pipeline's code lies beside it, for those who have diffusers only.
         folded: whether the scale of the latents is folded into the autoencoder's weights.
         scheduler: its class, in a pipeline.
         objective: flow, or the prediction type, in a pipeline.
@@ -58,6 +59,7 @@ class ModelFacts:
     compression: Compression
     weights: dict[str, SavedWeights]
     vae_class: str
+    has_code: bool
     folded: bool
     scheduler: str | None
     objective: str | None
@@ -86,12 +88,17 @@ def read_model_facts(folder: Path, reports: Path | None = None) -> ModelFacts:
     reports = reports or folder
     is_pipeline = (folder / "model_index.json").is_file()
     parts = {"vae": folder / "vae", "unet": folder / "unet"} if is_pipeline else {"vae": folder}
+    index = _read_json(folder / "model_index.json")
+    if index.get("guide_unet", [None, None]) != [None, None]:
+        parts["guide_unet"] = folder / "guide_unet"
     vae_config = _read_json(parts["vae"] / "config.json")
     vae_class = str(vae_config.get("_class_name"))
     if vae_class not in VAE_CLASSES:
         raise UserError(f"{folder} holds neither a pipeline nor an autoencoder of diffusers")
     weights = {name: read_saved_weights(path) for name, path in parts.items()}
-    training = _about(_read_json(reports / "training.json"), weights)
+    # A training knows of no guide.
+    trained = {name: saved for name, saved in weights.items() if name != "guide_unet"}
+    training = _about(_read_json(reports / "training.json"), trained)
     metrics = _about(_read_json(reports / "metrics.json"), weights)
     unet_config = _read_json(parts["unet"] / "config.json") if is_pipeline else {}
     scheduler = _read_json(folder / "scheduler" / "scheduler_config.json")
@@ -100,7 +107,7 @@ def read_model_facts(folder: Path, reports: Path | None = None) -> ModelFacts:
         compression = _measure(vae_config, unet_config, None if is_pipeline else image_shape)
         embeddings = unet_config.get("num_class_embeds")
         num_classes = None if embeddings is None else int(embeddings) - 1
-        names = _read_json(folder / "model_index.json").get("id2label") or {}
+        names = index.get("id2label") or {}
         class_names = {int(label): str(names[label]) for label in sorted(names, key=int)}
     known = {"training": training, "metrics": metrics}
     return ModelFacts(
@@ -108,6 +115,7 @@ def read_model_facts(folder: Path, reports: Path | None = None) -> ModelFacts:
         compression=compression,
         weights=weights,
         vae_class=vae_class,
+        has_code=isinstance(index.get("_class_name"), list),
         folded="_folded_latents_std" in vae_config,
         scheduler=scheduler.get("_class_name"),
         objective=_objective(scheduler),

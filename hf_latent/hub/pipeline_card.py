@@ -6,7 +6,7 @@ from typing import Any
 from huggingface_hub import EvalResult
 
 from hf_latent.hub.autoencoder_card import COLOURS
-from hf_latent.hub.card_figures import HELD_OUT, reconstruction_figures
+from hf_latent.hub.card_figures import HELD_OUT, guide_name, reconstruction_figures
 from hf_latent.hub.card_origin import (
     autoencoder_limits,
     held_out_limit,
@@ -53,6 +53,7 @@ def pipeline_texts(facts: ModelFacts, source: str) -> tuple[dict[str, Any], list
         "summary": metrics.get("summary") or _summary(facts, data),
         "samples_caption": _samples_caption(facts),
         "source": source,
+        "has_code": facts.has_code,
         "arguments": _arguments(facts),
         "classes": [(label, plain(name)) for label, name in classes[:SHOWN_CLASSES]],
         "more_classes": len(classes[SHOWN_CLASSES:]),
@@ -62,6 +63,7 @@ def pipeline_texts(facts: ModelFacts, source: str) -> tuple[dict[str, Any], list
         "autoencoder": plain(training.get("autoencoder")),
         "vae": facts.weights["vae"],
         "unet": facts.weights["unet"],
+        "guide": facts.weights.get("guide_unet"),
         "scheduler": plain(facts.scheduler),
         "objective": plain(facts.objective),
         "num_images": _images(metrics.get("num_images"), "image"),
@@ -145,8 +147,12 @@ def _sampling(metrics: dict[str, Any]) -> str | None:
     if isinstance(interval, list) and all(number(x, "g") for x in interval) and len(interval) == 2:
         low, high = (number(x, "g") for x in interval)
         between = f" between the noise levels {low} and {high}"
-    text = f"at guidance {guidance}{between}, {steps} steps{of}"
-    return f"{text} ({evaluations} evaluations of the denoiser an image)" if evaluations else text
+    guide = plain(guide_name(metrics))
+    kind, by, evaluated = "guidance", "", "the denoiser"
+    if guide:
+        kind, by, evaluated = "autoguidance", f" by {guide}", "the denoiser or its guide"
+    text = f"at {kind} {guidance}{by}{between}, {steps} steps{of}"
+    return f"{text} ({evaluations} evaluations of {evaluated} an image)" if evaluations else text
 
 
 def _arguments(facts: ModelFacts) -> str:

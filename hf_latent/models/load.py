@@ -74,6 +74,16 @@ def released_models() -> list[str]:
     return sorted(path.name for path in PRETRAINED.iterdir() if path.is_dir())
 
 
+def find_released(name: str) -> str:
+    """Return the folder of a model that comes with this package, given its name.
+
+    Args:
+        name: any other name, and that of a folder which holds a model, is returned as it is.
+    """
+    local = any((Path(name) / file).is_file() for file in ("config.json", "model_index.json"))
+    return str(PRETRAINED / name) if name in released_models() and not local else name
+
+
 def load_autoencoder(name: str) -> Autoencoder:
     """Load an autoencoder, from safetensors only.
 
@@ -87,9 +97,7 @@ def load_autoencoder(name: str) -> Autoencoder:
     Raises:
         UserError: if there is none of a known class, or its weights are not exactly its own.
     """
-    local = any((Path(name) / file).is_file() for file in ("config.json", "model_index.json"))
-    if name in released_models() and not local:
-        name = str(PRETRAINED / name)
+    name = find_released(name)
     with loading(name, "autoencoder"):
         vae, _ = _load(name, "vae")
     if not isinstance(vae, AutoencoderKL | AutoencoderTiny):
@@ -105,7 +113,8 @@ def load_denoiser(name: str) -> tuple[UNet2DModel, str | None]:
     """Load a denoiser, from safetensors only.
 
     Args:
-        name: a folder or Hub id, of a UNet2DModel or of a pipeline with a `unet` component.
+        name: a folder or Hub id, of a UNet2DModel or of a pipeline with a `unet` component; or the
+            name of one that comes with this package (`fashion-mnist`).
 
     Returns:
         The denoiser, on the CPU in float32; and the objective that the pipeline's scheduler says:
@@ -114,7 +123,7 @@ def load_denoiser(name: str) -> tuple[UNet2DModel, str | None]:
     Raises:
         UserError: if there is none of that class, or its weights are not exactly its own.
     """
-    objective = None
+    objective, name = None, find_released(name)
     with loading(name, "denoiser"):
         unet, in_pipeline = _load(name, "unet")
         if in_pipeline:

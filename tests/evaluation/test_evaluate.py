@@ -29,6 +29,7 @@ COPIES = ("found", "copies", "held_out_copies", "p_value", "ratio_smallest", "ra
 COPIES += ("held_out_ratio_smallest", "held_out_ratio_median")
 KEYS = {
     *("vae_weights_sha256", "unet_weights_sha256", "feature_extractor"),
+    *("guide", "guide_unet_weights_sha256"),
     *("model", "data", "num_images", "reference_fingerprint", "preprocessing"),
     *("comparable_if_equal", "seed", "train_images", "train_exact_duplicates", "held_out_images"),
     *("validation_fingerprint", "guidance_scale", "num_inference_steps"),
@@ -54,12 +55,16 @@ CLASS_KEYS = {
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """Tiny untrained models of 32 x 32: with 10 classes, with 3, and with none."""
+    """Tiny untrained models of 32 x 32: with 10 classes, with 3, with none, and with a guide."""
     folder = tmp_path_factory.mktemp("models")
-    for name, classes in (("ten", 10), ("three", 3), ("none", None)):
+    for name, classes in (("ten", 10), ("three", 3), ("none", None), ("guided", None)):
         vae = make_autoencoder()
-        unet = create_denoiser("tiny", vae, (1, 32, 32), classes, **NARROW_DENOISER)
-        LatentDiffusionPipeline(vae, unet, create_scheduler("flow")).save_pretrained(folder / name)
+        unet, guide = (
+            create_denoiser("tiny", vae, (1, 32, 32), classes, **NARROW_DENOISER) for _ in range(2)
+        )
+        pipeline = LatentDiffusionPipeline(vae, unet, create_scheduler("flow"))
+        pipeline.guide_unet = guide if name == "guided" else None
+        pipeline.save_pretrained(folder / name)
     return folder
 
 
@@ -114,7 +119,9 @@ def real_pixels(config: EvaluateConfig) -> set[bytes]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("model", "guidance", "evaluations"), [("ten", 2, 2), ("none", 1, 1)])
+@pytest.mark.parametrize(
+    ("model", "guidance", "evaluations"), [("ten", 2, 2), ("none", 1, 1), ("guided", 2, 2)]
+)
 def test_a_report_is_whole(config, models, capsys, model, guidance, evaluations):
     metrics = evaluate(replace(config, model=str(models / model)))
     folder = models.parent / config.output_dir
@@ -128,6 +135,8 @@ def test_a_report_is_whole(config, models, capsys, model, guidance, evaluations)
     assert metrics["held_out_images"] == metrics["reconstruction_images"] == HELD_OUT
     assert metrics["guidance_scale"] == guidance
     assert metrics["denoiser_evaluations_per_image"] == evaluations
+    assert (metrics["guide"] == "guide_unet") == (model == "guided")
+    assert (metrics["guide_unet_weights_sha256"] is None) == (model != "guided")
     assert "efficientnet-lite0" in metrics["preprocessing"]
     # Samples of an untrained model are further from real images than real ones are.
     assert metrics["fd"] > 2 * metrics["real_fd"] > 0

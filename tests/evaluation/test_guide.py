@@ -1,0 +1,91 @@
+"""A guide from the command line: what is loaded, refused, counted and kept."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tqdm.auto import tqdm
+
+from hf_latent.errors import UserError
+from hf_latent.evaluation.evaluate_config import EvaluateConfig
+from hf_latent.evaluation.generated import write_samples
+from hf_latent.evaluation.sampling import count_evaluations, load_pipeline, sample_images
+from hf_latent.evaluation.sampling_config import SamplingConfig
+from hf_latent.models.frozen import hash_weights
+from hf_latent.models.presets import create_scheduler
+from hf_latent.pipeline import LatentDiffusionPipeline
+from tests.conftest import count_calls, make_guide
+
+
+@pytest.mark.parametrize("sampler", [None, "heun"])
+@pytest.mark.parametrize(
+    ("scale", "interval"), [(1.0, None), (2.0, None), (2.0, (0.4, 0.8)), (0.5, (0.4, 0.8))]
+)
+def test_evaluations_that_are_counted_are_made(unconditional_guided, sampler, scale, interval):
+    pipeline = unconditional_guided
+    if sampler is not None:
+        pipeline.use_sampler(sampler)
+    made = [count_calls(model) for model in (pipeline.unet, pipeline.guide_unet)]
+    sample_images(pipeline, None, 1, 0, 1, scale, 4, interval)
+    assert count_evaluations(pipeline, 4, scale, interval) == sum(map(sum, made))
+    assert (made[1] == []) == (scale == 1)
+
+
+@pytest.fixture
+def saved(pipeline, tmp_path) -> Path:
+    """A model, and beside it guides of several kinds."""
+    vae, guide = pipeline.vae, make_guide(pipeline.vae)
+    pipeline.save_pretrained(tmp_path / "model")
+    guide.save_pretrained(tmp_path / "guide")
+    make_guide(vae, None).save_pretrained(tmp_path / "no classes")
+    vae.save_pretrained(tmp_path / "autoencoder")
+    for objective in ("flow", "epsilon"):
+        parts = (vae, guide, create_scheduler(objective))
+        LatentDiffusionPipeline(*parts).save_pretrained(tmp_path / objective)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["guide", "flow"])
+def test_a_guide_of_the_command_line(saved, name):
+    pipeline = load_pipeline(str(saved / "model"), "heun", str(saved / name))
+    assert hash_weights(pipeline.guide_unet) == hash_weights(make_guide(pipeline.vae))
+    assert pipeline.guide_unet.config._name_or_path == ""
+    guidance = {"guidance_scale": 2.0, "num_inference_steps": 2}
+    images = sample_images(pipeline, [0], 1, 0, 1, **guidance)
+    pipeline.guide_unet = None
+    assert not torch.equal(sample_images(pipeline, [0], 1, 0, 1, **guidance), images)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no classes", "is not for this model: guide_unet has num_class_embeds None, and the"),
+        ("epsilon", "is not for this model: it was trained for epsilon, and the model for flow"),
+        ("autoencoder", "is a AutoencoderKL, not a UNet2DModel"),
+        ("missing", "no denoiser found at"),
+    ],
+)
+def test_guides_that_do_not_fit_are_one_line(saved, name, message):
+    with pytest.raises(UserError) as error:
+        load_pipeline(str(saved / "model"), guide=str(saved / name))
+    assert message in str(error.value) and str(saved / name) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_guidance_of_a_model_without_classes_needs_a_guide(unconditional_guided):
+    for changes in ({"guidance_scale": 3.0}, {"guidance_interval": "0.2,0.8"}):
+        SamplingConfig(**changes).check_model(unconditional_guided)
+    unconditional_guided.guide_unet = None
+    for changes in ({"guidance_scale": 3.0}, {"guidance_interval": "0.2,0.8"}):
+        with pytest.raises(UserError, match=f"^--{next(iter(changes))} needs .* or a --guide: "):
+            SamplingConfig(**changes).check_model(unconditional_guided)
+
+
+def test_samples_of_another_guide_are_not_gone_on_with(guided, tmp_path):
+    config = EvaluateConfig(model="m", output_dir=str(tmp_path), num_inference_steps=1)
+    labels = torch.tensor([0, 2])
+    with tqdm(disable=True) as bar:
+        write_samples(guided, labels, 2, config, {}, bar)
+        guided.guide_unet.conv_in.bias.data += 1
+        with pytest.raises(UserError, match="was made with another guide_unet"):
+            write_samples(guided, labels, 2, config, {}, bar)
