@@ -16,6 +16,7 @@ from hf_latent.errors import UserError
 from hf_latent.evaluation.sampling import load_pipeline
 from hf_latent.hub.model_card import CARD, render_model_card
 from hf_latent.hub.model_facts import PICTURES, read_model_facts
+from hf_latent.hub.model_folder import open_model_folder
 from hf_latent.output import replaced_whole, write_json, write_text
 
 REPORTS = ("training.json", "config.yaml")
@@ -62,8 +63,9 @@ def release_pipeline(config: ReleasePipelineConfig) -> dict[str, Any]:
     model_dir = Path(config.pretrained_dir) / about["name"]
     card_dir = Path(config.cards_dir) / about["name"]
     card_dir.mkdir(parents=True, exist_ok=True)
+    load_pipeline(config.model)  # whole, and exactly its weights
     with replaced_whole(model_dir) as temporary:
-        load_pipeline(config.model).save_pretrained(temporary)
+        _copy_without_code(model, temporary)
     for name in (*REPORTS, *PICTURES):
         if (model / name).is_file():
             shutil.copyfile(model / name, card_dir / name)
@@ -73,3 +75,14 @@ def release_pipeline(config: ReleasePipelineConfig) -> dict[str, Any]:
     card = render_model_card(model_dir, license=about["license"], reports=card_dir)
     write_text(card_dir / CARD, card)
     return metrics
+
+
+def _copy_without_code(model: Path, folder: Path) -> None:
+    """Copy a saved pipeline, in the dtype that it has; the package has its code."""
+    found = open_model_folder(model)
+    about = {name for name in found.files if "/" not in name}
+    for name in {*found.files} - about:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(model / name, folder / name)
+    index = json.loads((model / found.entry).read_text(encoding="utf-8"))
+    write_json(folder / found.entry, index | {"_class_name": found.class_name})

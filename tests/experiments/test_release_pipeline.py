@@ -53,7 +53,7 @@ def test_a_release_has_a_model_and_a_card_that_its_reports_give(config, pipeline
     for text in (
         "# clothes\n\nDraws clothes.\n",
         "license: mit",
-        'from_pretrained("hf_latent/pretrained/clothes")',
+        'LatentDiffusionPipeline.from_pretrained("hf_latent/pretrained/clothes")',
         "## Data\n\nTen kinds of clothes.\n\n60,000 training images of Fashion-MNIST, padded",
         "## Limits\n\nIt knows no shoes for dogs.\n",
         "18,000 steps of 192 images",
@@ -63,6 +63,22 @@ def test_a_release_has_a_model_and_a_card_that_its_reports_give(config, pipeline
     ):
         assert text in card, text
     assert str(tmp_path) not in card
+    # The package has the code: diffusers alone cannot load it from here.
+    assert not list(model.glob("*.py")) and "With diffusers alone" not in card
+    index = json.loads((model / "model_index.json").read_text())
+    assert index["_class_name"] == "LatentDiffusionPipeline"
+
+
+def test_a_release_keeps_the_dtype_of_the_weights(config, pipeline, tmp_path):
+    pipeline.unet.half()
+    pipeline.save_pretrained(tmp_path / "model")
+    pipeline.unet.float()
+    write_reports(tmp_path / "model", pipeline)
+    release_pipeline(config)
+    for part in ("vae", "unet"):
+        name = f"{part}/diffusion_pytorch_model.safetensors"
+        saved = tmp_path / "pretrained" / "clothes" / name
+        assert saved.read_bytes() == (tmp_path / "model" / name).read_bytes()
 
 
 @pytest.mark.parametrize("report", ["training", "metrics"])
