@@ -156,7 +156,7 @@ class HubFormat:
 
 def _saved_models(index: Mapping[str, Any]) -> list[str]:
     """Return which models a pipeline has, by what its model_index.json names."""
-    return [name for name in MODELS if index.get(name, (None,))[0] is not None]
+    return [name for name in MODELS if (index.get(name) or [None])[0] is not None]
 
 
 def _loading_options(folder: str, component: str, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -37,8 +37,9 @@ class LatentDiffusionPipeline(HubFormat, PipelineSteps, DiffusionPipeline):
         id2label: the classes' names, by label.
         guide_unet: a weaker denoiser, such as one trained for less long, for autoguidance, see
             `denoise.predict`. It must be of the same latents, classes, noise levels and objective,
-            of which its configuration shows no more than the shapes. It may also be set later;
-            `pipeline.guide_unet = None` goes back to classifier-free guidance.
+            of which its configuration shows no more than the shapes. It may also be set later, on
+            the denoiser's device; None goes back to classifier-free guidance. A derived class has
+            to take it too.
 
     Raises:
         ValueError: if a model lacks weights, or the guide does not fit the denoiser.

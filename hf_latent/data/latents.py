@@ -9,7 +9,7 @@ the latent of the mirrored image. Any safetensors reader reads a shard.
 """
 
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import accumulate, islice, pairwise
 from pathlib import Path
@@ -159,7 +159,7 @@ class LatentSplit:
         threads = torch.get_num_threads()
         with ThreadPoolExecutor(1, "read", torch.set_num_threads, (1,)) as thread:
             ahead = thread.submit(read_some)
-            ahead.result()
+            wait([ahead])
             torch.set_num_threads(threads)  # what threads that are made later begin with
             while batches := ahead.result():
                 ahead = thread.submit(read_some)

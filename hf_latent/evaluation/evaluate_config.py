@@ -21,7 +21,7 @@ class EvaluateConfig(ImagesOfModelConfig, SamplingConfig):
     """Measure a model: what its autoencoder keeps, how close its images come, whether it copies.
 
     Attributes:
-        model: the folder or Hub id of a model.
+        model: the folder or Hub id of a model, or the name of a released one.
         output_dir: the folder for metrics.json, pictures and the generated images. A run that was
             killed goes on from what is there.
         overwrite_output_dir: accept a folder with other files in it.

@@ -21,8 +21,8 @@ class SamplingConfig:
         guidance_interval: guide between two noise levels only, such as 0.2,0.8; 0 is no noise, 1
             nothing else; unset, at all.
         guide: a weaker denoiser of the same latents, classes and objective, such as one trained for
-            less long: a folder or Hub id of a UNet2DModel or a pipeline; guidance is then
-            autoguidance.
+            less long: a folder or Hub id, of a UNet2DModel or a pipeline, or the name of a released
+            one; guidance is then autoguidance.
     """
 
     sampler: Sampler | None = None

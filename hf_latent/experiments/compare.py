@@ -96,7 +96,7 @@ def compare_models(config: CompareConfig) -> dict[str, Any]:
                 count,
                 config.seed + turn * count,
                 BATCH_SIZE,
-                1.0 if pipeline.num_classes is not None else None,
+                1.0,
                 config.num_inference_steps,
             )
             distances.append(frechet_distance(vectors(to_uint8(samples * 2 - 1)), real))

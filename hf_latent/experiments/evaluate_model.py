@@ -12,6 +12,7 @@ from hf_latent.hub.card_pictures import copy_picture
 from hf_latent.hub.model_card import CARD, write_model_card
 from hf_latent.hub.model_facts import PICTURES as REPORTS_OF
 from hf_latent.hub.model_facts import read_model_facts
+from hf_latent.models.load import find_released
 from hf_latent.output import write_json
 
 PICTURES = ("samples.png", "reconstructions.png", "closest_by_latents.png")
@@ -23,7 +24,8 @@ class EvaluateModelConfig(EvaluateConfig):
 
     Attributes:
         update_card: put metrics.json and the pictures into the folder of a local model too, and
-            write its card anew; a card that was edited by hand is kept.
+            write its card anew; a card that was edited by hand is kept. Not with --guide, which is
+            no part of the model.
     """
 
     update_card: bool = True
@@ -43,7 +45,8 @@ def evaluate_model(config: EvaluateModelConfig) -> dict[str, Any]:
     """
     metrics = evaluate(config)
     model = Path(config.model)
-    if config.update_card and model.is_dir():
+    local = model.is_dir() and find_released(config.model) == config.model
+    if config.update_card and config.guide is None and local:
         update_card(model, metrics, Path(config.output_dir))
     return metrics
 

@@ -23,7 +23,7 @@ class GenerateConfig(SamplingConfig):
     """Generate images and save them as one picture, one row a class.
 
     Attributes:
-        model: the folder or Hub id of a model; unset, the released one.
+        model: the folder or Hub id of a model, or the name of a released one.
         class_labels: labels or class names with commas between, taken in turn; unset, all classes.
         num_images: how many in all; unset, 8 a class.
         output: the picture to write.

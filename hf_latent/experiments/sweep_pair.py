@@ -100,7 +100,7 @@ def measure_generated(
             config.num_images,
             config.seed + turn * config.num_images,
             BATCH_SIZE,
-            1.0 if conditional else None,
+            1.0,
             config.num_inference_steps,
         )
         seconds += time.perf_counter() - start

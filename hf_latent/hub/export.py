@@ -30,7 +30,7 @@ class ExportConfig:
     single pixels differ by some hundredths.
 
     Attributes:
-        model: The folder or Hub id of a model.
+        model: The folder or Hub id of a model, or the name of a released one.
         output_dir: The folder to write.
         format: What to write: "ldm" is diffusers' LDMPipeline.
         class_label: The label or name of the one class to draw. By default none: the null label of

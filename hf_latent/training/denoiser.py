@@ -154,12 +154,14 @@ def train_denoiser(
         held_out = replace(held_out, class_labels=None)
 
     ema = create_ema(config, unet, accelerator.device)
-    snapshots = EmaSnapshots(config, unet, accelerator)
+    snapshots = EmaSnapshots(config, unet, frozen_vae.sha256, accelerator)
     optimizer = create_optimizer(config, unet)
     model, optimizer = accelerator.prepare(unet, optimizer)
     clock = TrainingClock(config, accelerator, "denoiser")
     guard = NonFiniteGuard(output_dir, accelerator)
     others: dict[str, HasState] = {"clock": clock, "vae": frozen_vae, "latents": source}
+    if snapshots.averages:
+        others["snapshots"] = snapshots
     averages = {"unet": {"ema": ema, **snapshots.averages}}
     state = TrainingState({"unet": unet}, {"unet": optimizer}, averages, others)
     resume_training(config, accelerator, state)
@@ -224,6 +226,7 @@ def train_denoiser(
             **describe_training(config, clock.summary(output_dir / "model"), accelerator),
             **describe_denoiser(config, source, pipeline),
             "held_out_images": len(held_out),
+            **({"ema_training": snapshots.training} if snapshots.averages else {}),
         }
         picture = picture_path(config, clock.step)
         write_model_reports(output_dir / "model", config, figures, picture, "samples.png")

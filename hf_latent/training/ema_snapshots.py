@@ -4,21 +4,26 @@
         step-000500-sigma_rel-0.050.safetensors      float32, named as the denoiser's weights
         step-000500-sigma_rel-0.100.safetensors ...
 
-A file tells its step and the length of its average in its name, and again in its metadata.
+A file tells its step and the length of its average in its name, and again in its metadata; and of
+which training it is, since the folder may see another one after it.
 """
 
+import dataclasses
+import hashlib
 import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 from hf_latent.errors import UserError
 from hf_latent.output import replaced_whole
+from hf_latent.training.checkpoints import HARMLESS
 from hf_latent.training.denoiser_config import DenoiserConfig
 from hf_latent.training.power_ema import PowerFunctionEMA
 
@@ -37,11 +42,13 @@ class Snapshot:
         path: the file.
         step: of the training, at whose end the average was saved.
         sigma_rel: its length, see `power_ema.gamma_of`.
+        training: which one, see `EmaSnapshots`.
     """
 
     path: Path
     step: int
     sigma_rel: float
+    training: str
 
 
 class EmaSnapshots:
@@ -50,11 +57,21 @@ class EmaSnapshots:
     Args:
         config: the run's; without `ema_snapshot_steps` there are no averages.
         model: whose weights are averaged.
+        vae_sha256: of the autoencoder's weights.
         accelerator: every process averages, the first one saves.
+
+    Attributes:
+        averages: by what is after the model's name in a checkpoint.
+        training: 16 hexadecimal digits of the settings that it began with and of the autoencoder.
     """
 
-    def __init__(self, config: DenoiserConfig, model: nn.Module, accelerator: Accelerator):
+    def __init__(
+        self, config: DenoiserConfig, model: nn.Module, vae_sha256: str, accelerator: Accelerator
+    ):
         """Start the averages; see the class."""
+        settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in HARMLESS}
+        told = json.dumps([settings | {"vae": vae_sha256}], sort_keys=True)
+        self.training = hashlib.sha256(told.encode()).hexdigest()[:16]
         self.every, self.model = config.ema_snapshot_steps, model
         self.output_dir = Path(config.output_dir)
         self.saves = accelerator.is_main_process
@@ -63,7 +80,15 @@ class EmaSnapshots:
             for sigma_rel in SIGMA_RELS:
                 average = PowerFunctionEMA(model.parameters(), sigma_rel)
                 average.to(accelerator.device)
-                self.averages[f"ema_{sigma_rel:.3f}"] = average
+                self.averages[f"ema_{round(1000 * sigma_rel):03d}"] = average
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps besides the averages."""
+        return {"training": self.training}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on with the training of a checkpoint, whatever its settings are from now on."""
+        self.training = str(state["training"])
 
     def step(self, step: int) -> None:
         """Average the weights of a step, and save a snapshot where one is due.
@@ -91,13 +116,15 @@ class EmaSnapshots:
         for average in self.averages.values():
             weights = (x.detach().float().cpu().contiguous() for x in average.shadow_params)
             name = _file_name(step, average.sigma_rel)
-            told = json.dumps({"step": step, "sigma_rel": average.sigma_rel})
+            told = json.dumps(
+                {"step": step, "sigma_rel": average.sigma_rel, "training": self.training}
+            )
             (self.output_dir / FOLDER).mkdir(exist_ok=True)
             with replaced_whole(self.output_dir / FOLDER / name) as temporary:
                 save_file(dict(zip(names, weights, strict=True)), temporary, {METADATA_KEY: told})
 
     def forget_after(self, step: int) -> None:
-        """Remove the snapshots of later steps, which are an older run's or will be saved again.
+        """Remove the snapshots of later steps, which will be saved again, and of other trainings.
 
         Args:
             step: of the training, from which it goes on; 0: all are removed.
@@ -108,10 +135,18 @@ class EmaSnapshots:
         for path in folder.glob("*step-*.safetensors"):
             named = _NAME.fullmatch(path.name)
             half_written = path.name.startswith(".step-")  # by a killed process
-            if half_written or (named and int(named[1]) > step):
+            if half_written or (named and (int(named[1]) > step or self._is_anothers(path))):
                 path.unlink()
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
+
+    def _is_anothers(self, path: Path) -> bool:
+        if not self.averages:  # this one saves none that it could be mixed up with
+            return False
+        try:
+            return _read_snapshot(path).training != self.training
+        except UserError:
+            return True  # a damaged one is of no use
 
 
 def _file_name(step: int, sigma_rel: float) -> str:
@@ -130,19 +165,25 @@ def list_snapshots(run: Path) -> list[Snapshot]:
     Raises:
         UserError: if a file is damaged, or no snapshot.
     """
-    found = []
-    for path in (run / FOLDER).glob("step-*.safetensors"):
-        try:
-            with safe_open(path, "pt") as file:
-                told = json.loads(file.metadata()[METADATA_KEY])
-            snapshot = Snapshot(path, int(told["step"]), float(told["sigma_rel"]))
-            if path.name != (name := _file_name(snapshot.step, snapshot.sigma_rel)):
-                raise ValueError(f"by what is in it, it is {name}")  # and must not count twice
-            found.append(snapshot)
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-            cause = " ".join(str(error).split())
-            raise UserError(
-                f"{path} is damaged or no snapshot ({type(error).__name__}: {cause}): remove it, "
-                "or copy it again"
-            ) from error
+    found = [_read_snapshot(path) for path in (run / FOLDER).glob("step-*.safetensors")]
     return sorted(found, key=lambda snapshot: (snapshot.step, snapshot.sigma_rel))
+
+
+def _read_snapshot(path: Path) -> Snapshot:
+    """Read what a snapshot tells of itself."""
+    try:
+        with safe_open(path, "pt") as file:
+            told = json.loads(file.metadata()[METADATA_KEY])
+        snapshot = Snapshot(
+            path, int(told["step"]), float(told["sigma_rel"]), str(told["training"])
+        )
+        if path.name != (name := _file_name(snapshot.step, snapshot.sigma_rel)):
+            raise ValueError(f"by what is in it, it is {name}")  # and must not count twice
+        return snapshot
+    # A damaged file makes the libraries raise nearly anything.
+    except Exception as error:
+        cause = " ".join(str(error).split())
+        raise UserError(
+            f"{path} is damaged or no snapshot ({type(error).__name__}: {cause}): remove it, or "
+            "copy it again"
+        ) from error

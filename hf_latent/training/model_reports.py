@@ -102,6 +102,7 @@ def describe_denoiser(
     """
     compression = measure_compression(pipeline.vae, source.image_shape)
     vae_sha256 = hash_weights(pipeline.vae)
+    is_local = find_released(config.vae) == config.vae and Path(config.vae).exists()
     encoding = {"encode_seconds": source.encode_seconds, "encoded_images": source.encoded_images}
     return {
         "data": source.data,
@@ -112,7 +113,7 @@ def describe_denoiser(
         "latent_shape": compression.latent_shape,
         "compression_ratio": compression.ratio,
         **(encoding if source.encoded_images else {}),
-        "autoencoder": None if Path(config.vae).exists() else config.vae,
+        "autoencoder": None if is_local else config.vae,
         "vae_weights_sha256": vae_sha256,
         "unet_weights_sha256": hash_weights(pipeline.unet),
         **autoencoder_figures(config.vae, vae_sha256),

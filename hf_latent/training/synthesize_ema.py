@@ -82,8 +82,15 @@ def synthesize_ema(config: SynthesizeEmaConfig) -> Path:
         raise UserError(f"--step {step} is after the last snapshot: choose {last} or less")
     report = _read_report(run / "model")
     synthesis = plan_synthesis(snapshots, config.sigma_rel, step)
+    for snapshot in synthesis.snapshots:
+        if snapshot.training != report.get("ema_training"):
+            raise UserError(
+                f"{snapshot.path} is of another training than {run / 'model'}: let that one come "
+                "to its end, with --resume_from_checkpoint latest, or remove its snapshots"
+            )
 
     pipeline = load_pipeline(str(run / "model"))
+    pipeline.guide_unet = None  # if it has one, it was chosen for other weights
     parameters = dict(pipeline.unet.named_parameters())
     shapes = {name: parameter.shape for name, parameter in parameters.items()}
     with torch.no_grad():

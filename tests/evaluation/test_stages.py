@@ -14,7 +14,7 @@ def test_each_stage_is_timed_and_their_sum_is_the_total():
         bar.update(10)
     report = stages.report()
     assert list(report) == ["setup_seconds", "real_vectors_seconds", "total_seconds"]
-    assert 0.05 <= report["setup_seconds"] < report["real_vectors_seconds"] < 5
+    assert report["setup_seconds"] >= 0.05 and report["real_vectors_seconds"] >= 0.1
     stage_seconds = report["setup_seconds"] + report["real_vectors_seconds"]
     assert report["total_seconds"] == pytest.approx(stage_seconds)
 

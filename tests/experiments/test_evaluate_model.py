@@ -49,6 +49,29 @@ def config(tmp_path) -> EvaluateModelConfig:
     )
 
 
+def test_figures_with_a_guide_from_elsewhere_are_not_put_into_the_model(config, tmp_path):
+    folder = tmp_path / "model"
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    metrics = evaluate_model(replace(config, guide=str(folder), guidance_scale=1.5))
+    assert metrics["guide"] == "model"
+    after = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    assert after == before
+
+
+def test_a_folder_that_is_named_like_a_released_model_is_not_taken_for_it(
+    config, tmp_path, monkeypatch
+):
+    (tmp_path / "pretrained").mkdir()
+    (tmp_path / "model").rename(tmp_path / "pretrained" / "clothes")
+    monkeypatch.setattr("hf_latent.models.load.PRETRAINED", tmp_path / "pretrained")
+    monkeypatch.chdir(tmp_path)
+    before = sorted((tmp_path / "pretrained").rglob("*"))
+    evaluate_model(replace(config, model="clothes", output_dir="clothes"))
+    assert (tmp_path / "clothes" / "metrics.json").is_file()
+    assert not (tmp_path / "clothes" / "README.md").exists()
+    assert sorted((tmp_path / "pretrained").rglob("*")) == before
+
+
 def test_the_figures_come_onto_the_card(config, tmp_path, capsys):
     before = (tmp_path / "model" / "README.md").read_text()
     assert "model-index" not in before and "Not measured" in before

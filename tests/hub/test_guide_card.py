@@ -28,16 +28,25 @@ def test_a_card_shows_the_guide_and_no_figures_of_another(guided, tmp_path):
         assert facts.training["steps"] == 18_000
 
 
-def test_a_card_names_a_guide_that_is_no_part_of_the_model(pipeline, tmp_path):
-    pipeline.save_pretrained(tmp_path)
-    other = {"guide": "a|b {x}\n", "guide_unet_weights_sha256": "0" * 64}
-    write_reports(tmp_path, pipeline, metrics=other)
+def test_a_name_in_a_report_is_no_markdown(guided, tmp_path):
+    guided.save_pretrained(tmp_path)
+    own = {"guide": "a|b {x}\n", "guide_unet_weights_sha256": hash_weights(guided.guide_unet)}
+    write_reports(tmp_path, guided, metrics=own)
     card = render_model_card(tmp_path)
     assert "at autoguidance 2 by a\\|b {x}, 20 steps" in section(card, "Figures")
     assert "autoguidance 2, guide a|b {x}, 20 steps" in card
-    assert "its guide, a weaker denoiser" not in card
-    write_reports(tmp_path, pipeline, metrics=other | {"guidance_scale": 1.0})
+    write_reports(tmp_path, guided, metrics=own | {"guidance_scale": 1.0})
     assert "Samples at guidance 1, 20 steps" in render_model_card(tmp_path)
+
+
+def test_a_card_has_no_figures_of_a_guide_that_is_no_part_of_the_model(guided, tmp_path):
+    own = {"guide": "guide_unet", "guide_unet_weights_sha256": hash_weights(guided.guide_unet)}
+    guided.guide_unet = None
+    guided.save_pretrained(tmp_path)
+    write_reports(tmp_path, guided, metrics=own)
+    facts = read_model_facts(tmp_path)
+    assert facts.metrics == {} and facts.training["steps"] == 18_000
+    assert "guide" not in render_model_card(tmp_path)
 
 
 def test_the_card_of_an_export_tells_that_the_guide_is_not_in_it(guided, unconditional_guided):

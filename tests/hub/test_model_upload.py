@@ -225,7 +225,7 @@ def test_files_of_the_same_names_that_no_push_sent_stay(hub, push_model, model, 
 def write_checkpoints(run, *steps):
     for step in steps:
         folder = run / f"checkpoint-{step}"
-        for name in ("vae", "vae_ema"):
+        for name in ("vae", "vae_ema", "vae_ema_050"):
             make_autoencoder().save_pretrained(folder / name)
         shutil.copy(
             folder / "vae" / "diffusion_pytorch_model.safetensors",

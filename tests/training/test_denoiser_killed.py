@@ -11,7 +11,7 @@ from hf_latent.training.denoiser import train_denoiser
 from tests.training.encoding import save_autoencoder
 from tests.training.test_resume import MIN_SNR, Launched, assert_same_weights
 
-STEPS = 40
+STEPS = 80
 
 
 def launch(config, *flags: str) -> Launched:

@@ -90,11 +90,11 @@ def test_the_residual_is_the_distance_of_the_profiles(sigma_rel):
             assert relative_residual(PROFILES, other, target) > expected
 
 
-def save_snapshot(folder: Path, step: int, sigma_rel: float, tensors) -> Snapshot:
+def save_snapshot(folder: Path, step: int, sigma_rel: float, tensors, training="a") -> Snapshot:
     path = folder / f"step-{step:06d}-sigma_rel-{sigma_rel:.3f}.safetensors"
-    told = json.dumps({"step": step, "sigma_rel": sigma_rel})
+    told = json.dumps({"step": step, "sigma_rel": sigma_rel, "training": training})
     save_file(tensors, path, {METADATA_KEY: told})
-    return Snapshot(path, step, sigma_rel)
+    return Snapshot(path, step, sigma_rel, training)
 
 
 @pytest.mark.parametrize("sigma_rel", [0.07, 0.15])
@@ -131,8 +131,22 @@ def test_a_synthesized_average_is_the_one_that_was_tracked(tmp_path, sigma_rel):
     assert error(found["weight"]) < nearest / 100
 
 
+@pytest.mark.parametrize("sigma_rel", [0.03, 0.05, 0.12, 0.25])
+def test_sixteen_snapshots_of_each_give_the_lengths_that_are_promised(sigma_rel):
+    snapshots = [Snapshot(Path("x"), 500 * t, s, "a") for t in range(1, 17) for s in (0.05, 0.10)]
+    assert plan_synthesis(snapshots, sigma_rel, 8000).relative_residual < 0.1
+
+
+@pytest.mark.parametrize("sigma_rel", [0.03, 0.07, 0.2])
+def test_hundreds_of_snapshots_do_not_blow_up_the_weights(sigma_rel):
+    snapshots = [Snapshot(Path("x"), 30 * t, s, "a") for t in range(1, 301) for s in (0.05, 0.10)]
+    plan = plan_synthesis(snapshots, sigma_rel, 9000)
+    assert plan.relative_residual < 1e-3
+    assert abs(plan.weights).sum() < 20  # which is what rounding errors of the files grow by
+
+
 def test_snapshots_after_the_end_are_not_used():
-    snapshots = [Snapshot(Path("x"), t, s) for t in (10, 20, 30) for s in (0.05, 0.10)]
+    snapshots = [Snapshot(Path("x"), t, s, "a") for t in (10, 20, 30) for s in (0.05, 0.10)]
     plan = plan_synthesis(snapshots, 0.08, 20)
     assert plan.snapshots == snapshots[:4] and plan.weights.shape == (4,)
     assert plan.relative_residual < 0.05
@@ -149,7 +163,7 @@ def test_snapshots_after_the_end_are_not_used():
     ],
 )
 def test_an_average_that_the_snapshots_cannot_give_is_refused(sigma_rel, step, message):
-    snapshots = [Snapshot(Path("x"), t, s) for t in (10, 20, 30) for s in (0.05, 0.10)]
+    snapshots = [Snapshot(Path("x"), t, s, "a") for t in (10, 20, 30) for s in (0.05, 0.10)]
     with pytest.raises(UserError, match=message) as raised:
         plan_synthesis(snapshots, sigma_rel, step)
     assert "\n" not in str(raised.value)
@@ -283,7 +297,13 @@ def copy_a_snapshot(run: Path) -> None:
 
 
 def put_another_models_snapshot_there(run: Path) -> None:
-    save_snapshot(run / "ema_snapshots", 1, 0.05, {"a": torch.zeros(1)})
+    ours = list_snapshots(run)[0].training
+    save_snapshot(run / "ema_snapshots", 1, 0.05, {"a": torch.zeros(1)}, ours)
+
+
+def put_another_trainings_snapshot_there(run: Path) -> None:
+    first = list_snapshots(run)[0]
+    save_snapshot(run / "ema_snapshots", 1, 0.05, load_file(first.path), "another")
 
 
 @pytest.mark.parametrize(
@@ -300,6 +320,7 @@ def put_another_models_snapshot_there(run: Path) -> None:
         ),
         (put_another_file_there, "step-000001-mine.safetensors is damaged or no snapshot"),
         (put_another_models_snapshot_there, "has not exactly the weights of the model beside it"),
+        (put_another_trainings_snapshot_there, "000001.* is of another training than .*model: let"),
     ],
 )
 def test_a_run_that_is_not_fit_is_refused_in_one_line(run, config, spoil, message):

@@ -146,7 +146,7 @@ def test_snapshots_are_plain_safetensors_of_the_averages_in_the_checkpoint(confi
             assert tensor.dtype == torch.float32
             assert torch.equal(tensor, average[name]), name
     steps = json.loads((run / "checkpoint-5" / "state.json").read_text())["average_steps"]
-    assert steps == {"unet": 5, "unet_ema_0.050": 5, "unet_ema_0.100": 5}
+    assert steps == {"unet": 5, "unet_ema_050": 5, "unet_ema_100": 5}
 
 
 def test_a_run_without_the_setting_is_as_it_was(config, tmp_path):
@@ -192,7 +192,7 @@ def test_a_checkpoint_without_the_averages_is_named(config, tmp_path, capsys):
     resumed = replace(config, resume_from_checkpoint="latest")
     with pytest.raises(UserError, match="checkpoint-3 is damaged or of another training") as raised:
         train_denoiser(resumed)
-    assert "unet_ema_0.050" in str(raised.value) and "\n" not in str(raised.value)
+    assert "unet_ema_050" in str(raised.value) and "\n" not in str(raised.value)
     # The other way round, the averages are just not carried on.
     train_denoiser(replace(config, output_dir=str(tmp_path / "with"), max_train_steps=3))
     given_up = replace(resumed, output_dir=str(tmp_path / "with"), ema_snapshot_steps=None)
@@ -201,13 +201,32 @@ def test_a_checkpoint_without_the_averages_is_named(config, tmp_path, capsys):
     assert {snapshot.step for snapshot in list_snapshots(tmp_path / "with")} == {2, 3}
 
 
+def test_snapshots_of_another_training_are_not_mixed_with_its_own(config, tmp_path):
+    train_denoiser(replace(config, output_dir=str(tmp_path / "first"), max_train_steps=3))
+    train_denoiser(replace(config, output_dir=str(tmp_path / "second"), seed=1))
+    before = {snapshot.training for snapshot in list_snapshots(tmp_path / "second")}
+    resumed = replace(
+        config,
+        output_dir=str(tmp_path / "second"),
+        overwrite_output_dir=True,
+        resume_from_checkpoint=str(tmp_path / "first" / "checkpoint-3"),
+    )
+    train_denoiser(resumed)
+    (first,) = {snapshot.training for snapshot in list_snapshots(tmp_path / "first")}
+    found = list_snapshots(tmp_path / "second")
+    assert {snapshot.training for snapshot in found} == {first} != before
+    assert {snapshot.step for snapshot in found} == {4, 5}, "no earlier one of the other run"
+    report = json.loads((tmp_path / "second" / "model" / "training.json").read_text())
+    assert report["ema_training"] == first
+
+
 def test_a_skipped_step_counts_too(config, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "hf_latent.training.denoiser.NonFiniteGuard.allows", lambda *given: given[1] != 2
     )
     train_denoiser(config)
     state = json.loads((tmp_path / "denoiser" / "checkpoint-5" / "state.json").read_text())
-    assert state["average_steps"] == {"unet": 4, "unet_ema_0.050": 5, "unet_ema_0.100": 5}
+    assert state["average_steps"] == {"unet": 4, "unet_ema_050": 5, "unet_ema_100": 5}
 
 
 def test_no_steps_between_snapshots_is_refused(denoiser_config):
