@@ -149,7 +149,7 @@ def _measure(
 
 
 def _about(report: dict[str, Any], weights: dict[str, SavedWeights]) -> dict[str, Any]:
-    """Return a report, or nothing where it is about other weights or was made with another guide."""
+    """Return a report, or nothing where it is about other weights, those of a guide included."""
     ours = all(
         report.get(f"{name}_weights_sha256") == (weights[name].sha256 if name in weights else None)
         for name in {*weights, "guide_unet"}

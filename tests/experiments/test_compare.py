@@ -51,6 +51,26 @@ def test_models_are_measured_on_the_same_images(model, tmp_path, monkeypatch):
     assert row["figures"]["FD of 40 generated"] == f"{one['generated_fd_by_seed'][0]:.1f}"
 
 
+def test_a_guide_has_no_part_in_it(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_latent.experiments.compare.measure_autoencoder", lambda *given: {})
+    vae = make_autoencoder()
+    unet, guide = (create_denoiser("tiny", vae, (1, 32, 32), None, **NARROW_DENOISER) for _ in "12")
+    for name, guide_unet in (("without", None), ("with", guide)):
+        pipeline = LatentDiffusionPipeline(vae, unet, create_scheduler("flow"), None, guide_unet)
+        pipeline.save_pretrained(tmp_path / name)
+    config = CompareConfig(
+        data="fashion_mnist",
+        resize_mode="pad",
+        models=[f"{name}={tmp_path / name}" for name in ("without", "with")],
+        output_dir=str(tmp_path / "out"),
+        num_images=20,
+        num_inference_steps=1,
+        num_seeds=1,
+    )
+    without, guided = compare_models(config)["models"]
+    assert without["generated_fd"] == guided["generated_fd"]
+
+
 def test_too_few_images_are_refused(model, tmp_path):
     config = CompareConfig(
         models=[f"one={model}"],
