@@ -160,8 +160,7 @@ def train_denoiser(
     clock = TrainingClock(config, accelerator, "denoiser")
     guard = NonFiniteGuard(output_dir, accelerator)
     others: dict[str, HasState] = {"clock": clock, "vae": frozen_vae, "latents": source}
-    if snapshots.averages:
-        others["snapshots"] = snapshots
+    others |= {"snapshots": snapshots} if snapshots.averages else {}
     averages = {"unet": {"ema": ema, **snapshots.averages}}
     state = TrainingState({"unet": unet}, {"unet": optimizer}, averages, others)
     resume_training(config, accelerator, state)
@@ -210,15 +209,18 @@ def train_denoiser(
         stop.release()
     snapshots.save(clock.step)
     ema.copy_to(unet.parameters())
-    save_dtype = getattr(torch, config.save_dtype)
-    freeze(unet).to(save_dtype).float()  # what is measured and shown is what is saved
+    freeze(unet)
+    in_half = config.save_dtype == "float16"
+    if in_half:
+        unet.half().float()  # what is measured and shown is what is saved
     vae_hash_after = hash_weights(vae)
     if vae_hash_after != frozen_vae.sha256:
         raise RuntimeError("the frozen autoencoder changed while the denoiser trained")
     if accelerator.is_main_process:
         validate()
         pipeline = LatentDiffusionPipeline(vae, unet, scheduler, id2label)
-        unet.to(save_dtype)
+        if in_half:
+            unet.half()
         with replaced_whole(output_dir / "model") as temporary:
             pipeline.save_pretrained(temporary)
         unet.float()

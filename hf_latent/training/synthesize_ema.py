@@ -96,7 +96,8 @@ def synthesize_ema(config: SynthesizeEmaConfig) -> Path:
     with torch.no_grad():
         for name, weight in sum_snapshots(synthesis, shapes).items():
             parameters[name].copy_(weight)
-    pipeline.unet.to(torch.float16 if report.get("save_dtype") == "float16" else torch.float32)
+    if report.get("save_dtype") == "float16":
+        pipeline.unet.half()
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     with replaced_whole(output_dir) as temporary:
         pipeline.save_pretrained(temporary)

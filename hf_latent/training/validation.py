@@ -10,6 +10,7 @@ from hf_latent.add_noise import add_noise, is_flow
 from hf_latent.data.latents import LatentPosteriors
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.training.batches import seeded_generator
+from hf_latent.training.losses import denoising_loss
 from hf_latent.training.run import TrainingConfig
 from hf_latent.training.sample_pictures import GRID_COLUMNS, MAX_GRID_ROWS, save_picture
 
@@ -76,15 +77,16 @@ def held_out_denoising_loss(
     # Shuffled, so that the noise level does not go with the order of the data.
     timesteps = evenly_spaced_timesteps(scheduler, count)
     timesteps = timesteps[torch.randperm(count, generator=generator)]
-    errors = torch.empty(count)
+    loss, errors = 0.0, torch.empty(count)
     for rows in torch.arange(count).split(config.train_batch_size):
         noised = add_noise(scheduler, latents[rows], noise[rows], timesteps[rows]).to(unet.device)
         labels = posteriors.class_labels
         if labels is not None:
             labels = labels[rows].to(unet.device)
         output = unet(noised.noisy_latents, noised.timesteps, class_labels=labels).sample
+        loss += denoising_loss(output, noised.target, noised.weights).item() * len(rows)
         errors[rows] = (output.float() - noised.target.float()).square().mean((1, 2, 3)).cpu()
-    return HeldOutLoss(errors.mean().item(), _mean_by_timesteps(scheduler, timesteps, errors))
+    return HeldOutLoss(loss / count, _mean_by_timesteps(scheduler, timesteps, errors))
 
 
 def _mean_by_timesteps(

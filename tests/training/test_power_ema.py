@@ -138,7 +138,7 @@ def test_snapshots_are_plain_safetensors_of_the_averages_in_the_checkpoint(confi
         (step, sigma_rel) for step in (2, 4, 5) for sigma_rel in (0.05, 0.10)
     ]
     for snapshot in found[-2:]:
-        folder = run / "checkpoint-5" / f"unet_ema_{snapshot.sigma_rel:.3f}"
+        folder = run / "checkpoint-5" / f"unet_ema_{1000 * snapshot.sigma_rel:03.0f}"
         average = load_file(folder / "diffusion_pytorch_model.safetensors")
         saved = load_file(snapshot.path)
         assert saved.keys() == average.keys()
