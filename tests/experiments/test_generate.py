@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -55,6 +57,15 @@ def test_sampler_and_guidance_interval_reach_the_pipeline(model, tmp_path, monke
     flags = ("--sampler", "heun", "--guidance_scale", "3", "--guidance_interval", "0.2,0.8")
     assert run(model, *flags, "--output", str(tmp_path / "grid.png")) == 0
     assert calls == [("FlowMatchHeunDiscreteScheduler", 3.0, (0.2, 0.8))]
+
+
+def test_without_a_model_the_released_one_draws(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    main(["generate", "--num_inference_steps", "1"])
+    assert Image.open("samples.png").size == (LABEL_WIDTH + 8 * 64, 10 * 64)
+    again = ("--model", "fashion-mnist", "--output", "b.png")
+    main(["generate", "--num_inference_steps", "1", *again])
+    assert Path("b.png").read_bytes() == Path("samples.png").read_bytes()
 
 
 def test_unconditional(unconditional, tmp_path):

@@ -6,9 +6,13 @@ import huggingface_hub
 import pytest
 from PIL import Image
 
+from hf_latent.evaluation.sampling import load_pipeline
+from hf_latent.experiments.generate import GenerateConfig
 from hf_latent.hub.card_signature import is_unedited
 from hf_latent.hub.model_card import card_pictures, render_model_card
+from hf_latent.hub.model_facts import read_model_facts
 from hf_latent.models.load import PRETRAINED, load_autoencoder, released_models
+from hf_latent.pipeline_steps import DEFAULT_GUIDANCE_SCALE
 
 ROOT = Path(__file__).parents[2]
 CARDS = ROOT / "model_cards"
@@ -20,7 +24,7 @@ def read_metrics(name):
 
 def test_every_released_model_has_a_card():
     assert sorted(path.parent.name for path in CARDS.glob("*/README.md")) == released_models()
-    assert {"emoji", "fashion-mnist-f4"} <= set(released_models())
+    assert {"emoji", "fashion-mnist", "fashion-mnist-f4"} <= set(released_models())
 
 
 @pytest.mark.parametrize("name", released_models())
@@ -61,6 +65,22 @@ def test_a_released_model_is_small_and_as_its_card_says(name):
     assert sum(p.numel() for p in vae.parameters()) == metrics["parameters"]
     assert vae.config.scaling_factor == 1
     assert "/tmp" not in (PRETRAINED / name / "config.json").read_text()
+
+
+def test_the_released_pipeline_is_small_and_as_good_as_was_promised():
+    metrics, folder = read_metrics("fashion-mnist"), PRETRAINED / "fashion-mnist"
+    assert sum(path.stat().st_size for path in folder.rglob("*.safetensors")) <= 12e6
+    facts = read_model_facts(folder, CARDS / "fashion-mnist")
+    assert facts.training and facts.metrics, "the reports are about these weights"
+    assert metrics["num_images"] == 10_000
+    assert metrics["guidance_scale"] == DEFAULT_GUIDANCE_SCALE
+    assert metrics["num_inference_steps"] == GenerateConfig().num_inference_steps
+    assert metrics["sampler"] == type(load_pipeline("fashion-mnist").scheduler).__name__
+    assert metrics["label_agreement"] >= 0.95
+    assert metrics["train_on_generated_test_on_real_accuracy"] >= 0.81
+    assert metrics["memorisation_found"] is False
+    assert metrics["memorisation_latents_copies"] == 0
+    assert facts.training["seconds"] <= 100 * 60
 
 
 def test_released_figures_are_what_was_promised():
