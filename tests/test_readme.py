@@ -25,7 +25,7 @@ SHORT = {
     "generate": "--num_inference_steps 2",
     "inspect": "--max_images 4",
     "evaluate": "--num_images 10 --num_inference_steps 1 --cache_dir vectors",
-    "sweep": "--max_minutes 1.5 --factors 4 --channels 4 --resolution 32 "
+    "sweep": "--max_minutes 3 --factors 4 --channels 4 --resolution 32 "
     "--num_images 20 --num_inference_steps 1",
     "encode_latents.py": "",
     "synthesize_ema.py": "",

@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+import tempfile
 from itertools import islice
+from pathlib import Path
 
 import pytest
 import torch
@@ -74,12 +76,17 @@ def hub(running_hub, cache):
 
 
 @pytest.fixture
-def read(process, hub, tmp_path):
+def temporary():
+    """A folder with a short path: reading processes have sockets in it, whose paths end at 107."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def read(process, hub, temporary):
     """Read the stream in the other process: what it read, or its one line."""
 
     def run(arguments: str = "", before: str = "", workers: int = 0):
-        temporary = tmp_path / "temporary"
-        temporary.mkdir(exist_ok=True)
         call = f"read({str(temporary)!r}, workers={workers}, {arguments})"
         code = f"{READ}\n{before}\nprint(json.dumps({call}))"
         code = "\n".join(f"    {line}" for line in code.splitlines())
@@ -129,9 +136,8 @@ def test_only_what_the_windows_hold_is_downloaded(read, hub):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
-def test_at_the_end_of_the_process_nothing_is_left(hub, tmp_path, workers):
-    (tmp_path / "temporary").mkdir()
-    code = f"{READ}\nprint(json.dumps(read({str(tmp_path / 'temporary')!r}, 6, {workers})))"
+def test_at_the_end_of_the_process_nothing_is_left(hub, tmp_path, temporary, workers):
+    code = f"{READ}\nprint(json.dumps(read({str(temporary)!r}, 6, {workers})))"
     done = subprocess.run(
         [sys.executable, "-c", code],
         env=hub.environment(tmp_path / "home") | {"OMP_NUM_THREADS": "1"},
@@ -141,7 +147,7 @@ def test_at_the_end_of_the_process_nothing_is_left(hub, tmp_path, workers):
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["validation"] == 7, "it read to the end"
-    assert list((tmp_path / "temporary").iterdir()) == []
+    assert list(temporary.iterdir()) == []
     assert not list((tmp_path / "home").rglob("train-*"))
 
 
