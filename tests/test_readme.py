@@ -21,7 +21,7 @@ README = (ROOT / "README.md").read_text()
 BIN = Path(sys.executable).parent
 TRAINING = "--max_train_steps 2 --train_batch_size 4 --max_validation_samples 4 --preset tiny"
 SHORT = {
-    "quickstart": "--max_minutes 2 --max_train_samples 300 --evaluation_images 20",
+    "quickstart": "--max_minutes 2.5 --max_train_samples 300 --evaluation_images 20",
     "generate": "--num_inference_steps 2",
     "inspect": "--max_images 4",
     "evaluate": "--num_images 10 --num_inference_steps 1 --cache_dir vectors",
@@ -67,7 +67,8 @@ def folder(tmp_path_factory) -> Path:
 
 
 def run(arguments: list[str], folder: Path, **variables: str) -> str:
-    environment = os.environ | {"ACCELERATE_USE_CPU": "1"} | variables
+    # With one thread: two of one program wait for each other, and for the tests beside them.
+    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"} | variables
     process = subprocess.run(
         arguments, cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
