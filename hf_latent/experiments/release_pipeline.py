@@ -80,8 +80,7 @@ def release_pipeline(config: ReleasePipelineConfig) -> dict[str, Any]:
 def _copy_without_code(model: Path, folder: Path) -> None:
     """Copy a saved pipeline, in the dtype that it has; the package has its code."""
     found = open_model_folder(model)
-    about = {name for name in found.files if "/" not in name}
-    for name in {*found.files} - about:
+    for name in (name for name in found.files if "/" in name):  # not code and reports
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(model / name, folder / name)
     index = json.loads((model / found.entry).read_text(encoding="utf-8"))
