@@ -1,11 +1,57 @@
-"""Guidance at some noise levels and not at others."""
+"""How much guidance, and at which noise levels."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from diffusers import SchedulerMixin
 
 from .add_noise import is_flow
+
+DEFAULT_GUIDANCE_SCALE = 2.0
+
+
+def choose_guidance(
+    guidable: bool,
+    guidance_scale: float | None,
+    guidance_interval: Sequence[float] | None,
+    own: Mapping[str, Any],
+) -> tuple[float, tuple[float, float] | None]:
+    """Fill in what of guidance was not said: as the model has it, else 2 at all noise levels.
+
+    Args:
+        guidable: whether there is something to guide by, class labels or a guide.
+        guidance_scale: as asked for, or None.
+        guidance_interval: as asked for, or None.
+        own: the model's `guidance_scale` and `guidance_interval`, each None where it has none.
+
+    Returns:
+        The scale, 1 where nothing guides, and the interval, None for all noise levels.
+
+    Raises:
+        ValueError: if the interval is not two levels from 0 to 1 in rising order.
+    """
+    if not guidable:
+        return 1.0, None
+    if guidance_scale is None:
+        guidance_scale = own.get("guidance_scale")
+    if guidance_interval is None:
+        guidance_interval = own.get("guidance_interval")
+    if guidance_interval is not None:
+        check_interval(guidance_interval)
+        guidance_interval = (guidance_interval[0], guidance_interval[1])
+    scale = DEFAULT_GUIDANCE_SCALE if guidance_scale is None else guidance_scale
+    return scale, guidance_interval
+
+
+def check_interval(interval: Any) -> None:
+    """Refuse an interval that is not two levels from 0 to 1 in rising order, by ValueError."""
+    pair = isinstance(interval, Sequence) and len(interval) == 2
+    if not pair or not 0 <= interval[0] < interval[1] <= 1:
+        raise ValueError(
+            "guidance_interval must be two noise levels from 0 to 1, the lower one first, not "
+            f"{interval}"
+        )
 
 
 def noise_levels(scheduler: SchedulerMixin, timesteps: Iterable[torch.Tensor]) -> list[float]:
@@ -53,11 +99,6 @@ def guidance_by_step(
     """
     if interval is None:
         return [guidance_scale for _ in timesteps]
-    pair = isinstance(interval, Sequence) and len(interval) == 2
-    if not pair or not 0 <= interval[0] < interval[1] <= 1:
-        raise ValueError(
-            "guidance_interval must be two noise levels from 0 to 1, the lower one first, not "
-            f"{interval}"
-        )
+    check_interval(interval)
     levels = noise_levels(scheduler, timesteps)
     return [guidance_scale if interval[0] <= x <= interval[1] else 1.0 for x in levels]

@@ -18,7 +18,7 @@ from .decode import decode_latents  # noqa: F401
 from .denoise import check_guide, check_latents
 from .encode import encode_images  # noqa: F401
 from .exact_weights import align_weights, lacking_weights
-from .guidance import guidance_by_step  # noqa: F401
+from .guidance import check_interval
 from .hub_format import HubFormat
 from .image_conditions import Masks, slerp
 from .pipeline_steps import Generators, Images, PipelineSteps, count_images
@@ -40,9 +40,13 @@ class LatentDiffusionPipeline(HubFormat, PipelineSteps, DiffusionPipeline):
             of which its configuration shows no more than the shapes. It may also be set later, on
             the denoiser's device; None goes back to classifier-free guidance. A derived class has
             to take it too.
+        guidance_scale: what a call guides with where it does not say; None: 2.
+        guidance_interval: at which noise levels, from the first to the second; None: all. Of a
+            saved pipeline both change with `register_to_config`.
 
     Raises:
-        ValueError: if a model lacks weights, or the guide does not fit the denoiser.
+        ValueError: if a model lacks weights, the guide does not fit the denoiser, or the interval
+            is none.
     """
 
     # The guide is in no sequence: it would leave the accelerator, and come back, at every step.
@@ -56,6 +60,8 @@ class LatentDiffusionPipeline(HubFormat, PipelineSteps, DiffusionPipeline):
         scheduler: SchedulerMixin,
         id2label: dict | None = None,
         guide_unet: UNet2DModel | None = None,
+        guidance_scale: float | None = None,
+        guidance_interval: Sequence[float] | None = None,
     ):
         """Register the components; see the class."""
         super().__init__()
@@ -69,7 +75,11 @@ class LatentDiffusionPipeline(HubFormat, PipelineSteps, DiffusionPipeline):
                 raise ValueError(f"the {name} lacks weights: {', '.join(lacking[:3])}")
             align_weights(model)
         self.register_modules(vae=vae, unet=unet, scheduler=scheduler, guide_unet=guide_unet)
-        self.register_to_config(id2label=id2label)
+        if guidance_interval is not None:
+            check_interval(guidance_interval)
+        self.register_to_config(
+            id2label=id2label, guidance_scale=guidance_scale, guidance_interval=guidance_interval
+        )
         self.image_processor = VaeImageProcessor(do_resize=False)
         # What another one is compared with; a copy, as that may be changed in place.
         self.trained_scheduler = type(scheduler).from_config(scheduler.config)
@@ -107,7 +117,7 @@ class LatentDiffusionPipeline(HubFormat, PipelineSteps, DiffusionPipeline):
             class_labels: labels or class names; with `num_images` they are taken in turn.
             num_images: how many images in all; by default one a label or given image, or 1.
             guidance_scale: classifier-free guidance or, with a guide, autoguidance, which needs no
-                labels; 1 is off; None: 2 with labels or a guide, else off.
+                labels; 1 is off; None: with labels or a guide the model's own, or 2, else off.
             num_inference_steps: the scheduler's steps, at least 1.
             generator: one, or a list of one an image (which is then the same in any batch).
             latents: `(B, c, h, w)` standard normal noise to start from, instead of a drawn one.
@@ -124,7 +134,7 @@ class LatentDiffusionPipeline(HubFormat, PipelineSteps, DiffusionPipeline):
                 `image_conditions.read_mask`.
             image_latents: `(B, c, h, w)`, of `encode_images`, instead of `image`.
             guidance_interval: guide at the noise levels from the first to the second only, from 0
-                to 1, see `guidance.guidance_by_step`; None: at all.
+                to 1, see `guidance.guidance_by_step`; None: the model's own, or all.
 
         Raises:
             ValueError: if an argument does not fit the model.
@@ -147,12 +157,7 @@ class LatentDiffusionPipeline(HubFormat, PipelineSteps, DiffusionPipeline):
         if strength is None:
             strength = DEFAULT_STRENGTH if mask is None else 1.0
         labels = None if class_labels is None else self.get_label_ids(class_labels)
-        given = {
-            "latents": latents,
-            "image": image_latents,
-            "mask": mask,
-            "class_labels": labels,
-        }
+        given = {"latents": latents, "image": image_latents, "mask": mask, "class_labels": labels}
         num_images = count_images(num_images, given)
         if isinstance(generator, list) and len(generator) != num_images:
             raise ValueError(f"{len(generator)} generators for {num_images} images")

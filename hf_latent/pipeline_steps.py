@@ -14,13 +14,12 @@ from .class_labels import Labels, to_label_ids
 from .decode import decode_latents
 from .denoise import check_latents, denoise_latents, set_inference_steps
 from .encode import downsampling_factor, encode_images
-from .guidance import guidance_by_step
+from .guidance import choose_guidance, guidance_by_step
 from .image_conditions import Masks, keep_unmasked, read_mask, skipped_steps
 from .samplers import check_sampler, create_sampler
 
 Images = torch.Tensor | Image.Image | list[Image.Image]
 Generators = torch.Generator | list[torch.Generator] | None
-DEFAULT_GUIDANCE_SCALE = 2.0
 
 
 class PipelineSteps:
@@ -114,11 +113,12 @@ class PipelineSteps:
             latents: `(B, c, h, w)`, standard normal.
             num_inference_steps: the scheduler's steps, at least 1.
             class_labels: B labels or names; None: the null label of a class-conditional model.
-            guidance_scale: 1 is off; None: 2 where there are class labels or a guide, else off.
+            guidance_scale: 1 is off; None: where there are class labels or a guide the model's
+                own, or 2, else off.
             generator: draws the noise of stochastic schedulers.
             after_step: `after_step(i, t, latents) -> latents`, called after every step.
             guidance_interval: guide between these noise levels only, see
-                `hf_latent.guidance.guidance_by_step`; None: at all.
+                `hf_latent.guidance.guidance_by_step`; None: the model's own, or all.
             image_latents: `(B, c, h, w)`, of images to begin with.
             strength: the part of the steps that is made of them, 0 to 1; 1 begins with noise only.
             mask: `(B or 1, 1, h, w)` bool, where the images are made anew; None: everywhere.
@@ -129,7 +129,7 @@ class PipelineSteps:
         Raises:
             ValueError: if an argument does not fit the model.
         """
-        label_ids, guidance_scale = self._condition(
+        label_ids, guidance_scale, guidance_interval = self._condition(
             len(latents), class_labels, guidance_scale, guidance_interval
         )
         check_sampler(self.trained_scheduler, self.scheduler)
@@ -185,8 +185,8 @@ class PipelineSteps:
         class_labels: Labels | None,
         guidance_scale: float | None,
         guidance_interval: tuple[float, float] | None,
-    ) -> tuple[list[int] | None, float]:
-        """Return the numbers of the labels, or of the null label, and the guidance scale."""
+    ) -> tuple[list[int] | None, float, tuple[float, float] | None]:
+        """Return the numbers of the labels, or of the null label, and how they guide."""
         guidable = class_labels is not None or self.guide_unet is not None
         for name, value in (("scale", guidance_scale), ("interval", guidance_interval)):
             if not guidable and value not in (None, 1):
@@ -194,11 +194,10 @@ class PipelineSteps:
                     f"guidance_{name} needs class_labels or a guide_unet: name one, or leave it "
                     "unset"
                 )
-        if guidance_scale is None:
-            guidance_scale = DEFAULT_GUIDANCE_SCALE if guidable else 1.0
+        guidance = choose_guidance(guidable, guidance_scale, guidance_interval, self.config)
         if class_labels is not None:
-            return self.get_label_ids(class_labels), guidance_scale
-        return (None if self.num_classes is None else [self.num_classes] * count), guidance_scale
+            return self.get_label_ids(class_labels), *guidance
+        return (None if self.num_classes is None else [self.num_classes] * count), *guidance
 
     @torch.no_grad()
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:

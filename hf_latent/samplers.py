@@ -172,8 +172,7 @@ def check_sampler(trained: SchedulerMixin, scheduler: SchedulerMixin) -> None:
             f"{name} takes the denoiser's answer for {get_objective(scheduler)}, and it was "
             f"trained for {objective}: {mend}"
         )
-    same = _same_flow if objective == "flow" else _same_noise_levels
-    if not same(trained, scheduler):
+    if not same_noise_levels(trained, scheduler):
         raise ValueError(f"{name} has other noise levels than the denoiser was trained on: {mend}")
     known = inspect.signature(type(scheduler).__init__).parameters
     for setting in ("clip_sample", "thresholding"):
@@ -181,6 +180,11 @@ def check_sampler(trained: SchedulerMixin, scheduler: SchedulerMixin) -> None:
             raise ValueError(
                 f"{name} has {setting}=True, and latents have no bounds: set it to False, or {mend}"
             )
+
+
+def same_noise_levels(trained: SchedulerMixin, scheduler: SchedulerMixin) -> bool:
+    """Tell whether a timestep stands for the same noise in two schedulers of one objective."""
+    return (_same_flow if is_flow(trained) else _same_signal)(trained, scheduler)
 
 
 def _same_flow(trained: SchedulerMixin, scheduler: SchedulerMixin) -> bool:
@@ -193,7 +197,7 @@ def _same_flow(trained: SchedulerMixin, scheduler: SchedulerMixin) -> bool:
     return config.num_train_timesteps == trained.config.num_train_timesteps
 
 
-def _same_noise_levels(trained: SchedulerMixin, scheduler: SchedulerMixin) -> bool:
+def _same_signal(trained: SchedulerMixin, scheduler: SchedulerMixin) -> bool:
     """Compare signal shares; at zero terminal SNR some samplers keep a last rest of signal."""
     config = scheduler.config
     if config.get("use_flow_sigmas") or config.get("timestep_type", "discrete") != "discrete":

@@ -2,9 +2,11 @@ import pytest
 import torch
 
 from hf_latent.denoise import set_inference_steps
-from hf_latent.guidance import guidance_by_step, noise_levels
+from hf_latent.guidance import choose_guidance, guidance_by_step, noise_levels
 from hf_latent.models.presets import create_scheduler
+from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.samplers import create_sampler
+from tests.conftest import draw_latents
 
 
 @pytest.mark.parametrize("objective", ["epsilon", "v_prediction"])
@@ -71,3 +73,60 @@ def test_the_pipeline_has_a_second_branch_only_inside(pipeline):
 def test_an_interval_needs_labels(pipeline):
     with pytest.raises(ValueError, match="guidance_interval needs class_labels"):
         pipeline(guidance_interval=(0.2, 0.8))
+
+
+BOTH = {"guidance_scale": 1.5, "guidance_interval": [0, 0.8]}
+
+
+@pytest.mark.parametrize(
+    ("guidable", "given", "own", "expected"),
+    [
+        (True, (None, None), {}, (2.0, None)),
+        (True, (None, None), {"guidance_scale": None, "guidance_interval": None}, (2.0, None)),
+        (True, (None, None), {"guidance_scale": 1.5}, (1.5, None)),
+        (True, (None, None), {"guidance_interval": [0, 0.8]}, (2.0, (0, 0.8))),
+        (True, (3.0, None), BOTH, (3.0, (0, 0.8))),
+        (True, (None, (0, 1)), BOTH, (1.5, (0, 1))),
+        (True, (0.0, None), {"guidance_scale": 1.5}, (0.0, None)),
+        (False, (None, None), BOTH, (1.0, None)),
+    ],
+)
+def test_what_is_not_said_is_the_models_own(guidable, given, own, expected):
+    assert choose_guidance(guidable, *given, own) == expected
+
+
+OWN = {"guidance_scale": 3.0, "guidance_interval": (0.3, 0.8)}
+
+
+@pytest.mark.parametrize("how", ["made", "saved", "from_pipe", "registered"])
+def test_a_model_guides_as_it_was_saved_where_nothing_else_is_said(pipeline, tmp_path, how):
+    plain, inside = draw_latents(pipeline, [0, 1]), draw_latents(pipeline, [0, 1], **OWN)
+    everywhere = draw_latents(pipeline, [0, 1], guidance_scale=3)
+    without = draw_latents(pipeline, [0, 1], guidance_scale=1)
+    assert len({x.numpy().tobytes() for x in (plain, inside, everywhere, without)}) == 4
+    own = LatentDiffusionPipeline(**pipeline.components, **OWN)
+    if how == "registered":
+        pipeline.register_to_config(**OWN)
+        own = pipeline
+    if how in ("saved", "registered"):
+        own.save_pretrained(tmp_path)
+        own = LatentDiffusionPipeline.from_pretrained(tmp_path)
+    if how == "from_pipe":
+        own = LatentDiffusionPipeline.from_pipe(own)
+    assert torch.equal(draw_latents(own, [0, 1]), inside)
+    assert torch.equal(draw_latents(own, [0, 1], guidance_interval=(0, 1)), everywhere)
+    assert torch.equal(draw_latents(own, [0, 1], guidance_scale=1), without)
+    everywhere_2 = draw_latents(own, [0, 1], guidance_scale=2, guidance_interval=(0, 1))
+    assert torch.equal(everywhere_2, plain)
+    assert torch.equal(draw_latents(own), draw_latents(pipeline))  # no labels, nothing to guide by
+
+
+def test_a_model_without_guidance_of_its_own_and_one_with_none_to_use(pipeline, unconditional):
+    assert pipeline.config.guidance_scale is pipeline.config.guidance_interval is None
+    own = LatentDiffusionPipeline(**unconditional.components, **OWN)
+    assert torch.equal(draw_latents(own), draw_latents(unconditional))
+
+
+def test_an_interval_that_is_none_makes_no_pipeline(pipeline):
+    with pytest.raises(ValueError, match=r"guidance_interval must be .*, not \(0\.8, 0\.2\)"):
+        LatentDiffusionPipeline(**pipeline.components, guidance_interval=(0.8, 0.2))

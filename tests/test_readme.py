@@ -14,6 +14,7 @@ from PIL import Image
 
 from hf_latent.evaluation.inspection.report import render_report
 from hf_latent.experiments.sweep_report import render_report as render_sweep
+from hf_latent.training.denoiser_config import DenoiserConfig
 from tests.hub.loopback_hub import LoopbackHub
 
 ROOT = Path(__file__).parents[1]
@@ -262,6 +263,32 @@ def test_figures_of_the_evaluation_are_those_of_its_report():
         assert row(start).endswith(f"| {figures} |"), start
     assert f"| {x['num_images']:,} images | generated | real |" in README
     assert f"(with a perfect denoiser: {x['floor_fd']:.2f})" in README
+
+
+def test_figures_of_the_objectives_are_those_of_their_reports():
+    page = (ROOT / "train_scripts" / "recipes" / "fashion_mnist-32" / "README.md").read_text()
+    found = {}
+    for path in (ROOT / "docs" / "objectives").glob("*/metrics.json"):
+        x = json.loads(path.read_text())
+        training = json.loads(path.with_name("training.json").read_text())
+        assert training["unet_weights_sha256"] == x["unet_weights_sha256"]
+        assert training["objective"] == path.parent.name
+        found[path.parent.name] = x
+        figures = (
+            f"{training['seconds'] / 60:.1f}",
+            f"{training['steps']:,}",
+            f"{x['fd']:.2f}",
+            f"{x['label_agreement']:.3f}",
+        )
+        (line,) = (line for line in page.splitlines() if line.startswith(f"| {path.parent.name} |"))
+        assert line == f"| {path.parent.name} | {' | '.join(figures)} |"
+    assert found.keys() == {"flow", "epsilon", "v_prediction", "sample"}
+    assert len({x["comparable_if_equal"] for x in found.values()}) == 1
+    assert f"FD of {x['num_images']:,} images" in page
+    assert f"{x['real_fd']:.2f}" in page
+    best = min(found, key=lambda name: found[name]["fd"])
+    assert DenoiserConfig.objective == best
+    assert f"`{best}`, the default" in page
 
 
 def test_links_lead_somewhere():

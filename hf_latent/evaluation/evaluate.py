@@ -24,11 +24,10 @@ from hf_latent.evaluation.reference import (
     open_real_images,
     vectors_by_space,
 )
-from hf_latent.evaluation.sampling import count_evaluations, load_pipeline
+from hf_latent.evaluation.sampling import count_evaluations, load_pipeline, resolve_guidance
 from hf_latent.evaluation.stages import Stages
 from hf_latent.models.frozen import hash_weights
 from hf_latent.output import check_output_dir, write_json
-from hf_latent.pipeline_steps import DEFAULT_GUIDANCE_SCALE
 
 STAGES, STAGES_WITH_CLASSES = 9, 10
 
@@ -89,12 +88,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         extractor = load_feature_extractor(config.feature_extractor)
         spaces = {"features": extractor, "latents": LatentVectors(pipeline.vae)}
         splits, real = open_real_images(config, pipeline)
-        guidance = config.guidance_scale
-        if guidance is None:
-            guidance = DEFAULT_GUIDANCE_SCALE if conditional or guide is not None else 1.0
-        evaluations = count_evaluations(
-            pipeline, config.num_inference_steps, guidance, config.interval
-        )
+        guidance, interval = resolve_guidance(pipeline, config.guidance_scale, config.interval)
+        evaluations = count_evaluations(pipeline, config.num_inference_steps, guidance, interval)
     count = len(real.reference)
     labels = real.subset(real.reference).labels if conditional else None
     with stages.stage("sampling", count) as bar:
@@ -137,7 +132,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "validation_fingerprint": splits.validation_fingerprint,
         "sampler": type(pipeline.scheduler).__name__,
         "guidance_scale": guidance,
-        "guidance_interval": config.interval,
+        "guidance_interval": interval,
         "num_inference_steps": config.num_inference_steps,
         "denoiser_evaluations_per_image": evaluations,
         **generation,

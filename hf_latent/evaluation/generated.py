@@ -18,7 +18,7 @@ from hf_latent.evaluation.classifier import (
 from hf_latent.evaluation.evaluate_config import EvaluateConfig
 from hf_latent.evaluation.feature_extractors import FeatureExtractor
 from hf_latent.evaluation.reference import RealImages
-from hf_latent.evaluation.sampling import sample_images
+from hf_latent.evaluation.sampling import resolve_guidance, sample_images
 from hf_latent.models.frozen import hash_weights
 from hf_latent.pipeline import LatentDiffusionPipeline
 
@@ -47,6 +47,8 @@ def write_samples(
         `NAME` and `NAME_mirrored` for each space.
     """
 
+    scale, interval = resolve_guidance(pipeline, config.guidance_scale, config.interval)
+
     def make_batch(rows: range) -> dict[str, torch.Tensor]:
         labels = None if class_labels is None else class_labels[rows.start : rows.stop]
         drawn = sample_images(
@@ -55,9 +57,9 @@ def write_samples(
             len(rows),
             config.seed + rows.start,
             config.batch_size,
-            config.guidance_scale,
+            scale,
             config.num_inference_steps,
-            config.interval,
+            interval,
         )
         images = to_uint8(drawn * 2 - 1)
         tensors = {"images": images} | ({} if labels is None else {"class_labels": labels})
@@ -72,8 +74,8 @@ def write_samples(
 
     identity = {
         "seed": config.seed,
-        "guidance_scale": config.guidance_scale,
-        "guidance_interval": config.interval,
+        "guidance_scale": scale,
+        "guidance_interval": interval,
         "num_inference_steps": config.num_inference_steps,
         "unet": hash_weights(pipeline.unet),
         "vae": hash_weights(pipeline.vae),

@@ -4,10 +4,10 @@ import torch
 
 from hf_latent.denoise import check_guide, set_inference_steps
 from hf_latent.errors import UserError
-from hf_latent.guidance import guidance_by_step
+from hf_latent.guidance import choose_guidance, guidance_by_step
 from hf_latent.models.load import find_released, load_denoiser, loading
 from hf_latent.pipeline import LatentDiffusionPipeline
-from hf_latent.samplers import get_objective
+from hf_latent.samplers import get_objective, same_noise_levels
 
 
 def load_pipeline(
@@ -45,18 +45,36 @@ def load_pipeline(
 
 def _add_guide(pipeline: LatentDiffusionPipeline, guide: str) -> None:
     """Give a model another guide instead of its own, or of none; UserError if it does not fit."""
-    guide_unet, objective = load_denoiser(guide)
+    guide_unet, scheduler = load_denoiser(guide)
+    own = pipeline.trained_scheduler
     try:
         check_guide(pipeline.unet, guide_unet)
-        own = get_objective(pipeline.trained_scheduler)
-        if objective not in (None, own):
+        if scheduler is not None and get_objective(scheduler) != get_objective(own):
             raise ValueError(
-                f"it was trained for {objective}, and the model for {own}: use a guide of the same "
-                "objective"
+                f"it was trained for {get_objective(scheduler)}, and the model for "
+                f"{get_objective(own)}: use a guide of the same objective"
             )
+        if scheduler is not None and not same_noise_levels(own, scheduler):
+            raise ValueError("it was trained on other noise levels: use a guide of the same")
     except ValueError as error:
         raise UserError(f"--guide {guide} is not for this model: {error}") from error
     pipeline.register_modules(guide_unet=guide_unet)
+
+
+def resolve_guidance(
+    pipeline: LatentDiffusionPipeline,
+    guidance_scale: float | None,
+    guidance_interval: tuple[float, float] | None,
+) -> tuple[float, tuple[float, float] | None]:
+    """Return the guidance that images of all classes are drawn with, nothing of it unset.
+
+    Args:
+        pipeline: the model.
+        guidance_scale: as of the pipeline.
+        guidance_interval: as of the pipeline.
+    """
+    guidable = pipeline.num_classes is not None or pipeline.guide_unet is not None
+    return choose_guidance(guidable, guidance_scale, guidance_interval, pipeline.config)
 
 
 def count_evaluations(
@@ -74,7 +92,7 @@ def count_evaluations(
         pipeline: the model; some schedulers evaluate it twice a step.
         num_inference_steps: the scheduler's steps.
         guidance_scale: 1 is off.
-        guidance_interval: as of the pipeline.
+        guidance_interval: the only noise levels that are guided; None: all.
 
     Raises:
         UserError: if the scheduler has not so many.

@@ -8,6 +8,22 @@ from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.samplers import Sampler
 
 
+def read_interval(guidance_interval: str | None) -> tuple[float, float] | None:
+    """Read two noise levels of the command line; UserError where they are not such."""
+    if guidance_interval is None:
+        return None
+    try:
+        low, high = (float(level) for level in guidance_interval.split(","))
+    except ValueError:
+        low = high = -1.0
+    if not 0 <= low < high <= 1:
+        raise UserError(
+            f"--guidance_interval {guidance_interval} must be two noise levels from 0 to 1, the "
+            "lower one first, with a comma between"
+        )
+    return low, high
+
+
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
     """How images are drawn.
@@ -16,10 +32,10 @@ class SamplingConfig:
         sampler: the stock scheduler to sample with, of those that fit the model's objective (ddim
             never fits flow); unset, the one that the model was saved with.
         num_inference_steps: the sampler's steps.
-        guidance_scale: classifier-free guidance, or autoguidance with a guide; 1 is off; unset, 2
-            with classes or a guide, else off.
+        guidance_scale: classifier-free guidance, or autoguidance with a guide; 1 is off; unset,
+            with classes or a guide the model's own, or 2, else off.
         guidance_interval: guide between two noise levels only, such as 0.2,0.8; 0 is no noise, 1
-            nothing else; unset, at all.
+            nothing else; unset, the model's own, or all.
         guide: a weaker denoiser of the same latents, classes and objective, such as one trained for
             less long: a folder or Hub id, of a UNet2DModel or a pipeline, or the name of a released
             one; guidance is then autoguidance.
@@ -39,18 +55,7 @@ class SamplingConfig:
     @property
     def interval(self) -> tuple[float, float] | None:
         """The two noise levels; UserError where they are not such."""
-        if self.guidance_interval is None:
-            return None
-        try:
-            low, high = (float(level) for level in self.guidance_interval.split(","))
-        except ValueError:
-            low = high = -1.0
-        if not 0 <= low < high <= 1:
-            raise UserError(
-                f"--guidance_interval {self.guidance_interval} must be two noise levels from 0 to "
-                "1, the lower one first, with a comma between"
-            )
-        return low, high
+        return read_interval(self.guidance_interval)
 
     def check_model(self, pipeline: LatentDiffusionPipeline) -> None:
         """Refuse guidance of a model without classes and without a guide, naming the flag."""

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
-from diffusers import AutoencoderKL, AutoencoderTiny, ModelMixin, UNet2DModel
+from diffusers import AutoencoderKL, AutoencoderTiny, ModelMixin, SchedulerMixin, UNet2DModel
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub.errors import (
     HfHubHTTPError,
@@ -109,7 +109,7 @@ def load_autoencoder(name: str) -> Autoencoder:
     return vae
 
 
-def load_denoiser(name: str) -> tuple[UNet2DModel, str | None]:
+def load_denoiser(name: str) -> tuple[UNet2DModel, SchedulerMixin | None]:
     """Load a denoiser, from safetensors only.
 
     Args:
@@ -117,23 +117,24 @@ def load_denoiser(name: str) -> tuple[UNet2DModel, str | None]:
             name of one that comes with this package (`fashion-mnist`).
 
     Returns:
-        The denoiser, on the CPU in float32; and the objective that the pipeline's scheduler says:
-        flow, epsilon, v_prediction or sample, None for a denoiser alone.
+        The denoiser, on the CPU in float32; and the pipeline's scheduler, which says the objective
+        and the noise levels, None for a denoiser alone.
 
     Raises:
         UserError: if there is none of that class, or its weights are not exactly its own.
     """
-    objective, name = None, find_released(name)
+    scheduler, name = None, find_released(name)
     with loading(name, "denoiser"):
         unet, in_pipeline = _load(name, "unet")
         if in_pipeline:
-            objective = get_objective(load_scheduler(name))
+            scheduler = load_scheduler(name)
+            get_objective(scheduler)  # raises where it does not say
     if not isinstance(unet, UNet2DModel):
         raise UserError(f"{name} is a {type(unet).__name__}, not a UNet2DModel")
     if Path(name).is_dir():
         unet.register_to_config(_name_or_path="")  # not a path of this machine in a save
     align_weights(unet)
-    return unet, objective
+    return unet, scheduler
 
 
 def _load(name: str, component: str) -> tuple[ModelMixin, bool]:

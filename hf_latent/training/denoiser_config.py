@@ -1,10 +1,11 @@
 """The settings of the second training."""
 
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 from hf_latent.command import check_ranges
 from hf_latent.errors import UserError
+from hf_latent.evaluation.sampling_config import read_interval
 from hf_latent.models.presets import Objective, Preset
 from hf_latent.training.losses import TimestepSampling
 from hf_latent.training.run import TrainingConfig
@@ -43,6 +44,9 @@ class DenoiserConfig(TrainingConfig):
             not for flow); unset, all noise levels weigh the same.
         zero_terminal_snr: end the noise schedule with noise only, as sampling starts (Lin et al.
             2024; v_prediction and sample); with snr_gamma that last noise level weighs nothing.
+        guidance_scale: of the pictures, and from then on what the saved model draws with where no
+            other is asked for; unset, 2.
+        guidance_interval: the same of the noise levels that are guided, such as 0,0.8; unset, all.
         gradient_checkpointing: less memory for more time.
         compile: compile the denoiser with torch.compile.
         save_dtype: of the saved denoiser, rounded at the end: float16 halves the file; loaded, its
@@ -69,6 +73,8 @@ class DenoiserConfig(TrainingConfig):
     timestep_logit_std: float = 1.0
     snr_gamma: float | None = None
     zero_terminal_snr: bool = False
+    guidance_scale: float | None = None
+    guidance_interval: str | None = None
     gradient_checkpointing: bool = False
     compile: bool = False
     save_dtype: Literal["float32", "float16"] = "float32"
@@ -80,7 +86,7 @@ class DenoiserConfig(TrainingConfig):
         check_ranges(
             self,
             positive=("stream_lanes", "stream_buffer_rows", "snr_gamma", "ema_snapshot_steps"),
-            not_negative=("timestep_logit_std",),
+            not_negative=("timestep_logit_std", "guidance_scale"),
             share=("label_dropout",),
         )
         if self.crop == "random" and not self.encode_every_step:
@@ -94,7 +100,14 @@ class DenoiserConfig(TrainingConfig):
             raise UserError("--stream_latents needs the cache to read: pass --latents")
         if self.latents and self.max_train_samples is not None:
             raise UserError("--max_train_samples does not go with --latents: encode fewer images")
+        _ = self.guidance
         self._check_objective()
+
+    @property
+    def guidance(self) -> dict[str, Any]:
+        """What the saved model guides with; UserError where the interval is none."""
+        interval = read_interval(self.guidance_interval)
+        return {"guidance_scale": self.guidance_scale, "guidance_interval": interval}
 
     def _check_objective(self) -> None:
         """Refuse what is not defined for the objective, or would have no effect."""

@@ -6,6 +6,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DModel
 from hf_latent.errors import UserError
 from hf_latent.models.load import load_denoiser
 from hf_latent.models.presets import create_denoiser, measure_compression
+from hf_latent.samplers import get_objective
 from hf_latent.training.denoiser_config import DenoiserConfig
 
 
@@ -27,9 +28,12 @@ def start_denoiser(
         The denoiser in float32, all its weights trainable.
 
     Raises:
-        UserError: if the pretrained one cannot be loaded or does not fit the run, or the images'
-            size does not fit the denoiser.
+        UserError: if the pretrained one cannot be loaded or does not fit the run, the images' size
+            does not fit the denoiser, or there are no classes to guide by.
     """
+    for name, value in config.guidance.items():
+        if num_classes is None and value is not None:
+            raise UserError(f"--{name} needs images with classes, and --conditional: leave it out")
     torch.manual_seed(config.seed)
     if config.pretrained_unet is None:
         unet = create_denoiser(config.preset, vae, image_shape, num_classes)
@@ -46,7 +50,8 @@ def start_denoiser(
 
 def _load_pretrained(config: DenoiserConfig, name: str, num_classes: int | None) -> UNet2DModel:
     """Load a denoiser of this run's objective and classes."""
-    unet, objective = load_denoiser(name)
+    unet, scheduler = load_denoiser(name)
+    objective = None if scheduler is None else get_objective(scheduler)
     if objective not in (None, config.objective):
         raise UserError(
             f"--pretrained_unet {name} was trained with --objective {objective}, and this run has "

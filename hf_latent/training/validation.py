@@ -10,6 +10,7 @@ from hf_latent.add_noise import add_noise, is_flow
 from hf_latent.data.latents import LatentPosteriors
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.training.batches import seeded_generator
+from hf_latent.training.denoiser_config import DenoiserConfig
 from hf_latent.training.losses import denoising_loss
 from hf_latent.training.run import TrainingConfig
 from hf_latent.training.sample_pictures import GRID_COLUMNS, MAX_GRID_ROWS, save_picture
@@ -106,7 +107,7 @@ def save_samples(
     vae: AutoencoderKL | AutoencoderTiny,
     unet: UNet2DModel,
     scheduler: SchedulerMixin,
-    config: TrainingConfig,
+    config: DenoiserConfig,
     step: int,
 ) -> None:
     """Generate images from noise that never changes, one row a class, and save them.
@@ -115,10 +116,11 @@ def save_samples(
         vae: the frozen autoencoder.
         unet: with the averaged weights.
         scheduler: the objective's; sampling is done with a copy.
-        config: the run's folder and the seed of the noise.
+        config: the run's folder, the seed of the noise and the guidance.
         step: the picture's number.
     """
-    pipeline = LatentDiffusionPipeline(vae, unet, type(scheduler).from_config(scheduler.config))
+    sampler = type(scheduler).from_config(scheduler.config)
+    pipeline = LatentDiffusionPipeline(vae, unet, sampler, **config.guidance)
     pipeline.set_progress_bar_config(disable=True)
     rows = min(pipeline.num_classes or 2, MAX_GRID_ROWS)
     labels = [row for row in range(rows) for _ in range(GRID_COLUMNS)]

@@ -63,6 +63,16 @@ def test_each_image_is_that_of_its_label_and_seed(pipeline, config):
         assert other.abs().max() > 1
 
 
+def test_images_are_drawn_as_the_model_guides(pipeline, config, tmp_path):
+    own = {"guidance_scale": 3.0, "guidance_interval": "0.3,0.8"}
+    asked = write(pipeline, replace(config, output_dir=str(tmp_path / "asked"), **own))
+    plain = write(pipeline, replace(config, output_dir=str(tmp_path / "plain")))
+    pipeline.register_to_config(guidance_scale=3.0, guidance_interval=(0.3, 0.8))
+    drawn = write(pipeline, config)
+    assert torch.equal(everything(drawn, "images"), everything(asked, "images"))
+    assert not torch.equal(everything(drawn, "images"), everything(plain, "images"))
+
+
 def test_images_do_not_depend_on_shards_or_batches(pipeline, config, tmp_path, monkeypatch):
     small = everything(write(pipeline, config), "images").int()
     monkeypatch.setattr(shards, "SHARD_ROWS", 1000)

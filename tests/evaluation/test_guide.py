@@ -72,6 +72,18 @@ def test_guides_that_do_not_fit_are_one_line(saved, name, message):
     assert "\n" not in str(error.value)
 
 
+def test_a_guide_of_other_noise_levels_is_refused(pipeline, tmp_path):
+    for name, zero_terminal_snr in (("model", False), ("same", False), ("other", True)):
+        scheduler = create_scheduler("v_prediction", zero_terminal_snr)
+        LatentDiffusionPipeline(pipeline.vae, pipeline.unet, scheduler).save_pretrained(
+            tmp_path / name
+        )
+    model, same, other = (str(tmp_path / name) for name in ("model", "same", "other"))
+    assert load_pipeline(model, guide=same).guide_unet is not None
+    with pytest.raises(UserError, match="it was trained on other noise levels: use a guide of"):
+        load_pipeline(model, guide=other)
+
+
 def test_guidance_of_a_model_without_classes_needs_a_guide(unconditional_guided):
     for changes in ({"guidance_scale": 3.0}, {"guidance_interval": "0.2,0.8"}):
         SamplingConfig(**changes).check_model(unconditional_guided)

@@ -150,13 +150,14 @@ def test_generate_takes_a_repository_and_tells_in_one_line_why_not(
     assert not any(times for _, times, *_ in hub.faults)
 
 
-def test_its_denoiser_is_found_with_its_objective(push_model, pipeline, process):
+def test_its_denoiser_is_found_with_its_scheduler(push_model, pipeline, process):
     assert push_model().status == 0
     outcome = process.run(
         "from hf_latent.models.frozen import hash_weights\n"
         "from hf_latent.models.load import load_denoiser\n"
-        "unet, objective = load_denoiser('ada/model')\n"
-        "print(hash_weights(unet), objective)\n"
+        "from hf_latent.samplers import get_objective\n"
+        "unet, scheduler = load_denoiser('ada/model')\n"
+        "print(hash_weights(unet), get_objective(scheduler))\n"
     )
     assert outcome.status == 0, outcome.err
     assert outcome.out.split() == [hash_weights(pipeline.unet), "flow"]

@@ -7,6 +7,7 @@ from hf_latent.models.frozen import hash_weights
 from hf_latent.models.load import PRETRAINED, load_autoencoder, load_denoiser
 from hf_latent.models.presets import create_scheduler
 from hf_latent.pipeline import LatentDiffusionPipeline
+from hf_latent.samplers import get_objective, same_noise_levels
 
 
 def test_an_autoencoder_alone_and_in_a_pipeline(pipeline, tmp_path):
@@ -78,15 +79,17 @@ def test_a_released_models_name_is_not_taken_by_a_folder_without_a_model(
 
 
 @pytest.mark.parametrize("objective", ["flow", "epsilon", "v_prediction", "sample"])
-def test_a_denoiser_alone_and_in_a_pipeline_with_its_objective(pipeline, tmp_path, objective):
+def test_a_denoiser_alone_and_in_a_pipeline_with_its_scheduler(pipeline, tmp_path, objective):
     parts = (pipeline.vae, pipeline.unet, create_scheduler(objective))
     pipeline = LatentDiffusionPipeline(*parts)
     pipeline.save_pretrained(tmp_path / "pipeline")
     pipeline.unet.save_pretrained(tmp_path / "unet")
-    for name, expected in (("pipeline", objective), ("unet", None)):
-        unet, found = load_denoiser(str(tmp_path / name))
-        assert hash_weights(unet) == hash_weights(pipeline.unet)
-        assert found == expected
+    unet, scheduler = load_denoiser(str(tmp_path / "pipeline"))
+    alone, none = load_denoiser(str(tmp_path / "unet"))
+    assert hash_weights(unet) == hash_weights(alone) == hash_weights(pipeline.unet)
+    assert get_objective(scheduler) == objective
+    assert same_noise_levels(pipeline.scheduler, scheduler)
+    assert none is None
 
 
 def test_a_denoiser_that_is_none_is_refused_in_one_line(pipeline, tmp_path):

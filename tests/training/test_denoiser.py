@@ -103,6 +103,19 @@ def test_options_reach_the_training_and_the_saved_pipeline(denoiser_config, chan
     assert {name: training[name] for name in changes} == changes
 
 
+def test_guidance_is_that_of_the_pictures_and_of_the_saved_model(denoiser_config, tmp_path):
+    own = {"guidance_scale": 3.0, "guidance_interval": "0,0.8"}
+    pictures = []
+    for name, changes in (("plain", {}), ("guided", own)):
+        run = tmp_path / name
+        summary = train_denoiser(denoiser_config(output_dir=str(run), max_train_steps=1, **changes))
+        pictures.append((run / "samples" / "step-000001.png").read_bytes())
+        found = LatentDiffusionPipeline.from_pretrained(summary.model_dir).config
+        assert found.guidance_scale == changes.get("guidance_scale")
+        assert found.guidance_interval == ([0, 0.8] if changes else None)
+    assert pictures[0] != pictures[1]
+
+
 def test_a_model_saved_in_half_precision_is_the_rounded_one(denoiser_config, tmp_path):
     whole = train_denoiser(denoiser_config(output_dir=str(tmp_path / "whole"))).model_dir
     half = train_denoiser(denoiser_config(save_dtype="float16")).model_dir

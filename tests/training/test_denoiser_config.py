@@ -30,6 +30,8 @@ V = {"objective": "v_prediction"}
             {"timestep_sampling": "uniform", "timestep_logit_std": 2.0},
             "^--timestep_logit_std has no effect on uniform timesteps",
         ),
+        ({"guidance_scale": -1.0}, "^--guidance_scale must be 0 or above"),
+        ({"guidance_interval": "0.8,0.2"}, "^--guidance_interval 0.8,0.2 must be two noise levels"),
         (
             {"objective": "epsilon", "timestep_logit_mean": 0.5},
             "^--timestep_logit_mean has no effect on uniform timesteps",
@@ -52,6 +54,7 @@ def test_what_does_not_go_together_is_refused_in_one_line(denoiser_config, chang
         {**V, "snr_gamma": 5.0, "zero_terminal_snr": True},
         {"objective": "sample", "snr_gamma": 5.0, "zero_terminal_snr": True},
         {"objective": "epsilon", "snr_gamma": 5.0},
+        {"guidance_scale": 1.5, "guidance_interval": "0,0.8"},
         {"pretrained_unet": "ada/model", "compile": True, "gradient_checkpointing": True},
     ],
 )

@@ -138,6 +138,14 @@ def test_a_denoiser_that_does_not_fit_is_refused_in_one_line(
     assert not (tmp_path / "denoiser").exists()
 
 
+@pytest.mark.parametrize("changes", [{"guidance_scale": 2.0}, {"guidance_interval": "0,0.8"}])
+def test_guidance_without_classes_is_refused(denoiser_config, saved_vae, changes):
+    config = denoiser_config(**changes)
+    assert start_denoiser(config, saved_vae, SHAPE, CLASSES).config.num_class_embeds == CLASSES + 1
+    with pytest.raises(UserError, match=f"--{next(iter(changes))} needs images with classes"):
+        start_denoiser(config, saved_vae, SHAPE, None)
+
+
 def test_a_denoiser_of_other_latents_is_refused(warm_config, save_denoiser, tmp_path):
     save_denoiser()
     vae = make_autoencoder(sample_size=32, latent_channels=3)
