@@ -15,7 +15,7 @@ def choose_guidance(
     guidable: bool,
     guidance_scale: float | None,
     guidance_interval: Sequence[float] | None,
-    own: Mapping[str, Any],
+    own: Mapping[str, Any] | None,
 ) -> tuple[float, tuple[float, float] | None]:
     """Fill in what of guidance was not said: as the model has it, else 2 at all noise levels.
 
@@ -23,7 +23,7 @@ def choose_guidance(
         guidable: whether there is something to guide by, class labels or a guide.
         guidance_scale: as asked for, or None.
         guidance_interval: as asked for, or None.
-        own: the model's `guidance_scale` and `guidance_interval`, each None where it has none.
+        own: the model's guidance, see `check_guidance`.
 
     Returns:
         The scale, 1 where nothing guides, and the interval, None for all noise levels.
@@ -33,6 +33,7 @@ def choose_guidance(
     """
     if not guidable:
         return 1.0, None
+    own = own or {}
     if guidance_scale is None:
         guidance_scale = own.get("guidance_scale")
     if guidance_interval is None:
@@ -42,6 +43,22 @@ def choose_guidance(
         guidance_interval = (guidance_interval[0], guidance_interval[1])
     scale = DEFAULT_GUIDANCE_SCALE if guidance_scale is None else guidance_scale
     return scale, guidance_interval
+
+
+def check_guidance(guidance: Mapping[str, Any] | None) -> None:
+    """Refuse a model's guidance that is none.
+
+    Args:
+        guidance: `guidance_scale` and `guidance_interval`, either or both; None: the usual one.
+
+    Raises:
+        ValueError: for other names, a scale below 0, or an interval that is none.
+    """
+    if others := set(guidance or {}) - {"guidance_scale", "guidance_interval"}:
+        raise ValueError(f"guidance has no {', '.join(sorted(others))}")
+    scale, _ = choose_guidance(True, None, None, guidance)
+    if not scale >= 0:
+        raise ValueError(f"guidance_scale must be 0 or above, not {scale}")
 
 
 def check_interval(interval: Any) -> None:

@@ -1,7 +1,8 @@
 """The pipeline: images from classes, noise or other images, by the four steps."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from .decode import decode_latents  # noqa: F401
 from .denoise import check_guide, check_latents
 from .encode import encode_images  # noqa: F401
 from .exact_weights import align_weights, lacking_weights
-from .guidance import check_interval
+from .guidance import check_guidance
 from .hub_format import HubFormat
 from .image_conditions import Masks, slerp
 from .pipeline_steps import Generators, Images, PipelineSteps, count_images
@@ -40,13 +41,11 @@ class LatentDiffusionPipeline(HubFormat, PipelineSteps, DiffusionPipeline):
             of which its configuration shows no more than the shapes. It may also be set later, on
             the denoiser's device; None goes back to classifier-free guidance. A derived class has
             to take it too.
-        guidance_scale: what a call guides with where it does not say; None: 2.
-        guidance_interval: at which noise levels, from the first to the second; None: all. Of a
-            saved pipeline both change with `register_to_config`.
+        guidance: the `guidance_scale` and `guidance_interval` of a call that does not say, either
+            or both; changed later by `register_to_config`. None: 2 at all noise levels.
 
     Raises:
-        ValueError: if a model lacks weights, the guide does not fit the denoiser, or the interval
-            is none.
+        ValueError: if a model lacks weights, or the guide or the guidance does not fit.
     """
 
     # The guide is in no sequence: it would leave the accelerator, and come back, at every step.
@@ -60,8 +59,7 @@ class LatentDiffusionPipeline(HubFormat, PipelineSteps, DiffusionPipeline):
         scheduler: SchedulerMixin,
         id2label: dict | None = None,
         guide_unet: UNet2DModel | None = None,
-        guidance_scale: float | None = None,
-        guidance_interval: Sequence[float] | None = None,
+        guidance: Mapping[str, Any] | None = None,
     ):
         """Register the components; see the class."""
         super().__init__()
@@ -75,11 +73,8 @@ class LatentDiffusionPipeline(HubFormat, PipelineSteps, DiffusionPipeline):
                 raise ValueError(f"the {name} lacks weights: {', '.join(lacking[:3])}")
             align_weights(model)
         self.register_modules(vae=vae, unet=unet, scheduler=scheduler, guide_unet=guide_unet)
-        if guidance_interval is not None:
-            check_interval(guidance_interval)
-        self.register_to_config(
-            id2label=id2label, guidance_scale=guidance_scale, guidance_interval=guidance_interval
-        )
+        check_guidance(guidance)
+        self.register_to_config(id2label=id2label, guidance=guidance)
         self.image_processor = VaeImageProcessor(do_resize=False)
         # What another one is compared with; a copy, as that may be changed in place.
         self.trained_scheduler = type(scheduler).from_config(scheduler.config)

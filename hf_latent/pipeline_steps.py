@@ -194,7 +194,8 @@ class PipelineSteps:
                     f"guidance_{name} needs class_labels or a guide_unet: name one, or leave it "
                     "unset"
                 )
-        guidance = choose_guidance(guidable, guidance_scale, guidance_interval, self.config)
+        own = self.config.get("guidance")
+        guidance = choose_guidance(guidable, guidance_scale, guidance_interval, own)
         if class_labels is not None:
             return self.get_label_ids(class_labels), *guidance
         return (None if self.num_classes is None else [self.num_classes] * count), *guidance

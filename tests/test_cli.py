@@ -1,9 +1,10 @@
+import gc
 import subprocess
 import sys
 
 import pytest
 
-from hf_latent.cli import COMMANDS, main
+from hf_latent.cli import COMMANDS, importing, main
 
 
 def test_help_names_every_command_and_loads_nothing_heavy():
@@ -23,6 +24,33 @@ def test_every_command_has_help(name, capsys):
         main([name, "--help"])
     assert stop.value.code == 0
     assert f"usage: hf-latent {name}" in capsys.readouterr().out
+
+
+def test_imports_leave_the_search_for_garbage_as_it_was():
+    before = gc.get_freeze_count()
+    for enabled in (True, False):
+        (gc.enable if enabled else gc.disable)()
+        with importing():
+            assert not gc.isenabled()
+        assert gc.isenabled() == enabled
+        with pytest.raises(ImportError), importing():
+            raise ImportError
+        assert gc.isenabled() == enabled
+    gc.enable()
+    assert gc.get_freeze_count() > before
+    gc.unfreeze()
+
+
+def test_a_command_is_imported_so_once():
+    code = (
+        "import gc; from hf_latent.cli import main\n"
+        "for i in range(2):\n"
+        "    try: main(['inspect', '--help'])\n"
+        "    except SystemExit: print(gc.isenabled(), gc.get_freeze_count())\n"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    found = [line for line in process.stdout.splitlines() if line.startswith("True ")]
+    assert len(found) == 2 and found[0] == found[1] != "True 0", process.stderr
 
 
 def test_an_unknown_command_is_one_line_and_status_2(capsys):

@@ -82,7 +82,7 @@ BOTH = {"guidance_scale": 1.5, "guidance_interval": [0, 0.8]}
     ("guidable", "given", "own", "expected"),
     [
         (True, (None, None), {}, (2.0, None)),
-        (True, (None, None), {"guidance_scale": None, "guidance_interval": None}, (2.0, None)),
+        (True, (None, None), None, (2.0, None)),
         (True, (None, None), {"guidance_scale": 1.5}, (1.5, None)),
         (True, (None, None), {"guidance_interval": [0, 0.8]}, (2.0, (0, 0.8))),
         (True, (3.0, None), BOTH, (3.0, (0, 0.8))),
@@ -104,9 +104,9 @@ def test_a_model_guides_as_it_was_saved_where_nothing_else_is_said(pipeline, tmp
     everywhere = draw_latents(pipeline, [0, 1], guidance_scale=3)
     without = draw_latents(pipeline, [0, 1], guidance_scale=1)
     assert len({x.numpy().tobytes() for x in (plain, inside, everywhere, without)}) == 4
-    own = LatentDiffusionPipeline(**pipeline.components, **OWN)
+    own = LatentDiffusionPipeline(**pipeline.components, guidance=OWN)
     if how == "registered":
-        pipeline.register_to_config(**OWN)
+        pipeline.register_to_config(guidance=OWN)
         own = pipeline
     if how in ("saved", "registered"):
         own.save_pretrained(tmp_path)
@@ -122,11 +122,19 @@ def test_a_model_guides_as_it_was_saved_where_nothing_else_is_said(pipeline, tmp
 
 
 def test_a_model_without_guidance_of_its_own_and_one_with_none_to_use(pipeline, unconditional):
-    assert pipeline.config.guidance_scale is pipeline.config.guidance_interval is None
-    own = LatentDiffusionPipeline(**unconditional.components, **OWN)
+    assert pipeline.config.guidance is None
+    own = LatentDiffusionPipeline(**unconditional.components, guidance=OWN)
     assert torch.equal(draw_latents(own), draw_latents(unconditional))
 
 
-def test_an_interval_that_is_none_makes_no_pipeline(pipeline):
-    with pytest.raises(ValueError, match=r"guidance_interval must be .*, not \(0\.8, 0\.2\)"):
-        LatentDiffusionPipeline(**pipeline.components, guidance_interval=(0.8, 0.2))
+@pytest.mark.parametrize(
+    ("guidance", "message"),
+    [
+        ({"guidance_interval": (0.8, 0.2)}, r"guidance_interval must be .*, not \(0\.8, 0\.2\)"),
+        ({"guidance_scale": -1.0}, r"guidance_scale must be 0 or above, not -1\.0"),
+        ({"scale": 1.5}, "guidance has no scale"),
+    ],
+)
+def test_guidance_that_is_none_makes_no_pipeline(pipeline, guidance, message):
+    with pytest.raises(ValueError, match=message):
+        LatentDiffusionPipeline(**pipeline.components, guidance=guidance)

@@ -74,7 +74,8 @@ def resolve_guidance(
         guidance_interval: as of the pipeline.
     """
     guidable = pipeline.num_classes is not None or pipeline.guide_unet is not None
-    return choose_guidance(guidable, guidance_scale, guidance_interval, pipeline.config)
+    own = pipeline.config.get("guidance")
+    return choose_guidance(guidable, guidance_scale, guidance_interval, own)
 
 
 def count_evaluations(

@@ -15,7 +15,7 @@ from hf_latent.output import replaced_whole
 from hf_latent.pipeline import LatentDiffusionPipeline
 
 RELEASED = "fashion-mnist"
-UNCONDITIONAL_COLUMNS = 8
+COLUMNS, UNCONDITIONAL_COLUMNS = 4, 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class GenerateConfig(SamplingConfig):
     Attributes:
         model: the folder or Hub id of a model, or the name of a released one.
         class_labels: labels or class names with commas between, taken in turn; unset, all classes.
-        num_images: how many in all; unset, 8 a class.
+        num_images: how many in all; unset, 4 a class, or 8 without classes.
         output: the picture to write.
         seed: of the first image; the next has the next, so an image does not depend on the others.
         batch_size: images at a time.
@@ -75,7 +75,8 @@ def generate(config: GenerateConfig) -> Path:
     pipeline = load_pipeline(config.model, config.sampler, config.guide)
     labels = _chosen_labels(config, pipeline)
     config.check_model(pipeline)
-    num_images = config.num_images or UNCONDITIONAL_COLUMNS * len(labels or [0])
+    usual = UNCONDITIONAL_COLUMNS if labels is None else COLUMNS * len(labels)
+    num_images = config.num_images or usual
     images = sample_images(
         pipeline,
         labels,

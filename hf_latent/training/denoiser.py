@@ -218,7 +218,7 @@ def train_denoiser(
         raise RuntimeError("the frozen autoencoder changed while the denoiser trained")
     if accelerator.is_main_process:
         validate()
-        pipeline = LatentDiffusionPipeline(vae, unet, scheduler, id2label, **config.guidance)
+        pipeline = LatentDiffusionPipeline(vae, unet, scheduler, id2label, guidance=config.guidance)
         if in_half:
             unet.half()
         with replaced_whole(output_dir / "model") as temporary:

@@ -104,10 +104,11 @@ class DenoiserConfig(TrainingConfig):
         self._check_objective()
 
     @property
-    def guidance(self) -> dict[str, Any]:
+    def guidance(self) -> dict[str, Any] | None:
         """What the saved model guides with; UserError where the interval is none."""
         interval = read_interval(self.guidance_interval)
-        return {"guidance_scale": self.guidance_scale, "guidance_interval": interval}
+        own = {"guidance_scale": self.guidance_scale, "guidance_interval": interval}
+        return {name: value for name, value in own.items() if value is not None} or None
 
     def _check_objective(self) -> None:
         """Refuse what is not defined for the objective, or would have no effect."""

@@ -31,9 +31,9 @@ def start_denoiser(
         UserError: if the pretrained one cannot be loaded or does not fit the run, the images' size
             does not fit the denoiser, or there are no classes to guide by.
     """
-    for name, value in config.guidance.items():
-        if num_classes is None and value is not None:
-            raise UserError(f"--{name} needs images with classes, and --conditional: leave it out")
+    if num_classes is None and config.guidance:
+        flag = next(iter(config.guidance))
+        raise UserError(f"--{flag} needs images with classes, and --conditional: leave it out")
     torch.manual_seed(config.seed)
     if config.pretrained_unet is None:
         unet = create_denoiser(config.preset, vae, image_shape, num_classes)

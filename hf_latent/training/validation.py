@@ -120,7 +120,7 @@ def save_samples(
         step: the picture's number.
     """
     sampler = type(scheduler).from_config(scheduler.config)
-    pipeline = LatentDiffusionPipeline(vae, unet, sampler, **config.guidance)
+    pipeline = LatentDiffusionPipeline(vae, unet, sampler, guidance=config.guidance)
     pipeline.set_progress_bar_config(disable=True)
     rows = min(pipeline.num_classes or 2, MAX_GRID_ROWS)
     labels = [row for row in range(rows) for _ in range(GRID_COLUMNS)]

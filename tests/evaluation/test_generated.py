@@ -67,7 +67,7 @@ def test_images_are_drawn_as_the_model_guides(pipeline, config, tmp_path):
     own = {"guidance_scale": 3.0, "guidance_interval": "0.3,0.8"}
     asked = write(pipeline, replace(config, output_dir=str(tmp_path / "asked"), **own))
     plain = write(pipeline, replace(config, output_dir=str(tmp_path / "plain")))
-    pipeline.register_to_config(guidance_scale=3.0, guidance_interval=(0.3, 0.8))
+    pipeline.register_to_config(guidance={"guidance_scale": 3.0, "guidance_interval": (0.3, 0.8)})
     drawn = write(pipeline, config)
     assert torch.equal(everything(drawn, "images"), everything(asked, "images"))
     assert not torch.equal(everything(drawn, "images"), everything(plain, "images"))

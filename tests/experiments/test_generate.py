@@ -42,7 +42,7 @@ def test_one_row_a_label(model, tmp_path, capsys):
 
 def test_all_classes_where_none_is_named(model, tmp_path):
     assert run(model, "--output", str(tmp_path / "grid.png")) == 0
-    assert Image.open(tmp_path / "grid.png").size == (LABEL_WIDTH + 8 * 64, 3 * 64)
+    assert Image.open(tmp_path / "grid.png").size == (LABEL_WIDTH + 4 * 64, 3 * 64)
 
 
 def test_sampler_and_guidance_interval_reach_the_pipeline(model, tmp_path, monkeypatch):
@@ -62,7 +62,7 @@ def test_sampler_and_guidance_interval_reach_the_pipeline(model, tmp_path, monke
 def test_without_a_model_the_released_one_draws(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     main(["generate", "--num_inference_steps", "1"])
-    assert Image.open("samples.png").size == (LABEL_WIDTH + 8 * 64, 10 * 64)
+    assert Image.open("samples.png").size == (LABEL_WIDTH + 4 * 64, 10 * 64)
     again = ("--model", "fashion-mnist", "--output", "b.png")
     main(["generate", "--num_inference_steps", "1", *again])
     assert Path("b.png").read_bytes() == Path("samples.png").read_bytes()

@@ -55,6 +55,12 @@ def test_the_files_of_a_pipeline_are_an_explicit_list(folder):
     assert {"pipeline.py", "encode.py", "add_noise.py", "denoise.py", "decode.py"} <= set(CODE)
 
 
+def test_a_models_own_guidance_is_no_component(pipeline, folder, tmp_path):
+    pipeline.register_to_config(guidance={"guidance_interval": (0.2, 0.8)})
+    pipeline.save_pretrained(tmp_path / "own")
+    assert open_model_folder(tmp_path / "own").files == open_model_folder(folder).files
+
+
 def test_the_files_of_an_autoencoder_are_an_explicit_list(vae, tmp_path):
     vae.save_pretrained(tmp_path)
     model = open_model_folder(tmp_path)
