@@ -105,7 +105,8 @@ def importing() -> Iterator[None]:
     """Import without looking for garbage, of which there is little among very many objects.
 
     To look for it takes a quarter of the time of importing torch and diffusers, and some more when
-    the program ends; what was imported stays, so it is not looked at again.
+    the program ends; what was imported stays, so it is not looked at again. That goes for all that
+    the process has: only for a process that is the command's own.
     """
     enabled = gc.isenabled()
     gc.disable()
@@ -137,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = COMMANDS[name]
     if command.subject and rest and not rest[0].startswith("-"):
         rest.insert(0, f"--{command.subject}")
-    with nullcontext() if command.module in sys.modules else importing():
+    with importing() if arguments is None else nullcontext():
         from hf_latent.command import run_command
 
         module = import_module(command.module)

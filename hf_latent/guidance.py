@@ -26,7 +26,8 @@ def choose_guidance(
         own: the model's guidance, see `check_guidance`.
 
     Returns:
-        The scale, 1 where nothing guides, and the interval, None for all noise levels.
+        The scale, 1 where nothing guides, and the interval, None for all noise levels or where
+        there is no guidance.
 
     Raises:
         ValueError: if the interval is not two levels from 0 to 1 in rising order.
@@ -42,7 +43,7 @@ def choose_guidance(
         check_interval(guidance_interval)
         guidance_interval = (guidance_interval[0], guidance_interval[1])
     scale = DEFAULT_GUIDANCE_SCALE if guidance_scale is None else guidance_scale
-    return scale, guidance_interval
+    return scale, None if scale == 1 else guidance_interval
 
 
 def check_guidance(guidance: Mapping[str, Any] | None) -> None:

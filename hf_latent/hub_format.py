@@ -16,6 +16,7 @@ from huggingface_hub import create_repo, file_exists, upload_folder
 
 from .denoise import check_guide
 from .exact_weights import load_exactly
+from .guidance import check_guidance
 from .samplers import check_sampler, load_scheduler
 
 # The files that are saved with every model; they import each other, and nothing else of a package.
@@ -95,10 +96,11 @@ class HubFormat:
             **kwargs: of `push_to_hub`; `repo_id` is the folder's name by default.
 
         Raises:
-            ValueError: if `safe_serialization` is False, or the scheduler or the guide does
-                not fit the denoiser.
+            ValueError: if `safe_serialization` is False, or the scheduler, the guide or the
+                guidance does not fit the denoiser.
         """
         check_sampler(self.trained_scheduler, self.scheduler)  # type: ignore[attr-defined]
+        check_guidance(self.config.get("guidance"))  # type: ignore[attr-defined]
         guide_unet = self.guide_unet  # type: ignore[attr-defined]
         if guide_unet is not None:
             check_guide(self.unet, guide_unet)  # type: ignore[attr-defined]
@@ -180,8 +182,9 @@ def _add_code(folder: Path, class_name: str) -> None:
     config = json.loads(index.read_text(encoding="utf-8"))
     config["_class_name"] = [MODULES[0], class_name]
     config.pop("_name_or_path", None)  # where this was loaded from
-    if config.get("guide_unet") == [None, None]:
-        del config["guide_unet"]  # as it was before there were guides
+    for name, none in (("guide_unet", [None, None]), ("guidance", None)):
+        if name in config and config[name] == none:
+            del config[name]  # as it was before there was any
     whole = index.with_suffix(".new")
     whole.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     whole.replace(index)

@@ -39,10 +39,10 @@ class LatentDiffusionPipeline(HubFormat, PipelineSteps, DiffusionPipeline):
         guide_unet: a weaker denoiser, such as one trained for less long, for autoguidance, see
             `denoise.predict`. It must be of the same latents, classes, noise levels and objective,
             of which its configuration shows no more than the shapes. It may also be set later, on
-            the denoiser's device; None goes back to classifier-free guidance. A derived class has
-            to take it too.
+            the denoiser's device; None goes back to classifier-free guidance.
         guidance: the `guidance_scale` and `guidance_interval` of a call that does not say, either
-            or both; changed later by `register_to_config`. None: 2 at all noise levels.
+            or both; changed later by `register_to_config`. None: 2 at all noise levels. A derived
+            class has to take both, guide_unet and guidance, too.
 
     Raises:
         ValueError: if a model lacks weights, or the guide or the guidance does not fit.
@@ -129,7 +129,7 @@ class LatentDiffusionPipeline(HubFormat, PipelineSteps, DiffusionPipeline):
                 `image_conditions.read_mask`.
             image_latents: `(B, c, h, w)`, of `encode_images`, instead of `image`.
             guidance_interval: guide at the noise levels from the first to the second only, from 0
-                to 1, see `guidance.guidance_by_step`; None: the model's own, or all.
+                to 1, see `guidance.guidance_by_step`; None: the model's own, or all, as (0, 1).
 
         Raises:
             ValueError: if an argument does not fit the model.

@@ -184,6 +184,8 @@ def check_sampler(trained: SchedulerMixin, scheduler: SchedulerMixin) -> None:
 
 def same_noise_levels(trained: SchedulerMixin, scheduler: SchedulerMixin) -> bool:
     """Tell whether a timestep stands for the same noise in two schedulers of one objective."""
+    if type(scheduler) is type(trained) and scheduler.config == trained.config:
+        return True
     return (_same_flow if is_flow(trained) else _same_signal)(trained, scheduler)
 
 

@@ -88,6 +88,8 @@ BOTH = {"guidance_scale": 1.5, "guidance_interval": [0, 0.8]}
         (True, (3.0, None), BOTH, (3.0, (0, 0.8))),
         (True, (None, (0, 1)), BOTH, (1.5, (0, 1))),
         (True, (0.0, None), {"guidance_scale": 1.5}, (0.0, None)),
+        (True, (1.0, None), BOTH, (1.0, None)),
+        (True, (1.0, (0, 0.8)), None, (1.0, None)),
         (False, (None, None), BOTH, (1.0, None)),
     ],
 )
@@ -138,3 +140,10 @@ def test_a_model_without_guidance_of_its_own_and_one_with_none_to_use(pipeline, 
 def test_guidance_that_is_none_makes_no_pipeline(pipeline, guidance, message):
     with pytest.raises(ValueError, match=message):
         LatentDiffusionPipeline(**pipeline.components, guidance=guidance)
+
+
+def test_guidance_that_is_none_is_not_saved(pipeline, tmp_path):
+    pipeline.register_to_config(guidance={"scale": 1.5})
+    with pytest.raises(ValueError, match="guidance has no scale"):
+        pipeline.save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model").exists()

@@ -25,6 +25,7 @@ from hf_latent.samplers import (
     compatible_samplers,
     create_sampler,
     get_objective,
+    same_noise_levels,
 )
 from tests.conftest import make_denoiser
 from tests.ideal_denoiser import PAIRS, TABLE, IdealDenoiser, scheduler_of
@@ -167,6 +168,7 @@ def test_defaults_of_the_trained_scheduler_are_carried_over_and_its_clipping_is_
     assert not made.config.get("clip_sample", False)
     check_sampler(trained, made)
     check_sampler(trained, trained)  # a model's own scheduler is taken as it is
+    assert same_noise_levels(trained, type(trained).from_config(trained.config))
 
 
 def test_a_schedule_that_a_sampler_does_not_know():

@@ -66,7 +66,7 @@ def resolve_guidance(
     guidance_scale: float | None,
     guidance_interval: tuple[float, float] | None,
 ) -> tuple[float, tuple[float, float] | None]:
-    """Return the guidance that images of all classes are drawn with, nothing of it unset.
+    """Return scale and interval that images are drawn with, as `guidance.choose_guidance`.
 
     Args:
         pipeline: the model.

@@ -35,10 +35,10 @@ class SamplingConfig:
         guidance_scale: classifier-free guidance, or autoguidance with a guide; 1 is off; unset,
             with classes or a guide the model's own, or 2, else off.
         guidance_interval: guide between two noise levels only, such as 0.2,0.8; 0 is no noise, 1
-            nothing else; unset, the model's own, or all.
-        guide: a weaker denoiser of the same latents, classes and objective, such as one trained for
-            less long: a folder or Hub id, of a UNet2DModel or a pipeline, or the name of a released
-            one; guidance is then autoguidance.
+            nothing else, and 0,1 is all; unset, the model's own, or all.
+        guide: a weaker denoiser of the same latents, classes, objective and noise levels, such as
+            one trained for less long: a folder or Hub id, of a UNet2DModel or a pipeline, or the
+            name of a released one; guidance is then autoguidance.
     """
 
     sampler: Sampler | None = None

@@ -12,7 +12,7 @@ from hf_latent.evaluation.classifier import LabelledImages, measure_accuracy
 from hf_latent.evaluation.machine import describe_machine
 from hf_latent.evaluation.pictures import image_grid, interleave, labelled_rows
 from hf_latent.evaluation.reconstruction import center_crop, measure_reconstructions
-from hf_latent.evaluation.sampling import sample_images
+from hf_latent.evaluation.sampling import count_evaluations, resolve_guidance, sample_images
 from hf_latent.models.frozen import hash_weights
 from hf_latent.models.presets import measure_compression
 from hf_latent.output import replaced_whole
@@ -111,13 +111,15 @@ def measure_samples(
     asked_for = torch.arange(len(scored)) % len(labels)
     with replaced_whole(output_dir / "samples.png") as temporary:
         labelled_rows(samples[:shown], labels, pipeline.id2label).save(temporary)
-    branches = 1 if sampling.guidance_scale == 1 else 2
+    guidance = resolve_guidance(pipeline, sampling.guidance_scale, None)
     return {
         "label_agreement": measure_accuracy(
             classifier, LabelledImages.from_tensors(scored * 2 - 1, asked_for)
         ),
         "label_agreement_images": len(scored),
-        "denoiser_evaluations_per_image": sampling.num_inference_steps * branches,
+        "denoiser_evaluations_per_image": count_evaluations(
+            pipeline, sampling.num_inference_steps, *guidance
+        ),
         "sampling_images_per_second": count / seconds,
     }
 

@@ -219,11 +219,20 @@ def guide_name(metrics: dict[str, Any]) -> str | None:
     return one_line(metrics.get("guide") or "guide_unet")
 
 
+def interval_text(metrics: dict[str, Any]) -> str:
+    """Return between which noise levels the samples of a report were guided; empty: at all."""
+    interval = metrics.get("guidance_interval")
+    if not isinstance(interval, list) or len(interval) != 2:
+        return ""
+    low, high = (number(x, "g") for x in interval)
+    return f" between the noise levels {low} and {high}" if low and high else ""
+
+
 def _sampling(metrics: dict[str, Any]) -> tuple[str, ...]:
     guide = guide_name(metrics)
     kind = "guidance" if guide is None else "autoguidance"
     return (
-        *_note(f"{kind} {{}}", metrics.get("guidance_scale"), "g"),
+        *_note(f"{kind} {{}}{interval_text(metrics)}", metrics.get("guidance_scale"), "g"),
         *((f"guide {guide}",) if guide else ()),
         *_note("{} steps", metrics.get("num_inference_steps"), ","),
     )

@@ -46,6 +46,7 @@ class ModelFacts:
         has_code: whether a pipeline's code lies beside it, for those who have diffusers only.
         folded: whether the scale of the latents is folded into the autoencoder's weights.
         scheduler: its class, in a pipeline.
+        guidance: what the pipeline says of it; empty where it says nothing.
         objective: flow, or the prediction type, in a pipeline.
         num_classes: None without classes.
         class_names: by label; empty where none are known.
@@ -62,6 +63,7 @@ class ModelFacts:
     has_code: bool
     folded: bool
     scheduler: str | None
+    guidance: dict[str, Any]
     objective: str | None
     num_classes: int | None
     class_names: dict[int, str]
@@ -109,6 +111,7 @@ def read_model_facts(folder: Path, reports: Path | None = None) -> ModelFacts:
         num_classes = None if embeddings is None else int(embeddings) - 1
         names = index.get("id2label") or {}
         class_names = {int(label): str(names[label]) for label in sorted(names, key=int)}
+    guidance = index.get("guidance")
     known = {"training": training, "metrics": metrics}
     return ModelFacts(
         kind="pipeline" if is_pipeline else "autoencoder",
@@ -118,6 +121,7 @@ def read_model_facts(folder: Path, reports: Path | None = None) -> ModelFacts:
         has_code=isinstance(index.get("_class_name"), list),
         folded="_folded_latents_std" in vae_config,
         scheduler=scheduler.get("_class_name"),
+        guidance=guidance if isinstance(guidance, dict) else {},
         objective=_objective(scheduler),
         num_classes=num_classes,
         class_names=class_names,

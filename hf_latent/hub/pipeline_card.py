@@ -5,8 +5,9 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
+from hf_latent.guidance import DEFAULT_GUIDANCE_SCALE
 from hf_latent.hub.autoencoder_card import COLOURS
-from hf_latent.hub.card_figures import HELD_OUT, guide_name, reconstruction_figures
+from hf_latent.hub.card_figures import HELD_OUT, guide_name, interval_text, reconstruction_figures
 from hf_latent.hub.card_origin import (
     autoencoder_limits,
     held_out_limit,
@@ -65,6 +66,7 @@ def pipeline_texts(facts: ModelFacts, source: str) -> tuple[dict[str, Any], list
         "unet": facts.weights["unet"],
         "guide": facts.weights.get("guide_unet"),
         "scheduler": plain(facts.scheduler),
+        "guidance": _own_guidance(facts.guidance),
         "objective": plain(facts.objective),
         "num_images": _images(metrics.get("num_images"), "image"),
         "generation": generation_rows(metrics),
@@ -141,18 +143,21 @@ def _sampling(metrics: dict[str, Any]) -> str | None:
     )
     if guidance is None or steps is None:
         return None
-    sampler, interval = metrics.get("sampler"), metrics.get("guidance_interval")
+    sampler = metrics.get("sampler")
     of = f" of {sampler}" if isinstance(sampler, str) and sampler.isidentifier() else ""
-    between = ""
-    if isinstance(interval, list) and all(number(x, "g") for x in interval) and len(interval) == 2:
-        low, high = (number(x, "g") for x in interval)
-        between = f" between the noise levels {low} and {high}"
     guide = plain(guide_name(metrics))
     kind, by, evaluated = "guidance", "", "the denoiser"
     if guide:
         kind, by, evaluated = "autoguidance", f" by {guide}", "the denoiser or its guide"
-    text = f"at {kind} {guidance}{by}{between}, {steps} steps{of}"
+    text = f"at {kind} {guidance}{by}{interval_text(metrics)}, {steps} steps{of}"
     return f"{text} ({evaluations} evaluations of {evaluated} an image)" if evaluations else text
+
+
+def _own_guidance(guidance: dict[str, Any]) -> str | None:
+    """Say what a call guides with where it does not say; None where that is the usual."""
+    scale = number(guidance.get("guidance_scale"), "g")
+    text = f"{scale or f'{DEFAULT_GUIDANCE_SCALE:g}'}{interval_text(guidance)}"
+    return text if guidance else None
 
 
 def _arguments(facts: ModelFacts) -> str:

@@ -53,6 +53,9 @@ CLASS_KEYS = {
 }
 
 
+OWN = {"guidance_scale": 3.0, "guidance_interval": (0, 0.8)}
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """Tiny untrained models of 32 x 32: with 10 classes, with 3, with none, and with a guide."""
@@ -63,7 +66,9 @@ def models(tmp_path_factory):
             create_denoiser("tiny", vae, (1, 32, 32), classes, **NARROW_DENOISER) for _ in range(2)
         )
         pipeline = LatentDiffusionPipeline(vae, unet, create_scheduler("flow"))
-        pipeline.guide_unet = guide if name == "guided" else None
+        if name == "guided":
+            pipeline.guide_unet = guide
+            pipeline.register_to_config(guidance=OWN)
         pipeline.save_pretrained(folder / name)
     return folder
 
@@ -120,7 +125,7 @@ def real_pixels(config: EvaluateConfig) -> set[bytes]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("model", "guidance", "evaluations"), [("ten", 2, 2), ("none", 1, 1), ("guided", 2, 2)]
+    ("model", "guidance", "evaluations"), [("ten", 2, 2), ("none", 1, 1), ("guided", 3, 1)]
 )
 def test_a_report_is_whole(config, models, capsys, model, guidance, evaluations):
     metrics = evaluate(replace(config, model=str(models / model)))
@@ -134,6 +139,7 @@ def test_a_report_is_whole(config, models, capsys, model, guidance, evaluations)
     assert (metrics["num_images"], metrics["train_images"]) == (IMAGES, TRAIN)
     assert metrics["held_out_images"] == metrics["reconstruction_images"] == HELD_OUT
     assert metrics["guidance_scale"] == guidance
+    assert metrics["guidance_interval"] == ((0, 0.8) if model == "guided" else None)
     assert metrics["denoiser_evaluations_per_image"] == evaluations
     assert (metrics["guide"] == "guide_unet") == (model == "guided")
     assert (metrics["guide_unet_weights_sha256"] is None) == (model != "guided")

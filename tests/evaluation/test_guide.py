@@ -80,8 +80,10 @@ def test_a_guide_of_other_noise_levels_is_refused(pipeline, tmp_path):
         )
     model, same, other = (str(tmp_path / name) for name in ("model", "same", "other"))
     assert load_pipeline(model, guide=same).guide_unet is not None
-    with pytest.raises(UserError, match="it was trained on other noise levels: use a guide of"):
-        load_pipeline(model, guide=other)
+    assert load_pipeline(other, guide=other).guide_unet is not None
+    for pair in ((model, other), (other, model)):
+        with pytest.raises(UserError, match="it was trained on other noise levels: use a guide"):
+            load_pipeline(pair[0], guide=pair[1])
 
 
 def test_guidance_of_a_model_without_classes_needs_a_guide(unconditional_guided):

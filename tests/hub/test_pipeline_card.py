@@ -393,4 +393,24 @@ def test_a_name_that_the_hub_has_not_is_refused(folder):
 )
 def test_how_the_measured_images_were_drawn(folder, pipeline, metrics, how):
     write_reports(folder, pipeline, metrics=metrics)
-    assert how in render_model_card(folder, "ada/clothes", "mit")
+    card = render_model_card(folder, "ada/clothes", "mit")
+    assert how in card
+    names = [x.metric_name for x in huggingface_hub.ModelCard(card).data.eval_results]
+    between = "between the noise levels 0.2 and 0.8"
+    assert any(between in name for name in names) == (between in how)
+
+
+@pytest.mark.parametrize(
+    ("guidance", "text"),
+    [
+        (None, None),
+        ({"guidance_scale": 1.5}, "guidance is 1.5."),
+        ({"guidance_interval": (0, 0.8)}, "guidance is 2 between the noise levels 0 and 0.8."),
+    ],
+)
+def test_guidance_of_the_models_own_is_on_its_card(folder, pipeline, guidance, text):
+    pipeline.register_to_config(guidance=guidance)
+    pipeline.save_pretrained(folder)
+    card = render_model_card(folder, "ada/clothes", "mit")
+    assert ("Where nothing else is said" in card) == (guidance is not None)
+    assert text is None or f"Where nothing else is said, {text}\n" in card
