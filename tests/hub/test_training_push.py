@@ -212,7 +212,9 @@ def test_flags_that_have_no_effect_are_refused(flags):
 def test_of_two_processes_the_first_pushes(hub, tmp_path):
     environment = hub.environment(tmp_path / "hf", TOKEN)
     environment |= {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
-    torchrun = [str(Path(sys.executable).with_name("torchrun")), "--nproc_per_node", "2"]
+    # Standalone: at a port of its own, as other tests may do the same at the same time.
+    torchrun = [str(Path(sys.executable).with_name("torchrun")), "--standalone"]
+    torchrun += ["--nproc_per_node", "2"]
     training = ["-m", "hf_latent.training.autoencoder", *SHORT, "--push_to_hub"]
     process = subprocess.run(
         [*torchrun, *training, "--output_dir", str(tmp_path / "both")],

@@ -28,7 +28,9 @@ def first_gradients(run: Path, player: str, step: int, beta1: float) -> dict[str
 @pytest.mark.slow
 def test_two_processes_give_one_processs_curves(tmp_path):
     environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    # Standalone: at a port of its own, as other tests may do the same at the same time.
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    torchrun += ["--nproc_per_node", "2"]
     for name, launcher, batch_size in (("one", [sys.executable], 8), ("two", torchrun, 4)):
         command = [*launcher, str(SCRIPT), str(tmp_path / name), str(batch_size)]
         process = subprocess.run(command, env=environment, capture_output=True, text=True)
