@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -93,11 +94,11 @@ def test_two_processes_make_the_files_of_one_killed_in_between_or_not(whole, tmp
         wait_for_files(folder, 9, lambda p=process: p.poll() is None)
         # torchrun's processes lead groups of their own.
         ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        assert len(ranks) == 2
         for number in (process.pid, *map(int, ranks)):
-            os.kill(number, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
         process.communicate()
-        if 0 < len(files & set(os.listdir(folder))) < len(files):
+        if len(ranks) == 2 and 0 < len(files & set(os.listdir(folder))) < len(files):
             break
     else:
         pytest.fail("it was never killed in between")
