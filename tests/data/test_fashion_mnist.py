@@ -73,18 +73,19 @@ def test_idx_reader_returns_shape_and_values(tmp_path):
     assert np.array_equal(read_idx(tmp_path / "a.gz"), array)
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"not gzip",
-        gzip.compress(b""),
-        gzip.compress(b"\0\0\x0d\x01\0\0\0\x01\0\0\0\0"),  # floats
-        gzip.compress(b"\0\0\x08\x01\0\0\0\x05abc"),  # five promised, three there
-        gzip.compress(b"\0\0\x08\x01\0\0\0\x05abcde")[:-9],  # cut short
-    ],
-)
-def test_idx_reader_refuses_what_is_not_idx(tmp_path, content):
-    (tmp_path / "a.gz").write_bytes(content)
+# Each is made inside the test: gzip writes the time of day into its header.
+NOT_IDX = {
+    "not gzip": lambda: b"not gzip",
+    "empty": lambda: gzip.compress(b""),
+    "floats": lambda: gzip.compress(b"\0\0\x0d\x01\0\0\0\x01\0\0\0\0"),
+    "three of five": lambda: gzip.compress(b"\0\0\x08\x01\0\0\0\x05abc"),
+    "cut short": lambda: gzip.compress(b"\0\0\x08\x01\0\0\0\x05abcde")[:-9],
+}
+
+
+@pytest.mark.parametrize("case", NOT_IDX)
+def test_idx_reader_refuses_what_is_not_idx(tmp_path, case):
+    (tmp_path / "a.gz").write_bytes(NOT_IDX[case]())
     with pytest.raises(UserError, match=r"a\.gz"):
         read_idx(tmp_path / "a.gz")
 
