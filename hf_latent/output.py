@@ -12,6 +12,9 @@ from typing import Any
 
 from hf_latent.errors import UserError
 
+# What safetensors' save_file, which writes a file beside its own, leaves where it is killed.
+SAFETENSORS_REMAINS = ".tmp??????"
+
 
 def check_output_dir(output_dir: str | Path, overwrite: bool = False) -> Path:
     """Make sure that a run can write its folder, before anything long starts; leave no trace.

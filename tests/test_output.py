@@ -1,10 +1,13 @@
 import json
 import math
+from multiprocessing import get_context
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from hf_latent.errors import UserError
-from hf_latent.output import check_output_dir, replaced_whole, write_json
+from hf_latent.output import SAFETENSORS_REMAINS, check_output_dir, replaced_whole, write_json
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -82,3 +85,21 @@ def test_what_is_not_finite_becomes_null(tmp_path):
     text = (tmp_path / "x.json").read_text()
     expected = {"a": None, "b": [1.5, None, {"c": None}], "d": [2, "NaN", None]}
     assert json.loads(text) == expected
+
+
+def test_what_safetensors_leaves_where_it_is_killed_is_known_by_its_name(tmp_path):
+    tensors = {"weights": torch.zeros(2**26)}  # 256 MiB, long enough to be killed in
+    for _ in range(20):
+        process = get_context("fork").Process(
+            target=save_file, args=(tensors, tmp_path / "model.safetensors")
+        )
+        process.start()
+        while process.is_alive() and not any(tmp_path.iterdir()):
+            pass
+        process.kill()
+        process.join()
+        left = {path.name for path in tmp_path.iterdir()} - {"model.safetensors"}
+        if left:
+            break
+        (tmp_path / "model.safetensors").unlink(missing_ok=True)
+    assert left == {path.name for path in tmp_path.glob(SAFETENSORS_REMAINS)} != set()

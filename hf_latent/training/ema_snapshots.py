@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from hf_latent.errors import UserError
-from hf_latent.output import replaced_whole
+from hf_latent.output import SAFETENSORS_REMAINS, replaced_whole
 from hf_latent.training.checkpoints import HARMLESS
 from hf_latent.training.denoiser_config import DenoiserConfig
 from hf_latent.training.power_ema import PowerFunctionEMA
@@ -132,6 +132,8 @@ class EmaSnapshots:
         if not self.saves:
             return
         folder = self.output_dir / FOLDER
+        for path in folder.glob(SAFETENSORS_REMAINS):
+            path.unlink()
         for path in folder.glob("*step-*.safetensors"):
             named = _NAME.fullmatch(path.name)
             half_written = path.name.startswith(".step-")  # by a killed process

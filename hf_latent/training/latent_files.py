@@ -27,7 +27,7 @@ from hf_latent.errors import UserError
 from hf_latent.models.fold import measure_latents, sum_latents
 from hf_latent.models.frozen import hash_autoencoder
 from hf_latent.models.presets import measure_compression
-from hf_latent.output import write_json
+from hf_latent.output import SAFETENSORS_REMAINS, write_json
 from hf_latent.training.encode_config import EncodeConfig
 
 
@@ -112,8 +112,9 @@ def start_folder(folder: Path, manifest: dict[str, Any], replace_other: bool = F
 def _remove_remains(folder: Path) -> None:
     """Remove what a killed process left half-written."""
     shards = (f"{split}-*.*.{kind}" for split in SPLITS for kind in ("safetensors", "json"))
-    for name in ("manifest.*.json", *shards):
-        for remains in folder.glob(f".{name}"):
+    hidden = (f".{name}" for name in ("manifest.*.json", *shards))
+    for pattern in (*hidden, SAFETENSORS_REMAINS):
+        for remains in folder.glob(pattern):
             remains.unlink()
 
 

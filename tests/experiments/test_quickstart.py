@@ -53,7 +53,8 @@ def test_it_keeps_to_its_time(finished):
     _, report, seconds = finished
     # A loaded machine is slower; a run that ignores its time takes much longer.
     assert seconds < MAX_MINUTES * 60 * 1.5
-    assert report["total_seconds"] == pytest.approx(seconds, abs=1)
+    # Reports are written after it was taken, and take longer on a loaded machine too.
+    assert seconds * 0.95 < report["total_seconds"] <= seconds
     stages = ("setup", "classifier", "reserve", "denoiser", "evaluation")
     assert sum(report[f"{name}_seconds"] for name in stages) == pytest.approx(seconds, rel=0.05)
 
@@ -91,7 +92,7 @@ def test_train_vae_trains_the_autoencoder_too(tmp_path):
         QuickstartConfig(
             output_dir=str(folder),
             train_vae=True,
-            max_minutes=0.6,
+            max_minutes=1.2,  # 0.6 is enough for a machine that does nothing else
             max_train_samples=300,
             evaluation_images=20,
             num_inference_steps=2,

@@ -329,6 +329,7 @@ def test_what_a_killed_process_left_half_written_is_made_again(cache, whole, wri
     cut_short(folder / SHARDS[1], 2000)
     (folder / SHARDS[4]).write_bytes(b"")
     (folder / ".train-000003.4711.safetensors").write_bytes(b"half")
+    (folder / ".tmpXy12Zw").write_bytes(b"half")  # safetensors' own
     (folder / ".manifest.4711.json").write_text("{")
     (folder / ".train-000003.entry.4711.json").write_text("{")
     encode(cache)
