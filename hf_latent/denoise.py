@@ -11,6 +11,8 @@ from diffusers import (
     UNet2DModel,
 )
 
+from .samplers import check_steps
+
 # Of the configurations of a denoiser and of its guide, what must be the same.
 GUIDE_SHARES = (
     *("in_channels", "out_channels", "sample_size"),
@@ -141,10 +143,11 @@ def set_inference_steps(
         device: for the timesteps.
 
     Raises:
-        ValueError: for fewer than 1.
+        ValueError: for fewer than 1, or a number that is not for the scheduler, see `check_steps`.
     """
     if num_inference_steps < 1:
         raise ValueError(f"num_inference_steps must be at least 1, not {num_inference_steps}")
+    check_steps(scheduler, num_inference_steps)
     if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
         sigmas = [1 - i / num_inference_steps for i in range(num_inference_steps)]
         scheduler.set_timesteps(sigmas=sigmas, device=device)
@@ -157,6 +160,11 @@ def set_inference_steps(
         # Cut to integers, they would tell the denoiser of another noise level than there is.
         sigmas = scheduler.sigmas[:-1].to(device)
         scheduler.timesteps = sigmas * scheduler.config.num_train_timesteps
+    elif scheduler.config.get("timestep_spacing") == "trailing" and (scheduler.timesteps < 0).any():
+        raise ValueError(
+            f"{type(scheduler).__name__} makes a step too many of {num_inference_steps}, by "
+            "rounding: use another number of steps"
+        )
 
 
 @torch.no_grad()

@@ -39,14 +39,18 @@ class IdealDenoiser(torch.nn.Module):
         self.objective = get_objective(scheduler)
         self.config = SimpleNamespace(in_channels=4, block_out_channels=(1,), num_class_embeds=4)
         self.calls: list[tuple[int, torch.Tensor | None]] = []
+        self.noise: list[torch.Tensor] = []  # what there is beside the latents, of deviation 1
 
     def forward(self, sample, timestep, class_labels=None):
         self.calls.append((len(sample), class_labels))
         if self.objective == "flow":
-            return SimpleNamespace(sample=(sample - self.latents) / (timestep / 1000))
+            velocity = (sample - self.latents) / (timestep / 1000)
+            self.noise.append(velocity + self.latents)
+            return SimpleNamespace(sample=velocity)
         share = self.scheduler.alphas_cumprod[timestep.long()]
         signal, noise = share.sqrt(), (1 - share).sqrt()
         epsilon = (sample - signal * self.latents) / noise
+        self.noise.append(epsilon)
         answers = {
             "epsilon": epsilon,
             "sample": self.latents,

@@ -42,16 +42,54 @@ def test_table(name):
             create_sampler(scheduler, sampler)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 10, 25])
+@pytest.mark.parametrize("steps", [1, 2, 10, 15, 25, 60])
 @pytest.mark.parametrize(("name", "sampler"), PAIRS)
 def test_an_ideal_denoiser_recovers_the_latent(name, sampler, steps):
+    """And is told at every step of just the noise that is there."""
     trained = scheduler_of(name)
     scheduler = create_sampler(trained, sampler)
     check_sampler(trained, scheduler)
     known, noise = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    if sampler == "ddim" and 1000 % steps:
+        with pytest.raises(ValueError, match="makes steps of whole timesteps, and"):
+            set_inference_steps(scheduler, steps, "cpu")
+        return
     set_inference_steps(scheduler, steps, "cpu")
     start = noise * getattr(scheduler, "init_noise_sigma", 1.0)
-    found = denoise_latents(IdealDenoiser(known, trained), scheduler, start, scheduler.timesteps)
+    denoiser = IdealDenoiser(known, trained)
+    found = denoise_latents(denoiser, scheduler, start, scheduler.timesteps)
+    torch.testing.assert_close(found, known, rtol=0, atol=2e-3)
+    # Not the drawn one at once: the first level may have a rest of signal, which pure noise lacks.
+    torch.testing.assert_close(denoiser.noise[0], noise, rtol=0, atol=5e-2)
+    for there in denoiser.noise:
+        torch.testing.assert_close(there, denoiser.noise[0], rtol=0, atol=2e-3)
+
+
+def test_numbers_of_steps_that_a_stock_scheduler_makes_wrong_ones_of_are_refused():
+    epsilon = create_scheduler("epsilon")
+    for steps, numbers in ((15, "10 or 20"), (30, "25 or 40"), (999, "500 or 1000")):
+        with pytest.raises(ValueError, match=f"use {numbers} steps, or the sampler euler, whose"):
+            set_inference_steps(epsilon, steps, "cpu")
+    linspace = PNDMScheduler(timestep_spacing="linspace")
+    with pytest.raises(ValueError, match="spaced as linspace, are not: use the sampler euler"):
+        set_inference_steps(linspace, 20, "cpu")
+    for sampler in TABLE["epsilon"]:
+        with pytest.raises(ValueError, match="has 1000 timesteps, too few for 1001 steps"):
+            set_inference_steps(create_sampler(epsilon, sampler), 1001, "cpu")
+    for sampler in ("euler", "heun", "dpm++", "unipc"):
+        with pytest.raises(ValueError, match="a step too many of 61, by rounding: use another"):
+            set_inference_steps(create_sampler(epsilon, sampler), 61, "cpu")
+
+
+@pytest.mark.parametrize("steps", [7, 30])
+@pytest.mark.parametrize("scheduler_class", [DDIMScheduler, PNDMScheduler])
+def test_a_foreign_models_steps_from_the_end_may_have_any_number(scheduler_class, steps):
+    scheduler = scheduler_class(steps_offset=1, timestep_spacing="leading", set_alpha_to_one=True)
+    scheduler.register_to_config(clip_sample=False, skip_prk_steps=True)
+    known, noise = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    set_inference_steps(scheduler, steps, "cpu")
+    denoiser = IdealDenoiser(known, scheduler)
+    found = denoise_latents(denoiser, scheduler, noise, scheduler.timesteps)
     torch.testing.assert_close(found, known, rtol=0, atol=2e-3)
 
 
