@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from typing import TypeAlias
 
+import numpy as np
 import torch
 
-Labels: TypeAlias = int | str | Sequence[int | str] | torch.Tensor
+Labels: TypeAlias = int | str | Sequence[int | str] | torch.Tensor | np.ndarray
 
 
 def to_label_ids(
@@ -26,7 +27,7 @@ def to_label_ids(
     """
     if num_classes is None:
         raise ValueError("this model has no classes: ask for num_images without class_labels")
-    if isinstance(class_labels, torch.Tensor):
+    if isinstance(class_labels, torch.Tensor | np.ndarray):
         class_labels = class_labels.flatten().tolist()
     elif isinstance(class_labels, str) or not isinstance(class_labels, Sequence):
         class_labels = [class_labels]

@@ -29,6 +29,25 @@ def denormalize_latents(
     return latents
 
 
+def check_output_type(vae: AutoencoderKL | AutoencoderTiny, output_type: str) -> None:
+    """Refuse a form of images that there is not, or not for these images.
+
+    Args:
+        vae: the autoencoder.
+        output_type: pil, np, pt or latent.
+
+    Raises:
+        ValueError: if it is none of these, or pil for channels that no picture has.
+    """
+    if output_type not in ("pil", "np", "pt", "latent"):
+        raise ValueError(f"output_type must be pil, np, pt or latent, not {output_type!r}")
+    channels = vae.config.out_channels
+    if output_type == "pil" and channels not in (1, 3, 4):
+        raise ValueError(
+            f"images of {channels} channels are no pictures: set output_type to np or pt"
+        )
+
+
 def decode_latents(vae: AutoencoderKL | AutoencoderTiny, latents: torch.Tensor) -> torch.Tensor:
     """Decode latents into images.
 

@@ -4,14 +4,7 @@ import inspect
 from collections.abc import Callable, Collection, Sequence
 
 import torch
-from diffusers import (
-    FlowMatchEulerDiscreteScheduler,
-    FlowMatchHeunDiscreteScheduler,
-    SchedulerMixin,
-    UNet2DModel,
-)
-
-from .samplers import check_steps
+from diffusers import SchedulerMixin, UNet2DModel
 
 # Of the configurations of a denoiser and of its guide, what must be the same.
 GUIDE_SHARES = (
@@ -127,44 +120,6 @@ def predict(
         class_labels=torch.cat([class_labels, null_labels]),
     ).sample.chunk(2)
     return null + guidance * (conditional - null)
-
-
-def set_inference_steps(
-    scheduler: SchedulerMixin, num_inference_steps: int, device: torch.device | str
-) -> None:
-    """Spread a scheduler's steps over its noise levels.
-
-    Left to themselves, flow's Euler and Heun go down to sigma = 1/1000 and spend their last step on
-    nothing; here sigma falls from 1 in equal steps that end at 0.
-
-    Args:
-        scheduler: its `set_timesteps` is called.
-        num_inference_steps: how many, at least 1.
-        device: for the timesteps.
-
-    Raises:
-        ValueError: for fewer than 1, or a number that is not for the scheduler, see `check_steps`.
-    """
-    if num_inference_steps < 1:
-        raise ValueError(f"num_inference_steps must be at least 1, not {num_inference_steps}")
-    check_steps(scheduler, num_inference_steps)
-    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
-        sigmas = [1 - i / num_inference_steps for i in range(num_inference_steps)]
-        scheduler.set_timesteps(sigmas=sigmas, device=device)
-    elif isinstance(scheduler, FlowMatchHeunDiscreteScheduler):
-        scheduler.sigma_min = 1 / num_inference_steps  # the last sigma before 0
-        scheduler.set_timesteps(num_inference_steps, device=device)
-    else:
-        scheduler.set_timesteps(num_inference_steps, device=device)
-    if scheduler.config.get("use_flow_sigmas"):
-        # Cut to integers, they would tell the denoiser of another noise level than there is.
-        sigmas = scheduler.sigmas[:-1].to(device)
-        scheduler.timesteps = sigmas * scheduler.config.num_train_timesteps
-    elif scheduler.config.get("timestep_spacing") == "trailing" and (scheduler.timesteps < 0).any():
-        raise ValueError(
-            f"{type(scheduler).__name__} makes a step too many of {num_inference_steps}, by "
-            "rounding: use another number of steps"
-        )
 
 
 @torch.no_grad()

@@ -1,11 +1,8 @@
 """How a pipeline is saved, so that it loads anywhere: with its own code beside its weights."""
 
 import glob
-import json
 import os
-import shutil
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,14 +15,15 @@ from .denoise import check_guide
 from .exact_weights import load_exactly
 from .guidance import check_guidance
 from .samplers import check_sampler, load_scheduler
-
-# The files that are saved with every model; they import each other, and nothing else of a package.
-MODULES = (
-    *("pipeline", "pipeline_steps", "encode", "add_noise", "denoise", "decode"),
-    *("class_labels", "guidance", "image_conditions", "samplers"),
-    *("hub_format", "exact_weights"),
+from .saved_files import (
+    MODELS,
+    MODULES,
+    add_code,
+    replace_files,
+    saved_models,
+    sent_files,
+    weight_patterns,
 )
-MODELS = ("vae", "unet", "guide_unet")  # the last one where there is a guide
 
 
 class HubFormat:
@@ -65,7 +63,7 @@ class HubFormat:
         name = os.fspath(pretrained_model_name_or_path)
         folder = name if os.path.isdir(name) else str(cls.download(name, **kwargs))  # type: ignore[attr-defined]
         if not {"device_map", "quantization_config"} & kwargs.keys():
-            for component in _saved_models(cls.load_config(folder)):  # type: ignore[attr-defined]
+            for component in saved_models(cls.load_config(folder)):  # type: ignore[attr-defined]
                 if component not in kwargs:
                     options = _loading_options(folder, component, kwargs)
                     kwargs[component] = load_exactly(folder, component, **options)
@@ -75,6 +73,22 @@ class HubFormat:
         if name != folder:
             pipeline.register_to_config(_name_or_path=name)
         return pipeline
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Self:
+        """Make a pipeline of another one's components, as `DiffusionPipeline.from_pipe`.
+
+        Args:
+            pipeline: whose denoiser was trained as its `trained_scheduler` says, where it has one.
+            **kwargs: components that replace its own, and settings.
+
+        Raises:
+            ValueError: if the scheduler is not for the denoiser's objective.
+        """
+        made = super().from_pipe(pipeline, **kwargs)  # type: ignore[misc]
+        if "unet" not in kwargs and hasattr(pipeline, "trained_scheduler"):
+            made.trained_scheduler = pipeline.trained_scheduler
+        return made
 
     def save_pretrained(
         self,
@@ -111,22 +125,18 @@ class HubFormat:
         folder = Path(save_directory)
         # diffusers takes no note of a component that is set where there was none.
         self.register_modules(guide_unet=guide_unet)  # type: ignore[attr-defined]
-        models = _saved_models(self.config)  # type: ignore[attr-defined]
+        models = saved_models(self.config)  # type: ignore[attr-defined]
         for part in (getattr(self, component) for component in (*models, "scheduler")):
             source = part.config.get("_name_or_path") or ""
             if os.path.isabs(source) or os.path.isdir(source):
                 part.register_to_config(_name_or_path="")  # no path of this machine in the files
-        for component in models:
-            # diffusers leaves an index of shards, which it would load in place of one new file.
-            for pattern in _weight_patterns(variant):
-                for path in (folder / component).glob(pattern):
-                    path.unlink()
-        super().save_pretrained(  # type: ignore[misc]
-            str(folder), variant=variant, max_shard_size=max_shard_size
-        )
-        # A class that was derived elsewhere is not in these files.
-        if type(self).__module__ == f"{__name__.rpartition('.')[0]}.{MODULES[0]}":
-            _add_code(folder, type(self).__name__)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".", dir=folder) as new:
+            super().save_pretrained(new, variant=variant, max_shard_size=max_shard_size)  # type: ignore[misc]
+            # A class that was derived elsewhere is not in these files.
+            if type(self).__module__ == f"{__name__.rpartition('.')[0]}.{MODULES[0]}":
+                add_code(Path(new), type(self).__name__)
+            replace_files(Path(new), folder, variant)
         if push_to_hub:
             kwargs.setdefault("repo_id", folder.absolute().name)
             _send(folder, variant=variant, **kwargs)
@@ -156,11 +166,6 @@ class HubFormat:
             return _send(Path(folder), repo_id, variant, **kwargs)
 
 
-def _saved_models(index: Mapping[str, Any]) -> list[str]:
-    """Return which models a pipeline has, by what its model_index.json names."""
-    return [name for name in MODELS if (index.get(name) or [None])[0] is not None]
-
-
 def _loading_options(folder: str, component: str, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Return what of a pipeline's options is for one of its models, as diffusers hands it on."""
     passed = ("dtype", "torch_dtype", "low_cpu_mem_usage", "disable_mmap")
@@ -172,49 +177,6 @@ def _loading_options(folder: str, component: str, kwargs: dict[str, Any]) -> dic
     if variant and any(Path(folder, component).glob(f"*.{variant}*")):
         options["variant"] = variant
     return options
-
-
-def _add_code(folder: Path, class_name: str) -> None:
-    """Copy the code into a saved pipeline, and name it in model_index.json."""
-    for module in MODULES:
-        shutil.copyfile(Path(__file__).with_name(f"{module}.py"), folder / f"{module}.py")
-    index = folder / DiffusionPipeline.config_name
-    config = json.loads(index.read_text(encoding="utf-8"))
-    config["_class_name"] = [MODULES[0], class_name]
-    config.pop("_name_or_path", None)  # where this was loaded from
-    for name, none in (("guide_unet", [None, None]), ("guidance", None)):
-        if name in config and config[name] == none:
-            del config[name]  # as it was before there was any
-    whole = index.with_suffix(".new")
-    whole.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    whole.replace(index)
-
-
-def _weight_patterns(variant: str | None) -> tuple[str, str, str]:
-    """Return the names that a model's weights of one variant may have: whole, shards, index."""
-    kind = f".{variant}" if variant else ""
-    name = "diffusion_pytorch_model"
-    return (
-        f"{name}{kind}.safetensors",
-        f"{name}{kind}-?????-of-?????.safetensors",
-        f"{name}.safetensors.index{kind}.json",
-    )
-
-
-def _sent_files(folder: Path, with_card: bool) -> list[str]:
-    """Return the files of a saved pipeline, and of its card, whatever else lies in its folder."""
-    names = ["model_index.json", *(f"{module}.py" for module in MODULES)]
-    index = json.loads((folder / names[0]).read_text(encoding="utf-8"))
-    for component in (*_saved_models(index), "scheduler"):
-        for path in (folder / component).iterdir():
-            if path.suffix in (".json", ".safetensors"):
-                names.append(f"{component}/{path.name}")
-    card = folder / "README.md"
-    if with_card and card.is_file():
-        text = card.read_text(encoding="utf-8", errors="replace")
-        shown = [path.name for path in folder.glob("*.png") if f"({path.name})" in text]
-        names += [card.name, *shown]
-    return names
 
 
 def _send(
@@ -232,9 +194,9 @@ def _send(
     if not has_card and not (folder / "README.md").exists():
         card = load_or_create_model_card(repo_id, token=token, is_pipeline=True)
         populate_model_card(card).save(folder / "README.md")
-    sent = _sent_files(folder, with_card=not has_card)
+    sent = sent_files(folder, with_card=not has_card)
     models = {name.partition("/")[0] for name in sent} & set(MODELS)
-    old = [f"{model}/{x}" for model in sorted(models) for x in _weight_patterns(variant)]
+    old = [f"{model}/{x}" for model in sorted(models) for x in weight_patterns(variant)]
     return str(
         upload_folder(
             repo_id=repo_id,

@@ -15,15 +15,18 @@ from PIL import Image
 # Diffusers copies what this file itself imports, and nothing further: so it names all of its own.
 from .add_noise import add_noise  # noqa: F401
 from .class_labels import Labels
-from .decode import decode_latents  # noqa: F401
+from .decode import check_output_type, decode_latents  # noqa: F401
 from .denoise import check_guide, check_latents
 from .encode import encode_images  # noqa: F401
 from .exact_weights import align_weights, lacking_weights
 from .guidance import check_guidance
 from .hub_format import HubFormat
 from .image_conditions import Masks, slerp
+from .inference_steps import set_inference_steps  # noqa: F401
 from .pipeline_steps import Generators, Images, PipelineSteps, count_images
-from .samplers import create_sampler
+from .samplers import check_objective, create_sampler
+from .saved_files import MODULES  # noqa: F401
+from .upcast import upcast_where_needed  # noqa: F401
 
 DEFAULT_STRENGTH = 0.8
 
@@ -39,13 +42,17 @@ class LatentDiffusionPipeline(HubFormat, PipelineSteps, DiffusionPipeline):
         guide_unet: a weaker denoiser, such as one trained for less long, for autoguidance, see
             `denoise.predict`. It must be of the same latents, classes, noise levels and objective,
             of which its configuration shows no more than the shapes. It may also be set later, on
-            the denoiser's device; None goes back to classifier-free guidance.
+            the denoiser's device and before any offloading; None goes back to classifier-free
+            guidance.
         guidance: the `guidance_scale` and `guidance_interval` of a call that does not say, either
             or both; changed later by `register_to_config`. None: 2 at all noise levels. A derived
-            class has to take both, guide_unet and guidance, too.
+            class has to take guide_unet, guidance and objective, too.
+        objective: that the denoiser was trained for; a scheduler of another is refused. None: the
+            scheduler's, see `samplers.get_objective`.
 
     Raises:
-        ValueError: if a model lacks weights, or the guide or the guidance does not fit.
+        ValueError: if a model lacks weights, or the scheduler, the guide or the guidance does not
+            fit.
     """
 
     # The guide is in no sequence: it would leave the accelerator, and come back, at every step.
@@ -60,6 +67,7 @@ class LatentDiffusionPipeline(HubFormat, PipelineSteps, DiffusionPipeline):
         id2label: dict | None = None,
         guide_unet: UNet2DModel | None = None,
         guidance: Mapping[str, Any] | None = None,
+        objective: str | None = None,
     ):
         """Register the components; see the class."""
         super().__init__()
@@ -74,7 +82,8 @@ class LatentDiffusionPipeline(HubFormat, PipelineSteps, DiffusionPipeline):
             align_weights(model)
         self.register_modules(vae=vae, unet=unet, scheduler=scheduler, guide_unet=guide_unet)
         check_guidance(guidance)
-        self.register_to_config(id2label=id2label, guidance=guidance)
+        objective = check_objective(scheduler, objective)
+        self.register_to_config(id2label=id2label, guidance=guidance, objective=objective)
         self.image_processor = VaeImageProcessor(do_resize=False)
         # What another one is compared with; a copy, as that may be changed in place.
         self.trained_scheduler = type(scheduler).from_config(scheduler.config)
@@ -134,8 +143,7 @@ class LatentDiffusionPipeline(HubFormat, PipelineSteps, DiffusionPipeline):
         Raises:
             ValueError: if an argument does not fit the model.
         """
-        if output_type not in ("pil", "np", "pt", "latent"):
-            raise ValueError(f"output_type must be pil, np, pt or latent, not {output_type!r}")
+        check_output_type(self.vae, output_type)
         if unknown := set(callback_on_step_end_tensor_inputs) - {"latents"}:
             raise ValueError(f"callback_on_step_end_tensor_inputs has no {sorted(unknown)}")
         if image is not None:
@@ -196,6 +204,7 @@ class LatentDiffusionPipeline(HubFormat, PipelineSteps, DiffusionPipeline):
 
         `output_type` is "pt" `(B, C, H, W)` in [0, 1], "np" `(B, H, W, C)` in [0, 1], or "pil".
         """
+        check_output_type(self.vae, output_type)
         reconstructions = self.decode_latents(self.encode_images(images, sample_posterior=False))
         return self.image_processor.postprocess(reconstructions, output_type)
 

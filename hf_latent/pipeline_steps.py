@@ -12,11 +12,13 @@ from PIL import Image
 from .add_noise import NoisedLatents, add_noise, is_flow, mix_noise
 from .class_labels import Labels, to_label_ids
 from .decode import decode_latents
-from .denoise import check_latents, denoise_latents, set_inference_steps
+from .denoise import check_latents, denoise_latents
 from .encode import downsampling_factor, encode_images
 from .guidance import choose_guidance, guidance_by_step
 from .image_conditions import Masks, keep_unmasked, read_mask, skipped_steps
+from .inference_steps import set_inference_steps
 from .samplers import check_sampler, create_sampler
+from .upcast import upcast_where_needed
 
 Images = torch.Tensor | Image.Image | list[Image.Image]
 Generators = torch.Generator | list[torch.Generator] | None
@@ -67,7 +69,9 @@ class PipelineSteps:
     ) -> torch.Tensor:
         """Encode images, `(B, C, H, W)` in [-1, 1] or PIL, as `hf_latent.encode.encode_images`."""
         pixels = self._pixels(images).to(self._execution_device)
-        latents = encode_images(self.vae, pixels, generator, sample_posterior)
+        dtype = self.vae.dtype
+        with upcast_where_needed(self.vae):
+            latents = encode_images(self.vae, pixels, generator, sample_posterior).to(dtype)
         self.maybe_free_model_hooks()
         return latents
 
@@ -79,6 +83,8 @@ class PipelineSteps:
             raise ValueError("images must be PIL images, or a tensor (B, C, H, W) in [-1, 1]")
         if modes := {picture.mode for picture in pictures} - {"L", "RGB", "RGBA"}:
             raise ValueError(f"convert images of mode {modes} to L, RGB or RGBA first")
+        if len({(picture.mode, picture.size) for picture in pictures}) > 1:
+            raise ValueError("the images have different sizes or modes: bring them to one")
         return self.image_processor.preprocess(pictures)
 
     def add_noise(
@@ -203,7 +209,9 @@ class PipelineSteps:
     @torch.no_grad()
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """Decode latents `(B, c, h, w)` into images `(B, C, h*f, w*f)`, near [-1, 1]."""
-        images = decode_latents(self.vae, latents.to(self._execution_device))
+        dtype = self.vae.dtype
+        with upcast_where_needed(self.vae):
+            images = decode_latents(self.vae, latents.to(self._execution_device)).to(dtype)
         self.maybe_free_model_hooks()
         return images
 

@@ -11,14 +11,12 @@ from typing import Any, Literal, get_args
 import diffusers
 import torch
 from diffusers import (
-    DDIMParallelScheduler,
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
     HeunDiscreteScheduler,
-    PNDMScheduler,
     SchedulerMixin,
     UniPCMultistepScheduler,
 )
@@ -40,8 +38,6 @@ DIFFUSION_SAMPLERS: dict[str, type[SchedulerMixin]] = {
     "unipc": UniPCMultistepScheduler,
     "ddim": DDIMScheduler,
 }
-# Down by a whole number of timesteps, wherever the next of them is.
-WHOLE_STEPS = (DDIMScheduler, DDIMParallelScheduler, PNDMScheduler)
 # What says the objective, the noise levels, and which of them the steps visit.
 CARRIED = (
     *("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "trained_betas"),
@@ -85,6 +81,28 @@ def get_objective(scheduler: SchedulerMixin) -> str:
     if prediction_type is None:
         raise ValueError(f"{type(scheduler).__name__} does not say what the denoiser predicts")
     return prediction_type
+
+
+def check_objective(scheduler: SchedulerMixin, objective: str | None) -> str:
+    """Refuse a scheduler of another objective than a denoiser's.
+
+    Args:
+        scheduler: a stock scheduler.
+        objective: that the denoiser was trained for; None: the scheduler's.
+
+    Returns:
+        The objective.
+
+    Raises:
+        ValueError: if it is another, or the scheduler does not say its own.
+    """
+    found = get_objective(scheduler)
+    if objective not in (None, found):
+        raise ValueError(
+            f"{type(scheduler).__name__} takes the denoiser's answer for {found}, and it was "
+            f"trained for {objective}: use pipeline.use_sampler(name)"
+        )
+    return found
 
 
 def compatible_samplers(scheduler: SchedulerMixin) -> list[str]:
@@ -170,12 +188,7 @@ def check_sampler(trained: SchedulerMixin, scheduler: SchedulerMixin) -> None:
     if type(scheduler) is type(trained) and scheduler.config == trained.config:
         return
     name, mend = type(scheduler).__name__, "use pipeline.use_sampler(name)"
-    objective = get_objective(trained)
-    if get_objective(scheduler) != objective:
-        raise ValueError(
-            f"{name} takes the denoiser's answer for {get_objective(scheduler)}, and it was "
-            f"trained for {objective}: {mend}"
-        )
+    check_objective(scheduler, get_objective(trained))
     if not same_noise_levels(trained, scheduler):
         raise ValueError(f"{name} has other noise levels than the denoiser was trained on: {mend}")
     known = inspect.signature(type(scheduler).__init__).parameters
@@ -212,38 +225,3 @@ def _same_signal(trained: SchedulerMixin, scheduler: SchedulerMixin) -> bool:
     if ours is None or theirs is None or len(ours) != len(theirs):
         return False
     return torch.allclose(ours.cpu(), theirs.cpu(), rtol=1e-4, atol=1e-6)
-
-
-def check_steps(scheduler: SchedulerMixin, num_inference_steps: int) -> None:
-    """Refuse a number of steps of which a stock scheduler makes wrong ones without a word.
-
-    Of N timesteps, DDIM goes down by `N // steps` each time, and then tells the denoiser of the
-    rounded next one: where steps do not divide N, of other noise than there is, and the last step
-    may leave some. Steps from the end (`leading`) are as long as it thinks.
-
-    Args:
-        scheduler: a stock scheduler.
-        num_inference_steps: at least 1.
-
-    Raises:
-        ValueError: naming numbers that fit; or if there are fewer timesteps than steps.
-    """
-    if is_flow(scheduler):
-        return  # its timesteps are no whole numbers
-    name, total = type(scheduler).__name__, scheduler.config.num_train_timesteps
-    if num_inference_steps > total:
-        raise ValueError(f"{name} has {total} timesteps, too few for {num_inference_steps} steps")
-    if not isinstance(scheduler, WHOLE_STEPS):
-        return
-    spacing = scheduler.config.timestep_spacing
-    fitting = [n for n in range(1, total + 1) if spacing == "trailing" and total % n == 0]
-    if spacing != "leading" and num_inference_steps not in fitting:
-        mend = "use the sampler euler, whose steps may have any length"
-        if fitting:
-            below = max(n for n in fitting if n < num_inference_steps)
-            above = min(n for n in fitting if n > num_inference_steps)
-            mend = f"use {below} or {above} steps, or {mend[4:]}"
-        raise ValueError(
-            f"{name} makes steps of whole timesteps, and {num_inference_steps} of {total}, spaced "
-            f"as {spacing}, are not: {mend}"
-        )

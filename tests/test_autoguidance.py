@@ -5,7 +5,8 @@ import torch
 from diffusers import UNet2DModel
 from diffusers.configuration_utils import FrozenDict
 
-from hf_latent.denoise import denoise_latents, predict, set_inference_steps
+from hf_latent.denoise import denoise_latents, predict
+from hf_latent.inference_steps import set_inference_steps
 from hf_latent.models.presets import create_scheduler
 from hf_latent.pipeline import LatentDiffusionPipeline
 from tests.conftest import count_calls, draw_latents, make_denoiser, make_guide

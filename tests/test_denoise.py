@@ -9,7 +9,8 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from hf_latent.denoise import denoise_latents, predict, set_inference_steps
+from hf_latent.denoise import denoise_latents, predict
+from hf_latent.inference_steps import set_inference_steps
 from tests.conftest import make_denoiser
 from tests.ideal_denoiser import IdealDenoiser
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from hf_latent.denoise import set_inference_steps
 from hf_latent.guidance import choose_guidance, guidance_by_step, noise_levels
+from hf_latent.inference_steps import set_inference_steps
 from hf_latent.models.presets import create_scheduler
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.samplers import create_sampler

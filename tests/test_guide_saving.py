@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from hf_latent.hub.ldm_pipeline import to_ldm_pipeline
 from hf_latent.hub.model_folder import open_model_folder
-from hf_latent.hub_format import MODULES, _sent_files
 from hf_latent.models.frozen import hash_weights
 from hf_latent.pipeline import LatentDiffusionPipeline
+from hf_latent.saved_files import MODULES, sent_files
 from tests.conftest import draw_latents, make_guide
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -53,7 +53,8 @@ def test_files_of_a_pipeline_without_a_guide_are_what_they_were(pipeline, tmp_pa
     assert files(tmp_path) == WITHOUT_GUIDE
     index = json.loads((tmp_path / "model_index.json").read_text())
     assert list(index) == [
-        *("_class_name", "_diffusers_version", "id2label", "scheduler", "unet", "vae"),
+        *("_class_name", "_diffusers_version", "id2label", "objective"),
+        *("scheduler", "unet", "vae"),
     ]
     assert LatentDiffusionPipeline.from_pretrained(tmp_path).guide_unet is None
     index["guide_unet"] = [None, None]  # as diffusers itself writes it
@@ -84,7 +85,7 @@ def test_a_guide_that_is_given_later_is_saved_and_one_that_is_taken_away_is_not(
     # Over one that has a guide: its files stay, as all others do, and are none of the model.
     again.save_pretrained(tmp_path / "with")
     assert LatentDiffusionPipeline.from_pretrained(tmp_path / "with").guide_unet is None
-    assert set(_sent_files(tmp_path / "with", with_card=False)) == WITHOUT_GUIDE
+    assert set(sent_files(tmp_path / "with", with_card=False)) == WITHOUT_GUIDE
 
 
 def test_a_guide_that_is_passed_is_not_loaded(guided, tmp_path):
@@ -135,7 +136,7 @@ def test_a_variant_dtypes_and_shards_of_the_guide(guided, tmp_path):
 
 def test_a_guide_is_sent_to_the_hub(guided, tmp_path):
     guided.save_pretrained(tmp_path)
-    assert set(_sent_files(tmp_path, with_card=False)) == WITHOUT_GUIDE | GUIDE
+    assert set(sent_files(tmp_path, with_card=False)) == WITHOUT_GUIDE | GUIDE
     model = open_model_folder(tmp_path)
     assert {*model.files, model.entry} == WITHOUT_GUIDE | GUIDE
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchHeunDiscreteScheduler
 from safetensors.torch import load_file, save_file
 
 from hf_latent.exact_weights import align_weights, load_exactly
-from hf_latent.hub_format import MODULES
 from hf_latent.models.frozen import hash_weights
 from hf_latent.pipeline import LatentDiffusionPipeline
+from hf_latent.saved_files import MODULES
 from tests.marking_pickle import MarkingPickle
 
 PACKAGE = Path(__file__).parents[1] / "hf_latent"
@@ -158,10 +158,25 @@ def test_a_model_is_saved_over_the_files_that_it_was_loaded_from(pipeline, tmp_p
     assert torch.equal(draw(LatentDiffusionPipeline.from_pretrained(tmp_path)), draw(pipeline))
 
 
+def test_the_old_weights_are_there_until_the_new_ones_are(pipeline, tmp_path, monkeypatch):
+    pipeline.save_pretrained(tmp_path, max_shard_size="50KB")
+    before = {path.name: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    def full_disk(*args, **kwargs):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(type(pipeline.unet), "save_pretrained", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        pipeline.save_pretrained(tmp_path)
+    after = {path.name: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert after == before
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_a_component_that_is_given_is_not_loaded(pipeline, tmp_path):
     pipeline.save_pretrained(tmp_path)
     (tmp_path / "unet" / WEIGHTS).unlink()
-    scheduler = DDIMScheduler()
+    scheduler = FlowMatchHeunDiscreteScheduler()
     loaded = LatentDiffusionPipeline.from_pretrained(
         tmp_path, unet=pipeline.unet, scheduler=scheduler
     )

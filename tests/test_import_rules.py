@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from hf_latent.hub_format import MODULES
+from hf_latent.saved_files import MODULES
 
 PACKAGE = Path(__file__).parents[1] / "hf_latent"
 STEPS = ("encode", "add_noise", "denoise", "decode")
-PARTS = ("class_labels", "guidance", "image_conditions", "samplers", "exact_weights", "hub_format")
+PARTS = (
+    *("class_labels", "guidance", "image_conditions", "samplers", "inference_steps", "upcast"),
+    *("exact_weights", "hub_format", "saved_files"),
+)
 TRAVELLING = ("pipeline", "pipeline_steps", *PARTS, *STEPS)  # saved with every model
 # Each layer may import from those before it, and from itself.
 LAYERS = [

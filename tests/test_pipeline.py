@@ -4,7 +4,9 @@ import torch
 from diffusers import EulerDiscreteScheduler
 from PIL import Image
 
+from hf_latent.models.presets import create_scheduler
 from hf_latent.pipeline import LatentDiffusionPipeline
+from tests.conftest import count_calls, make_autoencoder, make_denoiser
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -48,6 +50,31 @@ def test_labels_by_number_name_and_tensor_are_the_same(pipeline):
     ]
     assert torch.equal(outputs[0], outputs[1])
     assert torch.equal(outputs[0], outputs[2])
+
+
+def test_labels_may_be_a_numpy_array(pipeline):
+    assert pipeline.get_label_ids(np.array([0, 2])) == [0, 2]
+    assert pipeline.get_label_ids(np.array(["owl", "cat"])) == [2, 0]
+
+
+def test_pictures_of_other_sizes_or_modes_are_not_one_batch(pipeline):
+    for other in (Image.new("L", (8, 16)), Image.new("RGB", (16, 16))):
+        with pytest.raises(ValueError, match="different sizes or modes"):
+            pipeline.encode_images([Image.new("L", (16, 16)), other])
+
+
+def test_images_of_two_channels_are_refused_as_pictures_before_they_are_drawn():
+    vae = make_autoencoder(channels=2)
+    pipeline = LatentDiffusionPipeline(vae, make_denoiser(vae), create_scheduler("flow"))
+    calls = count_calls(pipeline.unet)
+    for draw in (
+        lambda: pipeline([0]),
+        lambda: pipeline.reconstruct(torch.zeros(1, 2, 16, 16), "pil"),
+    ):
+        with pytest.raises(ValueError, match="2 channels are no pictures: set output_type to np"):
+            draw()
+    assert not calls
+    assert pipeline([0], num_inference_steps=1, output_type="pt").images.shape == (1, 2, 16, 16)
 
 
 def test_labels_are_taken_in_turn(pipeline):

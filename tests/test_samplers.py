@@ -1,3 +1,4 @@
+import json
 from itertools import product
 from typing import get_args
 
@@ -6,6 +7,7 @@ import torch
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
+    DiffusionPipeline,
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
@@ -16,7 +18,8 @@ from diffusers import (
 )
 
 from hf_latent.add_noise import add_noise, mix_noise
-from hf_latent.denoise import denoise_latents, set_inference_steps
+from hf_latent.denoise import denoise_latents
+from hf_latent.inference_steps import set_inference_steps
 from hf_latent.models.presets import create_scheduler
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.samplers import (
@@ -217,12 +220,51 @@ def test_a_schedule_that_a_sampler_does_not_know():
 def test_the_saved_scheduler_says_the_objective_where_another_is_passed(pipeline, tmp_path):
     pipeline.save_pretrained(tmp_path)
     other = DDIMScheduler(clip_sample=False)
-    loaded = LatentDiffusionPipeline.from_pretrained(tmp_path, scheduler=other)
     with pytest.raises(ValueError, match="trained for flow"):
+        LatentDiffusionPipeline.from_pretrained(tmp_path, scheduler=other)
+    other = FlowMatchEulerDiscreteScheduler(num_train_timesteps=500)
+    loaded = LatentDiffusionPipeline.from_pretrained(tmp_path, scheduler=other)
+    with pytest.raises(ValueError, match="other noise levels"):
         loaded([0])
     loaded.use_sampler("heun")
     loaded.set_progress_bar_config(disable=True)
     assert loaded([0], num_inference_steps=2).images
+
+
+@pytest.mark.parametrize("way", ["diffusers", "from_pipe", "from_pipe later", "constructor"])
+def test_the_objective_goes_along_wherever_a_pipeline_is_made_of_a_model(pipeline, tmp_path, way):
+    """Plain diffusers calls the constructor with what model_index.json has, and no more."""
+    pipeline.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "model_index.json").read_text())["objective"] == "flow"
+    other = DDIMScheduler(clip_sample=False)
+    with pytest.raises(ValueError, match="answer for epsilon, and it was trained for flow"):
+        if way == "diffusers":
+            load = DiffusionPipeline.from_pretrained
+            load(tmp_path, trust_remote_code=True, scheduler=other)
+        elif way == "from_pipe":
+            LatentDiffusionPipeline.from_pipe(pipeline, scheduler=other)
+        elif way == "from_pipe later":
+            pipeline.scheduler = other
+            LatentDiffusionPipeline.from_pipe(pipeline)
+        else:
+            parts = pipeline.components | {"scheduler": other}
+            LatentDiffusionPipeline(**parts, objective=pipeline.config.objective)
+
+
+def test_from_pipe_keeps_the_noise_levels_that_the_denoiser_was_trained_on(pipeline):
+    pipeline.use_sampler("heun")
+    assert type(LatentDiffusionPipeline.from_pipe(pipeline).trained_scheduler) is (
+        FlowMatchEulerDiscreteScheduler
+    )
+    pipeline.scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=500)
+    again = LatentDiffusionPipeline.from_pipe(pipeline)
+    with pytest.raises(ValueError, match="other noise levels"):
+        again([0])
+
+
+def test_a_scheduler_that_does_not_say_what_is_predicted_makes_no_pipeline(vae):
+    with pytest.raises(ValueError, match="IPNDMScheduler does not say what the denoiser predicts"):
+        LatentDiffusionPipeline(vae, make_denoiser(vae), IPNDMScheduler())
 
 
 def test_a_scheduler_that_does_not_fit_is_not_saved(pipeline, tmp_path):

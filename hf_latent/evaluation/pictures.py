@@ -7,8 +7,27 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import make_image_grid
 from PIL import Image, ImageDraw
 
+from hf_latent.errors import UserError
+
 MINIMUM_TILE = 64
 LABEL_WIDTH = 96
+
+
+def check_pictures(model: str, channels: int) -> None:
+    """Refuse to draw what no picture can show, before anything long starts.
+
+    Args:
+        model: its name, for the message.
+        channels: of its images.
+
+    Raises:
+        UserError: if they are not 1, 3 or 4.
+    """
+    if channels not in (1, 3, 4):
+        raise UserError(
+            f"{model} makes images of {channels} channels, and a picture has 1, 3 or 4: draw them "
+            'in Python, with output_type="pt" or "np"'
+        )
 
 
 def image_grid(

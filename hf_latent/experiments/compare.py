@@ -16,7 +16,7 @@ from hf_latent.evaluation.feature_extractors import load_feature_extractor
 from hf_latent.evaluation.generation import frechet_distance
 from hf_latent.evaluation.machine import describe_machine
 from hf_latent.evaluation.pictures import image_grid
-from hf_latent.evaluation.sampling import load_pipeline, sample_images
+from hf_latent.evaluation.sampling import count_evaluations, load_pipeline, sample_images
 from hf_latent.experiments.release_figures import measure_autoencoder
 from hf_latent.models.presets import measure_compression
 from hf_latent.output import check_output_dir, replaced_whole, write_json
@@ -87,6 +87,7 @@ def compare_models(config: CompareConfig) -> dict[str, Any]:
     for model in config.models:
         name, _, folder = model.partition("=")
         pipeline = load_pipeline(folder)
+        evaluations = count_evaluations(pipeline, config.num_inference_steps)
         compression = measure_compression(pipeline.vae, splits.image_shape)
         distances = []
         for turn in range(config.num_seeds):
@@ -107,6 +108,7 @@ def compare_models(config: CompareConfig) -> dict[str, Any]:
                 "name": name,
                 "latent_shape": compression.latent_shape,
                 "compression_ratio": compression.ratio,
+                "denoiser_evaluations_per_image": evaluations,
                 **measure_autoencoder(pipeline.vae, splits.validation),
                 "generated_fd": mean(distances),
                 "generated_fd_by_seed": distances,
@@ -116,7 +118,6 @@ def compare_models(config: CompareConfig) -> dict[str, Any]:
         "models": rows,
         "real_against_real_fd": frechet_distance(other_real, real),
         "num_images": count,
-        "denoiser_evaluations_per_image": config.num_inference_steps,
         "validation_fingerprint": splits.validation_fingerprint,
         **describe_machine(),
     }

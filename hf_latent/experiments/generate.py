@@ -8,8 +8,8 @@ from PIL import Image
 
 from hf_latent.command import check_ranges
 from hf_latent.errors import UserError
-from hf_latent.evaluation.pictures import image_grid, labelled_rows
-from hf_latent.evaluation.sampling import load_pipeline, sample_images
+from hf_latent.evaluation.pictures import check_pictures, image_grid, labelled_rows
+from hf_latent.evaluation.sampling import count_evaluations, load_pipeline, sample_images
 from hf_latent.evaluation.sampling_config import SamplingConfig
 from hf_latent.output import replaced_whole
 from hf_latent.pipeline import LatentDiffusionPipeline
@@ -75,6 +75,8 @@ def generate(config: GenerateConfig) -> Path:
     pipeline = load_pipeline(config.model, config.sampler, config.guide)
     labels = _chosen_labels(config, pipeline)
     config.check_model(pipeline)
+    count_evaluations(pipeline, config.num_inference_steps)
+    check_pictures(config.model, pipeline.vae.config.out_channels)
     usual = UNCONDITIONAL_COLUMNS if labels is None else COLUMNS * len(labels)
     num_images = config.num_images or usual
     images = sample_images(

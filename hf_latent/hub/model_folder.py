@@ -9,7 +9,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from hf_latent.errors import UserError
-from hf_latent.hub_format import MODULES
+from hf_latent.saved_files import MODULES
 
 PIPELINE, AUTOENCODERS = "LatentDiffusionPipeline", ("AutoencoderKL", "AutoencoderTiny")
 ABOUT = ("training.json", "config.yaml", "metrics.json")

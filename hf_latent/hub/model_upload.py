@@ -28,7 +28,7 @@ from hf_latent.hub.model_folder import (
 from hf_latent.hub.push_config import PushConfig
 from hf_latent.hub.remote_files import LocalFile, RemoteFiles
 from hf_latent.hub.upload import Contents
-from hf_latent.hub_format import MODULES
+from hf_latent.saved_files import MODULES
 
 ENTRIES = ("model_index.json", "config.json")
 REPORTS = ("training.json", "metrics.json")

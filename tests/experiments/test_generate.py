@@ -6,13 +6,28 @@ from PIL import Image
 
 from hf_latent.cli import main
 from hf_latent.evaluation.pictures import LABEL_WIDTH
+from hf_latent.models.presets import create_scheduler
 from hf_latent.pipeline import LatentDiffusionPipeline
+from tests.conftest import make_autoencoder, make_denoiser
 
 
 @pytest.fixture
 def model(pipeline, tmp_path):
     pipeline.save_pretrained(tmp_path / "model")
     return str(tmp_path / "model")
+
+
+@pytest.fixture
+def model_of(tmp_path):
+    """Save a model of a scheduler and a number of channels."""
+
+    def save(scheduler, channels=1):
+        vae = make_autoencoder(channels)
+        made = LatentDiffusionPipeline(vae, make_denoiser(vae), scheduler)
+        made.save_pretrained(tmp_path / "another")
+        return str(tmp_path / "another")
+
+    return save
 
 
 def run(model: str, *flags: str) -> int:
@@ -118,3 +133,19 @@ def test_labels_of_an_unconditional_model_are_refused(unconditional, tmp_path, c
     assert "--guidance_scale needs a model with classes" in capsys.readouterr().err
     assert run(str(tmp_path / "model"), "--guidance_interval", "0.2,0.8") == 2
     assert "--guidance_interval needs a model with classes" in capsys.readouterr().err
+
+
+def test_a_number_of_steps_that_the_scheduler_has_not_is_one_line(model_of, tmp_path, capsys):
+    model = model_of(create_scheduler("epsilon"))
+    for steps in ("2000", "30"):
+        flags = ("--num_inference_steps", steps, "--output", str(tmp_path / "grid.png"))
+        assert run(model, *flags) == 2
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert line.startswith(f"error: --num_inference_steps {steps} is not for this scheduler: ")
+
+
+def test_a_model_whose_images_are_no_pictures_is_refused_in_one_line(model_of, tmp_path, capsys):
+    model = model_of(create_scheduler("flow"), channels=2)
+    assert run(model, "--output", str(tmp_path / "grid.png")) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "makes images of 2 channels, and a picture has 1, 3 or 4" in line

@@ -3,8 +3,8 @@
 import pytest
 from huggingface_hub import ModelCard
 
-from hf_latent.hub_format import MODULES
 from hf_latent.models.frozen import hash_weights
+from hf_latent.saved_files import MODULES
 from tests.hub.conftest import TOKEN
 
 LOADING = """

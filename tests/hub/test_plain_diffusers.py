@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from hf_latent.hub_format import MODULES
 from hf_latent.models.frozen import hash_weights
 from hf_latent.pipeline import LatentDiffusionPipeline
+from hf_latent.saved_files import MODULES
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors")
 DRAWING = """
