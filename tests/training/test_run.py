@@ -1,6 +1,9 @@
 import importlib.util
 import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from accelerate import Accelerator, DistributedType
@@ -18,6 +21,49 @@ def test_processes_that_accelerate_does_not_see_are_refused(autoencoder_config, 
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="2 processes were launched and Accelerate sees 1"):
         start_accelerator(autoencoder_config())
+
+
+# Run in a process of its own: a group of processes, here of one, is for ever.
+PRINT_TIMEOUT = """
+import sys
+from pathlib import Path
+import torch
+from hf_latent.training.autoencoder_config import AutoencoderConfig
+from hf_latent.training.latents import encode_latents
+from hf_latent.training.run import start_accelerator
+from tests.training.encoding import encode_settings, save_autoencoder
+
+command, folder = sys.argv[1], Path(sys.argv[2])
+if command == "train":
+    start_accelerator(AutoencoderConfig(output_dir=str(folder)))
+else:
+    encode_latents(encode_settings(save_autoencoder(folder / "vae"), folder / "latents"))
+group = torch.distributed.distributed_c10d._get_default_group()
+print(int(group._get_backend(torch.device("cpu")).options._timeout.total_seconds()))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["train", "encode"])
+def test_processes_wait_for_hours_for_the_one_that_works_alone(tmp_path, command):
+    launched = {
+        "ACCELERATE_USE_CPU": "1",
+        "OMP_NUM_THREADS": "1",
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "0",
+    }
+    process = subprocess.run(
+        [sys.executable, "-c", PRINT_TIMEOUT, command, str(tmp_path)],
+        cwd=Path(__file__).parents[2],
+        env=os.environ | launched,
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr[-2000:]
+    assert int(process.stdout.splitlines()[-1]) == 24 * 3600
 
 
 def test_another_accumulation_than_the_launchers_is_refused(autoencoder_config, monkeypatch):
