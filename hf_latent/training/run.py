@@ -129,8 +129,8 @@ def start_accelerator(config: TrainingConfig) -> Accelerator:
 
     Raises:
         UserError: if WORLD_SIZE processes were launched and Accelerate sees another number: they
-            would train apart and write over each other; if a tracker is not installed; or if
-            Accelerate is set to what these trainings do not do.
+            would train apart and write over each other; if a tracker is not installed; if fp16
+            is asked for on a CPU; or if Accelerate is set to what these trainings do not do.
     """
     for tracker in config.trackers():
         if find_spec(tracker) is None:
@@ -146,6 +146,12 @@ def start_accelerator(config: TrainingConfig) -> Accelerator:
         raise UserError(
             f"{accelerator.distributed_type.value} is not supported here: choose several GPUs or "
             "none in `accelerate config`"
+        )
+    # Accelerate would train in fp32 there, and go on calling it fp16.
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise UserError(
+            "fp16 needs a GPU, and this training is on a CPU: pass --mixed_precision bf16 or no "
+            "(unset, it is what accelerate is set to)"
         )
     parts = accelerator.gradient_accumulation_steps
     if parts != config.gradient_accumulation_steps:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from accelerate import Accelerator, DistributedType
+from accelerate.state import AcceleratorState
 
 from hf_latent.errors import UserError
 from hf_latent.training import run as run_module
@@ -73,6 +74,26 @@ def test_another_accumulation_than_the_launchers_is_refused(autoencoder_config, 
     assert "pass --gradient_accumulation_steps 4" in str(error.value)
     assert "\n" not in str(error.value)
     start_accelerator(autoencoder_config(gradient_accumulation_steps=4))
+
+
+@pytest.fixture
+def another_precision():
+    """Accelerate lets a process have one precision only, unless it forgets."""
+    AcceleratorState._reset_state()
+    yield
+    AcceleratorState._reset_state()
+
+
+@pytest.mark.parametrize("asked_by", ["the flag", "accelerate's settings"])
+def test_fp16_on_a_cpu_is_refused(autoencoder_config, monkeypatch, another_precision, asked_by):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+    config = autoencoder_config(mixed_precision="fp16")
+    if asked_by == "accelerate's settings":
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+        config = autoencoder_config()
+    with pytest.raises(UserError, match=r"^fp16 needs a GPU, and this training is on") as error:
+        start_accelerator(config)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("kind", ["DEEPSPEED", "FSDP", "MEGATRON_LM"])
