@@ -32,6 +32,17 @@ def seeded_generator(seed: int, purpose: str, *place: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state))
 
 
+def seed_torch(seed: int, purpose: str, *place: int) -> None:
+    """Seed torch's own generators, on every device, for what takes no other: dropout.
+
+    Args:
+        seed: the run's.
+        purpose: what is drawn.
+        place: as of `seeded_generator`.
+    """
+    torch.manual_seed(seeded_generator(seed, purpose, *place).initial_seed())
+
+
 @dataclass(frozen=True)
 class ProcessRows:
     """The rows of every global batch that this process takes.

@@ -18,7 +18,7 @@ from hf_latent.models.load import load_autoencoder
 from hf_latent.models.presets import create_scheduler, measure_compression
 from hf_latent.output import replaced_whole
 from hf_latent.pipeline import LatentDiffusionPipeline
-from hf_latent.training.batches import ProcessRows, seeded_generator
+from hf_latent.training.batches import ProcessRows, seed_torch, seeded_generator
 from hf_latent.training.checkpoints import (
     HasState,
     TrainingState,
@@ -38,17 +38,12 @@ from hf_latent.training.model_reports import (
     write_model_reports,
 )
 from hf_latent.training.push import open_hub_model, push_model
-from hf_latent.training.run import (
-    create_ema,
-    create_optimizer,
-    process_rows,
-    start_accelerator,
-)
+from hf_latent.training.run import create_ema, create_optimizer, process_rows, start_accelerator
 from hf_latent.training.run_folder import start_run_folder
 from hf_latent.training.sample_pictures import picture_path
 from hf_latent.training.stop import StopSignal, leave
 from hf_latent.training.trainable_denoiser import start_denoiser
-from hf_latent.training.validation import held_out_denoising_loss, save_samples
+from hf_latent.training.validation import eval_mode, held_out_denoising_loss, save_samples
 
 
 @dataclass(frozen=True)
@@ -170,7 +165,7 @@ def train_denoiser(
     batches = source.batches(clock.step * config.gradient_accumulation_steps)
 
     def validate() -> None:
-        with clock.validation():
+        with clock.validation(), eval_mode(unet):
             loss = held_out_denoising_loss(unet, scheduler, held_out, config)
             clock.log_validation_loss(loss.mean, **loss.scalars())
             save_samples(vae, unet, scheduler, config, clock.step)
@@ -184,6 +179,8 @@ def train_denoiser(
                 config, scheduler, posteriors, num_classes, rows, (step, micro_step)
             )
             batch |= {f"{k}_{micro_step}": tensor for k, tensor in vars(noised).items()}
+            if unet.config.dropout:  # of each process's own rows
+                seed_torch(config.seed, "dropout", step, micro_step, accelerator.process_index)
             with accelerator.accumulate(model):
                 output = model(noised.noisy_latents, noised.timesteps, class_labels=labels).sample
                 loss = denoising_loss(output, noised.target, noised.weights)

@@ -36,7 +36,7 @@ from hf_latent.training.latent_files import (
     write_file,
 )
 from hf_latent.training.posteriors import encode_batches
-from hf_latent.training.run import check_processes, together
+from hf_latent.training.run import PROCESS_GROUP, check_processes, together
 
 READ_AHEAD_BYTES = 2**22
 
@@ -65,7 +65,7 @@ def encode_latents(
         UserError: if the settings do not fit, the folder holds something else, or the disk is full.
     """
     if accelerator is None:
-        accelerator = Accelerator()
+        accelerator = Accelerator(kwargs_handlers=[PROCESS_GROUP])
         check_processes(accelerator)
     with together(accelerator):
         if accelerator.is_main_process:

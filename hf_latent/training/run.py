@@ -4,13 +4,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
 import torch
 from accelerate import Accelerator, DistributedType
-from accelerate.utils import gather_object
+from accelerate.utils import InitProcessGroupKwargs, gather_object
 from diffusers.training_utils import EMAModel
 from torch import nn
 
@@ -23,6 +24,10 @@ from hf_latent.training.batches import ProcessRows
 # They split a model's weights, which checkpoints and averages here take as a whole.
 UNSUPPORTED = (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MEGATRON_LM)
 TRACKERS = ("tensorboard", "trackio", "wandb")
+# How long processes wait for each other. The first one decodes images, downloads a cache, validates
+# and saves alone, for hours with much data; NCCL ends the others after 10 minutes, gloo after 30.
+# Who waits for a process that died is ended by the launcher.
+PROCESS_GROUP = InitProcessGroupKwargs(timeout=timedelta(hours=24))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,8 +129,8 @@ def start_accelerator(config: TrainingConfig) -> Accelerator:
 
     Raises:
         UserError: if WORLD_SIZE processes were launched and Accelerate sees another number: they
-            would train apart and write over each other; if a tracker is not installed; or if
-            Accelerate is set to what these trainings do not do.
+            would train apart and write over each other; if a tracker is not installed; if fp16
+            is asked for on a CPU; or if Accelerate is set to what these trainings do not do.
     """
     for tracker in config.trackers():
         if find_spec(tracker) is None:
@@ -135,11 +140,18 @@ def start_accelerator(config: TrainingConfig) -> Accelerator:
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         log_with=config.trackers() or None,
         project_dir=str(Path(config.output_dir) / "logs"),
+        kwargs_handlers=[PROCESS_GROUP],
     )
     if accelerator.distributed_type in UNSUPPORTED:
         raise UserError(
             f"{accelerator.distributed_type.value} is not supported here: choose several GPUs or "
             "none in `accelerate config`"
+        )
+    # Accelerate would train in fp32 there, and go on calling it fp16.
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise UserError(
+            "fp16 needs a GPU, and this training is on a CPU: pass --mixed_precision bf16 or no "
+            "(unset, it is what accelerate is set to)"
         )
     parts = accelerator.gradient_accumulation_steps
     if parts != config.gradient_accumulation_steps:

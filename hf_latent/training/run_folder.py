@@ -101,7 +101,10 @@ def check_run_folder(config: TrainingConfig) -> Path:
 
 def _has_only_a_beginning(output_dir: Path) -> bool:
     """Tell whether nothing is there but what a run leaves that was killed before a checkpoint."""
-    begun = re.compile(r"config\.yaml|logs|samples|latents|ema_snapshots|\.checkpoint-\d+\..*")
+    begun = re.compile(
+        r"config\.yaml|logs|samples|latents|ema_snapshots|bad_batches"
+        r"|\.config\.\d+\.yaml|\.checkpoint-\d+\..*"  # half-written
+    )
     return output_dir.is_dir() and all(begun.fullmatch(x.name) for x in output_dir.iterdir())
 
 
@@ -135,6 +138,9 @@ def start_run_folder(
         check_run_folder(config)
         for name in ("logs", "samples"):
             (output_dir / name).mkdir(parents=True, exist_ok=True)
+        for remains in output_dir.glob(".config.*.yaml"):
+            if re.fullmatch(r"\.config\.\d+\.yaml", remains.name):
+                remains.unlink()  # what a killed process left half-written
         if find_checkpoint(config) is None:
             _remove_old_run(output_dir)
         resolved = dump_config(config, validation_fingerprint=validation_fingerprint)
@@ -148,9 +154,14 @@ def start_run_folder(
 
 
 def _remove_old_run(output_dir: Path) -> None:
-    """Remove what would be taken for the new run's: logs, pictures and checkpoints."""
+    """Remove what would be taken for the new run's: logs, pictures, batches and checkpoints."""
     (output_dir / "logs" / "losses.jsonl").unlink(missing_ok=True)
     for picture in (output_dir / "samples").glob("step-*.png"):
         picture.unlink()
+    bad_batches = output_dir / "bad_batches"
+    for batch in bad_batches.glob("*step-*-rank-*.safetensors"):  # half-written ones begin with .
+        batch.unlink()
+    if bad_batches.is_dir() and not any(bad_batches.iterdir()):
+        bad_batches.rmdir()
     for checkpoint in list_checkpoints(output_dir):
         remove_checkpoint(checkpoint)

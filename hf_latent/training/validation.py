@@ -1,10 +1,13 @@
 """What the denoiser's training shows as it goes: held-out loss and a picture."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DModel
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from torch import nn
 
 from hf_latent.add_noise import add_noise, is_flow
 from hf_latent.data.latents import LatentPosteriors
@@ -51,6 +54,24 @@ def evenly_spaced_timesteps(scheduler: SchedulerMixin, count: int) -> torch.Tens
     """
     timesteps = (torch.arange(count) + 0.5) / count * scheduler.config.num_train_timesteps
     return timesteps if is_flow(scheduler) else timesteps.long()
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Show a model as it will be used, without dropout, for a while.
+
+    Args:
+        model: changed in place.
+
+    Yields:
+        Nothing; inside, the model is in eval mode, and after it in the mode that it was in.
+    """
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 @torch.no_grad()

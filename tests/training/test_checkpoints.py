@@ -1,5 +1,6 @@
 import json
 import shutil
+from functools import partialmethod
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
+from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 
 from hf_latent.errors import UserError
@@ -104,6 +106,19 @@ def test_a_loaded_state_goes_on_bit_for_bit(config, steps, decoder_only):
     moments = loaded.optimizers["vae"].state_dict()["state"]
     trained = [p.requires_grad for p in loaded.models["vae"].parameters()]
     assert sorted(moments) == [index for index, wanted in enumerate(trained) if wanted]
+
+
+def test_a_model_above_the_size_of_a_shard_is_saved_in_one_file(config, tmp_path, monkeypatch):
+    # Diffusers' own size is 10 GB.
+    sharded = partialmethod(AutoencoderKL.save_pretrained, max_shard_size="10KB")
+    monkeypatch.setattr(AutoencoderKL, "save_pretrained", sharded)
+    uninterrupted = train(start(config()), 1)
+    uninterrupted.models["vae"].save_pretrained(tmp_path / "in_shards")
+    assert len(list((tmp_path / "in_shards").glob("*-of-*.safetensors"))) > 1
+    save_checkpoint(config(), Accelerator(), uninterrupted, 1)
+    loaded = spoil(start(config()))
+    resume_training(config(resume_from_checkpoint="latest"), Accelerator(), loaded)
+    assert_equal(loaded, uninterrupted)
 
 
 def test_a_checkpoint_is_safetensors_and_json(config, tmp_path):

@@ -79,6 +79,65 @@ def test_a_bad_loss_in_another_process_refuses_the_step_here(tmp_path, others, a
     assert (tmp_path / "bad_batches" / "step-000001-rank-1.safetensors").exists() is not allowed
 
 
+class ScaledTraining:
+    """One weight, trained under a real gradient scaler, which runs on a CPU too."""
+
+    def __init__(self, folder: Path):
+        accelerator = Accelerator()
+        self.scaler = accelerator.scaler = torch.amp.GradScaler("cpu")
+        self.guard = NonFiniteGuard(folder, accelerator)
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.optimizer = torch.optim.AdamW([self.weight], fused=True)
+
+    def step(self, number: int, loss: torch.Tensor) -> bool:
+        self.optimizer.zero_grad()
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_([self.weight], 1.0)
+        allowed = self.guard.allows(number, loss.detach(), [norm], {})
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return allowed
+
+
+def test_a_scaler_may_skip_steps_until_it_has_its_scale(tmp_path):
+    training = ScaledTraining(tmp_path)
+    # 60000 fits into fp16 at a scale of 1, from 2^16 after 16 steps; it does so twice over.
+    for number in range(40):
+        if number == 20:
+            training.scaler.update(2.0**16)
+        assert training.step(number, (training.weight.half() * 60000).float().sum())
+        skipped = number < 16 or 20 <= number < 36
+        assert training.guard.overflows_in_a_row == (number % 20 + 1 if skipped else 0)
+        assert (training.weight == 0) == (number < 16)
+    assert training.optimizer.state[training.weight]["step"] == 8, "skipped steps do not count"
+    assert not list(tmp_path.iterdir())
+
+
+def test_gradients_that_no_scale_makes_finite_end_the_training(tmp_path):
+    training = ScaledTraining(tmp_path)
+    for number in range(39):
+        assert training.step(number, training.weight.abs().sqrt().sum())  # 0, of slope infinity
+    with pytest.raises(UserError, match="gradients were not finite in 40 steps in a row") as error:
+        training.step(39, training.weight.abs().sqrt().sum())
+    assert "up to step 40" in str(error.value)
+    assert "--mixed_precision bf16" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert training.scaler.get_scale() < 2.0**-22, "all of fp16 was tried"
+
+
+def test_gradients_that_overflow_in_another_process_end_the_training_here(tmp_path):
+    two = SimpleNamespace(
+        num_processes=2,
+        scaler=torch.amp.GradScaler("cpu"),
+        reduce=lambda bad, reduction: bad + torch.tensor([0.0, 1.0]),
+    )
+    guard = NonFiniteGuard(tmp_path, two)
+    assert all(guard.allows(number, FINE, [FINE], {}) for number in range(39))
+    with pytest.raises(UserError, match="40 steps in a row"):
+        guard.allows(39, FINE, [FINE], {})
+
+
 def spoil(monkeypatch, module, name: str, bad_calls: set[int], value: float) -> None:
     """Make a training's loss not finite, in some calls (micro-steps), from 0."""
     loss, calls = getattr(module, name), iter(range(1000))

@@ -191,18 +191,42 @@ def test_an_interrupted_denoiser_ends_bit_for_bit_as_an_uninterrupted_one(
     assert_each_loss_is_logged_once(tmp_path / "denoiser")
 
 
+def add_dropout(unet: Path) -> None:
+    """Have a saved denoiser trained with dropout, where it is trained on."""
+    settings = json.loads((unet / "config.json").read_text())
+    (unet / "config.json").write_text(json.dumps(settings | {"dropout": 0.3}))
+
+
+def test_validation_does_not_change_a_training_with_dropout(denoiser_config, tmp_path):
+    save_autoencoder(tmp_path / "autoencoder" / "model")
+    config = denoiser_config(**DENOISER)
+    first = train_denoiser(replace(config, output_dir=str(tmp_path / "first")))
+    # At a learning rate of 0, the weights after the first step are still those of the start.
+    config = replace(config, pretrained_unet=str(first.model_dir), lr_warmup_ratio=0.5)
+    train_denoiser(replace(config, output_dir=str(tmp_path / "without")))
+    add_dropout(first.model_dir / "unet")
+    train_denoiser(replace(config, output_dir=str(tmp_path / "seldom")))
+    often = replace(config, validation_steps=1, output_dir=str(tmp_path / "often"))
+    losses = train_denoiser(often).validation_losses
+    assert losses[1] == first.validation_losses[5], "it is measured without dropout"
+    assert_same_weights(tmp_path / "often" / "checkpoint-5", tmp_path / "seldom" / "checkpoint-5")
+    assert weights(tmp_path / "seldom" / "model") != weights(tmp_path / "without" / "model")
+
+
 MIN_SNR = {"objective": "v_prediction", "snr_gamma": 5.0, "zero_terminal_snr": True}
 
 
-@pytest.mark.parametrize("options", ["min-SNR", "uniform", "warm start"])
+@pytest.mark.parametrize("options", ["min-SNR", "uniform", "warm start", "dropout"])
 def test_a_denoiser_with_options_ends_bit_for_bit_as_an_uninterrupted_one(
     denoiser_config, tmp_path, options
 ):
     save_autoencoder(tmp_path / "autoencoder" / "model")
     config = denoiser_config(**DENOISER)
-    if options == "warm start":
-        first = replace(config, output_dir=str(tmp_path / "first"), seed=1)
-        config = replace(config, pretrained_unet=str(train_denoiser(first).model_dir))
+    if options in ("warm start", "dropout"):
+        first = train_denoiser(replace(config, output_dir=str(tmp_path / "first"), seed=1))
+        config = replace(config, pretrained_unet=str(first.model_dir))
+    if options == "dropout":
+        add_dropout(first.model_dir / "unet")
     if options == "uniform":
         config = replace(config, timestep_sampling="uniform")
     if options == "min-SNR":

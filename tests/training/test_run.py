@@ -1,9 +1,13 @@
 import importlib.util
 import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from accelerate import Accelerator, DistributedType
+from accelerate.state import AcceleratorState
 
 from hf_latent.errors import UserError
 from hf_latent.training import run as run_module
@@ -20,6 +24,49 @@ def test_processes_that_accelerate_does_not_see_are_refused(autoencoder_config, 
         start_accelerator(autoencoder_config())
 
 
+# Run in a process of its own: a group of processes, here of one, is for ever.
+PRINT_TIMEOUT = """
+import sys
+from pathlib import Path
+import torch
+from hf_latent.training.autoencoder_config import AutoencoderConfig
+from hf_latent.training.latents import encode_latents
+from hf_latent.training.run import start_accelerator
+from tests.training.encoding import encode_settings, save_autoencoder
+
+command, folder = sys.argv[1], Path(sys.argv[2])
+if command == "train":
+    start_accelerator(AutoencoderConfig(output_dir=str(folder)))
+else:
+    encode_latents(encode_settings(save_autoencoder(folder / "vae"), folder / "latents"))
+group = torch.distributed.distributed_c10d._get_default_group()
+print(int(group._get_backend(torch.device("cpu")).options._timeout.total_seconds()))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["train", "encode"])
+def test_processes_wait_for_hours_for_the_one_that_works_alone(tmp_path, command):
+    launched = {
+        "ACCELERATE_USE_CPU": "1",
+        "OMP_NUM_THREADS": "1",
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "0",
+    }
+    process = subprocess.run(
+        [sys.executable, "-c", PRINT_TIMEOUT, command, str(tmp_path)],
+        cwd=Path(__file__).parents[2],
+        env=os.environ | launched,
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr[-2000:]
+    assert int(process.stdout.splitlines()[-1]) == 24 * 3600
+
+
 def test_another_accumulation_than_the_launchers_is_refused(autoencoder_config, monkeypatch):
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
     with pytest.raises(UserError, match="set to accumulate 4 times, this run 1: ") as error:
@@ -27,6 +74,26 @@ def test_another_accumulation_than_the_launchers_is_refused(autoencoder_config, 
     assert "pass --gradient_accumulation_steps 4" in str(error.value)
     assert "\n" not in str(error.value)
     start_accelerator(autoencoder_config(gradient_accumulation_steps=4))
+
+
+@pytest.fixture
+def another_precision():
+    """Accelerate lets a process have one precision only, unless it forgets."""
+    AcceleratorState._reset_state()
+    yield
+    AcceleratorState._reset_state()
+
+
+@pytest.mark.parametrize("asked_by", ["the flag", "accelerate's settings"])
+def test_fp16_on_a_cpu_is_refused(autoencoder_config, monkeypatch, another_precision, asked_by):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+    config = autoencoder_config(mixed_precision="fp16")
+    if asked_by == "accelerate's settings":
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+        config = autoencoder_config()
+    with pytest.raises(UserError, match=r"^fp16 needs a GPU, and this training is on") as error:
+        start_accelerator(config)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("kind", ["DEEPSPEED", "FSDP", "MEGATRON_LM"])

@@ -45,6 +45,10 @@ def test_a_new_run_over_an_old_one_removes_what_would_be_taken_for_its_own(
     train_autoencoder(config)
     (run / "notes.txt").write_text("mine")
     (run / "checkpoint-of-mine").mkdir()
+    (run / "bad_batches").mkdir()
+    (run / "bad_batches" / "step-000002-rank-0.safetensors").touch()
+    for mine in (".config.mine.yaml", "bad_batches/notes.txt"):
+        (run / mine).touch()
     with pytest.raises(UserError, match="has files in it"):
         train_autoencoder(config)
     assert (run / "checkpoint-4").exists(), "a refused run removes nothing"
@@ -59,6 +63,8 @@ def test_a_new_run_over_an_old_one_removes_what_would_be_taken_for_its_own(
     )
     assert sorted(path.name for path in run.glob("checkpoint-*")) == ["checkpoint-of-mine"]
     assert (run / "notes.txt").read_text() == "mine"
+    assert (run / ".config.mine.yaml").exists()
+    assert [path.name for path in (run / "bad_batches").iterdir()] == ["notes.txt"]
     assert [path.name for path in (run / "samples").iterdir()] == ["step-000001.png"]
     steps = [json.loads(line)["step"] for line in (run / "logs" / "losses.jsonl").open()]
     assert set(steps) == {1}
@@ -118,6 +124,10 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(
     for finished in ("checkpoint-4", "model"):
         shutil.rmtree(run / finished)
     (run / "report.json").unlink()
+    (run / ".config.123.yaml").write_text("data")
+    (run / "bad_batches").mkdir()
+    for name in ("step-000002-rank-1.safetensors", ".step-000003-rank-1.45.safetensors"):
+        (run / "bad_batches" / name).touch()
     log = (run / "logs" / "losses.jsonl").read_text()
     with pytest.raises(UserError, match="has files in it"):
         train_autoencoder(config)
@@ -130,6 +140,8 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(
     assert (run / "logs" / "losses.jsonl").read_text() == log
     train_autoencoder(latest)
     assert {path.name for path in run.glob("*checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
+    assert not list(run.glob(".*"))
+    assert not (run / "bad_batches").exists()
     steps = [json.loads(line)["step"] for line in (run / "logs" / "losses.jsonl").open()]
     assert steps == sorted(steps)
     assert steps[0] <= 2
