@@ -82,6 +82,7 @@ class TrainingClock:
         self._start, self._validation_seconds = time.perf_counter(), 0.0
         self._seconds_before, self._steps_before = 0.0, 0
         self._end: float | None = None
+        self._progress_at = (-1, 0.0)
         total = None if config.max_train_minutes else config.max_train_steps
         self._bar = tqdm(total=total, desc=name, disable=not accelerator.is_main_process)
 
@@ -112,13 +113,21 @@ class TrainingClock:
     def checkpoint_is_due(self) -> bool:
         """Whether to save a checkpoint after the current step; after the last one too."""
         every = self.config.checkpointing_steps
-        return every is not None and (self.step % every == 0 or self._progress() >= 1)
+        return every is not None and (self._progress() >= 1 or self.step % every == 0)
 
     def _progress(self) -> float:
+        """Return the part that is done, the same in every process.
+
+        The clock is looked at once a step: else a limit that passes between two looks would end
+        the training without its last checkpoint.
+        """
         if self.config.max_train_minutes is None:
             return self.step / self.config.max_train_steps
-        elapsed = torch.tensor(self.seconds / (60 * self.config.max_train_minutes))
-        return broadcast(elapsed.to(self.accelerator.device)).item()
+        if self._progress_at[0] != self.step:
+            elapsed = torch.tensor(self.seconds / (60 * self.config.max_train_minutes))
+            progress = broadcast(elapsed.to(self.accelerator.device)).item()
+            self._progress_at = (self.step, progress)
+        return self._progress_at[1]
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
