@@ -38,12 +38,7 @@ from hf_latent.training.model_reports import (
     write_model_reports,
 )
 from hf_latent.training.push import open_hub_model, push_model
-from hf_latent.training.run import (
-    create_ema,
-    create_optimizer,
-    process_rows,
-    start_accelerator,
-)
+from hf_latent.training.run import create_ema, create_optimizer, process_rows, start_accelerator
 from hf_latent.training.run_folder import start_run_folder
 from hf_latent.training.sample_pictures import picture_path
 from hf_latent.training.stop import StopSignal, leave
@@ -126,7 +121,7 @@ def train_denoiser(
     Args:
         config: the settings.
         splits: the images, where they are open already.
-        stop: ends the training between two steps, with a checkpoint.
+        stop: ends the training between two steps, with a checkpoint; before the first, at once.
 
     Returns:
         What was done; the pipeline is in `output_dir/model`.
@@ -175,6 +170,8 @@ def train_denoiser(
             clock.log_validation_loss(loss.mean, **loss.scalars())
             save_samples(vae, unet, scheduler, config, clock.step)
 
+    if stop is not None:
+        stop.defer(accelerator)
     for step in clock.steps(optimizer):
         losses: list[torch.Tensor] = []
         batch: dict[str, torch.Tensor] = {}

@@ -49,6 +49,9 @@ class StopAfter:
     def __init__(self, steps: int):
         self.steps = steps
 
+    def defer(self, accelerator) -> None:
+        pass
+
     def requested(self, accelerator) -> bool:
         self.steps -= 1
         return self.steps == 0
