@@ -158,6 +158,7 @@ def train_autoencoder(
                 validate()
         stopping = stop is not None and stop.requested(accelerator)
         if stopping or clock.checkpoint_is_due:
+            clock.log_pending_losses()
             save_checkpoint(config, accelerator, state, clock.step)
         if stopping:
             leave(config, "autoencoder", accelerator)

@@ -1,6 +1,5 @@
 """The clock of a training: steps, learning rate, progress bar and log."""
 
-import json
 import math
 import sys
 import time
@@ -15,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from tqdm.auto import tqdm
 
-from hf_latent.output import write_text
+from hf_latent.training.loss_log import append_line, forget_after
 from hf_latent.training.run import TrainingConfig
 
 
@@ -149,11 +148,8 @@ class TrainingClock:
         self.validation_losses = dict(state["validation_losses"])
         self._start = time.perf_counter() - self._seconds_before
         self._bar.update(self.step)
-        log = Path(self.config.output_dir) / "logs" / "losses.jsonl"
-        if self.accelerator.is_main_process and log.exists():
-            lines = log.read_text().splitlines(keepends=True)
-            whole = [line for line in lines if line.endswith("\n")]  # a kill may cut the last short
-            write_text(log, "".join(x for x in whole if json.loads(x)["step"] <= self.step))
+        if self.accelerator.is_main_process:
+            forget_after(self.config.output_dir, state)
 
     def steps(self, *optimizers: torch.optim.Optimizer) -> Iterator[int]:
         """Yield the index of every step, from 0, with the optimizers' learning rate set.
@@ -171,7 +167,7 @@ class TrainingClock:
             yield self.step - 1
             self._bar.update()
         self._end = time.perf_counter()
-        self._log_losses()
+        self.log_pending_losses()
         self._bar.close()
 
     def log_loss(self, loss: torch.Tensor) -> None:
@@ -181,10 +177,15 @@ class TrainingClock:
             loss: a scalar, of this process's rows; what is logged is the mean of all processes.
         """
         self._losses.append(loss.detach())
-        if len(self._losses) >= self.LOGGING_STEPS * self.config.gradient_accumulation_steps:
-            self._log_losses()
+        whole_step = len(self._losses) % self.config.gradient_accumulation_steps == 0
+        if whole_step and self.step % self.LOGGING_STEPS == 0:
+            self.log_pending_losses()
 
-    def _log_losses(self) -> None:
+    def log_pending_losses(self) -> None:
+        """Log the mean of the losses since it was last done; all processes must call it together.
+
+        Before every checkpoint too: so none waits in it, and a resumed training logs the same.
+        """
         if not self._losses:
             return
         losses = torch.stack(self._losses)
@@ -227,8 +228,7 @@ class TrainingClock:
         if self.validation_losses:
             shown["held-out"] = f"{list(self.validation_losses.values())[-1]:.4f}"
         self._bar.set_postfix(shown)
-        with open(Path(self.config.output_dir) / "logs" / "losses.jsonl", "a") as log:
-            log.write(json.dumps({"step": self.step, **values}) + "\n")
+        append_line(self.config.output_dir, {"step": self.step, **values})
         self.accelerator.log(values, step=self.step)
 
     @contextmanager
