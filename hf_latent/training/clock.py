@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from hf_latent.training.loss_log import append_line, forget_after
 from hf_latent.training.run import TrainingConfig
+from hf_latent.training.trackers import log_to_trackers
 
 
 @dataclass(frozen=True)
@@ -229,7 +230,7 @@ class TrainingClock:
             shown["held-out"] = f"{list(self.validation_losses.values())[-1]:.4f}"
         self._bar.set_postfix(shown)
         append_line(self.config.output_dir, {"step": self.step, **values})
-        self.accelerator.log(values, step=self.step)
+        log_to_trackers(self.config, self.accelerator, values, self.step)
 
     @contextmanager
     def validation(self) -> Iterator[None]:
