@@ -3,6 +3,8 @@
 from hf_latent.command import run_command
 from hf_latent.training.encode_config import EncodeConfig
 from hf_latent.training.latents import encode_latents
+from hf_latent.training.stop import StopSignal
 
 if __name__ == "__main__":
+    StopSignal("stopped: the same command goes on; encoded files that are whole are kept")
     run_command(EncodeConfig, encode_latents)

@@ -34,12 +34,7 @@ from hf_latent.training.latent_scale import measure_latent_scale
 from hf_latent.training.losses import kl_per_latent_value, perceptual_loss, reconstruction_loss
 from hf_latent.training.model_reports import describe_training, write_model_reports
 from hf_latent.training.push import open_hub_model, push_model
-from hf_latent.training.run import (
-    create_ema,
-    create_optimizer,
-    process_rows,
-    start_accelerator,
-)
+from hf_latent.training.run import create_ema, create_optimizer, process_rows, start_accelerator
 from hf_latent.training.run_folder import describe_counts, open_run_images, start_run_folder
 from hf_latent.training.sample_pictures import picture_path
 from hf_latent.training.stop import StopSignal, leave
@@ -70,7 +65,7 @@ def train_autoencoder(
     Args:
         config: the settings.
         splits: the images, where they are open already.
-        stop: ends the training between two steps, with a checkpoint.
+        stop: ends the training between two steps, with a checkpoint; before the first, at once.
 
     Returns:
         What was done; the model is in `output_dir/model`, the figures in `output_dir/report.json`.
@@ -125,6 +120,8 @@ def train_autoencoder(
             seen.append(figures)
         return figures
 
+    if stop is not None:
+        stop.defer(accelerator)
     for step in clock.steps(*state.optimizers.values()):
         players = ["vae", "discriminator"] if adversary.plays(step) else ["vae"]
         losses: list[torch.Tensor] = []
@@ -161,6 +158,7 @@ def train_autoencoder(
                 validate()
         stopping = stop is not None and stop.requested(accelerator)
         if stopping or clock.checkpoint_is_due:
+            clock.log_pending_losses()
             save_checkpoint(config, accelerator, state, clock.step)
         if stopping:
             leave(config, "autoencoder", accelerator)

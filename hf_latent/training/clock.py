@@ -1,6 +1,5 @@
 """The clock of a training: steps, learning rate, progress bar and log."""
 
-import json
 import math
 import sys
 import time
@@ -15,8 +14,9 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from tqdm.auto import tqdm
 
-from hf_latent.output import write_text
+from hf_latent.training.loss_log import append_line, forget_after
 from hf_latent.training.run import TrainingConfig
+from hf_latent.training.trackers import log_to_trackers
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,7 @@ class TrainingClock:
         self._start, self._validation_seconds = time.perf_counter(), 0.0
         self._seconds_before, self._steps_before = 0.0, 0
         self._end: float | None = None
+        self._progress_at = (-1, 0.0)
         total = None if config.max_train_minutes else config.max_train_steps
         self._bar = tqdm(total=total, desc=name, disable=not accelerator.is_main_process)
 
@@ -112,13 +113,21 @@ class TrainingClock:
     def checkpoint_is_due(self) -> bool:
         """Whether to save a checkpoint after the current step; after the last one too."""
         every = self.config.checkpointing_steps
-        return every is not None and (self.step % every == 0 or self._progress() >= 1)
+        return every is not None and (self._progress() >= 1 or self.step % every == 0)
 
     def _progress(self) -> float:
+        """Return the part that is done, the same in every process.
+
+        The clock is looked at once a step: else a limit that passes between two looks would end
+        the training without its last checkpoint.
+        """
         if self.config.max_train_minutes is None:
             return self.step / self.config.max_train_steps
-        elapsed = torch.tensor(self.seconds / (60 * self.config.max_train_minutes))
-        return broadcast(elapsed.to(self.accelerator.device)).item()
+        if self._progress_at[0] != self.step:
+            elapsed = torch.tensor(self.seconds / (60 * self.config.max_train_minutes))
+            progress = broadcast(elapsed.to(self.accelerator.device)).item()
+            self._progress_at = (self.step, progress)
+        return self._progress_at[1]
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
@@ -140,11 +149,8 @@ class TrainingClock:
         self.validation_losses = dict(state["validation_losses"])
         self._start = time.perf_counter() - self._seconds_before
         self._bar.update(self.step)
-        log = Path(self.config.output_dir) / "logs" / "losses.jsonl"
-        if self.accelerator.is_main_process and log.exists():
-            lines = log.read_text().splitlines(keepends=True)
-            whole = [line for line in lines if line.endswith("\n")]  # a kill may cut the last short
-            write_text(log, "".join(x for x in whole if json.loads(x)["step"] <= self.step))
+        if self.accelerator.is_main_process:
+            forget_after(self.config.output_dir, state)
 
     def steps(self, *optimizers: torch.optim.Optimizer) -> Iterator[int]:
         """Yield the index of every step, from 0, with the optimizers' learning rate set.
@@ -162,7 +168,7 @@ class TrainingClock:
             yield self.step - 1
             self._bar.update()
         self._end = time.perf_counter()
-        self._log_losses()
+        self.log_pending_losses()
         self._bar.close()
 
     def log_loss(self, loss: torch.Tensor) -> None:
@@ -172,10 +178,15 @@ class TrainingClock:
             loss: a scalar, of this process's rows; what is logged is the mean of all processes.
         """
         self._losses.append(loss.detach())
-        if len(self._losses) >= self.LOGGING_STEPS * self.config.gradient_accumulation_steps:
-            self._log_losses()
+        whole_step = len(self._losses) % self.config.gradient_accumulation_steps == 0
+        if whole_step and self.step % self.LOGGING_STEPS == 0:
+            self.log_pending_losses()
 
-    def _log_losses(self) -> None:
+    def log_pending_losses(self) -> None:
+        """Log the mean of the losses since it was last done; all processes must call it together.
+
+        Before every checkpoint too: so none waits in it, and a resumed training logs the same.
+        """
         if not self._losses:
             return
         losses = torch.stack(self._losses)
@@ -218,9 +229,8 @@ class TrainingClock:
         if self.validation_losses:
             shown["held-out"] = f"{list(self.validation_losses.values())[-1]:.4f}"
         self._bar.set_postfix(shown)
-        with open(Path(self.config.output_dir) / "logs" / "losses.jsonl", "a") as log:
-            log.write(json.dumps({"step": self.step, **values}) + "\n")
-        self.accelerator.log(values, step=self.step)
+        append_line(self.config.output_dir, {"step": self.step, **values})
+        log_to_trackers(self.config, self.accelerator, values, self.step)
 
     @contextmanager
     def validation(self) -> Iterator[None]:

@@ -121,7 +121,7 @@ def train_denoiser(
     Args:
         config: the settings.
         splits: the images, where they are open already.
-        stop: ends the training between two steps, with a checkpoint.
+        stop: ends the training between two steps, with a checkpoint; before the first, at once.
 
     Returns:
         What was done; the pipeline is in `output_dir/model`.
@@ -170,6 +170,8 @@ def train_denoiser(
             clock.log_validation_loss(loss.mean, **loss.scalars())
             save_samples(vae, unet, scheduler, config, clock.step)
 
+    if stop is not None:
+        stop.defer(accelerator)
     for step in clock.steps(optimizer):
         losses: list[torch.Tensor] = []
         batch: dict[str, torch.Tensor] = {}
@@ -198,6 +200,7 @@ def train_denoiser(
                 validate()
         stopping = stop is not None and stop.requested(accelerator)
         if stopping or clock.checkpoint_is_due:
+            clock.log_pending_losses()
             save_checkpoint(config, accelerator, state, clock.step)
         if stopping:
             leave(config, "denoiser", accelerator)

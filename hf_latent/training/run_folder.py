@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -14,6 +13,7 @@ from hf_latent.data.images import ImageSplits, open_images
 from hf_latent.errors import UserError
 from hf_latent.output import check_output_dir, write_text
 from hf_latent.training.run import TrainingConfig
+from hf_latent.training.trackers import start_trackers
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
@@ -145,10 +145,7 @@ def start_run_folder(
             _remove_old_run(output_dir)
         resolved = dump_config(config, validation_fingerprint=validation_fingerprint)
         write_text(output_dir / "config.yaml", f"# {counts}\n{resolved}")
-    if config.trackers():
-        # tensorboard takes scalars only
-        settings = {k: v for k, v in asdict(config).items() if isinstance(v, int | float | str)}
-        accelerator.init_trackers("hf_latent", config=settings)
+    start_trackers(config, find_checkpoint(config), accelerator)
     accelerator.wait_for_everyone()
     return output_dir
 

@@ -1,42 +1,103 @@
-"""Stopping a training from outside, between two steps."""
+"""Stopping a training from outside: before its first step at once, then between two steps."""
 
+import atexit
 import ctypes
 import os
 import shlex
 import signal
+import socket
 import sys
+import threading
+import time
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
 
 import torch
 from accelerate import Accelerator
 
+from hf_latent.training.batches import end_readers
 from hf_latent.training.run import TrainingConfig
 
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+UNWIND_SECONDS = 5
+BEFORE_TRAINING = (
+    "stopped before the first step: the same command goes on (give it --resume_from_checkpoint "
+    "latest if it has none); encoded files that are whole are kept"
+)
 
 
 class StopSignal:
-    """Takes note of SIGTERM and Ctrl-C; a second Ctrl-C ends the process at once.
+    """What SIGTERM and Ctrl-C do; a second Ctrl-C ends the process at once.
 
-    Signals reach processes at different moments: `requested` makes it a decision of all.
+    Until `defer` they end the process, with exit status 0 and one line, and nothing half-written is
+    left; after it they are noted. They reach processes at different moments: `requested` makes it a
+    decision of all.
+
+    Args:
+        go_on: the line that says how to go on after an end before `defer`.
     """
 
-    def __init__(self) -> None:
-        """Install the handlers."""
-        self._received = False
+    def __init__(self, go_on: str = BEFORE_TRAINING) -> None:
+        """Install the handlers; only a program's main thread can."""
+        self._go_on, self._received, self._deferred = go_on, False, False
         self._before = {
             number: signal.signal(number, self._receive)
             for number in (signal.SIGTERM, signal.SIGINT)
         }
+        self._watched, self._wakeup = socket.socketpair()
+        self._wakeup.setblocking(False)
+        signal.set_wakeup_fd(self._wakeup.fileno())
+        threading.Thread(target=self._watch, daemon=True).start()
+        os.register_at_fork(after_in_child=self._leave_to_parent)
         _outlive_no_launcher()
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        self._received = True
+        again, self._received = self._received, True
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        if not self._deferred and not again:
+            # What is written is removed on the way out; what then fails is no one's mistake.
+            sys.excepthook = lambda *error: None
+            atexit.register(self._end)
+            raise SystemExit(0)
+
+    def _watch(self) -> None:
+        """End a process that does not come to `_receive`, or not out of it.
+
+        Python calls a handler only between two of its instructions: not while it waits for another
+        process or for a library's download.
+        """
+        while number := self._watched.recv(1):
+            if number[0] in self._before:
+                time.sleep(UNWIND_SECONDS)
+                self._end()
+
+    def _end(self) -> None:
+        if os.environ.get("RANK", "0") == "0":
+            print(self._go_on, flush=True)
+        end_readers()
+        os._exit(0)  # the ends of other processes are not waited for
+
+    def _leave_to_parent(self) -> None:
+        """In a process that was forked before `defer`: end without a word when the parent says."""
+        if self._wakeup.fileno() != -1:
+            self._unwatch()
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            sys.excepthook = _tell_of_no_end
+
+    def _unwatch(self) -> None:
+        signal.set_wakeup_fd(-1)
+        self._wakeup.close()
+
+    def defer(self, accelerator: Accelerator) -> None:
+        """Only take note of signals from here on; all processes must come here together."""
+        accelerator.wait_for_everyone()
+        self._deferred = True
+        self._unwatch()
 
     def release(self) -> None:
         """Put the earlier handlers back: from here on a signal ends the process at once."""
+        self._unwatch()
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -46,6 +107,14 @@ class StopSignal:
             return self._received
         flag = torch.tensor(float(self._received), device=accelerator.device)
         return bool(accelerator.reduce(flag, "sum") > 0)
+
+
+def _tell_of_no_end(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Show what went wrong in a reading process, unless it is that its training has ended."""
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _outlive_no_launcher() -> None:

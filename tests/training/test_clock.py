@@ -179,3 +179,24 @@ def test_a_loss_that_is_not_finite_does_not_spoil_the_mean(tmp_path, optimizer):
 def test_checkpoints_are_due_every_so_often_and_after_the_last(tmp_path, optimizer, every, due):
     clock = start_clock(tmp_path, max_train_steps=7, checkpointing_steps=every)
     assert [clock.step for _ in clock.steps(optimizer) if clock.checkpoint_is_due] == due
+
+
+@pytest.mark.parametrize("limit_seconds", [30, 31])
+@pytest.mark.parametrize("every", [1000, 7])
+def test_a_time_limit_never_ends_a_training_without_its_last_checkpoint(
+    tmp_path, optimizer, monkeypatch, every, limit_seconds
+):
+    # Every look at the clock takes a while, so that the limit passes between any two of them.
+    seconds = iter(range(1000))
+    monkeypatch.setattr(
+        clock_module, "time", SimpleNamespace(perf_counter=lambda: float(next(seconds)))
+    )
+    settings = {"max_train_minutes": limit_seconds / 60, "checkpointing_steps": every}
+    clock = start_clock(tmp_path, **settings)
+    saved = [clock.state() for _ in clock.steps(optimizer) if clock.checkpoint_is_due]
+    assert saved[-1]["step"] == clock.step
+    assert [x["step"] for x in saved[:-1]] == list(range(every, clock.step, every))
+    # What has ended does not go on when it is resumed.
+    resumed = start_clock(tmp_path, **settings)
+    resumed.load_state(json.loads(json.dumps(saved[-1])))
+    assert list(resumed.steps(optimizer)) == []

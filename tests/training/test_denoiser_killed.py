@@ -9,6 +9,7 @@ import yaml
 
 from hf_latent.training.denoiser import train_denoiser
 from tests.training.encoding import save_autoencoder
+from tests.training.test_loss_log import figures
 from tests.training.test_resume import MIN_SNR, Launched, assert_same_weights
 
 STEPS = 80
@@ -49,4 +50,5 @@ def test_a_killed_denoiser_ends_bit_for_bit_as_an_uninterrupted_one(denoiser_con
     assert whole.end()[0] == 0
     for folder in ("model", f"checkpoint-{STEPS}", "ema_snapshots"):
         assert_same_weights(tmp_path / "denoiser" / folder, tmp_path / "whole" / folder)
+    assert figures(tmp_path / "denoiser") == figures(tmp_path / "whole")
     assert not list((tmp_path / "denoiser").glob(".*")), "remains of a killed process"

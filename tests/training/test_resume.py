@@ -20,6 +20,7 @@ from hf_latent.training.denoiser import train_denoiser
 from hf_latent.training.latents import encode_latents
 from tests.training.conftest import SHORT
 from tests.training.encoding import encode_settings, save_autoencoder
+from tests.training.test_loss_log import figures
 
 AUTOENCODER = {
     "max_train_steps": 5,
@@ -48,6 +49,9 @@ class StopAfter:
 
     def __init__(self, steps: int):
         self.steps = steps
+
+    def defer(self, accelerator) -> None:
+        pass
 
     def requested(self, accelerator) -> bool:
         self.steps -= 1
@@ -386,6 +390,7 @@ def test_killed_at_random_moments_it_ends_bit_for_bit(launched_trainings, tmp_pa
     last = launched_trainings.start(run, "--resume_from_checkpoint", "latest")
     assert last.end()[0] == 0
     launched_trainings.assert_same_end(run, ["model", "checkpoint-87", "checkpoint-90"])
+    assert figures(run) == figures(launched_trainings.whole)
 
 
 @pytest.mark.slow

@@ -15,7 +15,9 @@ from hf_latent.training.stop import StopSignal, leave
 def stop():
     numbers = (signal.SIGTERM, signal.SIGINT)
     before = [signal.getsignal(number) for number in numbers]
-    yield StopSignal()
+    stop = StopSignal()
+    stop.defer(Accelerator())
+    yield stop
     for number, handler in zip(numbers, before, strict=True):
         signal.signal(number, handler)
 
@@ -50,6 +52,7 @@ def test_released_the_earlier_handlers_are_back():
     before = [signal.signal(number, mine) for number in numbers]
     try:
         stop = StopSignal()
+        stop.defer(Accelerator())
         assert mine not in [signal.getsignal(number) for number in numbers]
         os.kill(os.getpid(), signal.SIGTERM)
         stop.release()

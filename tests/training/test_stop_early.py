@@ -1,0 +1,128 @@
+"""Signals before the first step: real processes, while they encode or wait for each other."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hf_latent.training.stop import BEFORE_TRAINING
+from tests.training.encoding import as_flags, encode_settings, save_autoencoder
+
+pytestmark = pytest.mark.slow
+SCRIPTS = Path(__file__).parents[2] / "train_scripts"
+# As on a slow disk, so that there is a time to send a signal at.
+SLOWLY = """
+import runpy, sys, time
+from hf_latent.training import latents
+write_file = latents.write_file
+def write_slowly(*arguments):
+    time.sleep(0.3)
+    return write_file(*arguments)
+latents.write_file = write_slowly
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+WAITING = """
+import time
+from accelerate import Accelerator
+from hf_latent.training.stop import StopSignal
+stop, accelerator = StopSignal("the line"), Accelerator()
+print("ready", flush=True)
+if accelerator.is_main_process:
+    time.sleep(60)
+accelerator.wait_for_everyone()
+print("never")
+"""
+
+
+def start(*arguments: str, **environment: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        env=os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def stop_at_the_first_file(process: subprocess.Popen, cache: Path, number: int) -> tuple[str, dict]:
+    """Send a signal once a file is encoded; return the last line, and the files with their times.
+
+    The end must be quick and clean.
+    """
+    deadline = time.monotonic() + 120
+    while not list(cache.glob("train-*.entry.json")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "it does not encode"
+        time.sleep(0.002)
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=20)
+    assert process.returncode == 0, stderr[-2000:]
+    assert "Traceback" not in stderr
+    assert not list(cache.parent.rglob(".*")), "something half-written is left"
+    found = {path: path.stat().st_mtime_ns for path in cache.glob("*.safetensors")}
+    assert found and not list(cache.glob("validation-*")), "it was not stopped in between"
+    return stdout.splitlines()[-1], found
+
+
+def test_a_denoiser_that_still_encodes_ends_at_once_and_goes_on(denoiser_config, tmp_path):
+    save_autoencoder(tmp_path / "autoencoder" / "model")
+    config = denoiser_config(max_train_steps=1, dataloader_num_workers=1, validation_steps=9)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(asdict(config)))
+    script = (str(SCRIPTS / "train_unet.py"), "--config", str(recipe))
+    run = Path(config.output_dir)
+    process = start("-c", SLOWLY, *script)
+    line, kept = stop_at_the_first_file(process, run / "latents", signal.SIGTERM)
+    assert line == BEFORE_TRAINING
+    assert not list(run.glob("checkpoint-*"))
+    process = start(*script, "--resume_from_checkpoint", "latest")
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr[-2000:]
+    assert (run / "model").is_dir()
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept, "encoded again"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_encoding_ends_at_once_and_goes_on(tmp_path, number):
+    config = encode_settings(save_autoencoder(tmp_path / "vae"), tmp_path / "cache")
+    config = replace(config, dataloader_num_workers=1)
+    script = (str(SCRIPTS / "encode_latents.py"), *as_flags(config))
+    line, kept = stop_at_the_first_file(start("-c", SLOWLY, *script), tmp_path / "cache", number)
+    assert line == "stopped: the same command goes on; encoded files that are whole are kept"
+    process = start(*script)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr[-2000:]
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept, "encoded again"
+
+
+@pytest.mark.parametrize("both", [True, False])
+def test_a_process_that_waits_for_another_ends_too(both):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    first, second = (
+        start("-c", WAITING, RANK=rank, LOCAL_RANK=rank, **place) for rank in ("0", "1")
+    )
+    try:
+        for process in (first, second):
+            assert process.stdout.readline() == "ready\n", process.communicate()
+        time.sleep(0.5)
+        for process in (first, second) if both else (second,):
+            process.terminate()
+        for process in (second, first) if both else (second,):
+            stdout, stderr = process.communicate(timeout=20)
+            assert process.returncode == 0, stderr[-2000:]
+            assert "Traceback" not in stderr
+            assert stdout == ("the line\n" if process is first else "")
+    finally:
+        first.kill()
+        second.kill()
