@@ -45,7 +45,7 @@ class DenoiserConfig(TrainingConfig):
         zero_terminal_snr: end the noise schedule with noise only, as sampling starts (Lin et al.
             2024; v_prediction and sample); with snr_gamma that last noise level weighs nothing.
         guidance_scale: of the pictures, and from then on what the saved model draws with where no
-            other is asked for; unset, 2.
+            other is asked for; unset, 2 with classes or a guide, else off.
         guidance_interval: the same of the noise levels that are guided, such as 0,0.8; unset, all.
         gradient_checkpointing: less memory for more time.
         compile: compile the denoiser with torch.compile.
