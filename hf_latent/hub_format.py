@@ -2,6 +2,7 @@
 
 import glob
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any, Self
@@ -14,7 +15,7 @@ from huggingface_hub import create_repo, file_exists, upload_folder
 from .denoise import check_guide
 from .exact_weights import load_exactly
 from .guidance import check_guidance
-from .samplers import check_sampler, load_scheduler
+from .samplers import check_sampler, get_objective, load_scheduler
 from .saved_files import (
     MODELS,
     MODULES,
@@ -24,6 +25,8 @@ from .saved_files import (
     sent_files,
     weight_patterns,
 )
+
+HALF_SAVED = ".saving-"  # how the folder begins in which a pipeline is saved, before it is whole
 
 
 class HubFormat:
@@ -52,7 +55,8 @@ class HubFormat:
         Args:
             pretrained_model_name_or_path: a folder, or the id of a repository on the Hub.
             **kwargs: of `DiffusionPipeline.from_pretrained`: `dtype`, `variant`, `revision`,
-                `token`, `local_files_only`, components that replace saved ones, and others.
+                `token`, `local_files_only`, components that replace saved ones, and others. With a
+                `unet` of one's own the scheduler says the objective.
 
         Raises:
             ValueError: if weights are missing, or there are others than the models have (the latter
@@ -62,14 +66,20 @@ class HubFormat:
             raise ValueError("weights are read from safetensors only: leave use_safetensors out")
         name = os.fspath(pretrained_model_name_or_path)
         folder = name if os.path.isdir(name) else str(cls.download(name, **kwargs))  # type: ignore[attr-defined]
+        trained = None  # of a scheduler that is given in place of it
+        if kwargs.get("unet") is not None:
+            kwargs.setdefault("objective", None)
+        elif kwargs.get("scheduler") is not None:
+            trained = load_scheduler(folder)
+            kwargs.setdefault("objective", get_objective(trained))  # older models do not say it
         if not {"device_map", "quantization_config"} & kwargs.keys():
             for component in saved_models(cls.load_config(folder)):  # type: ignore[attr-defined]
                 if component not in kwargs:
                     options = _loading_options(folder, component, kwargs)
                     kwargs[component] = load_exactly(folder, component, **options)
         pipeline = super().from_pretrained(folder, **kwargs)  # type: ignore[misc]
-        if kwargs.get("scheduler") is not None:  # the saved one says what the denoiser predicts
-            pipeline.trained_scheduler = load_scheduler(folder)
+        if trained is not None:
+            pipeline.trained_scheduler = trained
         if name != folder:
             pipeline.register_to_config(_name_or_path=name)
         return pipeline
@@ -80,11 +90,14 @@ class HubFormat:
 
         Args:
             pipeline: whose denoiser was trained as its `trained_scheduler` says, where it has one.
-            **kwargs: components that replace its own, and settings.
+            **kwargs: components that replace its own, and settings. With another `unet` the
+                scheduler says the objective.
 
         Raises:
             ValueError: if the scheduler is not for the denoiser's objective.
         """
+        if "unet" in kwargs:
+            kwargs.setdefault("objective", None)
         made = super().from_pipe(pipeline, **kwargs)  # type: ignore[misc]
         if "unet" not in kwargs and hasattr(pipeline, "trained_scheduler"):
             made.trained_scheduler = pipeline.trained_scheduler
@@ -131,7 +144,9 @@ class HubFormat:
             if os.path.isabs(source) or os.path.isdir(source):
                 part.register_to_config(_name_or_path="")  # no path of this machine in the files
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".", dir=folder) as new:
+        for remains in folder.glob(f"{HALF_SAVED}*"):
+            shutil.rmtree(remains)  # of a killed process
+        with tempfile.TemporaryDirectory(prefix=HALF_SAVED, dir=folder) as new:
             super().save_pretrained(new, variant=variant, max_shard_size=max_shard_size)  # type: ignore[misc]
             # A class that was derived elsewhere is not in these files.
             if type(self).__module__ == f"{__name__.rpartition('.')[0]}.{MODULES[0]}":

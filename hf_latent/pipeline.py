@@ -204,7 +204,7 @@ class LatentDiffusionPipeline(HubFormat, PipelineSteps, DiffusionPipeline):
 
         `output_type` is "pt" `(B, C, H, W)` in [0, 1], "np" `(B, H, W, C)` in [0, 1], or "pil".
         """
-        check_output_type(self.vae, output_type)
+        check_output_type(self.vae, output_type, ("pil", "np", "pt"))
         reconstructions = self.decode_latents(self.encode_images(images, sample_posterior=False))
         return self.image_processor.postprocess(reconstructions, output_type)
 

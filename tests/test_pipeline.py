@@ -73,6 +73,8 @@ def test_images_of_two_channels_are_refused_as_pictures_before_they_are_drawn():
     ):
         with pytest.raises(ValueError, match="2 channels are no pictures: set output_type to np"):
             draw()
+    with pytest.raises(ValueError, match="output_type must be pil, np or pt, not 'latent'"):
+        pipeline.reconstruct(torch.zeros(1, 2, 16, 16), "latent")
     assert not calls
     assert pipeline([0], num_inference_steps=1, output_type="pt").images.shape == (1, 2, 16, 16)
 

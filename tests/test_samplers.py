@@ -262,6 +262,31 @@ def test_from_pipe_keeps_the_noise_levels_that_the_denoiser_was_trained_on(pipel
         again([0])
 
 
+def test_a_model_that_does_not_say_its_objective_yet_has_its_schedulers(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path / "old")
+    index = json.loads((tmp_path / "old" / "model_index.json").read_text())
+    del index["objective"]
+    (tmp_path / "old" / "model_index.json").write_text(json.dumps(index))
+    load = LatentDiffusionPipeline.from_pretrained
+    with pytest.raises(ValueError, match="answer for epsilon, and it was trained for flow"):
+        load(tmp_path / "old", scheduler=DDIMScheduler(clip_sample=False))
+    for given in ({}, {"scheduler": create_sampler(pipeline.trained_scheduler, "heun")}):
+        loaded = load(tmp_path / "old", **given)
+        assert loaded.config.objective == "flow"
+        loaded.save_pretrained(tmp_path / "new")
+        assert load(tmp_path / "new").config.objective == "flow"
+
+
+def test_another_denoiser_may_have_another_objective(pipeline, tmp_path):
+    parts = {"unet": make_denoiser(pipeline.vae), "scheduler": create_scheduler("epsilon")}
+    pipeline.save_pretrained(tmp_path)
+    for made in (
+        LatentDiffusionPipeline.from_pipe(pipeline, **parts),
+        LatentDiffusionPipeline.from_pretrained(tmp_path, **parts),
+    ):
+        assert made.config.objective == get_objective(made.trained_scheduler) == "epsilon"
+
+
 def test_a_scheduler_that_does_not_say_what_is_predicted_makes_no_pipeline(vae):
     with pytest.raises(ValueError, match="IPNDMScheduler does not say what the denoiser predicts"):
         LatentDiffusionPipeline(vae, make_denoiser(vae), IPNDMScheduler())

@@ -106,7 +106,7 @@ class TrainingClock:
     @property
     def validation_is_due(self) -> bool:
         """Whether to validate after the current step; after the last one it is done anyway."""
-        last = self.config.max_train_minutes is None and self.step == self.config.max_train_steps
+        last = self._progress() >= 1
         return self.step % self.config.validation_steps == 0 and not last
 
     @property

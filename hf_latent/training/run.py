@@ -26,7 +26,8 @@ UNSUPPORTED = (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.
 TRACKERS = ("tensorboard", "trackio", "wandb")
 # How long processes wait for each other. The first one decodes images, downloads a cache, validates
 # and saves alone, for hours with much data; NCCL ends the others after 10 minutes, gloo after 30.
-# Who waits for a process that died is ended by the launcher.
+# Who waits for a process that failed is ended by the launcher; if one is stopped alone before the
+# training, with exit status 0, the others are not.
 PROCESS_GROUP = InitProcessGroupKwargs(timeout=timedelta(hours=24))
 
 
@@ -54,7 +55,8 @@ class TrainingConfig(ImagesConfig):
         dataloader_num_workers: processes that read images.
         validation_steps: steps between held-out loss and sample grid.
         max_validation_samples: so many held-out images, evenly spaced, are used for it.
-        checkpointing_steps: steps between checkpoints; the last step makes one too, and a signal.
+        checkpointing_steps: steps between checkpoints; the last step makes one too, and a signal
+            after the first step.
         checkpoints_total_limit: older checkpoints are removed; unset, none is.
         resume_from_checkpoint: go on from a folder checkpoint-N, or from the latest of output_dir,
             where there is one.

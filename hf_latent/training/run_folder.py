@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from hf_latent.command import dump_config
 from hf_latent.data.images import ImageSplits, open_images
 from hf_latent.errors import UserError
-from hf_latent.output import check_output_dir, write_text
+from hf_latent.output import SAFETENSORS_REMAINS, check_output_dir, write_text
 from hf_latent.training.run import TrainingConfig
 from hf_latent.training.trackers import start_trackers
 
@@ -152,12 +152,15 @@ def start_run_folder(
 
 def _remove_old_run(output_dir: Path) -> None:
     """Remove what would be taken for the new run's: logs, pictures, batches and checkpoints."""
-    (output_dir / "logs" / "losses.jsonl").unlink(missing_ok=True)
+    for name in ("losses.jsonl", "trackers.json"):
+        (output_dir / "logs" / name).unlink(missing_ok=True)
     for picture in (output_dir / "samples").glob("step-*.png"):
         picture.unlink()
     bad_batches = output_dir / "bad_batches"
-    for batch in bad_batches.glob("*step-*-rank-*.safetensors"):  # half-written ones begin with .
-        batch.unlink()
+    # Half-written ones begin with a dot.
+    for pattern in ("*step-*-rank-*.safetensors", SAFETENSORS_REMAINS):
+        for batch in bad_batches.glob(pattern):
+            batch.unlink()
     if bad_batches.is_dir() and not any(bad_batches.iterdir()):
         bad_batches.rmdir()
     for checkpoint in list_checkpoints(output_dir):

@@ -29,9 +29,9 @@ BEFORE_TRAINING = (
 class StopSignal:
     """What SIGTERM and Ctrl-C do; a second Ctrl-C ends the process at once.
 
-    Until `defer` they end the process, with exit status 0 and one line, and nothing half-written is
-    left; after it they are noted. They reach processes at different moments: `requested` makes it a
-    decision of all.
+    Until `defer` they end the process, with exit status 0 and one line, and remove what is
+    half-written, where that takes no more than 5 seconds; after it they are noted. They reach
+    processes at different moments: `requested` makes it a decision of all.
 
     Args:
         go_on: the line that says how to go on after an end before `defer`.
@@ -48,7 +48,8 @@ class StopSignal:
         self._wakeup.setblocking(False)
         signal.set_wakeup_fd(self._wakeup.fileno())
         threading.Thread(target=self._watch, daemon=True).start()
-        os.register_at_fork(after_in_child=self._leave_to_parent)
+        if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+            os.register_at_fork(after_in_child=self._leave_to_parent)
         _outlive_no_launcher()
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
@@ -69,13 +70,16 @@ class StopSignal:
         while number := self._watched.recv(1):
             if number[0] in self._before:
                 time.sleep(UNWIND_SECONDS)
-                self._end()
+                if not self._deferred:
+                    self._end()
 
     def _end(self) -> None:
-        if os.environ.get("RANK", "0") == "0":
-            print(self._go_on, flush=True)
-        end_readers()
-        os._exit(0)  # the ends of other processes are not waited for
+        try:
+            if os.environ.get("RANK", "0") == "0":
+                print(self._go_on, flush=True)
+            end_readers()
+        finally:  # whoever would read the line may have ended too
+            os._exit(0)  # the ends of other processes are not waited for
 
     def _leave_to_parent(self) -> None:
         """In a process that was forked before `defer`: end without a word when the parent says."""

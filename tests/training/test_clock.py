@@ -200,3 +200,15 @@ def test_a_time_limit_never_ends_a_training_without_its_last_checkpoint(
     resumed = start_clock(tmp_path, **settings)
     resumed.load_state(json.loads(json.dumps(saved[-1])))
     assert list(resumed.steps(optimizer)) == []
+
+
+@pytest.mark.parametrize("limit", [{"max_train_steps": 6}, {"max_train_minutes": 24 / 60}])
+def test_no_validation_is_due_after_the_last_step(tmp_path, optimizer, monkeypatch, limit):
+    """It is made with the averaged weights at the end, and would be told twice."""
+    seconds = iter(range(1000))
+    monkeypatch.setattr(
+        clock_module, "time", SimpleNamespace(perf_counter=lambda: float(next(seconds)))
+    )
+    clock = start_clock(tmp_path, validation_steps=1, **limit)
+    due = [clock.step for _ in clock.steps(optimizer) if clock.validation_is_due]
+    assert due == list(range(1, clock.step)) and clock.step > 2

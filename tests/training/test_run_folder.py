@@ -46,7 +46,9 @@ def test_a_new_run_over_an_old_one_removes_what_would_be_taken_for_its_own(
     (run / "notes.txt").write_text("mine")
     (run / "checkpoint-of-mine").mkdir()
     (run / "bad_batches").mkdir()
-    (run / "bad_batches" / "step-000002-rank-0.safetensors").touch()
+    for name in ("step-000002-rank-0.safetensors", ".tmpXy12Zw"):
+        (run / "bad_batches" / name).touch()
+    (run / "logs" / "trackers.json").write_text("{}")
     for mine in (".config.mine.yaml", "bad_batches/notes.txt"):
         (run / mine).touch()
     with pytest.raises(UserError, match="has files in it"):
@@ -65,6 +67,7 @@ def test_a_new_run_over_an_old_one_removes_what_would_be_taken_for_its_own(
     assert (run / "notes.txt").read_text() == "mine"
     assert (run / ".config.mine.yaml").exists()
     assert [path.name for path in (run / "bad_batches").iterdir()] == ["notes.txt"]
+    assert not (run / "logs" / "trackers.json").exists()
     assert [path.name for path in (run / "samples").iterdir()] == ["step-000001.png"]
     steps = [json.loads(line)["step"] for line in (run / "logs" / "losses.jsonl").open()]
     assert set(steps) == {1}

@@ -126,3 +126,18 @@ def test_a_process_that_waits_for_another_ends_too(both):
     finally:
         first.kill()
         second.kill()
+
+
+def test_it_ends_where_nobody_reads_its_line_too():
+    """As Ctrl-C does to a training whose output goes through a pipe: both ends get it."""
+    process = start(
+        "-c",
+        "import signal; from hf_latent.training.stop import StopSignal\n"
+        "StopSignal('the line'); print('ready', flush=True); signal.pause()",
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.stdout.close()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 0
+    assert "Traceback" not in process.stderr.read()
+    process.stderr.close()
