@@ -67,7 +67,9 @@ def stop_at_the_first_file(process: subprocess.Popen, cache: Path, number: int) 
     assert process.returncode == 0, stderr[-2000:]
     assert "Traceback" not in stderr
     assert not list(cache.parent.rglob(".*")), "something half-written is left"
-    found = {path: path.stat().st_mtime_ns for path in cache.glob("*.safetensors")}
+    entries = cache.glob("train-*.entry.json")  # a file counts once it has one
+    files = [path.with_name(path.name.replace(".entry.json", ".safetensors")) for path in entries]
+    found = {path: path.stat().st_mtime_ns for path in files}
     assert found and not list(cache.glob("validation-*")), "it was not stopped in between"
     return stdout.splitlines()[-1], found
 
