@@ -5,6 +5,7 @@ the bytes (on one kind of machine).
 """
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -203,14 +204,15 @@ def encode_shards(
         worker_init_fn=ignore_signals,
     )
     batches = (images for piece in loader for images in piece.split(size))
-    encoded = encode_batches(vae, batches, mirror, getattr(torch, config.dtype))
-    for file in work:
-        parts = []
-        for moments in islice(encoded, -(-len(file.rows) // size)):
-            parts.append(moments)
-            bar.update(len(moments[0]))
-        mean, std = (torch.cat(x) for x in zip(*parts, strict=True))
-        tensors = {"mean": mean, "std": std}
-        if dataset.labels is not None:
-            tensors["class_labels"] = dataset.labels[file.rows.start : file.rows.stop]
-        yield file, tensors
+    # Closed here, as a signal that comes while a generator is forgotten is forgotten with it.
+    with closing(encode_batches(vae, batches, mirror, getattr(torch, config.dtype))) as encoded:
+        for file in work:
+            parts = []
+            for moments in islice(encoded, -(-len(file.rows) // size)):
+                parts.append(moments)
+                bar.update(len(moments[0]))
+            mean, std = (torch.cat(x) for x in zip(*parts, strict=True))
+            tensors = {"mean": mean, "std": std}
+            if dataset.labels is not None:
+                tensors["class_labels"] = dataset.labels[file.rows.start : file.rows.stop]
+            yield file, tensors

@@ -1,7 +1,7 @@
 """Images to the posteriors that a denoiser trains on, batch after batch."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import deepcopy
 
@@ -40,7 +40,7 @@ def encode_batches(
     batches: Iterable[torch.Tensor],
     mirror: bool,
     dtype: torch.dtype,
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
     """Encode batch after batch.
 
     On a CPU each batch is one thread's, of as many as torch would use for one batch: while the

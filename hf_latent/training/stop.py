@@ -58,6 +58,8 @@ class StopSignal:
         if not self._deferred and not again:
             # What is written is removed on the way out; what then fails is no one's mistake.
             sys.excepthook = lambda *error: None
+            threading.excepthook = lambda error: None
+            sys.unraisablehook = lambda error: None
             atexit.register(self._end)
             raise SystemExit(0)
 

@@ -1,11 +1,14 @@
 import json
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
 from accelerate.utils import LoggerType
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
+from tensorboard.util.tensor_util import make_ndarray
 
 from hf_latent.training import run as run_module
 from hf_latent.training.autoencoder import train_autoencoder
@@ -17,12 +20,19 @@ STEPS = {"max_train_steps": 8, "checkpointing_steps": 3, "validation_steps": 2}
 
 def shown_by_tensorboard(folder: Path, tag: str) -> list[tuple[int, float]]:
     """Return steps and values as TensorBoard's own reader gives them out."""
-    reader = pytest.importorskip("tensorboard.backend.event_processing.plugin_event_accumulator")
-    from tensorboard.util.tensor_util import make_ndarray
-
-    events = reader.EventAccumulator(str(folder))
+    events = EventAccumulator(str(folder))
     events.Reload()
     return [(x.step, make_ndarray(x.tensor_proto).item()) for x in events.Tensors(tag)]
+
+
+def wait_for_another_second() -> None:
+    """Let the next run begin in another second: TensorBoard reads files in their names' order.
+
+    Those begin with the second; further on, the tenth file of a process comes before its second.
+    """
+    before = int(time.time())
+    while int(time.time()) == before:
+        time.sleep(0.01)
 
 
 # Within, right after a checkpoint, and after the last step, before the model is saved.
@@ -32,6 +42,7 @@ def test_tensorboard_shows_each_step_once_after_a_resume(autoencoder_config, tmp
     for steps in kills:
         with pytest.raises(Killed):
             train_autoencoder(config, stop=KilledAfter(steps))
+        wait_for_another_second()
     train_autoencoder(config)
     run = tmp_path / "autoencoder"
     for tag in ("train_loss", "validation_loss"):
@@ -43,6 +54,7 @@ def test_tensorboard_shows_each_step_once_after_a_resume(autoencoder_config, tmp
 def test_a_new_run_in_the_folder_shows_none_of_the_old_ones_steps(autoencoder_config, tmp_path):
     config = autoencoder_config(**STEPS, report_to="tensorboard")
     train_autoencoder(config)
+    wait_for_another_second()
     train_autoencoder(replace(config, overwrite_output_dir=True, max_train_steps=2))
     logs = tmp_path / "autoencoder" / "logs" / "hf_latent"
     assert [step for step, _ in shown_by_tensorboard(logs, "validation_loss")] == [2]
