@@ -278,7 +278,8 @@ def test_figures_of_the_objectives_are_those_of_their_reports():
         training = json.loads(path.with_name("training.json").read_text())
         assert training["unet_weights_sha256"] == x["unet_weights_sha256"]
         assert training["objective"] == path.parent.name
-        found[path.parent.name] = x
+        assert training["torch_threads"] == 1 and "on one thread of a machine" in page
+        found[path.parent.name] = x | {"held_out_loss": training["held_out_loss"]}
         figures = (
             f"{training['seconds'] / 60:.1f}",
             f"{training['steps']:,}",
@@ -294,6 +295,10 @@ def test_figures_of_the_objectives_are_those_of_their_reports():
     best = min(found, key=lambda name: found[name]["fd"])
     assert DenoiserConfig.objective == best
     assert f"`{best}`, the default" in page
+    assert "the one with the lowest loss had the worst FD" in PROSE
+    assert min(found, key=lambda name: found[name]["held_out_loss"]) == max(
+        found, key=lambda name: found[name]["fd"]
+    )
     told = ("recall", "train_on_generated_test_on_real_accuracy")
     shares = {name: " and ".join(f"{found[name][x]:.3f}" for x in told) for name in found}
     assert f"({shares['epsilon']}; flow {shares['flow']})" in " ".join(page.split())
