@@ -55,7 +55,7 @@ COMMANDS = {
         "measure a model: reconstruction, generation, memorisation; and tell it on its card",
     ),
     "sweep": Command(
-        "hf_latent.experiments.sweep",
+        "hf_latent.experiments.sweep.sweep",
         "SweepConfig",
         "sweep",
         "choose the latent: every factor and number of channels at equal training time",
@@ -73,7 +73,7 @@ COMMANDS = {
         "a model or a latent cache, with its card, to the Hub",
     ),
     "bench": Command(
-        "hf_latent.experiments.benchmark",
+        "hf_latent.experiments.benchmark.benchmark",
         "BenchmarkConfig",
         "run_benchmark",
         "performance ratios: hf-latent bench autoencoder, or cache",

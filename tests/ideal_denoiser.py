@@ -6,7 +6,7 @@ import torch
 from diffusers import SchedulerMixin
 
 from hf_latent.models.presets import create_scheduler
-from hf_latent.samplers import get_objective
+from hf_latent.pipeline.samplers import get_objective
 
 # The whole table: what goes with what. All else is refused.
 TABLE = {

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from hf_latent.evaluation.inspection.report import render_report
-from hf_latent.experiments.sweep_report import render_report as render_sweep
+from hf_latent.experiments.sweep.report import render_report as render_sweep
 from hf_latent.training.denoiser_config import DenoiserConfig
 from tests.hub.loopback_hub import LoopbackHub
 

@@ -1,9 +1,9 @@
 """Encode images once: `accelerate launch train_scripts/encode_latents.py --vae V --data D ...`."""
 
 from hf_latent.command import run_command
-from hf_latent.training.encode_config import EncodeConfig
-from hf_latent.training.latents import encode_latents
-from hf_latent.training.stop import StopSignal
+from hf_latent.training.latents.config import EncodeConfig
+from hf_latent.training.latents.encode import encode_latents
+from hf_latent.training.run.stop import StopSignal
 
 if __name__ == "__main__":
     StopSignal("stopped: the same command goes on; encoded files that are whole are kept")

@@ -1,7 +1,7 @@
 """Make another average after a training: `python train_scripts/synthesize_ema.py --run R ...`."""
 
 from hf_latent.command import run_command
-from hf_latent.training.synthesize_ema import SynthesizeEmaConfig, synthesize_ema
+from hf_latent.training.averages.synthesize import SynthesizeEmaConfig, synthesize_ema
 
 if __name__ == "__main__":
     run_command(SynthesizeEmaConfig, synthesize_ema)

@@ -18,8 +18,8 @@ from typing import Any
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 
 from hf_latent.command import run_command
-from hf_latent.data.held_out import content_hash
-from hf_latent.data.pixels import decode_image, to_channels
+from hf_latent.data.images.held_out import content_hash
+from hf_latent.data.images.pixels import decode_image, to_channels
 from hf_latent.data.quiet import quiet_datasets
 from hf_latent.errors import UserError
 from hf_latent.output import check_output_dir, replaced_whole

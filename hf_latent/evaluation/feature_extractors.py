@@ -12,7 +12,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from hf_latent.encode import encode_images
 from hf_latent.errors import UserError
 from hf_latent.evaluation.features import (
     DINOV2,
@@ -25,6 +24,7 @@ from hf_latent.evaluation.features import (
 from hf_latent.evaluation.reconstruction import composite
 from hf_latent.models.frozen import hash_weights
 from hf_latent.models.load import Autoencoder
+from hf_latent.pipeline.encode import encode_images
 
 FeatureExtractorName = Literal["efficientnet-lite0", "dinov2", "inception"]
 # The weights of papers' FID (Heusel et al. 2017), converted by torch-fidelity. They are published

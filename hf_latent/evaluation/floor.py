@@ -8,8 +8,8 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from hf_latent.data.image_dataset import ImageDataset
-from hf_latent.data.pixels import to_uint8
+from hf_latent.data.images.dataset import ImageDataset
+from hf_latent.data.images.pixels import to_uint8
 from hf_latent.evaluation.feature_extractors import FeatureExtractor
 from hf_latent.evaluation.generation import FrechetDistance
 from hf_latent.evaluation.neighbours import Blocks

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from hf_latent.data.image_dataset import ImageDataset
-from hf_latent.data.pixels import to_uint8
-from hf_latent.data.shards import Shards, write_shards
+from hf_latent.data.images.dataset import ImageDataset
+from hf_latent.data.images.pixels import to_uint8
+from hf_latent.data.latents.shards import Shards, write_shards
 from hf_latent.evaluation.classifier import (
     LabelledImages,
     epochs_for,

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 
-from hf_latent.data.images_config import ImagesConfig
+from hf_latent.data.images.config import ImagesConfig
 
 
 @dataclass(frozen=True, kw_only=True)

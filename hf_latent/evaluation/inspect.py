@@ -10,9 +10,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from hf_latent.command import check_ranges
-from hf_latent.data.image_dataset import ImageDataset
-from hf_latent.data.images import ImageSplits, open_images
-from hf_latent.data.pixels import to_uint8
+from hf_latent.data.images.dataset import ImageDataset
+from hf_latent.data.images.open import ImageSplits, open_images
+from hf_latent.data.images.pixels import to_uint8
 from hf_latent.errors import UserError
 from hf_latent.evaluation.feature_extractors import (
     FeatureExtractor,

@@ -10,7 +10,7 @@ from typing import Any
 import diffusers
 import torch
 
-from hf_latent.data.sources import BUILT_IN
+from hf_latent.data.images.sources import BUILT_IN
 
 
 def shown_name(given: str) -> str:

@@ -10,10 +10,10 @@ from torchmetrics.functional.image import (
     structural_similarity_index_measure,
 )
 
-from hf_latent.data.pixels import Box
-from hf_latent.decode import decode_latents
-from hf_latent.encode import encode_images
+from hf_latent.data.images.pixels import Box
 from hf_latent.models.load import Autoencoder
+from hf_latent.pipeline.decode import decode_latents
+from hf_latent.pipeline.encode import encode_images
 
 
 @dataclass(frozen=True)

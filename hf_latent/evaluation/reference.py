@@ -11,11 +11,10 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from hf_latent.data.image_dataset import ImageDataset
-from hf_latent.data.images import ImageSplits, open_images
-from hf_latent.data.pixels import to_uint8
-from hf_latent.data.shards import Shards, write_shards
-from hf_latent.encode import downsampling_factor
+from hf_latent.data.images.dataset import ImageDataset
+from hf_latent.data.images.open import ImageSplits, open_images
+from hf_latent.data.images.pixels import to_uint8
+from hf_latent.data.latents.shards import Shards, write_shards
 from hf_latent.errors import UserError
 from hf_latent.evaluation.evaluate_config import LARGEST_DEFAULT, EvaluateConfig
 from hf_latent.evaluation.feature_extractors import FeatureExtractor
@@ -25,6 +24,7 @@ from hf_latent.evaluation.stages import Stages
 from hf_latent.models.presets import measure_compression
 from hf_latent.output import replaced_whole
 from hf_latent.pipeline import LatentDiffusionPipeline
+from hf_latent.pipeline.encode import downsampling_factor
 
 FEWEST_HELD_OUT = 2
 

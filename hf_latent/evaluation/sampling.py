@@ -2,13 +2,13 @@
 
 import torch
 
-from hf_latent.denoise import check_guide
 from hf_latent.errors import UserError
-from hf_latent.guidance import choose_guidance, guidance_by_step
-from hf_latent.inference_steps import set_inference_steps
 from hf_latent.models.load import find_released, load_denoiser, loading
 from hf_latent.pipeline import LatentDiffusionPipeline
-from hf_latent.samplers import get_objective, same_noise_levels
+from hf_latent.pipeline.denoise import check_guide
+from hf_latent.pipeline.guidance import choose_guidance, guidance_by_step
+from hf_latent.pipeline.inference_steps import set_inference_steps
+from hf_latent.pipeline.samplers import get_objective, same_noise_levels
 
 
 def load_pipeline(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from hf_latent.command import check_ranges
 from hf_latent.errors import UserError
 from hf_latent.pipeline import LatentDiffusionPipeline
-from hf_latent.samplers import Sampler
+from hf_latent.pipeline.samplers import Sampler
 
 
 def read_interval(guidance_interval: str | None) -> tuple[float, float] | None:

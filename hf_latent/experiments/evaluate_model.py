@@ -8,10 +8,10 @@ from typing import Any
 
 from hf_latent.evaluation.evaluate import evaluate
 from hf_latent.evaluation.evaluate_config import EvaluateConfig
-from hf_latent.hub.card_pictures import copy_picture
-from hf_latent.hub.model_card import CARD, write_model_card
-from hf_latent.hub.model_facts import PICTURES as REPORTS_OF
-from hf_latent.hub.model_facts import read_model_facts
+from hf_latent.hub.card.facts import PICTURES as REPORTS_OF
+from hf_latent.hub.card.facts import read_model_facts
+from hf_latent.hub.card.pictures import copy_picture
+from hf_latent.hub.card.render import CARD, write_model_card
 from hf_latent.models.load import find_released
 from hf_latent.output import write_json
 

@@ -9,9 +9,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from hf_latent.command import check_ranges
-from hf_latent.data.image_dataset import ImageDataset
-from hf_latent.data.images import ImageSplits, open_images
-from hf_latent.data.images_config import ImagesConfig
+from hf_latent.data.images.config import ImagesConfig
+from hf_latent.data.images.dataset import ImageDataset
+from hf_latent.data.images.open import ImageSplits, open_images
 from hf_latent.evaluation.classifier import LabelledImages, measure_accuracy, train_classifier
 from hf_latent.evaluation.machine import describe_machine
 from hf_latent.evaluation.sampling import load_pipeline, sample_images

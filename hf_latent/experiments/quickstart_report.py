@@ -17,7 +17,7 @@ from hf_latent.models.frozen import hash_weights
 from hf_latent.models.presets import measure_compression
 from hf_latent.output import replaced_whole
 from hf_latent.pipeline import LatentDiffusionPipeline
-from hf_latent.training.clock import TrainingSummary
+from hf_latent.training.run.clock import TrainingSummary
 
 SAMPLES_PER_CLASS = 8
 PAIRS = 40

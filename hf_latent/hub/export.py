@@ -9,8 +9,8 @@ import huggingface_hub
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from hf_latent.errors import UserError
-from hf_latent.hub.card_signature import sign
-from hf_latent.hub.card_text import plain
+from hf_latent.hub.card.signature import sign
+from hf_latent.hub.card.text import plain
 from hf_latent.hub.ldm_pipeline import to_ldm_pipeline
 from hf_latent.models.load import find_released, loading
 from hf_latent.output import check_output_dir, replaced_whole

@@ -3,11 +3,11 @@
 import sys
 from pathlib import Path
 
-from hf_latent.hub.cache_upload import CacheContents
-from hf_latent.hub.insist import insist
-from hf_latent.hub.model_upload import ModelContents
-from hf_latent.hub.push_config import PushConfig
-from hf_latent.hub.upload import Upload
+from hf_latent.hub.upload.cache import CacheContents
+from hf_latent.hub.upload.config import PushConfig
+from hf_latent.hub.upload.model import ModelContents
+from hf_latent.hub.upload.retry import insist
+from hf_latent.hub.upload.upload import Upload
 
 
 def push(config: PushConfig) -> str:

@@ -16,8 +16,8 @@ from huggingface_hub.errors import (
 )
 
 from hf_latent.errors import UserError
-from hf_latent.exact_weights import align_weights, load_exactly
-from hf_latent.samplers import get_objective, load_scheduler
+from hf_latent.pipeline.exact_weights import align_weights, load_exactly
+from hf_latent.pipeline.samplers import get_objective, load_scheduler
 
 Autoencoder: TypeAlias = AutoencoderKL | AutoencoderTiny
 PRETRAINED = Path(__file__).parents[1] / "pretrained"

@@ -14,8 +14,8 @@ from diffusers import (
 )
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from hf_latent.encode import check_images, downsampling_factor, encode_images
 from hf_latent.errors import UserError
+from hf_latent.pipeline.encode import check_images, downsampling_factor, encode_images
 
 Preset = Literal["tiny", "small", "base", "ldm-f4", "ldm-f8"]
 Objective = Literal["flow", "epsilon", "v_prediction", "sample"]

@@ -9,7 +9,6 @@ from torch import nn
 
 from hf_latent.errors import UserError
 from hf_latent.training.autoencoder_config import AutoencoderConfig
-from hf_latent.training.checkpoints import TrainingState
 from hf_latent.training.discriminator import PatchDiscriminator
 from hf_latent.training.losses import (
     adaptive_weight,
@@ -17,6 +16,7 @@ from hf_latent.training.losses import (
     discriminator_hinge_loss,
     generator_hinge_loss,
 )
+from hf_latent.training.run.checkpoints import TrainingState
 
 
 def check_image_size(config: AutoencoderConfig, image_shape: tuple[int, int, int]) -> None:

@@ -14,7 +14,7 @@ from diffusers import AutoencoderKL
 from torch.utils.data import DataLoader
 
 from hf_latent.command import run_command
-from hf_latent.data.images import ImageSplits
+from hf_latent.data.images.open import ImageSplits
 from hf_latent.evaluation.features import load_feature_network
 from hf_latent.evaluation.machine import shown_name
 from hf_latent.models.fold import fold_latent_scale
@@ -23,22 +23,27 @@ from hf_latent.models.presets import measure_compression
 from hf_latent.output import replaced_whole, write_json
 from hf_latent.training.adversary import Adversary, check_image_size
 from hf_latent.training.autoencoder_config import AutoencoderConfig
-from hf_latent.training.autoencoder_validation import HeldOutFigures, validate_autoencoder
-from hf_latent.training.batches import GlobalBatchSampler, ignore_signals, seeded_generator
-from hf_latent.training.checkpoints import TrainingState, resume_training, save_checkpoint
-from hf_latent.training.clock import TrainingClock, TrainingSummary
-from hf_latent.training.diagnosis import diagnose
-from hf_latent.training.ema import ema_weights
-from hf_latent.training.guard import NonFiniteGuard
-from hf_latent.training.latent_scale import measure_latent_scale
+from hf_latent.training.latents.scale import measure_latent_scale
 from hf_latent.training.losses import kl_per_latent_value, perceptual_loss, reconstruction_loss
-from hf_latent.training.model_reports import describe_training, write_model_reports
 from hf_latent.training.push import open_hub_model, push_model
-from hf_latent.training.run import create_ema, create_optimizer, process_rows, start_accelerator
-from hf_latent.training.run_folder import describe_counts, open_run_images, start_run_folder
-from hf_latent.training.sample_pictures import picture_path
-from hf_latent.training.stop import StopSignal, leave
-from hf_latent.training.trainable_autoencoder import TrainableAutoencoder, start_autoencoder
+from hf_latent.training.reports import describe_training, write_model_reports
+from hf_latent.training.run.accelerator import (
+    create_ema,
+    create_optimizer,
+    process_rows,
+    start_accelerator,
+)
+from hf_latent.training.run.batches import GlobalBatchSampler, ignore_signals, seeded_generator
+from hf_latent.training.run.checkpoints import TrainingState, resume_training, save_checkpoint
+from hf_latent.training.run.clock import TrainingClock, TrainingSummary
+from hf_latent.training.run.ema import ema_weights
+from hf_latent.training.run.folder import describe_counts, open_run_images, start_run_folder
+from hf_latent.training.run.guard import NonFiniteGuard
+from hf_latent.training.run.pictures import picture_path
+from hf_latent.training.run.stop import StopSignal, leave
+from hf_latent.training.start_autoencoder import TrainableAutoencoder, start_autoencoder
+from hf_latent.training.validation.autoencoder import HeldOutFigures, validate_autoencoder
+from hf_latent.training.validation.diagnosis import diagnose
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from hf_latent.command import check_ranges
 from hf_latent.errors import UserError
 from hf_latent.evaluation.features import FeatureNetworkName
 from hf_latent.models.presets import Preset
-from hf_latent.training.run import TrainingConfig
+from hf_latent.training.run.accelerator import TrainingConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,41 +9,46 @@ from functools import partial
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from hf_latent.add_noise import NoisedLatents, add_noise
 from hf_latent.command import run_command
-from hf_latent.data.images import ImageSplits
-from hf_latent.data.latents import LatentPosteriors
+from hf_latent.data.images.open import ImageSplits
+from hf_latent.data.latents.cache import LatentPosteriors
 from hf_latent.models.frozen import FrozenWeights, freeze, hash_weights
 from hf_latent.models.load import load_autoencoder
 from hf_latent.models.presets import create_scheduler, measure_compression
 from hf_latent.output import replaced_whole
 from hf_latent.pipeline import LatentDiffusionPipeline
-from hf_latent.training.batches import ProcessRows, seed_torch, seeded_generator
-from hf_latent.training.checkpoints import (
+from hf_latent.pipeline.add_noise import NoisedLatents, add_noise
+from hf_latent.training.averages.snapshots import EmaSnapshots
+from hf_latent.training.denoiser_config import DenoiserConfig
+from hf_latent.training.latents.sources import open_latent_source
+from hf_latent.training.losses import denoising_loss, draw_timesteps
+from hf_latent.training.push import open_hub_model, push_model
+from hf_latent.training.reports import (
+    describe_denoiser,
+    describe_training,
+    write_model_reports,
+)
+from hf_latent.training.run.accelerator import (
+    create_ema,
+    create_optimizer,
+    process_rows,
+    start_accelerator,
+)
+from hf_latent.training.run.batches import ProcessRows, seed_torch, seeded_generator
+from hf_latent.training.run.checkpoints import (
     HasState,
     TrainingState,
     resume_training,
     save_checkpoint,
 )
-from hf_latent.training.clock import TrainingClock, TrainingSummary
-from hf_latent.training.denoiser_config import DenoiserConfig
-from hf_latent.training.ema import ema_weights
-from hf_latent.training.ema_snapshots import EmaSnapshots
-from hf_latent.training.guard import NonFiniteGuard
-from hf_latent.training.latent_sources import open_latent_source
-from hf_latent.training.losses import denoising_loss, draw_timesteps
-from hf_latent.training.model_reports import (
-    describe_denoiser,
-    describe_training,
-    write_model_reports,
-)
-from hf_latent.training.push import open_hub_model, push_model
-from hf_latent.training.run import create_ema, create_optimizer, process_rows, start_accelerator
-from hf_latent.training.run_folder import start_run_folder
-from hf_latent.training.sample_pictures import picture_path
-from hf_latent.training.stop import StopSignal, leave
-from hf_latent.training.trainable_denoiser import start_denoiser
-from hf_latent.training.validation import eval_mode, held_out_denoising_loss, save_samples
+from hf_latent.training.run.clock import TrainingClock, TrainingSummary
+from hf_latent.training.run.ema import ema_weights
+from hf_latent.training.run.folder import start_run_folder
+from hf_latent.training.run.guard import NonFiniteGuard
+from hf_latent.training.run.pictures import picture_path
+from hf_latent.training.run.stop import StopSignal, leave
+from hf_latent.training.start_denoiser import start_denoiser
+from hf_latent.training.validation.denoiser import eval_mode, held_out_denoising_loss, save_samples
 
 
 @dataclass(frozen=True)

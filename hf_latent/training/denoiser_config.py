@@ -8,7 +8,7 @@ from hf_latent.errors import UserError
 from hf_latent.evaluation.sampling_config import read_interval
 from hf_latent.models.presets import Objective, Preset
 from hf_latent.training.losses import TimestepSampling
-from hf_latent.training.run import TrainingConfig
+from hf_latent.training.run.accelerator import TrainingConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,8 @@ import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.training_utils import compute_density_for_timestep_sampling
 
-from hf_latent.add_noise import is_flow
 from hf_latent.evaluation.reconstruction import BACKGROUNDS, composite
+from hf_latent.pipeline.add_noise import is_flow
 
 TimestepSampling = Literal["logit_normal", "uniform"]
 

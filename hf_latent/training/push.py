@@ -8,14 +8,14 @@ from accelerate import Accelerator
 from huggingface_hub import HfApi
 
 from hf_latent.errors import UserError
-from hf_latent.hub.insist import insist
-from hf_latent.hub.model_upload import refuse_other_model
 from hf_latent.hub.push import push
-from hf_latent.hub.push_config import PushConfig, check_repo_id
-from hf_latent.hub.remote_files import RemoteFiles
-from hf_latent.hub.upload import open_repository
-from hf_latent.training.run import TrainingConfig, together
-from hf_latent.training.run_folder import check_run_folder
+from hf_latent.hub.upload.config import PushConfig, check_repo_id
+from hf_latent.hub.upload.model import refuse_other_model
+from hf_latent.hub.upload.remote_files import RemoteFiles
+from hf_latent.hub.upload.retry import insist
+from hf_latent.hub.upload.upload import open_repository
+from hf_latent.training.run.accelerator import TrainingConfig, together
+from hf_latent.training.run.folder import check_run_folder
 
 
 def open_hub_model(

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from hf_latent.data.latent_manifest import FORMAT, hash_file
-from hf_latent.data.shards import shard_name, write_shard
+from hf_latent.data.latents.manifest import FORMAT, hash_file
+from hf_latent.data.latents.shards import shard_name, write_shard
 
 SHAPE = (2, 3, 2)
 VALIDATION_ROWS = 7

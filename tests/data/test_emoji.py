@@ -18,8 +18,8 @@ from hf_latent.data.emoji import (
     list_images,
     make_emoji,
 )
-from hf_latent.data.images import open_images
-from hf_latent.data.images_config import ImagesConfig
+from hf_latent.data.images.config import ImagesConfig
+from hf_latent.data.images.open import open_images
 from hf_latent.errors import UserError
 
 TONES = ["1F3FB", "1F3FC", "1F3FF"]

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from hf_latent.data.images import open_images
-from hf_latent.data.images_config import ImagesConfig
+from hf_latent.data.images.config import ImagesConfig
+from hf_latent.data.images.open import open_images
 from hf_latent.evaluation.classifier import (
     LabelledImages,
     classifier_input,

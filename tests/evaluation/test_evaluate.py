@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_latent.data import shards
-from hf_latent.data.images import open_images
-from hf_latent.data.shards import Shards
+from hf_latent.data.images.open import open_images
+from hf_latent.data.latents import shards
+from hf_latent.data.latents.shards import Shards
 from hf_latent.errors import UserError
 from hf_latent.evaluation.evaluate import evaluate
 from hf_latent.evaluation.evaluate_config import EvaluateConfig

@@ -7,7 +7,6 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import Dinov2Config, Dinov2Model
 
-from hf_latent.encode import encode_images
 from hf_latent.errors import UserError
 from hf_latent.evaluation import features
 from hf_latent.evaluation.feature_extractors import (
@@ -19,6 +18,7 @@ from hf_latent.evaluation.feature_extractors import (
 )
 from hf_latent.evaluation.features import load_feature_network
 from hf_latent.models.load import load_autoencoder
+from hf_latent.pipeline.encode import encode_images
 from tests.conftest import make_autoencoder
 
 

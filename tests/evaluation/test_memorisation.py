@@ -4,8 +4,8 @@ from math import comb
 import pytest
 import torch
 
-from hf_latent.data.images import open_images
-from hf_latent.data.images_config import ImagesConfig
+from hf_latent.data.images.config import ImagesConfig
+from hf_latent.data.images.open import open_images
 from hf_latent.evaluation.feature_extractors import LatentVectors
 from hf_latent.evaluation.memorisation import (
     COPY_RATIO,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_latent.data.pixels import Box
+from hf_latent.data.images.pixels import Box
 from hf_latent.evaluation.reconstruction import center_crop, measure_reconstructions
 
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 from tqdm.auto import tqdm
 
-from hf_latent.data import shards
-from hf_latent.data.images import open_images
-from hf_latent.data.images_config import ImagesConfig
+from hf_latent.data.images.config import ImagesConfig
+from hf_latent.data.images.open import open_images
+from hf_latent.data.latents import shards
 from hf_latent.errors import UserError
 from hf_latent.evaluation import reference
 from hf_latent.evaluation.evaluate_config import EvaluateConfig

@@ -11,8 +11,8 @@ from hf_latent.experiments.evaluate_model import (
     evaluate_model,
     update_card,
 )
-from hf_latent.hub.card_signature import is_unedited
-from hf_latent.hub.model_card import card_pictures, write_model_card
+from hf_latent.hub.card.render import card_pictures, write_model_card
+from hf_latent.hub.card.signature import is_unedited
 from hf_latent.models.presets import create_denoiser, create_scheduler
 from hf_latent.pipeline import LatentDiffusionPipeline
 from tests.conftest import NARROW_DENOISER, make_autoencoder

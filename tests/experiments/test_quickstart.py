@@ -7,7 +7,7 @@ from PIL import Image
 from hf_latent.cli import main
 from hf_latent.evaluation.pictures import LABEL_WIDTH
 from hf_latent.experiments.quickstart import QuickstartConfig, run_quickstart
-from hf_latent.hub.model_card import card_pictures, render_model_card
+from hf_latent.hub.card.render import card_pictures, render_model_card
 from hf_latent.models.frozen import hash_weights
 from hf_latent.models.load import load_autoencoder
 from hf_latent.pipeline import LatentDiffusionPipeline

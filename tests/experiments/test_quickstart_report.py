@@ -1,5 +1,5 @@
 from hf_latent.experiments.quickstart_report import card_metrics
-from hf_latent.hub.model_card import render_model_card
+from hf_latent.hub.card.render import render_model_card
 from hf_latent.output import write_json
 from tests.hub.saved_models import section
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hf_latent.hub.card_signature import is_unedited
-from hf_latent.hub.model_card import write_model_card
+from hf_latent.hub.card.render import write_model_card
+from hf_latent.hub.card.signature import is_unedited
 from tests.hub.hub_process import HubProcess
 from tests.hub.loopback_hub import LoopbackHub
 

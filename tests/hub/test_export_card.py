@@ -1,7 +1,7 @@
 import huggingface_hub
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from hf_latent.hub.card_signature import is_unedited
+from hf_latent.hub.card.signature import is_unedited
 from hf_latent.hub.export import render_export_card
 from hf_latent.models.presets import create_scheduler
 

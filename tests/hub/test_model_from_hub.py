@@ -155,7 +155,7 @@ def test_its_denoiser_is_found_with_its_scheduler(push_model, pipeline, process)
     outcome = process.run(
         "from hf_latent.models.frozen import hash_weights\n"
         "from hf_latent.models.load import load_denoiser\n"
-        "from hf_latent.samplers import get_objective\n"
+        "from hf_latent.pipeline.samplers import get_objective\n"
         "unet, scheduler = load_denoiser('ada/model')\n"
         "print(hash_weights(unet), get_objective(scheduler))\n"
     )

@@ -11,7 +11,7 @@ import pytest
 from accelerate import Accelerator
 
 from hf_latent.errors import UserError
-from hf_latent.hub.card_signature import is_unedited
+from hf_latent.hub.card.signature import is_unedited
 from hf_latent.training.autoencoder_config import AutoencoderConfig
 from hf_latent.training.push import open_hub_model
 from tests.hub.conftest import TOKEN, model_files

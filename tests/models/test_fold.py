@@ -2,8 +2,6 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from hf_latent.decode import decode_latents
-from hf_latent.encode import encode_images
 from hf_latent.models.fold import (
     FOLDED_MEAN,
     MINIMUM_DEVIATION,
@@ -15,6 +13,8 @@ from hf_latent.models.fold import (
     unfold_latent_scale,
 )
 from hf_latent.models.presets import create_autoencoder
+from hf_latent.pipeline.decode import decode_latents
+from hf_latent.pipeline.encode import encode_images
 from tests.conftest import NARROW_AUTOENCODER, make_autoencoder
 
 

@@ -7,7 +7,7 @@ from hf_latent.models.frozen import hash_weights
 from hf_latent.models.load import PRETRAINED, load_autoencoder, load_denoiser
 from hf_latent.models.presets import create_scheduler
 from hf_latent.pipeline import LatentDiffusionPipeline
-from hf_latent.samplers import get_objective, same_noise_levels
+from hf_latent.pipeline.samplers import get_objective, same_noise_levels
 
 
 def test_an_autoencoder_alone_and_in_a_pipeline(pipeline, tmp_path):

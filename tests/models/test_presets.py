@@ -2,7 +2,6 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
-from hf_latent.encode import encode_images
 from hf_latent.errors import UserError
 from hf_latent.models.presets import (
     AUTOENCODERS,
@@ -12,6 +11,7 @@ from hf_latent.models.presets import (
     create_scheduler,
     measure_compression,
 )
+from hf_latent.pipeline.encode import encode_images
 from tests.conftest import NARROW_AUTOENCODER, NARROW_DENOISER
 
 

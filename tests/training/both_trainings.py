@@ -7,9 +7,9 @@ from accelerate import PartialState
 
 from hf_latent.models.presets import DENOISERS
 from hf_latent.training.autoencoder import AutoencoderConfig, train_autoencoder
-from hf_latent.training.clock import TrainingClock
 from hf_latent.training.denoiser import train_denoiser
 from hf_latent.training.denoiser_config import DenoiserConfig
+from hf_latent.training.run.clock import TrainingClock
 
 DENOISERS["tiny"] |= {
     "block_out_channels": (16, 16),

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from hf_latent.training.encode_config import EncodeConfig
+from hf_latent.training.latents.config import EncodeConfig
 from tests.conftest import make_autoencoder
 
 IMAGES = {"resize_mode": "pad", "horizontal_flip": True, "max_train_samples": 40}

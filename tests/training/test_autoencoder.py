@@ -10,19 +10,19 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from hf_latent.command import parse_config
-from hf_latent.data.images import ImageSplits, open_images
-from hf_latent.encode import encode_images
+from hf_latent.data.images.open import ImageSplits, open_images
 from hf_latent.errors import UserError
 from hf_latent.evaluation.features import load_feature_network
 from hf_latent.models.fold import FOLDED_MEAN, measure_latents, sum_latents, unfold_latent_scale
 from hf_latent.models.frozen import hash_weights
+from hf_latent.pipeline.encode import encode_images
 from hf_latent.training import autoencoder
 from hf_latent.training.autoencoder import train_autoencoder
 from hf_latent.training.autoencoder_config import AutoencoderConfig
-from hf_latent.training.batches import GlobalBatchSampler, ProcessRows, seeded_generator
+from hf_latent.training.latents.posteriors import encode_batch
 from hf_latent.training.losses import kl_per_latent_value, perceptual_loss, reconstruction_loss
-from hf_latent.training.posteriors import encode_batch
-from hf_latent.training.trainable_autoencoder import TrainableAutoencoder, start_autoencoder
+from hf_latent.training.run.batches import GlobalBatchSampler, ProcessRows, seeded_generator
+from hf_latent.training.start_autoencoder import TrainableAutoencoder, start_autoencoder
 from tests.conftest import make_autoencoder
 
 PLAYING = {

@@ -6,16 +6,16 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file
 
-from hf_latent.data.latents import LatentPosteriors
+from hf_latent.data.latents.cache import LatentPosteriors
 from hf_latent.errors import UserError
-from hf_latent.hub.model_facts import read_model_facts
+from hf_latent.hub.card.facts import read_model_facts
 from hf_latent.models.frozen import hash_weights
 from hf_latent.models.load import load_autoencoder
 from hf_latent.models.presets import create_scheduler
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.training import denoiser
-from hf_latent.training.batches import ProcessRows
 from hf_latent.training.denoiser import draw_batch, train_denoiser
+from hf_latent.training.run.batches import ProcessRows
 from tests.conftest import make_autoencoder
 
 

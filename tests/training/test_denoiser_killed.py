@@ -9,7 +9,7 @@ import yaml
 
 from hf_latent.training.denoiser import train_denoiser
 from tests.training.encoding import save_autoencoder
-from tests.training.test_loss_log import figures
+from tests.training.run.test_log import figures
 from tests.training.test_resume import MIN_SNR, Launched, assert_same_weights
 
 STEPS = 80

@@ -5,11 +5,11 @@ import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.training_utils import compute_density_for_timestep_sampling, compute_snr
 
-from hf_latent.data.latents import LatentPosteriors
+from hf_latent.data.latents.cache import LatentPosteriors
 from hf_latent.models.presets import create_scheduler
-from hf_latent.training.batches import ProcessRows, seeded_generator
 from hf_latent.training.denoiser import draw_batch
 from hf_latent.training.losses import denoising_loss
+from hf_latent.training.run.batches import ProcessRows, seeded_generator
 
 COUNT, SHAPE = 64, (4, 3, 5)
 PLACE = (7, 1)

@@ -4,14 +4,14 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from hf_latent.data.latent_manifest import hash_file
-from hf_latent.data.latents import LatentCache
+from hf_latent.data.latents.cache import LatentCache
+from hf_latent.data.latents.manifest import hash_file
 from hf_latent.errors import UserError
 from hf_latent.training.autoencoder_config import AutoencoderConfig
-from hf_latent.training.checkpoints import resume_training, save_checkpoint
+from hf_latent.training.run.checkpoints import resume_training, save_checkpoint
 from tests.data.latent_caches import read_json, write_latents, write_manifest
 from tests.marking_pickle import MarkingPickle
-from tests.training.test_checkpoints import assert_equal, spoil, start, train
+from tests.training.run.test_checkpoints import assert_equal, spoil, start, train
 
 BESIDE = ("pytorch_model.bin", "optimizer.bin", "random_states_0.pkl", "scheduler.bin", "state.pt")
 SHARD = "train-000001.safetensors"

@@ -4,14 +4,14 @@ import torch
 from diffusers import AutoencoderKL
 from diffusers.optimization import get_cosine_schedule_with_warmup
 
-from hf_latent.data.images import open_images
+from hf_latent.data.images.open import open_images
 from hf_latent.models.fold import unfold_latent_scale
 from hf_latent.models.presets import create_autoencoder, create_denoiser, create_scheduler
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.training.autoencoder import train_autoencoder
-from hf_latent.training.batches import GlobalBatchSampler, ProcessRows, seeded_generator
 from hf_latent.training.denoiser import train_denoiser
 from hf_latent.training.discriminator import PatchDiscriminator
+from hf_latent.training.run.batches import GlobalBatchSampler, ProcessRows, seeded_generator
 from tests.conftest import make_autoencoder
 
 STEPS, BATCH, RATE, CLIP = 4, 8, 0.02, 0.05

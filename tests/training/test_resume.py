@@ -13,14 +13,14 @@ import pytest
 
 from hf_latent.command import dump_config
 from hf_latent.errors import UserError
-from hf_latent.training import posteriors
 from hf_latent.training.autoencoder import train_autoencoder
 from hf_latent.training.autoencoder_config import AutoencoderConfig
 from hf_latent.training.denoiser import train_denoiser
-from hf_latent.training.latents import encode_latents
+from hf_latent.training.latents import posteriors
+from hf_latent.training.latents.encode import encode_latents
 from tests.training.conftest import SHORT
 from tests.training.encoding import encode_settings, save_autoencoder
-from tests.training.test_loss_log import figures
+from tests.training.run.test_log import figures
 
 AUTOENCODER = {
     "max_train_steps": 5,

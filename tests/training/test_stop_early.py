@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hf_latent.training.stop import BEFORE_TRAINING
+from hf_latent.training.run.stop import BEFORE_TRAINING
 from tests.training.encoding import as_flags, encode_settings, save_autoencoder
 
 pytestmark = pytest.mark.slow
@@ -20,7 +20,7 @@ SCRIPTS = Path(__file__).parents[2] / "train_scripts"
 # As on a slow disk, so that there is a time to send a signal at.
 SLOWLY = """
 import runpy, sys, time
-from hf_latent.training import latents
+from hf_latent.training.latents import encode as latents
 write_file = latents.write_file
 def write_slowly(*arguments):
     time.sleep(0.3)
@@ -32,7 +32,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 WAITING = """
 import time
 from accelerate import Accelerator
-from hf_latent.training.stop import StopSignal
+from hf_latent.training.run.stop import StopSignal
 stop, accelerator = StopSignal("the line"), Accelerator()
 print("ready", flush=True)
 if accelerator.is_main_process:
@@ -134,7 +134,7 @@ def test_it_ends_where_nobody_reads_its_line_too():
     """As Ctrl-C does to a training whose output goes through a pipe: both ends get it."""
     process = start(
         "-c",
-        "import signal; from hf_latent.training.stop import StopSignal\n"
+        "import signal; from hf_latent.training.run.stop import StopSignal\n"
         "StopSignal('the line'); print('ready', flush=True); signal.pause()",
     )
     assert process.stdout.readline() == "ready\n"

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
-from hf_latent.data.image_dataset import ImageDataset
+from hf_latent.data.images.dataset import ImageDataset
 from hf_latent.evaluation.inspection.frequencies import BandPower
 from hf_latent.evaluation.inspection.latent_pictures import NOISE_LEVELS, noisy_latents
 from hf_latent.evaluation.reconstruction import image_psnr

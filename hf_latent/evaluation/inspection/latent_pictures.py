@@ -2,10 +2,10 @@
 
 import torch
 
-from hf_latent.decode import decode_latents
-from hf_latent.encode import encode_images
 from hf_latent.evaluation.reconstruction import reconstruct
 from hf_latent.models.load import Autoencoder
+from hf_latent.pipeline.decode import decode_latents
+from hf_latent.pipeline.encode import encode_images
 
 MOST_CHANNELS = 16
 # In deviations of the latent. The last is as much noise as there is latent.

@@ -6,9 +6,7 @@ import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
-from hf_latent.data.pixels import to_uint8
-from hf_latent.decode import decode_latents
-from hf_latent.encode import normalize_latents
+from hf_latent.data.images.pixels import to_uint8
 from hf_latent.evaluation.feature_extractors import FeatureExtractor
 from hf_latent.evaluation.generation import FrechetDistance
 from hf_latent.evaluation.inspection.frequencies import BandPower
@@ -22,6 +20,8 @@ from hf_latent.evaluation.inspection.structure import (
 )
 from hf_latent.evaluation.reconstruction import composite, image_psnr, reconstruct
 from hf_latent.models.load import Autoencoder
+from hf_latent.pipeline.decode import decode_latents
+from hf_latent.pipeline.encode import normalize_latents
 
 MS_SSIM_SMALLEST = 176  # a window of 11 pixels at the fifth scale
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from hf_latent.data.image_dataset import ImageDataset
+from hf_latent.data.images.dataset import ImageDataset
 from hf_latent.evaluation.inspection.round_trip import shown
 from hf_latent.evaluation.inspection.structure import Agreement, sobel_edges
 from hf_latent.evaluation.reconstruction import measure_reconstructions, reconstruct

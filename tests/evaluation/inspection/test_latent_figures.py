@@ -6,8 +6,8 @@ import pytest
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
-from hf_latent.data.images import open_images
-from hf_latent.data.images_config import ImagesConfig
+from hf_latent.data.images.config import ImagesConfig
+from hf_latent.data.images.open import open_images
 from hf_latent.evaluation.inspection.latent_figures import (
     LatentMoments,
     PosteriorRate,

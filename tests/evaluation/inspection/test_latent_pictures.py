@@ -1,8 +1,6 @@
 import pytest
 import torch
 
-from hf_latent.decode import decode_latents
-from hf_latent.encode import encode_images
 from hf_latent.evaluation.inspection.latent_pictures import (
     NOISE_LEVELS,
     STEPS,
@@ -12,6 +10,8 @@ from hf_latent.evaluation.inspection.latent_pictures import (
     noisy_latents,
 )
 from hf_latent.evaluation.reconstruction import reconstruct
+from hf_latent.pipeline.decode import decode_latents
+from hf_latent.pipeline.encode import encode_images
 from tests.conftest import make_autoencoder
 
 

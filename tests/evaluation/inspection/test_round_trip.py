@@ -2,7 +2,7 @@ import pytest
 import torch
 from diffusers import AutoencoderTiny
 
-from hf_latent.data.pixels import to_uint8
+from hf_latent.data.images.pixels import to_uint8
 from hf_latent.evaluation.feature_extractors import load_feature_extractor
 from hf_latent.evaluation.generation import frechet_distance
 from hf_latent.evaluation.inspection.frequencies import BandPower

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from hf_latent.data.image_dataset import ImageDataset
-from hf_latent.data.images import open_images
-from hf_latent.data.images_config import ImagesConfig
+from hf_latent.data.images.config import ImagesConfig
+from hf_latent.data.images.dataset import ImageDataset
+from hf_latent.data.images.open import open_images
 from hf_latent.evaluation.inspection.yardsticks import (
     _code_within,
     code_within,

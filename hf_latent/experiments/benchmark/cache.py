@@ -1,0 +1,164 @@
+"""How fast a latent cache is read and made, and what it saves a training."""
+
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hf_latent.data.images.config import ImagesConfig
+from hf_latent.data.images.open import ImageSplits, open_images
+from hf_latent.experiments.benchmark.benchmark import BenchmarkConfig, alternate, median_ratio
+from hf_latent.experiments.benchmark.reading import READ_BATCH, benchmark_reading
+from hf_latent.experiments.quickstart import IMAGES, RELEASED_AUTOENCODER
+from hf_latent.models.frozen import freeze
+from hf_latent.models.load import Autoencoder, load_autoencoder
+from hf_latent.models.presets import create_autoencoder
+from hf_latent.training.denoiser import train_denoiser
+from hf_latent.training.denoiser_config import DenoiserConfig
+from hf_latent.training.latents.config import EncodeConfig
+from hf_latent.training.latents.encode import encode_latents
+
+SMALLER_PART, LARGER_PART = 20, 16  # of the settings' latents and images
+READ_ROUNDS = 3  # for each round of the others: they are short, and differ much
+SETTLING_BYTES = 31 * 2**20
+
+
+def benchmark_encoding(
+    images_config: ImagesConfig, vae: Autoencoder, folder: Path, rounds: int, name: str
+) -> dict[str, Any]:
+    """Make a cache of images, and pass the same images through the encoder alone.
+
+    Args:
+        images_config: the images; they are decoded whenever they are read.
+        vae: the autoencoder.
+        folder: for the cache.
+        rounds: how often each side runs.
+        name: before each figure.
+
+    Returns:
+        Figures for bench.json: of the cache, reading, decoding, writing and checksums count too.
+        The images are read by a process of their own.
+    """
+    splits = open_images(images_config, keep_in_memory=False)
+    settings = EncodeConfig(
+        **vars(images_config),
+        vae=name,
+        output_dir=str(folder),
+        max_validation_samples=1,
+        dataloader_num_workers=1,
+    )
+    images = splits.train.read()
+    # Both sides at their best: glibc keeps blocks up to the size of the largest that was freed
+    # (32 MB at most), and a forward pass that gets its own anew is a third slower.
+    torch.empty(SETTLING_BYTES, dtype=torch.uint8)
+
+    def cache() -> float:
+        start = time.perf_counter()
+        with tempfile.TemporaryDirectory(dir=folder) as made:
+            encode_latents(replace(settings, output_dir=f"{made}/cache"), splits, vae)
+            return (len(images) + 1) / (time.perf_counter() - start)
+
+    @torch.no_grad()
+    def bare() -> float:
+        start = time.perf_counter()
+        for batch in images.split(settings.encode_batch_size):
+            vae.encode(batch.to(vae.device)).latent_dist.mean.cpu()
+        return len(images) / (time.perf_counter() - start)
+
+    rates = alternate({"cache": cache, "bare": bare}, rounds)
+    return {
+        f"{name}_ratio_median": median_ratio(rates["cache"], rates["bare"]),
+        f"{name}_images": len(images),
+        f"{name}_image_shape": splits.image_shape,
+        f"{name}_cache_images_per_second": rates["cache"],
+        f"{name}_bare_images_per_second": rates["bare"],
+    }
+
+
+def benchmark_training(
+    config: BenchmarkConfig, folder: Path, splits: ImageSplits
+) -> dict[str, Any]:
+    """Train a denoiser on a cache, and with the images encoded at every step.
+
+    Args:
+        config: how long.
+        folder: for the cache and the runs.
+        splits: images.
+
+    Returns:
+        Figures for bench.json.
+    """
+
+    def train(encode_every_step: bool) -> float:
+        settings = DenoiserConfig(
+            **IMAGES,
+            vae=RELEASED_AUTOENCODER,
+            output_dir=str(folder / "run"),
+            overwrite_output_dir=True,
+            encode_every_step=encode_every_step,
+            train_batch_size=config.train_batch_size,
+            max_train_steps=config.steps,
+            max_train_samples=config.num_images,
+            validation_steps=config.steps,
+            checkpointing_steps=None,
+            max_validation_samples=config.train_batch_size,
+        )
+        return train_denoiser(settings, splits).images_per_second
+
+    sides = {"cache": lambda: train(False), "every_step": lambda: train(True)}
+    rates = alternate(sides, config.rounds)
+    return {
+        "training_ratio_median": median_ratio(rates["cache"], rates["every_step"]),
+        "training_cache_images_per_second": rates["cache"],
+        "training_every_step_images_per_second": rates["every_step"],
+        "steps": config.steps,
+        "train_batch_size": config.train_batch_size,
+    }
+
+
+def benchmark_cache(config: BenchmarkConfig) -> dict[str, Any]:
+    """Measure reading, encoding and training.
+
+    Args:
+        config: how long.
+
+    Returns:
+        Figures for bench.json.
+    """
+    images = ImagesConfig(**IMAGES, max_train_samples=config.num_images)
+    # What a training on images of one's own begins with; it takes much longer an image.
+    larger = ImagesConfig(
+        data=images.data, resolution=64, max_train_samples=max(1, config.num_images // LARGER_PART)
+    )
+    small = create_autoencoder("small", 1, 64)
+    vae = load_autoencoder(RELEASED_AUTOENCODER)
+    for model in (small, vae):
+        freeze(model)
+    figures: dict[str, Any] = {"rounds": config.rounds, "read_batch_size": READ_BATCH}
+    with tempfile.TemporaryDirectory(dir=config.output_dir) as name:
+        folder = Path(name)
+        rows = max(READ_BATCH, config.num_latents // SMALLER_PART)
+        rounds = READ_ROUNDS * config.rounds
+        figures |= benchmark_reading(folder / "small", rows, rounds, "reading")
+        figures |= benchmark_reading(
+            folder / "large", max(rows, config.num_latents), rounds, "reading_large"
+        )
+        (folder / "made").mkdir()
+        figures |= benchmark_encoding(images, vae, folder / "made", config.rounds, "encoding")
+        figures |= benchmark_encoding(
+            larger, small, folder / "made", config.rounds, "encoding_small"
+        )
+        figures |= benchmark_training(config, folder, open_images(images, keep_in_memory=False))
+    for what, key in (
+        ("reading a cache against memory", "reading_ratio_median"),
+        (f"  of {figures['reading_large_latents']:,} latents", "reading_large_ratio_median"),
+        ("  as a stream", "reading_large_stream_ratio_median"),
+        ("making a cache against the forward pass", "encoding_ratio_median"),
+        ("  of preset small at 64x64", "encoding_small_ratio_median"),
+        ("training on a cache against encoding at every step", "training_ratio_median"),
+    ):
+        print(f"{what}: {figures[key]:.3f}")
+    return figures

@@ -1,0 +1,114 @@
+"""How fast random batches of a latent cache are read, against tensors in memory."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from functools import partial
+from itertools import count, islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hf_latent.data.latents.cache import LatentPosteriors, LatentSplit
+from hf_latent.data.latents.shards import shard_name, write_shard
+from hf_latent.data.latents.store import ShardStore
+from hf_latent.data.latents.stream import LatentStream
+from hf_latent.evaluation.machine import anonymous_memory_mb
+from hf_latent.experiments.benchmark.benchmark import alternate, median_ratio
+from hf_latent.training.run.batches import GlobalBatchSampler, ProcessRows
+
+LATENT_SHAPE = (4, 8, 8)
+READ_BATCH, READ_BATCHES = 128, 2000
+SHARD_ROWS = 16_384  # of a cache of 8x8x4 latents with a million images
+
+
+def make_cache(folder: Path, rows: int) -> tuple[LatentSplit, ShardStore]:
+    """Write a cache of random posteriors, for reading only.
+
+    Args:
+        folder: of the cache.
+        rows: how many.
+
+    Returns:
+        Its training split, and the same for a stream (whose checksums are taken as checked).
+    """
+    manifest = {
+        "latent_shape": LATENT_SHAPE,
+        "shard_rows": SHARD_ROWS,
+        "id2label": {"0": "any"},
+        "mirrored": False,
+        "splits": {"train": {"rows": rows}},
+    }
+    generator = torch.Generator().manual_seed(0)
+    folder.mkdir(parents=True)
+    for number, start in enumerate(range(0, rows, SHARD_ROWS)):
+        size = min(SHARD_ROWS, rows - start)
+        mean = torch.randn(size, 1, *LATENT_SHAPE, generator=generator)
+        std = torch.rand(size, 1, *LATENT_SHAPE, generator=generator)
+        labels = torch.zeros(size, dtype=torch.int64)
+        tensors = {"mean": mean, "std": std, "class_labels": labels}
+        write_shard(folder / shard_name(number, "train-"), tensors)
+    store = ShardStore(folder, manifest, "a made cache")
+    store.checked.update(range(len(store.rows)))
+    return LatentSplit(folder, manifest, "train"), store
+
+
+def sampling_rate(open_batches: Callable[[], Iterator[LatentPosteriors]]) -> float:
+    """Return how many latents a second can be sampled, batch after batch.
+
+    What is read ahead counts: nothing is from before, and what was begun is waited for.
+    """
+    generator = torch.Generator().manual_seed(1)
+    start = time.perf_counter()
+    with closing(open_batches()) as batches:  # type: ignore[type-var]
+        for posteriors in islice(batches, READ_BATCHES):
+            posteriors.sample(torch.randn(posteriors.mean.shape, generator=generator))
+    return READ_BATCH * READ_BATCHES / (time.perf_counter() - start)
+
+
+def benchmark_reading(folder: Path, rows: int, rounds: int, name: str) -> dict[str, Any]:
+    """Read random batches of a made cache, and the same ones of tensors in memory.
+
+    Args:
+        folder: for the cache.
+        rows: how many latents it has.
+        rounds: how often each side runs.
+        name: before each figure.
+
+    Returns:
+        Figures for bench.json. The memory is taken before the tensors are there.
+    """
+    split, store = make_cache(folder, rows)
+    sampler = GlobalBatchSampler(rows, ProcessRows(READ_BATCH), seed=0)
+
+    def keys() -> Iterator[tuple[torch.Tensor, None]]:
+        return ((torch.from_numpy(sampler.places(batch)[1]), None) for batch in count())
+
+    def cached() -> Iterator[LatentPosteriors]:
+        return split.read_batches(keys())
+
+    memory_mb = []
+    for _ in range(rounds + 1):
+        sampling_rate(cached)
+        memory_mb.append(anonymous_memory_mb())
+    whole = split.read(torch.arange(rows))
+    labels = torch.zeros(rows, dtype=torch.int64)
+
+    def from_memory() -> Iterator[LatentPosteriors]:
+        for indices, _ in keys():
+            mean, std = (x.index_select(0, indices) for x in (whole.mean, whole.std))
+            yield LatentPosteriors(mean, std, labels.index_select(0, indices))
+
+    def streamed() -> Iterator[LatentPosteriors]:
+        return iter(LatentStream(store, READ_BATCH, seed=0, lanes=min(4, len(store.rows))))
+
+    sides = {"cache": cached, "memory": from_memory, "stream": streamed}
+    rates = alternate({side: partial(sampling_rate, x) for side, x in sides.items()}, rounds)
+    return {
+        f"{name}_latents": rows,
+        f"{name}_ratio_median": median_ratio(rates["cache"], rates["memory"]),
+        f"{name}_stream_ratio_median": median_ratio(rates["stream"], rates["memory"]),
+        **{f"{name}_{side}_latents_per_second": rate for side, rate in rates.items()},
+        f"{name}_anonymous_memory_mb": memory_mb,
+    }

@@ -1,0 +1,139 @@
+"""From a finished run to a released autoencoder: measured on images it never saw, with a card."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hf_latent.command import parse_config
+from hf_latent.data.images.open import open_images
+from hf_latent.errors import UserError
+from hf_latent.evaluation.pictures import image_grid, interleave
+from hf_latent.evaluation.reconstruction import reconstruct
+from hf_latent.experiments.release.figures import (
+    PERCEPTUAL_NETWORK,
+    check_ablation,
+    comparison_rows,
+    measure_ablation,
+    measure_autoencoder,
+    read_report,
+)
+from hf_latent.hub.card.render import render_model_card
+from hf_latent.models.frozen import hash_weights
+from hf_latent.models.load import load_autoencoder
+from hf_latent.models.presets import measure_compression
+from hf_latent.output import replaced_whole, write_json, write_text
+from hf_latent.training.autoencoder_config import AutoencoderConfig
+from hf_latent.training.run.checkpoints import HARMLESS
+
+PAIRS, COLUMNS = 40, 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReleaseConfig:
+    """Measure a trained autoencoder, and write the files that it is released with.
+
+    Attributes:
+        run: the finished run's folder.
+        about: YAML with what no measurement tells: name, licence, the card's texts.
+        recipe: the run's recipe, printed on the card.
+        ablation: names and run folders, NAME=FOLDER, of short runs to compare with each other.
+        comparison: a comparison.json of train_scripts/compare_models.py, printed on the card.
+        pretrained_dir: the model goes to a folder with its name in here.
+        cards_dir: the card, its pictures and metrics.json go to a folder with its name in here.
+    """
+
+    run: str
+    about: str
+    recipe: str
+    ablation: list[str] | None = None
+    comparison: str | None = None
+    pretrained_dir: str = "hf_latent/pretrained"
+    cards_dir: str = "model_cards"
+
+
+def release_autoencoder(config: ReleaseConfig) -> dict[str, Any]:
+    """Measure a finished run's autoencoder and write model, card, pictures and metrics.json.
+
+    Args:
+        config: the run and what is to be said about it.
+
+    Returns:
+        The content of metrics.json.
+
+    Raises:
+        UserError: if the run is not finished, or its data cannot be read.
+    """
+    run = Path(config.run)
+    report = read_report(run)
+    about = yaml.safe_load(Path(config.about).read_text())
+    settings = parse_config(AutoencoderConfig, ["--config", str(run / "config.yaml")])
+    recipe = parse_config(
+        AutoencoderConfig, ["--config", config.recipe, "--output_dir", settings.output_dir]
+    )
+    ours, its = asdict(settings), asdict(recipe)
+    if other := [name for name in its if name not in HARMLESS and its[name] != ours[name]]:
+        raise UserError(f"{run} was not trained by {config.recipe}: they differ in {other[0]}")
+    splits = open_images(settings)
+    if config.ablation:
+        check_ablation(config.ablation, splits.validation_fingerprint)
+    vae = load_autoencoder(str(run / "model"))
+    card_dir = Path(config.cards_dir) / about["name"]
+    card_dir.mkdir(parents=True, exist_ok=True)
+    model_dir = Path(config.pretrained_dir) / about["name"]
+    with replaced_whole(model_dir) as temporary:
+        vae.save_pretrained(temporary)
+
+    images = splits.validation.evenly_spaced(PAIRS).read()
+    with replaced_whole(card_dir / "reconstructions.png") as temporary:
+        pairs = interleave(images, reconstruct(vae, images))
+        image_grid(pairs / 2 + 0.5, COLUMNS).save(temporary)
+    compression = measure_compression(vae, splits.image_shape)
+    weights = model_dir / "diffusion_pytorch_model.safetensors"
+    metrics = {
+        **about,
+        "recipe": Path(config.recipe).read_text().strip(),
+        "train_batch_size": settings.train_batch_size,
+        "vae_weights_sha256": hash_weights(vae),
+        "load_from": f"hf_latent/pretrained/{about['name']}",
+        "image_shape": compression.image_shape,
+        "image_values": compression.image_values,
+        "latent_shape": compression.latent_shape,
+        "latent_values": compression.latent_values,
+        "compression_ratio": compression.ratio,
+        "parameters": sum(p.numel() for p in vae.parameters()),
+        "weights_mb": weights.stat().st_size / 1e6,
+        **measure_autoencoder(vae, splits.validation),
+        "perceptual_network": PERCEPTUAL_NETWORK,
+        "held_out_split_images": len(splits.validation),
+        "kl_nats_per_latent_value": report["held_out_kl_nats_per_latent_value"],
+        **{
+            key: report[key]
+            for key in (
+                "residual_mean",
+                "residual_std",
+                "train_images",
+                "validation_fingerprint",
+                "steps",
+                "seconds",
+                "images_per_second",
+                "cpu_cores",
+                "torch_threads",
+                "torch_version",
+                "diffusers_version",
+            )
+            if key in report  # a run that was resumed when it was finished has no rate
+        },
+    }
+    if config.ablation:
+        metrics["ablation"] = measure_ablation(config.ablation, splits.validation, card_dir)
+    if config.comparison:
+        metrics["comparison"] = comparison_rows(Path(config.comparison))
+    write_json(card_dir / "metrics.json", metrics)
+    metrics = json.loads((card_dir / "metrics.json").read_text())
+    card = render_model_card(model_dir, license=about["license"], reports=card_dir)
+    write_text(card_dir / "README.md", card)
+    print(f"{about['name']}: {metrics['test_psnr_db']:.2f} dB, {metrics['test_ssim']:.4f} SSIM")
+    return metrics

@@ -1,0 +1,87 @@
+"""From a measured model to a released one: its weights in the package, its card and reports beside.
+
+The reports are the model's own: nothing is measured here, and nothing written by hand but what no
+measurement tells.
+"""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hf_latent.errors import UserError
+from hf_latent.evaluation.sampling import load_pipeline
+from hf_latent.hub.card.facts import PICTURES, read_model_facts
+from hf_latent.hub.card.render import CARD, render_model_card
+from hf_latent.hub.upload.model_folder import open_model_folder
+from hf_latent.output import replaced_whole, write_json, write_text
+
+REPORTS = ("training.json", "config.yaml")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReleasePipelineConfig:
+    """Release a trained and evaluated model.
+
+    Attributes:
+        model: the model's folder, with training.json and the metrics.json of hf-latent evaluate.
+        about: YAML with what no measurement tells: name, license, and perhaps summary, datasets,
+            data_name, data_text and limits_text.
+        pretrained_dir: the model goes to a folder with its name in here.
+        cards_dir: the card, its pictures and reports go to a folder with its name in here.
+    """
+
+    model: str
+    about: str
+    pretrained_dir: str = "hf_latent/pretrained"
+    cards_dir: str = "model_cards"
+
+
+def release_pipeline(config: ReleasePipelineConfig) -> dict[str, Any]:
+    """Save a model for the package, and write its card.
+
+    Args:
+        config: the model and what is to be said about it.
+
+    Returns:
+        The content of the release's metrics.json.
+
+    Raises:
+        UserError: if there is no such model, or it was not trained or measured here.
+    """
+    model = Path(config.model)
+    facts = read_model_facts(model)
+    if not facts.training or "fd" not in facts.metrics:
+        raise UserError(
+            f"{model} lacks the training.json or the metrics.json of these weights: train it, and "
+            "run hf-latent evaluate"
+        )
+    about = yaml.safe_load(Path(config.about).read_text(encoding="utf-8"))
+    model_dir = Path(config.pretrained_dir) / about["name"]
+    card_dir = Path(config.cards_dir) / about["name"]
+    card_dir.mkdir(parents=True, exist_ok=True)
+    load_pipeline(config.model)  # whole, and exactly its weights
+    with replaced_whole(model_dir) as temporary:
+        _copy_without_code(model, temporary)
+    for name in (*REPORTS, *PICTURES):
+        if (model / name).is_file():
+            shutil.copyfile(model / name, card_dir / name)
+    metrics = json.loads((model / "metrics.json").read_text(encoding="utf-8"))
+    metrics |= about | {"load_from": f"hf_latent/pretrained/{about['name']}"}
+    write_json(card_dir / "metrics.json", metrics)
+    card = render_model_card(model_dir, license=about["license"], reports=card_dir)
+    write_text(card_dir / CARD, card)
+    return metrics
+
+
+def _copy_without_code(model: Path, folder: Path) -> None:
+    """Copy a saved pipeline, in the dtype that it has; the package has its code."""
+    found = open_model_folder(model)
+    for name in (name for name in found.files if "/" in name):  # not code and reports
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(model / name, folder / name)
+    index = json.loads((model / found.entry).read_text(encoding="utf-8"))
+    write_json(folder / found.entry, index | {"_class_name": found.class_name})

@@ -1,0 +1,233 @@
+"""How a sweep divides its time: what is measured is timed and reserved, the rest is trained."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DModel
+
+from hf_latent.data.images.open import ImageSplits
+from hf_latent.data.images.pixels import to_uint8
+from hf_latent.errors import UserError
+from hf_latent.evaluation.feature_extractors import FeatureExtractor
+from hf_latent.evaluation.generation import frechet_distance
+from hf_latent.evaluation.reconstruction import reconstruct
+from hf_latent.evaluation.sampling import sample_images
+from hf_latent.experiments.sweep.config import Pair, SweepConfig
+from hf_latent.experiments.time_budget import SAFETY, TimeBudget
+from hf_latent.models.presets import create_autoencoder, create_denoiser, create_scheduler
+from hf_latent.output import write_json
+from hf_latent.pipeline import LatentDiffusionPipeline
+
+AUTOENCODER_SHARE = 0.4  # of the training time; a denoiser learns for longer
+MINIMUM_MINUTES = 0.05  # of an autoencoder's training
+HELD_OUT_IMAGES = 2000  # at most so many are reconstructed
+FOLD_SAMPLES = 2000  # training images that the latent scale is measured on
+WATCHED_IMAGES = 200  # held-out images at the end of each training
+BATCH_SIZE = 100
+TIMED_IMAGES, TIMED_STEPS = 50, 2
+# Sample grid at the end of a denoiser's training: images times steps.
+GRID_IMAGE_STEPS = 80 * 20
+# Starting a training, saving, hashing and loading its model, by the wall clock of a small CPU.
+SECONDS_AROUND_A_PAIR = 5.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep was set to do, as it stands in plan.json.
+
+    Attributes:
+        settings: of the configuration.
+        train_identity: the hash of the training images and of their preprocessing.
+        validation_fingerprint: of the held-out images.
+        autoencoder_minutes: of each autoencoder's training.
+        denoiser_minutes: of each denoiser's training.
+        measuring_minutes: reserved for all else that is done for a pair, on average.
+    """
+
+    settings: dict[str, Any]
+    train_identity: str
+    validation_fingerprint: str
+    autoencoder_minutes: float
+    denoiser_minutes: float
+    measuring_minutes: float
+
+    @property
+    def pair_minutes(self) -> float:
+        """What one pair takes."""
+        return self.autoencoder_minutes + self.denoiser_minutes + self.measuring_minutes
+
+
+def create_models(
+    config: SweepConfig, pair: Pair, image_shape: tuple[int, int, int], num_classes: int | None
+) -> tuple[AutoencoderKL, UNet2DModel]:
+    """Create a pair's models, untrained.
+
+    Raises:
+        UserError: if the factor does not fit the images or the denoiser, or the widths the preset.
+    """
+    channels, height, width = image_shape
+    size = height if height == width else (height, width)
+    try:
+        vae = create_autoencoder(
+            config.preset,
+            channels,
+            size,
+            latent_channels=pair.channels,
+            block_out_channels=config.widths(pair.factor),
+        )
+        unet = create_denoiser(config.denoiser_preset, vae, image_shape, num_classes)
+    except ValueError as error:  # a UserError is one too
+        raise UserError(f"{pair.name} is not possible: {error}") from error
+    return vae, unet
+
+
+def check_pairs(
+    config: SweepConfig, image_shape: tuple[int, int, int], num_classes: int | None
+) -> None:
+    """Make sure that every pair can be made, before anything is trained; nothing is computed.
+
+    Raises:
+        UserError: naming the first pair that cannot.
+    """
+    with torch.device("meta"):
+        for pair in config.pairs():
+            create_models(config, pair, image_shape, num_classes)
+
+
+def reserve_measuring(
+    config: SweepConfig, splits: ImageSplits, extractor: FeatureExtractor, budget: TimeBudget
+) -> None:
+    """Reserve time for all that is not training, timed on untrained models.
+
+    How long it takes depends on the factor, and next to not at all on the channels: one model a
+    factor is timed, of the most channels.
+    """
+    pairs = config.pairs()
+    held_out = min(len(splits.validation), HELD_OUT_IMAGES)
+    images = splits.validation.evenly_spaced(TIMED_IMAGES).read()
+    encoded = len(splits.train) * (2 if config.horizontal_flip else 1)
+    encoded += min(len(splits.train), FOLD_SAMPLES) + held_out + 3 * WATCHED_IMAGES
+    decoded = held_out + config.num_images + WATCHED_IMAGES
+    generated = config.num_seeds * config.num_images
+    for factor in {pair.factor: None for pair in pairs}:
+        same = [pair for pair in pairs if pair.factor == factor]
+        vae, unet = create_models(config, same[-1], splits.image_shape, splits.num_classes)
+        pipeline = LatentDiffusionPipeline(vae.eval(), unet.eval(), create_scheduler("flow"))
+        if torch.accelerator.is_available():
+            pipeline.to(torch.accelerator.current_accelerator())
+        pipeline.set_progress_bar_config(disable=True)
+        parts = len(same) / len(images)
+        budget.reserve(lambda p=pipeline: p.encode_images(images), encoded * parts)  # type: ignore[misc]
+        budget.reserve(lambda v=vae: reconstruct(v, images), decoded * parts)  # type: ignore[misc]
+        budget.reserve(
+            lambda p=pipeline: sample_images(  # type: ignore[misc]
+                p,
+                None if p.num_classes is None else [0],
+                TIMED_IMAGES,
+                0,
+                TIMED_IMAGES,
+                None if p.num_classes is None else 1.0,
+                TIMED_STEPS,
+            ),
+            len(same)
+            * (generated * config.num_inference_steps + GRID_IMAGE_STEPS)
+            / (TIMED_IMAGES * TIMED_STEPS),
+        )
+    pixels = to_uint8(images)
+    real = held_out + 2 * config.num_images
+    made = held_out + config.num_images + generated  # reconstructed, for the floor, generated
+    budget.reserve(lambda: extractor(pixels), (real + len(pairs) * made) / len(pixels))
+    vectors = [extractor(pixels)]
+    distances = 1 + len(pairs) * (2 + config.num_seeds)
+    budget.reserve(lambda: frechet_distance(vectors, vectors), distances)
+    budget.reserved_seconds += SAFETY * len(pairs) * SECONDS_AROUND_A_PAIR
+
+
+def divide_minutes(minutes: float, pairs: int) -> tuple[float, float]:
+    """Divide training time equally among pairs.
+
+    Args:
+        minutes: for all of them.
+        pairs: how many.
+
+    Returns:
+        Minutes of each autoencoder's training, and of each denoiser's.
+    """
+    return (
+        AUTOENCODER_SHARE * minutes / pairs,
+        (1 - AUTOENCODER_SHARE) * minutes / pairs,
+    )
+
+
+def make_plan(
+    config: SweepConfig, splits: ImageSplits, extractor: FeatureExtractor, budget: TimeBudget
+) -> Plan:
+    """Time what is measured, and divide what is left.
+
+    Raises:
+        UserError: if the time is too short to train, or a pair cannot be made.
+    """
+    count = len(config.pairs())
+    reserve_measuring(config, splits, extractor, budget)
+    budget.check(
+        count * MINIMUM_MINUTES / AUTOENCODER_SHARE,
+        "fewer --factors or --channels, --num_images or --max_train_samples take less",
+    )
+    autoencoder, denoiser = divide_minutes(budget.minutes_left, count)
+    return Plan(
+        config.settings(),
+        splits.train.identity,
+        splits.validation_fingerprint,
+        autoencoder,
+        denoiser,
+        budget.reserved_seconds / 60 / count,
+    )
+
+
+def write_plan(path: Path, plan: Plan) -> None:
+    """Write plan.json, whole."""
+    write_json(path, asdict(plan))
+
+
+def read_plan(path: Path, config: SweepConfig) -> Plan:
+    """Read the plan of a sweep that is to go on.
+
+    Args:
+        path: of plan.json.
+        config: what is asked for now.
+
+    Raises:
+        UserError: if it cannot be read, or is of other settings.
+    """
+    elsewhere = "choose another --output_dir, or remove this one"
+    try:
+        plan = Plan(**json.loads(path.read_text()))
+        before = plan.settings
+        now = config.settings()
+        different = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({error}): {elsewhere}") from error
+    if different:
+        changes = ", ".join(f"--{x} {before.get(x)} (now {now.get(x)})" for x in different)
+        raise UserError(
+            f"{path.parent} has a sweep of other settings: {changes}; give them as then to go on, "
+            f"or {elsewhere}"
+        )
+    return plan
+
+
+def check_images(plan: Plan, splits: ImageSplits, output_dir: Path) -> None:
+    """Make sure that a sweep goes on with the images that it began with.
+
+    Raises:
+        UserError: if they are others.
+    """
+    now = (splits.train.identity, splits.validation_fingerprint)
+    if (plan.train_identity, plan.validation_fingerprint) != now:
+        raise UserError(
+            f"the images of {plan.settings['data']} are not those that the sweep in {output_dir} "
+            "began with: choose another --output_dir, or remove this one"
+        )

@@ -1,0 +1,202 @@
+"""`hf-latent sweep`: choose the latent by rate, distortion and a short denoiser's images."""
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hf_latent.data.images.dataset import ImageDataset
+from hf_latent.data.images.open import ImageSplits, open_images
+from hf_latent.errors import UserError
+from hf_latent.evaluation.feature_extractors import FeatureExtractor, load_feature_extractor
+from hf_latent.evaluation.generation import frechet_distance
+from hf_latent.evaluation.machine import describe_machine, shown_name
+from hf_latent.evaluation.reference import FEWEST_HELD_OUT, RealImages
+from hf_latent.experiments.sweep.choice import pareto_front, recommend
+from hf_latent.experiments.sweep.config import SweepConfig
+from hf_latent.experiments.sweep.pair import RealSide, run_pair
+from hf_latent.experiments.sweep.plan import (
+    BATCH_SIZE,
+    HELD_OUT_IMAGES,
+    Plan,
+    check_images,
+    check_pairs,
+    make_plan,
+    read_plan,
+    write_plan,
+)
+from hf_latent.experiments.sweep.plot import render_plot
+from hf_latent.experiments.sweep.report import render_report, summarize
+from hf_latent.experiments.time_budget import TimeBudget
+from hf_latent.output import check_output_dir, replaced_whole, write_json, write_text
+
+
+def check_splits(config: SweepConfig, splits: ImageSplits) -> None:
+    """Make sure that there are enough images, and that every pair fits them.
+
+    Raises:
+        UserError: if not.
+    """
+    if len(splits.train) < 2 * config.num_images:
+        raise UserError(
+            f"--num_images {config.num_images} needs {2 * config.num_images} training images to "
+            f"compare with, and there are {len(splits.train)}"
+        )
+    if len(splits.validation) < FEWEST_HELD_OUT:
+        raise UserError(
+            f"{config.data} has {len(splits.validation)} held-out image, which is too few: raise "
+            "--validation_fraction"
+        )
+    check_pairs(config, splits.image_shape, splits.num_classes)
+
+
+def start_sweep(
+    config: SweepConfig, extractor: FeatureExtractor, budget: TimeBudget
+) -> tuple[ImageSplits, Plan]:
+    """Open the images, and plan the sweep; or go on by the plan of one that was killed.
+
+    Raises:
+        UserError: if it cannot be done as it is asked for.
+    """
+    output_dir = Path(config.output_dir)
+    path = output_dir / "plan.json"
+    plan = None
+    if path.is_file():
+        try:
+            plan = read_plan(path, config)
+        except UserError:
+            if not config.overwrite_output_dir:
+                raise
+            for pair in output_dir.glob("f*-c*"):
+                shutil.rmtree(pair)
+            path.unlink()  # last: killed before, the next run removes the rest
+    check_output_dir(output_dir, config.overwrite_output_dir or plan is not None)
+    splits = open_images(config.images_config())
+    check_splits(config, splits)
+    if plan is None:
+        plan = make_plan(config, splits, extractor, budget)
+        output_dir.mkdir(parents=True, exist_ok=True)
+        write_plan(path, plan)
+    else:
+        check_images(plan, splits, output_dir)
+    return splits, plan
+
+
+def look_at_real_images(
+    config: SweepConfig, splits: ImageSplits, extractor: FeatureExtractor
+) -> tuple[RealSide, float]:
+    """Compute the vectors of real images.
+
+    Returns:
+        Them, and the FD of real images against other real ones.
+    """
+
+    def vectors(dataset: ImageDataset) -> list[torch.Tensor]:
+        rows = torch.arange(len(dataset)).split(BATCH_SIZE)
+        return [extractor(dataset.read_uint8(x)) for x in rows]
+
+    images = RealImages.choose(splits, config.num_images, config.seed)
+    held_out = images.held_out.evenly_spaced(HELD_OUT_IMAGES)
+    reference = vectors(images.subset(images.reference))
+    real_fd = frechet_distance(vectors(images.subset(images.other)), reference)
+    return RealSide(images, held_out, vectors(held_out), reference, extractor), real_fd
+
+
+def sweep_pairs(
+    config: SweepConfig, plan: Plan, splits: ImageSplits, real: RealSide
+) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    """Run every pair; one that fails for a reason of the user's does not stop the others.
+
+    Returns:
+        The figures of the pairs, and name and error of those that failed.
+
+    Raises:
+        UserError: if all failed.
+    """
+    finished, failed, pairs = [], [], config.pairs()
+    for number, pair in enumerate(pairs, start=1):
+        left = f"{(len(pairs) - number) * plan.pair_minutes:.1f} minutes left at most"
+        try:
+            figures = run_pair(config, plan, pair, splits, real)
+        except UserError as error:
+            failed.append({"name": pair.name, "error": str(error)})
+            print(f"{number}/{len(pairs)} {pair.name} failed: {error}; {left}", flush=True)
+            continue
+        finished.append(figures)
+        psnr, fd = (figures[key] for key in ("reconstruction_psnr_db", "generated_fd"))
+        reached = "no figures" if None in (psnr, fd) else f"{psnr:.2f} dB, generated FD {fd:.2f}"
+        print(f"{number}/{len(pairs)} {pair.name}: {reached}; {left}", flush=True)
+    if not finished:
+        raise UserError(f"no pair could be trained: {failed[0]['name']}: {failed[0]['error']}")
+    return finished, failed
+
+
+def write_reports(output_dir: Path, report: dict[str, Any]) -> dict[str, Any]:
+    """Write report.json, and from what stands there report.md and sweep.png.
+
+    Returns:
+        The report as it can be read again.
+    """
+    write_json(output_dir / "report.json", report)
+    report = json.loads((output_dir / "report.json").read_text())
+    write_text(output_dir / "report.md", render_report(report))
+    with replaced_whole(output_dir / "sweep.png") as temporary:
+        temporary.write_bytes(render_plot(report))
+    return report
+
+
+def sweep(config: SweepConfig, started: float | None = None) -> dict[str, Any]:
+    """Train and measure every pair, and leave report.json, report.md and sweep.png.
+
+    Args:
+        config: the settings.
+        started: `time.perf_counter()` when the command was called; None: now.
+
+    Returns:
+        The content of report.json.
+
+    Raises:
+        UserError: if the time is too short, a pair cannot be, or the folder has another sweep.
+    """
+    budget = TimeBudget(config.max_minutes, time.perf_counter() if started is None else started)
+    output_dir = Path(config.output_dir)
+    extractor = load_feature_extractor("efficientnet-lite0")
+    splits, plan = start_sweep(config, extractor, budget)
+    pairs = config.pairs()
+    print(
+        f"{len(pairs)} pairs: {60 * plan.autoencoder_minutes:.0f} s for each autoencoder, "
+        f"{60 * plan.denoiser_minutes:.0f} s for each denoiser, at most "
+        f"{60 * plan.measuring_minutes:.0f} s to measure both.",
+        flush=True,
+    )
+    real, real_fd = look_at_real_images(config, splits, extractor)
+    finished, failed = sweep_pairs(config, plan, splits, real)
+    choice = recommend(finished, real_fd)
+    report = {
+        **config.settings(),
+        "data": shown_name(config.data),
+        "image_shape": splits.image_shape,
+        "widths": {str(pair.factor): config.widths(pair.factor) for pair in pairs},
+        "train_images": len(splits.train),
+        "held_out_images": len(real.held_out),
+        "validation_fingerprint": splits.validation_fingerprint,
+        "preprocessing": extractor.preprocessing,
+        "planned_autoencoder_minutes": plan.autoencoder_minutes,
+        "planned_denoiser_minutes": plan.denoiser_minutes,
+        "planned_measuring_minutes_per_pair": plan.measuring_minutes,
+        "real_against_real_fd": real_fd,
+        "pairs": finished,
+        "failed_pairs": failed,
+        "pareto_front": pareto_front(finished),
+        "recommended": None if choice is None else choice.name,
+        "reason": None if choice is None else choice.reason,
+        "warnings": [] if choice is None else choice.warnings,
+        "last_run_minutes": budget.total_seconds / 60,
+        **describe_machine(),
+    }
+    report = write_reports(output_dir, report)
+    print(summarize(report, str(output_dir)))
+    return report

@@ -1,0 +1,140 @@
+"""A model of another average of the denoiser's weights, made after the training."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hf_latent.command import check_ranges, run_command
+from hf_latent.errors import UserError
+from hf_latent.evaluation.sampling import load_pipeline
+from hf_latent.hub.card.facts import read_model_facts
+from hf_latent.hub.card.render import write_model_card
+from hf_latent.hub.card.weights import read_saved_weights
+from hf_latent.output import check_output_dir, replaced_whole, write_json
+from hf_latent.training.averages.power_function import gamma_of
+from hf_latent.training.averages.snapshots import FOLDER, list_snapshots
+from hf_latent.training.averages.synthesis import plan_synthesis, sum_snapshots
+
+# What training.json tells of the weights that RUN/model has, and not of these.
+OF_OTHER_WEIGHTS = {"held_out_loss", "held_out_images", "ema_decay"}
+# And of all of the training, where this average ends elsewhere.
+OF_ALL_STEPS = {"train_loss", "images_seen", "seconds"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SynthesizeEmaConfig:
+    """Make a model of another average of a denoiser's weights, after its training.
+
+    Snapshots that the training kept (--ema_snapshot_steps) are summed so that the average has any
+    length that is asked for (Karras et al. 2024).
+
+    Attributes:
+        run: the training's folder.
+        sigma_rel: length of the average: the deviation of its profile, as a share of the steps up
+            to its end; longer is smoother. With 16 snapshots of each average, 0.03 to 0.25
+            can be made.
+        step: the average's end; unset, the last snapshot's.
+        output_dir: the new model's folder.
+        overwrite_output_dir: accept a folder with files in it, and put the model in place of all
+            that is there.
+    """
+
+    run: str
+    sigma_rel: float
+    step: int | None = None
+    output_dir: str
+    overwrite_output_dir: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work, naming the flag."""
+        check_ranges(self, positive=("step",))
+        gamma_of(self.sigma_rel)
+
+
+def synthesize_ema(config: SynthesizeEmaConfig) -> Path:
+    """Sum snapshots to an average, and save it as a model.
+
+    Args:
+        config: which average.
+
+    Returns:
+        The new model's folder.
+
+    Raises:
+        UserError: if the run has no snapshots or no model, they do not fit together or cannot give
+            this average, or the folder cannot be written.
+    """
+    run = Path(config.run)
+    output_dir = check_output_dir(config.output_dir, config.overwrite_output_dir)
+    for part in (run / "model", run / FOLDER):
+        if part.resolve().is_relative_to(output_dir.resolve()):
+            raise UserError(f"--output_dir {output_dir} holds what is read: choose another")
+    snapshots = list_snapshots(run)
+    if not snapshots:
+        raise UserError(f"--run {run} has no {FOLDER}: train with --ema_snapshot_steps")
+    last = snapshots[-1].step
+    step = config.step or last
+    if step > last:
+        raise UserError(f"--step {step} is after the last snapshot: choose {last} or less")
+    report = _read_report(run / "model")
+    synthesis = plan_synthesis(snapshots, config.sigma_rel, step)
+    for snapshot in synthesis.snapshots:
+        if snapshot.training != report.get("ema_training"):
+            raise UserError(
+                f"{snapshot.path} is of another training than {run / 'model'}: let that one come "
+                "to its end, with --resume_from_checkpoint latest, or remove its snapshots"
+            )
+
+    pipeline = load_pipeline(str(run / "model"))
+    pipeline.guide_unet = None  # if it has one, it was chosen for other weights
+    parameters = dict(pipeline.unet.named_parameters())
+    shapes = {name: parameter.shape for name, parameter in parameters.items()}
+    with torch.no_grad():
+        for name, weight in sum_snapshots(synthesis, shapes).items():
+            parameters[name].copy_(weight)
+    if report.get("save_dtype") == "float16":
+        pipeline.unet.half()
+    output_dir.parent.mkdir(parents=True, exist_ok=True)
+    with replaced_whole(output_dir) as temporary:
+        pipeline.save_pretrained(temporary)
+        dropped = OF_OTHER_WEIGHTS | (OF_ALL_STEPS if step != report.get("steps") else set())
+        figures = {
+            "steps": step,
+            "unet_weights_sha256": read_saved_weights(temporary / "unet").sha256,
+            "ema_sigma_rel": config.sigma_rel,
+            "ema_relative_residual": synthesis.relative_residual,
+        }
+        kept = {key: value for key, value in report.items() if key not in dropped}
+        write_json(temporary / "training.json", kept | figures)
+        shutil.copyfile(run / "model" / "config.yaml", temporary / "config.yaml")
+        write_model_card(temporary)
+    print(
+        f"average of sigma_rel {config.sigma_rel:g} at step {step}, of "
+        f"{len(synthesis.snapshots)} snapshots: {output_dir} (relative residual of its profile "
+        f"{synthesis.relative_residual:.2g})"
+    )
+    return output_dir
+
+
+def _read_report(model: Path) -> dict[str, Any]:
+    """Return the training.json of a run's model."""
+    if not (model / "model_index.json").is_file():
+        raise UserError(
+            f"--run {model.parent} has no model yet: let its training come to its end, with "
+            "--resume_from_checkpoint latest"
+        )
+    if not read_model_facts(model).training or not (model / "config.yaml").is_file():
+        raise UserError(
+            f"{model} lacks the training.json or the config.yaml of these weights: --run must be "
+            "as its training left it"
+        )
+    report: dict[str, Any] = json.loads((model / "training.json").read_text(encoding="utf-8"))
+    return report
+
+
+if __name__ == "__main__":
+    run_command(SynthesizeEmaConfig, synthesize_ema)

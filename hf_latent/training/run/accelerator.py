@@ -1,0 +1,231 @@
+"""What a training run starts from: settings, accelerator and folder."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+import torch
+from accelerate import Accelerator, DistributedType
+from accelerate.utils import InitProcessGroupKwargs, gather_object
+from diffusers.training_utils import EMAModel
+from torch import nn
+
+from hf_latent.command import check_ranges
+from hf_latent.data.images.config import ImagesConfig
+from hf_latent.errors import UserError
+from hf_latent.hub.upload.config import check_repo_id
+from hf_latent.training.run.batches import ProcessRows
+
+# They split a model's weights, which checkpoints and averages here take as a whole.
+UNSUPPORTED = (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MEGATRON_LM)
+TRACKERS = ("tensorboard", "trackio", "wandb")
+# How long processes wait for each other. The first one decodes images, downloads a cache, validates
+# and saves alone, for hours with much data; NCCL ends the others after 10 minutes, gloo after 30.
+# Who waits for a process that failed is ended by the launcher; if one is stopped alone before the
+# training, with exit status 0, the others are not.
+PROCESS_GROUP = InitProcessGroupKwargs(timeout=timedelta(hours=24))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(ImagesConfig):
+    """Settings that both trainings share.
+
+    Attributes:
+        output_dir: the run's folder: config.yaml, logs, samples, and at the end the model.
+        overwrite_output_dir: accept a folder with files in it and replace those; the old model
+            stays until the new one is whole.
+        learning_rate: the highest learning rate, after the warm-up.
+        lr_warmup_ratio: the part of the training in which the learning rate rises from 0; after it
+            comes a cosine down to 0.
+        train_batch_size: images a step, a process and an accumulation step.
+        max_train_steps: optimizer steps.
+        max_train_minutes: train for so long instead; the learning rate then follows the clock.
+        gradient_accumulation_steps: forward passes an optimizer step.
+        max_grad_norm: gradients are clipped to this norm.
+        adam_beta2: AdamW's decay of the second moment.
+        adam_weight_decay: AdamW's weight decay.
+        ema_decay: highest decay of the moving average of the weights, which is what is saved; it
+            rises to that as 1 - (1 + step)^-0.75.
+        mixed_precision: no, fp16 or bf16 over fp32 weights; unset, what accelerate is set to.
+        dataloader_num_workers: processes that read images.
+        validation_steps: steps between held-out loss and sample grid.
+        max_validation_samples: so many held-out images, evenly spaced, are used for it.
+        checkpointing_steps: steps between checkpoints; the last step makes one too, and a signal
+            after the first step.
+        checkpoints_total_limit: older checkpoints are removed; unset, none is.
+        resume_from_checkpoint: go on from a folder checkpoint-N, or from the latest of output_dir,
+            where there is one.
+        report_to: trackers to log to beside logs/losses.jsonl: tensorboard, trackio or wandb, or
+            several with commas between.
+        push_to_hub: push the model to the Hub at the end; that this can be done is made sure of
+            before the training, and makes the repository. The token is that of `hf auth login` or
+            HF_TOKEN.
+        hub_model_id: the repository, user/name; unset, the account's and the run folder's names.
+        hub_private_repo: make a new repository private; refuse one that is there and public.
+    """
+
+    output_dir: str
+    overwrite_output_dir: bool = False
+    learning_rate: float = 1e-3
+    lr_warmup_ratio: float = 0.05
+    train_batch_size: int = 64
+    max_train_steps: int = 10_000
+    max_train_minutes: float | None = None
+    gradient_accumulation_steps: int = 1
+    max_grad_norm: float = 1.0
+    adam_beta2: float = 0.99
+    adam_weight_decay: float = 1e-2
+    ema_decay: float = 0.999
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = None
+    dataloader_num_workers: int = 0
+    validation_steps: int = 1000
+    max_validation_samples: int = 512
+    checkpointing_steps: int | None = 1000
+    checkpoints_total_limit: int | None = 2
+    resume_from_checkpoint: str | None = None
+    report_to: str | None = None
+    push_to_hub: bool = False
+    hub_model_id: str | None = None
+    hub_private_repo: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse values that no training can run with, naming the flag."""
+        super().__post_init__()
+        check_ranges(
+            self,
+            positive=(
+                "train_batch_size",
+                "gradient_accumulation_steps",
+                "validation_steps",
+                "max_train_steps",
+                "max_validation_samples",
+                "checkpointing_steps",
+                "checkpoints_total_limit",
+                "learning_rate",
+                "max_grad_norm",
+                "max_train_minutes",
+            ),
+            not_negative=("adam_weight_decay", "dataloader_num_workers"),
+            share=("lr_warmup_ratio", "ema_decay", "adam_beta2"),
+        )
+        for tracker in self.trackers():
+            if tracker not in TRACKERS:
+                raise UserError(f"--report_to {tracker} is not one of {', '.join(TRACKERS)}")
+        if self.hub_model_id is not None:
+            check_repo_id(self.hub_model_id, "hub_model_id", account="user")
+        if not self.push_to_hub and (self.hub_model_id is not None or self.hub_private_repo):
+            raise UserError("--hub_model_id and --hub_private_repo need --push_to_hub")
+
+    def trackers(self) -> list[str]:
+        """Return the names in `report_to`."""
+        return [name.strip() for name in (self.report_to or "").split(",") if name.strip()]
+
+
+def start_accelerator(config: TrainingConfig) -> Accelerator:
+    """Start Accelerate, and make sure that it sees the processes that were launched.
+
+    Raises:
+        UserError: if WORLD_SIZE processes were launched and Accelerate sees another number: they
+            would train apart and write over each other; if a tracker is not installed; if fp16
+            is asked for on a CPU; or if Accelerate is set to what these trainings do not do.
+    """
+    for tracker in config.trackers():
+        if find_spec(tracker) is None:
+            raise UserError(f"--report_to {tracker} is not installed: pip install {tracker}")
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        log_with=config.trackers() or None,
+        project_dir=str(Path(config.output_dir) / "logs"),
+        kwargs_handlers=[PROCESS_GROUP],
+    )
+    if accelerator.distributed_type in UNSUPPORTED:
+        raise UserError(
+            f"{accelerator.distributed_type.value} is not supported here: choose several GPUs or "
+            "none in `accelerate config`"
+        )
+    # Accelerate would train in fp32 there, and go on calling it fp16.
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise UserError(
+            "fp16 needs a GPU, and this training is on a CPU: pass --mixed_precision bf16 or no "
+            "(unset, it is what accelerate is set to)"
+        )
+    parts = accelerator.gradient_accumulation_steps
+    if parts != config.gradient_accumulation_steps:
+        raise UserError(
+            f"accelerate is set to accumulate {parts} times, this run "
+            f"{config.gradient_accumulation_steps}: pass --gradient_accumulation_steps {parts}"
+        )
+    check_processes(accelerator)
+    return accelerator
+
+
+def check_processes(accelerator: Accelerator) -> None:
+    """Make sure that Accelerate sees as many processes as were launched.
+
+    Raises:
+        UserError: if not: they would work apart, and write over each other.
+    """
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched != accelerator.num_processes:
+        raise UserError(
+            f"{launched} processes were launched and Accelerate sees {accelerator.num_processes}: "
+            "correct the launch configuration (on CPUs, set ACCELERATE_USE_CPU=1 and use torchrun)"
+        )
+
+
+@contextmanager
+def together(accelerator: Accelerator) -> Iterator[None]:
+    """Make a user's mistake that one process finds inside end all of them, with the same line.
+
+    All processes must come to it: it waits for them.
+
+    Args:
+        accelerator: the run's.
+
+    Raises:
+        UserError: if any process raised one inside.
+    """
+    message = None
+    try:
+        yield
+    except UserError as error:
+        message = str(error)
+    messages = [x for x in gather_object([message]) if x is not None]
+    if messages:
+        raise UserError(messages[0])
+
+
+def create_optimizer(config: TrainingConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """Create AdamW (Loshchilov and Hutter 2019) over all of a model's parameters.
+
+    Fused: on a CPU too its step takes a quarter of the time.
+    """
+    return torch.optim.AdamW(
+        model.parameters(),
+        lr=config.learning_rate,
+        betas=(0.9, config.adam_beta2),
+        weight_decay=config.adam_weight_decay,
+        fused=True,
+    )
+
+
+def create_ema(config: TrainingConfig, model: nn.Module, device: torch.device) -> EMAModel:
+    """Create the moving average of a model's weights, with diffusers' warm-up for short runs."""
+    ema = EMAModel(
+        model.parameters(), decay=config.ema_decay, use_ema_warmup=True, power=0.75, foreach=True
+    )
+    ema.to(device)
+    return ema
+
+
+def process_rows(config: TrainingConfig, accelerator: Accelerator) -> ProcessRows:
+    """Say which rows of every global batch this process takes."""
+    return ProcessRows(
+        config.train_batch_size, accelerator.process_index, accelerator.num_processes
+    )

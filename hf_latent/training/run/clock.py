@@ -1,0 +1,257 @@
+"""The clock of a training: steps, learning rate, progress bar and log."""
+
+import math
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from tqdm.auto import tqdm
+
+from hf_latent.training.run.accelerator import TrainingConfig
+from hf_latent.training.run.log import append_line, forget_after
+from hf_latent.training.run.trackers import log_to_trackers
+
+
+@dataclass(frozen=True)
+class TrainingSummary:
+    """What a training did.
+
+    Attributes:
+        model_dir: the folder of the saved model.
+        steps: optimizer steps.
+        images_seen: in all of them, over all processes; an image counts every time.
+        seconds: wall-clock time of the training loop, validation included.
+        images_per_second: over all processes, validation excluded; NaN where no step ran in this
+            process, since a finished run was resumed.
+        train_loss: mean over the last logged steps.
+        validation_losses: held-out loss of the averaged weights by step.
+    """
+
+    model_dir: Path
+    steps: int
+    images_seen: int
+    seconds: float
+    images_per_second: float
+    train_loss: float
+    validation_losses: dict[int, float]
+
+
+def cosine_with_warmup(progress: float, warmup_ratio: float) -> float:
+    """Return the learning rate's factor: up linearly, then down along a half cosine.
+
+    The curve of diffusers' `get_cosine_schedule_with_warmup`, as a function of progress instead
+    of steps, so that it can follow the clock (cosine: Loshchilov and Hutter 2017, equation 5).
+
+    Args:
+        progress: in [0, 1].
+        warmup_ratio: the part of the training that is warm-up.
+
+    Returns:
+        A factor in [0, 1].
+    """
+    if progress < warmup_ratio:
+        return progress / warmup_ratio
+    return 0.5 * (1 + math.cos(math.pi * (progress - warmup_ratio) / (1 - warmup_ratio)))
+
+
+class TrainingClock:
+    """Counts the steps of a training, shows them in a progress bar and logs them.
+
+    Args:
+        config: the run's settings.
+        accelerator: the first process shows and logs, and its clock counts for all.
+        name: the progress bar's.
+    """
+
+    LOGGING_STEPS = 20
+
+    def __init__(self, config: TrainingConfig, accelerator: Accelerator, name: str):
+        """Start the clock; see the class."""
+        self.config, self.accelerator = config, accelerator
+        # Inside a step, self.step and self.images_seen count it already.
+        self.step, self.images_seen, self.train_loss = 0, 0, math.nan
+        self.validation_losses: dict[int, float] = {}
+        self._losses: list[torch.Tensor] = []
+        self._start, self._validation_seconds = time.perf_counter(), 0.0
+        self._seconds_before, self._steps_before = 0.0, 0
+        self._end: float | None = None
+        self._progress_at = (-1, 0.0)
+        total = None if config.max_train_minutes else config.max_train_steps
+        self._bar = tqdm(total=total, desc=name, disable=not accelerator.is_main_process)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds from the start to now or to the last step, validation between steps included."""
+        return (self._end or time.perf_counter()) - self._start
+
+    @property
+    def images_per_second(self) -> float:
+        """Training images a second over all processes, validation excluded; NaN before a step."""
+        steps = self.step - self._steps_before
+        seconds = self.seconds - self._seconds_before - self._validation_seconds
+        return steps * self._images_per_step / max(seconds, 1e-9) if steps else math.nan
+
+    @property
+    def _images_per_step(self) -> int:
+        images = self.config.train_batch_size * self.config.gradient_accumulation_steps
+        return images * self.accelerator.num_processes
+
+    @property
+    def validation_is_due(self) -> bool:
+        """Whether to validate after the current step; after the last one it is done anyway."""
+        last = self._progress() >= 1
+        return self.step % self.config.validation_steps == 0 and not last
+
+    @property
+    def checkpoint_is_due(self) -> bool:
+        """Whether to save a checkpoint after the current step; after the last one too."""
+        every = self.config.checkpointing_steps
+        return every is not None and (self._progress() >= 1 or self.step % every == 0)
+
+    def _progress(self) -> float:
+        """Return the part that is done, the same in every process.
+
+        The clock is looked at once a step: else a limit that passes between two looks would end
+        the training without its last checkpoint.
+        """
+        if self.config.max_train_minutes is None:
+            return self.step / self.config.max_train_steps
+        if self._progress_at[0] != self.step:
+            elapsed = torch.tensor(self.seconds / (60 * self.config.max_train_minutes))
+            progress = broadcast(elapsed.to(self.accelerator.device)).item()
+            self._progress_at = (self.step, progress)
+        return self._progress_at[1]
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
+        return {
+            "step": self.step,
+            "images_seen": self.images_seen,
+            "seconds": self.seconds,
+            "train_loss": None if math.isnan(self.train_loss) else self.train_loss,
+            "validation_losses": list(self.validation_losses.items()),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint's `state`, and forget what was logged after it."""
+        self.step, self._steps_before = int(state["step"]), int(state["step"])
+        # Older checkpoints do not have it; nor do they tell how many processes there were.
+        self.images_seen = state.get("images_seen", self.step * self._images_per_step)
+        self._seconds_before = state["seconds"]
+        self.train_loss = math.nan if state["train_loss"] is None else state["train_loss"]
+        self.validation_losses = dict(state["validation_losses"])
+        self._start = time.perf_counter() - self._seconds_before
+        self._bar.update(self.step)
+        if self.accelerator.is_main_process:
+            forget_after(self.config.output_dir, state)
+
+    def steps(self, *optimizers: torch.optim.Optimizer) -> Iterator[int]:
+        """Yield the index of every step, from 0, with the optimizers' learning rate set.
+
+        Args:
+            optimizers: their learning rate follows `cosine_with_warmup`.
+        """
+        self._start = time.perf_counter() - self._seconds_before
+        while (progress := self._progress()) < 1:
+            factor = cosine_with_warmup(progress, self.config.lr_warmup_ratio)
+            for group in [group for o in optimizers for group in o.param_groups]:
+                group["lr"] = self.config.learning_rate * factor
+            self.step += 1
+            self.images_seen += self._images_per_step
+            yield self.step - 1
+            self._bar.update()
+        self._end = time.perf_counter()
+        self.log_pending_losses()
+        self._bar.close()
+
+    def log_loss(self, loss: torch.Tensor) -> None:
+        """Take note of a micro-step's loss, without waiting for the device every time.
+
+        Args:
+            loss: a scalar, of this process's rows; what is logged is the mean of all processes.
+        """
+        self._losses.append(loss.detach())
+        whole_step = len(self._losses) % self.config.gradient_accumulation_steps == 0
+        if whole_step and self.step % self.LOGGING_STEPS == 0:
+            self.log_pending_losses()
+
+    def log_pending_losses(self) -> None:
+        """Log the mean of the losses since it was last done; all processes must call it together.
+
+        Before every checkpoint too: so none waits in it, and a resumed training logs the same.
+        """
+        if not self._losses:
+            return
+        losses = torch.stack(self._losses)
+        self._losses.clear()
+        finite = losses.isfinite()  # a skipped step's is not
+        sums = torch.stack([losses.where(finite, 0).sum(), finite.sum().to(losses)])
+        total, count = self.accelerator.reduce(sums, "sum").tolist()
+        if count:
+            self.train_loss = total / count
+            self._write({"train_loss": self.train_loss})
+
+    def log_validation_loss(self, loss: float, **figures: float) -> None:
+        """Take note of the held-out loss after the current step.
+
+        Args:
+            loss: of the averaged weights.
+            figures: others to log beside it, units in their names.
+        """
+        self.validation_losses[self.step] = loss
+        self._write({"validation_loss": loss, **figures})
+
+    def say(self, text: str) -> None:
+        """Print a line above the progress bar.
+
+        Args:
+            text: without a line break at its end.
+        """
+        if self.accelerator.is_main_process:
+            self._bar.write(text, file=sys.stdout)
+
+    def _write(self, values: dict[str, float]) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        shown, rate = {}, self.images_per_second
+        if not math.isnan(rate):
+            shown["images/s"] = f"{rate:.0f}"
+            values = {**values, "images_per_second": rate}
+        if not math.isnan(self.train_loss):
+            shown["loss"] = f"{self.train_loss:.4f}"
+        if self.validation_losses:
+            shown["held-out"] = f"{list(self.validation_losses.values())[-1]:.4f}"
+        self._bar.set_postfix(shown)
+        append_line(self.config.output_dir, {"step": self.step, **values})
+        log_to_trackers(self.config, self.accelerator, values, self.step)
+
+    @contextmanager
+    def validation(self) -> Iterator[None]:
+        """Keep the time spent inside, between steps, out of `images_per_second`."""
+        start = time.perf_counter()
+        yield
+        if self._end is None:
+            self._validation_seconds += time.perf_counter() - start
+
+    def summary(self, model_dir: Path) -> TrainingSummary:
+        """Sum up the training.
+
+        Args:
+            model_dir: where the model was saved.
+        """
+        return TrainingSummary(
+            model_dir,
+            self.step,
+            self.images_seen,
+            self.seconds,
+            self.images_per_second,
+            self.train_loss,
+            self.validation_losses,
+        )

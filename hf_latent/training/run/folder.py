@@ -1,0 +1,167 @@
+"""A run's folder: whether it may be written, what it begins with, and the checkpoints in it."""
+
+import json
+import re
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from hf_latent.command import dump_config
+from hf_latent.data.images.open import ImageSplits, open_images
+from hf_latent.errors import UserError
+from hf_latent.output import SAFETENSORS_REMAINS, check_output_dir, write_text
+from hf_latent.training.run.accelerator import TrainingConfig
+from hf_latent.training.run.trackers import start_trackers
+
+
+def list_checkpoints(output_dir: Path) -> list[Path]:
+    """Return the whole checkpoints of a run's folder, the one that was saved last at the end.
+
+    That need not be the one of the highest step: a training may have gone on from an earlier one.
+    A checkpoint gets its name once it is whole, and loses it before it is removed, so a part of
+    one is never among them.
+    """
+    found = []
+    for path in output_dir.glob("checkpoint-*"):
+        if re.fullmatch(r"checkpoint-\d+", path.name):
+            # What has no readable state is not whole.
+            with suppress(OSError, ValueError, KeyError):
+                found.append((json.loads((path / "state.json").read_text())["saved_at"], path))
+    return [path for _, path in sorted(found)]
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Remove a checkpoint; killed in between, no part of it is left under its name."""
+    path = path.rename(path.with_name(f".{path.name}.removed"))
+    shutil.rmtree(path)
+
+
+def find_checkpoint(config: TrainingConfig) -> Path | None:
+    """Return the checkpoint that `--resume_from_checkpoint` names.
+
+    Returns:
+        Its folder; None where none is asked for, or `latest` is and there is none yet.
+
+    Raises:
+        UserError: if the named folder is no checkpoint.
+    """
+    if config.resume_from_checkpoint is None:
+        return None
+    if config.resume_from_checkpoint == "latest":
+        found = list_checkpoints(Path(config.output_dir))
+        return found[-1] if found else None
+    path = Path(config.resume_from_checkpoint)
+    if not (path / "state.json").is_file():
+        raise UserError(
+            f"--resume_from_checkpoint {path} is no checkpoint: name a checkpoint-N, or latest"
+        )
+    return path
+
+
+def open_run_images(
+    config: TrainingConfig, accelerator: Accelerator, keep_in_memory: bool | None = None
+) -> ImageSplits:
+    """Open a run's images, once the run's folder is known to be writable.
+
+    The first process checks every image, the others find its result in the cache.
+
+    Args:
+        config: the run's.
+        accelerator: the run's.
+        keep_in_memory: as of `open_images`; never where reading processes are used.
+
+    Raises:
+        UserError: if the folder cannot be written or an image cannot be read.
+    """
+    with accelerator.main_process_first():
+        if accelerator.is_main_process:
+            check_run_folder(config)
+        workers = config.dataloader_num_workers
+        # Every worker would fill a memory of its own.
+        keep_in_memory = False if workers else keep_in_memory
+        splits = open_images(config, workers or None, keep_in_memory)
+    if splits.bad_images:
+        accelerator.print(f"{splits.bad_images} images that cannot be decoded are left out")
+    return splits
+
+
+def check_run_folder(config: TrainingConfig) -> Path:
+    """Make sure that the run's folder can be written; one that is resumed may have files in it.
+
+    Raises:
+        UserError: if it cannot be written, or has files and may not be overwritten.
+    """
+    resumed = find_checkpoint(config) is not None or (
+        config.resume_from_checkpoint == "latest" and _has_only_a_beginning(Path(config.output_dir))
+    )
+    return check_output_dir(config.output_dir, config.overwrite_output_dir or resumed)
+
+
+def _has_only_a_beginning(output_dir: Path) -> bool:
+    """Tell whether nothing is there but what a run leaves that was killed before a checkpoint."""
+    begun = re.compile(
+        r"config\.yaml|logs|samples|latents|ema_snapshots|bad_batches"
+        r"|\.config\.\d+\.yaml|\.checkpoint-\d+\..*"  # half-written
+    )
+    return output_dir.is_dir() and all(begun.fullmatch(x.name) for x in output_dir.iterdir())
+
+
+def describe_counts(splits: ImageSplits) -> str:
+    """Say how many images a run has."""
+    return (
+        f"{len(splits.train)} training images, {len(splits.validation)} held out, "
+        f"{splits.bad_images} left out because they cannot be decoded"
+    )
+
+
+def start_run_folder(
+    config: TrainingConfig, counts: str, validation_fingerprint: str, accelerator: Accelerator
+) -> Path:
+    """Make the run's folder, save the resolved configuration in it and start the trackers.
+
+    Args:
+        config: the run's.
+        counts: how many images there are, in words.
+        validation_fingerprint: of the held-out images.
+        accelerator: its first process writes.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: if it cannot be written, or has files and may not be overwritten.
+    """
+    output_dir = Path(config.output_dir)
+    if accelerator.is_main_process:
+        check_run_folder(config)
+        for name in ("logs", "samples"):
+            (output_dir / name).mkdir(parents=True, exist_ok=True)
+        for remains in output_dir.glob(".config.*.yaml"):
+            if re.fullmatch(r"\.config\.\d+\.yaml", remains.name):
+                remains.unlink()  # what a killed process left half-written
+        if find_checkpoint(config) is None:
+            _remove_old_run(output_dir)
+        resolved = dump_config(config, validation_fingerprint=validation_fingerprint)
+        write_text(output_dir / "config.yaml", f"# {counts}\n{resolved}")
+    start_trackers(config, find_checkpoint(config), accelerator)
+    accelerator.wait_for_everyone()
+    return output_dir
+
+
+def _remove_old_run(output_dir: Path) -> None:
+    """Remove what would be taken for the new run's: logs, pictures, batches and checkpoints."""
+    for name in ("losses.jsonl", "trackers.json"):
+        (output_dir / "logs" / name).unlink(missing_ok=True)
+    for picture in (output_dir / "samples").glob("step-*.png"):
+        picture.unlink()
+    bad_batches = output_dir / "bad_batches"
+    # Half-written ones begin with a dot.
+    for pattern in ("*step-*-rank-*.safetensors", SAFETENSORS_REMAINS):
+        for batch in bad_batches.glob(pattern):
+            batch.unlink()
+    if bad_batches.is_dir() and not any(bad_batches.iterdir()):
+        bad_batches.rmdir()
+    for checkpoint in list_checkpoints(output_dir):
+        remove_checkpoint(checkpoint)

@@ -1,0 +1,126 @@
+"""What the autoencoder's training measures on held-out images, as it goes and at its end."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from torch.utils.data import DataLoader
+
+from hf_latent.data.images.dataset import ImageDataset
+from hf_latent.evaluation.features import FeatureNetwork
+from hf_latent.evaluation.pictures import interleave
+from hf_latent.evaluation.reconstruction import ReconstructionFigures, measure_reconstructions
+from hf_latent.models.fold import measure_latents, sum_latents
+from hf_latent.training.autoencoder_config import AutoencoderConfig
+from hf_latent.training.losses import kl_per_latent_value, perceptual_loss, reconstruction_loss
+from hf_latent.training.run.batches import ignore_signals
+from hf_latent.training.run.pictures import GRID_COLUMNS, MAX_GRID_ROWS, save_picture
+
+# A channel whose posterior mean hardly moves from image to image carries nothing (the inactive
+# units of Burda et al. 2016, section 5.2).
+DEAD_CHANNEL_VARIANCE = 1e-2
+
+
+@dataclass(frozen=True)
+class HeldOutFigures:
+    """Figures of held-out images, reconstructed from the posterior's mean.
+
+    Attributes:
+        loss: mean error, L1 or L2 as in training, in units of [-1, 1] or their square.
+        kl_nats_per_latent_value: KL divergence of the posterior.
+        perceptual_distance: of the configured network; None without one.
+        latent_mean: per channel, of posterior samples.
+        latent_std: per channel, of posterior samples.
+        dead_channels: numbers of the channels that carry nothing.
+        reconstruction: PSNR and SSIM.
+    """
+
+    loss: float
+    kl_nats_per_latent_value: float
+    perceptual_distance: float | None
+    latent_mean: list[float]
+    latent_std: list[float]
+    dead_channels: list[int]
+    reconstruction: ReconstructionFigures
+
+    def scalars(self) -> dict[str, Any]:
+        """Return the figures flat, for a log line; what was not measured is left out."""
+        figures = asdict(self.reconstruction)
+        kept = {k: v for k, v in figures.items() if v is not None and not math.isnan(v)}
+        distance = self.perceptual_distance
+        return {
+            "kl_nats_per_latent_value": self.kl_nats_per_latent_value,
+            **({} if distance is None else {"perceptual_distance": distance}),
+            "latent_std_smallest": min(self.latent_std),
+            "latent_std_largest": max(self.latent_std),
+            "dead_channels": len(self.dead_channels),
+            **kept,
+        }
+
+
+@torch.no_grad()
+def validate_autoencoder(
+    vae: AutoencoderKL,
+    dataset: ImageDataset,
+    config: AutoencoderConfig,
+    step: int,
+    network: FeatureNetwork | None = None,
+) -> HeldOutFigures:
+    """Reconstruct held-out images from the posterior's mean, and save pairs of them.
+
+    Args:
+        vae: with the averaged weights.
+        dataset: the held-out images.
+        config: the batch size and the run's folder.
+        step: the picture's number.
+        network: measures the perceptual distance; None leaves it out.
+
+    Returns:
+        The figures.
+    """
+    loader: DataLoader = DataLoader(
+        dataset,
+        config.train_batch_size,
+        num_workers=config.dataloader_num_workers,
+        worker_init_fn=ignore_signals,
+    )
+    sums, moments = torch.zeros(3), torch.zeros(4, vae.config.latent_channels, dtype=torch.float64)
+
+    def reconstruct() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for number, batch in enumerate(loader):
+            images = batch["images"].to(vae.device)
+            posterior = vae.encode(images).latent_dist
+            reconstructions = vae.decode(posterior.mean).sample
+            if number == 0 and images.shape[1] in (1, 3, 4):
+                shown = interleave(images, reconstructions)[: GRID_COLUMNS * MAX_GRID_ROWS]
+                save_picture(shown, config, step)
+            figures = torch.stack(
+                [
+                    reconstruction_loss(reconstructions, images, config.reconstruction_loss),
+                    kl_per_latent_value(posterior.mean, posterior.logvar),
+                    torch.zeros(()).to(images)
+                    if network is None
+                    else perceptual_loss(network, reconstructions, images),
+                ]
+            )
+            sums.add_(figures.cpu() * len(images))
+            moments.add_(sum_latents([posterior]))
+            yield images.cpu() / 2 + 0.5, reconstructions.cpu() / 2 + 0.5
+
+    kept = measure_reconstructions(reconstruct())
+    loss, kl, distance = (sums / kept.images).tolist()
+    latents = measure_latents(moments)
+    count, mean, square, _ = moments
+    variance_of_mean = square / count - (mean / count).square()
+    return HeldOutFigures(
+        loss=loss,
+        kl_nats_per_latent_value=kl,
+        perceptual_distance=None if network is None else distance,
+        latent_mean=latents.mean.tolist(),
+        latent_std=latents.std.tolist(),
+        dead_channels=(variance_of_mean < DEAD_CHANNEL_VARIANCE).nonzero().flatten().tolist(),
+        reconstruction=kept,
+    )

@@ -1,0 +1,156 @@
+"""What the denoiser's training shows as it goes: held-out loss and a picture."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DModel
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from torch import nn
+
+from hf_latent.data.latents.cache import LatentPosteriors
+from hf_latent.pipeline import LatentDiffusionPipeline
+from hf_latent.pipeline.add_noise import add_noise, is_flow
+from hf_latent.training.denoiser_config import DenoiserConfig
+from hf_latent.training.losses import denoising_loss
+from hf_latent.training.run.accelerator import TrainingConfig
+from hf_latent.training.run.batches import seeded_generator
+from hf_latent.training.run.pictures import GRID_COLUMNS, MAX_GRID_ROWS, save_picture
+
+NOISE_LEVEL_PARTS = 5
+
+
+@dataclass(frozen=True)
+class HeldOutLoss:
+    """The mean squared error on held-out latents, unweighted.
+
+    Attributes:
+        mean: over all images and noise levels.
+        by_timesteps: over the images of each of five equal parts of the scheduler's timesteps, by
+            the part's two ends; without the parts that no image falls into.
+    """
+
+    mean: float
+    by_timesteps: dict[tuple[int, int], float]
+
+    def scalars(self) -> dict[str, float]:
+        """Return the parts flat, for a log line, the least noise first."""
+        return {
+            f"validation_loss_timesteps_{start}_to_{end}": loss
+            for (start, end), loss in self.by_timesteps.items()
+        }
+
+
+def evenly_spaced_timesteps(scheduler: SchedulerMixin, count: int) -> torch.Tensor:
+    """Return noise levels in the middle of `count` equal parts of the scheduler's range.
+
+    Args:
+        scheduler: says the objective.
+        count: how many.
+
+    Returns:
+        `(count,)`: float32 for flow, else int64.
+    """
+    timesteps = (torch.arange(count) + 0.5) / count * scheduler.config.num_train_timesteps
+    return timesteps if is_flow(scheduler) else timesteps.long()
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Show a model as it will be used, without dropout, for a while.
+
+    Args:
+        model: changed in place.
+
+    Yields:
+        Nothing; inside, the model is in eval mode, and after it in the mode that it was in.
+    """
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+@torch.no_grad()
+def held_out_denoising_loss(
+    unet: UNet2DModel,
+    scheduler: SchedulerMixin,
+    posteriors: LatentPosteriors,
+    config: TrainingConfig,
+) -> HeldOutLoss:
+    """Measure the loss on held-out latents, with noise and noise levels that never change.
+
+    Args:
+        unet: with the averaged weights.
+        scheduler: says the objective.
+        posteriors: of held-out images, on the CPU.
+        config: the batch size and the seed of the noise.
+
+    Returns:
+        The mean squared error over evenly spaced noise levels, and over each part of them.
+    """
+    count = len(posteriors)
+    generator = seeded_generator(config.seed, "validation")
+    posterior_noise, noise = torch.randn(2, *posteriors.mean.shape, generator=generator)
+    latents = posteriors.sample(posterior_noise)
+    # Shuffled, so that the noise level does not go with the order of the data.
+    timesteps = evenly_spaced_timesteps(scheduler, count)
+    timesteps = timesteps[torch.randperm(count, generator=generator)]
+    loss, errors = 0.0, torch.empty(count)
+    for rows in torch.arange(count).split(config.train_batch_size):
+        noised = add_noise(scheduler, latents[rows], noise[rows], timesteps[rows]).to(unet.device)
+        labels = posteriors.class_labels
+        if labels is not None:
+            labels = labels[rows].to(unet.device)
+        output = unet(noised.noisy_latents, noised.timesteps, class_labels=labels).sample
+        loss += denoising_loss(output, noised.target, noised.weights).item() * len(rows)
+        errors[rows] = (output.float() - noised.target.float()).square().mean((1, 2, 3)).cpu()
+    return HeldOutLoss(loss / count, _mean_by_timesteps(scheduler, timesteps, errors))
+
+
+def _mean_by_timesteps(
+    scheduler: SchedulerMixin, timesteps: torch.Tensor, errors: torch.Tensor
+) -> dict[tuple[int, int], float]:
+    """Average errors `(B,)` over each part of the timesteps `(B,)`."""
+    width = scheduler.config.num_train_timesteps / NOISE_LEVEL_PARTS
+    parts = (timesteps / width).long()
+    return {
+        (round(part * width), round((part + 1) * width)): errors[parts == part].mean().item()
+        for part in range(NOISE_LEVEL_PARTS)
+        if (parts == part).any()
+    }
+
+
+def save_samples(
+    vae: AutoencoderKL | AutoencoderTiny,
+    unet: UNet2DModel,
+    scheduler: SchedulerMixin,
+    config: DenoiserConfig,
+    step: int,
+) -> None:
+    """Generate images from noise that never changes, one row a class, and save them.
+
+    Args:
+        vae: the frozen autoencoder.
+        unet: with the averaged weights.
+        scheduler: the objective's; sampling is done with a copy.
+        config: the run's folder, the seed of the noise and the guidance.
+        step: the picture's number.
+    """
+    sampler = type(scheduler).from_config(scheduler.config)
+    pipeline = LatentDiffusionPipeline(vae, unet, sampler, guidance=config.guidance)
+    pipeline.set_progress_bar_config(disable=True)
+    rows = min(pipeline.num_classes or 2, MAX_GRID_ROWS)
+    labels = [row for row in range(rows) for _ in range(GRID_COLUMNS)]
+    (images,) = pipeline(
+        class_labels=None if pipeline.num_classes is None else labels,
+        num_images=len(labels),
+        generator=seeded_generator(config.seed, "samples"),
+        output_type="pt",
+        return_dict=False,
+    )
+    if images.shape[1] in (1, 3, 4):
+        save_picture(images * 2 - 1, config, step)

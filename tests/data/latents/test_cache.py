@@ -1,0 +1,303 @@
+import pickle
+from itertools import count, islice
+from threading import Thread, current_thread
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hf_latent.data.latents import cache as latents
+from hf_latent.data.latents.cache import LatentCache, LatentPosteriors, LatentSplit, concatenate
+from hf_latent.data.latents.manifest import hash_file
+from hf_latent.data.latents.shards import write_shard
+from hf_latent.errors import UserError
+from tests.data.latent_caches import (
+    SHAPE,
+    VALIDATION_ROWS,
+    all_bytes,
+    cut_short,
+    flip_a_bit,
+    read_json,
+    write_latents,
+    write_manifest,
+)
+
+ROWS = 23
+SHARDS = [f"train-{n:06d}.safetensors" for n in range(5)]
+SHARDS += [f"validation-{n:06d}.safetensors" for n in range(2)]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "cache"
+
+
+def assert_posteriors(found: LatentPosteriors, tensors, indices, views) -> None:
+    assert found.mean.dtype == found.std.dtype == torch.float32
+    assert torch.equal(found.mean, tensors["mean"][indices, views].float())
+    assert torch.equal(found.std, tensors["std"][indices, views].float())
+    assert torch.equal(found.class_labels, tensors["class_labels"][indices])
+
+
+def assert_equal(found: LatentPosteriors, expected: LatentPosteriors) -> None:
+    for name in ("mean", "std", "class_labels"):
+        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+
+
+def random_posteriors(rows: int, labels: bool = True) -> LatentPosteriors:
+    mean, std = torch.randn(rows, *SHAPE), torch.rand(rows, *SHAPE)
+    return LatentPosteriors(mean, std, torch.arange(rows) if labels else None)
+
+
+def test_a_sample_is_the_mean_and_the_deviation_times_the_noise():
+    posteriors, noise = random_posteriors(4), torch.randn(4, *SHAPE)
+    expected = posteriors.mean + posteriors.std * noise
+    torch.testing.assert_close(posteriors.sample(noise), expected, rtol=0, atol=1e-6)
+    assert torch.equal(posteriors.sample(torch.zeros_like(noise)), posteriors.mean)
+    torch.testing.assert_close(posteriors.var, posteriors.std**2)
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_posteriors_are_cut_into_rows_and_put_together_again(labels):
+    whole = random_posteriors(9, labels)
+    parts = [whole.rows(0, 4), whole.rows(4, 5), whole.rows(5, 9)]
+    assert [len(part) for part in parts] == [4, 1, 4]
+    joined = concatenate(parts).to(torch.device("cpu"))
+    assert torch.equal(joined.mean, whole.mean)
+    assert torch.equal(joined.std, whole.std)
+    if labels:
+        assert joined.class_labels.tolist() == list(range(9))
+    else:
+        assert joined.class_labels is None
+
+
+@pytest.mark.parametrize(
+    "indices",
+    [[0], [22], [4, 5], [22, 0, 7, 7, 0, 7], list(range(ROWS))[::-1], [19, 4, 14, 3, 21, 9, 4]],
+)
+def test_reading_is_indexing_in_any_order_with_mixed_views(folder, indices):
+    train = write_latents(folder)["train"]
+    split, indices = LatentCache(folder).train, torch.tensor(indices)
+    generator = torch.Generator().manual_seed(len(indices))
+    mirrored = torch.randint(2, indices.shape, generator=generator).bool()
+    for flags in (mirrored, ~mirrored):
+        assert_posteriors(split.read(indices, flags), train, indices, flags.long())
+    assert_posteriors(split.read(indices), train, indices, torch.zeros_like(indices))
+
+
+def test_a_cache_has_the_images_of_both_splits(folder):
+    whole = write_latents(folder)
+    cache = LatentCache(str(folder))
+    assert (len(cache.train), len(cache.validation)) == (ROWS, VALIDATION_ROWS)
+    assert cache.train.latent_shape == cache.validation.latent_shape == SHAPE
+    rows = torch.arange(VALIDATION_ROWS)
+    assert_posteriors(cache.validation.read(rows), whole["validation"], rows, 0 * rows)
+
+
+@pytest.mark.parametrize("ahead_bytes", [1, 400, 1500, 2**23])
+@pytest.mark.parametrize("size", [1, 4, 23, 30])
+@pytest.mark.parametrize("flips", [True, False])
+def test_reading_ahead_gives_the_batches_of_reading_each(
+    folder, monkeypatch, ahead_bytes, size, flips
+):
+    write_latents(folder)
+    split = LatentCache(folder).train
+    generator = torch.Generator().manual_seed(size)
+    keys = []
+    for _ in range(11):
+        indices = torch.randint(ROWS, (size,), generator=generator)
+        mirrored = torch.randint(2, (size,), generator=generator).bool() if flips else None
+        keys.append((indices, mirrored))
+    monkeypatch.setattr(latents, "READ_AHEAD_BYTES", ahead_bytes)
+    batches = list(split.read_batches(iter(keys)))
+    assert len(batches) == len(keys)
+    for found, key in zip(batches, keys, strict=True):
+        assert_equal(found, split.read(*key))
+
+
+def test_reading_ahead_visits_the_shards_once_for_several_batches(folder, monkeypatch):
+    write_latents(folder)
+    split, sizes = LatentCache(folder).train, []
+    read = LatentSplit.read
+
+    def spy(self, indices, mirrored=None):
+        sizes.append(len(indices))
+        return read(self, indices, mirrored)
+
+    monkeypatch.setattr(LatentSplit, "read", spy)
+    # 12 values of mean and 12 of deviation, 4 bytes each: 3 batches of 4 images and some.
+    monkeypatch.setattr(latents, "READ_AHEAD_BYTES", 3 * 4 * 2 * 4 * 12 + 50)
+    endless = ((torch.tensor([n % ROWS] * 4), None) for n in count())
+    batches = list(islice(split.read_batches(endless), 7))
+    assert [int(batch.class_labels[0]) for batch in batches] == list(range(7))
+    assert set(sizes) == {12} and len(sizes) in (3, 4)
+
+
+def test_reading_ahead_takes_no_threads_from_the_training(folder):
+    write_latents(folder)
+    seen = []
+
+    def keys():  # the reading thread draws them
+        for row in range(3):
+            seen.append((current_thread().name, torch.get_num_threads()))
+            yield torch.tensor([row]), None
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        for _ in LatentCache(folder).train.read_batches(keys()):
+            assert torch.get_num_threads() == 3
+        later = []
+        thread = Thread(target=lambda: later.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [("read_0", 1)] * 3 and later == [3]
+
+
+def test_changing_what_was_read_leaves_the_files_alone(folder):
+    train = write_latents(folder)["train"]
+    split, rows = LatentCache(folder).train, torch.arange(3)
+    found = split.read(rows)
+    found.mean.zero_(), found.std.zero_(), found.class_labels.zero_()
+    assert_posteriors(split.read(rows), train, rows, 0 * rows)
+
+
+def test_half_precision_is_read_as_float32(folder):
+    train = write_latents(folder, dtype=torch.float16)["train"]
+    assert train["mean"].dtype == torch.float16
+    rows = torch.tensor([3, 21, 9])
+    assert_posteriors(LatentCache(folder).train.read(rows), train, rows, 0 * rows)
+
+
+def test_without_classes_there_are_no_labels(folder):
+    write_latents(folder, classes=False)
+    assert LatentCache(folder).train.read(torch.arange(3)).class_labels is None
+
+
+def test_a_pickled_cache_reads_the_same_and_takes_no_latents_along(folder):
+    train = write_latents(folder)["train"]
+    cache, rows = LatentCache(folder), torch.arange(ROWS)
+    before = len(pickle.dumps(cache.train))
+    cache.train.read(rows)
+    content = pickle.dumps(cache.train)
+    assert len(content) == before
+    assert_posteriors(pickle.loads(content).read(rows), train, rows, 0 * rows)
+
+
+def test_a_shard_that_is_closed_is_opened_again(folder):
+    train = write_latents(folder)["train"]
+    split, rows = LatentCache(folder).train, torch.arange(ROWS)
+    split.read(rows)
+    (folder / SHARDS[1]).unlink()
+    assert_posteriors(split.read(rows), train, rows, 0 * rows)
+    split.close(1)
+    others = torch.tensor([4, 10])
+    assert_posteriors(split.read(others), train, others, 0 * others)
+    with pytest.raises(UserError, match=SHARDS[1]):
+        split.read(rows)
+
+
+def test_any_reader_of_safetensors_reads_a_shard(folder):
+    whole = write_latents(folder)
+    found = load_file(folder / "train-000004.safetensors")
+    assert found.keys() == {"mean", "std", "class_labels"}
+    assert torch.equal(found["mean"], whole["train"]["mean"][20:])
+
+
+def one_line(error) -> str:
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+@pytest.mark.parametrize("name", SHARDS)
+def test_a_missing_shorter_or_longer_shard_is_named_when_a_cache_is_opened(folder, name):
+    write_latents(folder)
+    before = all_bytes(folder)
+    cut_short(folder / name)
+    with pytest.raises(UserError) as error:
+        LatentCache(folder)
+    size = len(before[name])
+    text = one_line(error)
+    assert f"{folder / name} is damaged: it has {size - 3:,} bytes, and {size:,} were" in text
+    (folder / name).write_bytes(before[name] + b"abc")
+    with pytest.raises(UserError) as error:
+        LatentCache(folder)
+    assert f"is damaged: it has {size + 3:,} bytes, and {size:,} were" in one_line(error)
+    (folder / name).unlink()
+    with pytest.raises(UserError) as error:
+        LatentCache(folder)
+    assert f"{folder / name} is missing: encode again with the same settings" in one_line(error)
+    (folder / name).write_bytes(before[name])
+    LatentCache(folder).verify()
+    assert all_bytes(folder) == before
+
+
+@pytest.mark.parametrize("name", SHARDS)
+@pytest.mark.parametrize("place", [0, 40, -1])
+def test_one_flipped_bit_anywhere_is_named_when_a_cache_is_verified(folder, name, place):
+    write_latents(folder)
+    flip_a_bit(folder / name, place)
+    with pytest.raises(UserError) as error:
+        LatentCache(folder).verify()
+    assert f"{folder / name} is damaged: its checksum" in one_line(error)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 9])
+def test_of_several_processes_exactly_one_verifies_each_shard(folder, processes, monkeypatch):
+    write_latents(folder)
+    checked: list[str] = []
+    monkeypatch.setattr(latents, "check_content", lambda path, shard: checked.append(path.name))
+    for index in range(processes):
+        LatentCache(folder).verify(index, processes)
+    assert sorted(checked) == SHARDS
+
+
+def test_a_cache_that_is_not_finished_is_not_opened(folder):
+    write_latents(folder)
+    manifest = read_json(folder)
+    for begun in ({k: v for k, v in manifest.items() if k != "shards"}, manifest | {"shards": {}}):
+        write_manifest(folder, begun)
+        with pytest.raises(UserError) as error:
+            LatentCache(folder)
+        assert f"{folder} is not finished: run the command" in one_line(error)
+
+
+def test_what_is_no_folder_is_sought_on_the_hub(tmp_path):
+    with pytest.raises(UserError) as error:
+        LatentCache("ada/latents")
+    assert one_line(error).startswith("the latent cache ada/latents is no folder here, and not")
+    with pytest.raises(UserError) as error:
+        LatentCache(tmp_path / "nowhere" / "at" / "all")
+    assert str(tmp_path / "nowhere") in one_line(error)
+
+
+def test_a_folder_without_a_manifest_is_no_cache(tmp_path):
+    with pytest.raises(UserError) as error:
+        LatentCache(tmp_path)
+    assert f"{tmp_path} is no latent cache: it has no manifest.json" in one_line(error)
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"mean": torch.zeros(4, 2, 2, 3, 2), "std": torch.zeros(5, 2, 2, 3, 2)},
+        {"mean": torch.zeros(5, 2, 2, 3, 2), "std": torch.zeros(5, 1, 2, 3, 2)},
+        {"mean": torch.zeros(5, 2, 2, 2, 3), "std": torch.zeros(5, 2, 2, 3, 2)},
+    ],
+)
+def test_a_shard_of_another_shape_than_its_manifest_says_is_refused(tmp_path, tensors):
+    write_latents(tmp_path / "cache")
+    path = tmp_path / "cache" / "train-000001.safetensors"
+    write_shard(path, tensors | {"class_labels": torch.arange(5)})
+    manifest = read_json(tmp_path / "cache")
+    manifest["shards"][path.name] |= {"bytes": path.stat().st_size, "sha256": hash_file(path)}
+    write_manifest(tmp_path / "cache", manifest)
+    cache = LatentCache(tmp_path / "cache")
+    cache.verify()
+    cache.train.read(torch.arange(5))
+    with pytest.raises(UserError) as error:
+        cache.train.read(torch.tensor([0, 7]), torch.tensor([True, True]))
+    assert str(error.value).startswith(f"{path} is not what its manifest.json says: ")

@@ -1,0 +1,60 @@
+import json
+
+import pytest
+
+from hf_latent.cli import main
+from hf_latent.experiments.benchmark import reading as reading_benchmark
+from hf_latent.experiments.benchmark.benchmark import alternate, median_ratio
+
+
+@pytest.mark.slow
+def test_bench_writes_both_sides_and_their_ratio(tmp_path, capsys):
+    flags = "--rounds 2 --steps 3 --train_batch_size 4"
+    main(["bench", "autoencoder", "--output_dir", str(tmp_path / "bench"), *flags.split()])
+    report = json.loads((tmp_path / "bench" / "bench.json").read_text())
+    assert len(report["trainer_images_per_second"]) == len(report["bare_images_per_second"]) == 2
+    assert 0.1 < report["ratio_median"] < 2
+    assert f"{report['ratio_median']:.3f}" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_bench_cache_writes_both_sides_of_every_ratio(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(reading_benchmark, "READ_BATCHES", 50)
+    flags = "--rounds 2 --steps 3 --train_batch_size 4 --num_latents 20000 --num_images 40"
+    main(["bench", "cache", "--output_dir", str(tmp_path / "bench"), *flags.split()])
+    report = json.loads((tmp_path / "bench" / "bench.json").read_text())
+    printed = capsys.readouterr().out
+    for name, sides, rounds in (
+        ("reading", ("cache", "memory", "stream"), 6),  # short: three times as many
+        ("reading_large", ("cache", "memory", "stream"), 6),
+        ("encoding", ("cache", "bare"), 2),
+        ("encoding_small", ("cache", "bare"), 2),
+        ("training", ("cache", "every_step"), 2),
+    ):
+        for side in sides:
+            rates = [v for k, v in report.items() if k.startswith(f"{name}_{side}_") and "per" in k]
+            assert [len(rate) for rate in rates] == [rounds], (name, side)
+        assert 0 < report[f"{name}_ratio_median"] < 100
+        assert f"{report[f'{name}_ratio_median']:.3f}" in printed
+    assert report["reading_latents"] < report["reading_large_latents"] == 20_000
+    assert len(report["reading_large_anonymous_memory_mb"]) == 7
+    assert [path.name for path in (tmp_path / "bench").iterdir()] == ["bench.json"]
+
+
+def test_sides_take_turns_in_being_first_and_the_warm_up_does_not_count():
+    order: list[str] = []
+    sides = {name: lambda name=name: order.append(name) or len(order) for name in ("a", "b")}
+    rates = alternate(sides, 3)
+    assert order == ["b", "a", "a", "b", "b", "a", "a", "b"]
+    assert rates == {"a": [3, 6, 7], "b": [4, 5, 8]}
+
+
+def test_the_ratio_is_the_median_of_the_rounds():
+    assert median_ratio([1.0, 8.0, 3.0], [2.0, 2.0, 3.0]) == 1.0
+
+
+def test_bench_refuses_what_it_does_not_know(capsys):
+    with pytest.raises(SystemExit) as error:
+        main(["bench", "everything"])
+    assert error.value.code == 2
+    assert "--what" in capsys.readouterr().err

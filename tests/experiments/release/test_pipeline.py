@@ -1,0 +1,101 @@
+import json
+
+import pytest
+import yaml
+
+from hf_latent.errors import UserError
+from hf_latent.experiments.release.pipeline import ReleasePipelineConfig, release_pipeline
+from hf_latent.hub.card.render import card_pictures, render_model_card
+from hf_latent.hub.card.signature import is_unedited
+from hf_latent.models.frozen import hash_weights
+from hf_latent.pipeline import LatentDiffusionPipeline
+from tests.hub.saved_models import measured, write_reports
+
+ABOUT = {
+    "name": "clothes",
+    "license": "mit",
+    "summary": "Draws clothes.",
+    "data_name": "Fashion-MNIST",
+    "data_text": "Ten kinds of clothes.",
+    "limits_text": "It knows no shoes for dogs.",
+}
+PICTURES = ("samples.png", "closest_by_latents.png")
+
+
+@pytest.fixture
+def config(pipeline, tmp_path) -> ReleasePipelineConfig:
+    pipeline.save_pretrained(tmp_path / "model")
+    write_reports(tmp_path / "model", pipeline, pictures=PICTURES)
+    (tmp_path / "about.yaml").write_text(yaml.safe_dump(ABOUT))
+    return ReleasePipelineConfig(
+        model=str(tmp_path / "model"),
+        about=str(tmp_path / "about.yaml"),
+        pretrained_dir=str(tmp_path / "pretrained"),
+        cards_dir=str(tmp_path / "cards"),
+    )
+
+
+def test_a_release_has_a_model_and_a_card_that_its_reports_give(config, pipeline, tmp_path):
+    metrics = release_pipeline(config)
+    model, cards = tmp_path / "pretrained" / "clothes", tmp_path / "cards" / "clothes"
+    assert json.loads((cards / "metrics.json").read_text()) == metrics
+    assert metrics == measured(pipeline) | ABOUT | {"load_from": "hf_latent/pretrained/clothes"}
+    saved = LatentDiffusionPipeline.from_pretrained(model)
+    for part in ("vae", "unet"):
+        assert hash_weights(getattr(saved, part)) == hash_weights(getattr(pipeline, part))
+    names = {"README.md", "metrics.json", "training.json", "config.yaml", *PICTURES}
+    assert {path.name for path in cards.iterdir()} == names
+    card = (cards / "README.md").read_text()
+    assert is_unedited(card)
+    (cards / "README.md").unlink()
+    assert card == render_model_card(model, license="mit", reports=cards)
+    assert card_pictures(card) == list(PICTURES)
+    for text in (
+        "# clothes\n\nDraws clothes.\n",
+        "license: mit",
+        'LatentDiffusionPipeline.from_pretrained("hf_latent/pretrained/clothes")',
+        "## Data\n\nTen kinds of clothes.\n\n60,000 training images of Fashion-MNIST, padded",
+        "## Limits\n\nIt knows no shoes for dogs.\n",
+        "18,000 steps of 192 images",
+        "| FD (with a perfect denoiser: 1.04) | 6.17 | 0.22 |",
+        "- name: clothes\n",
+        "name: Fashion-MNIST\n",
+    ):
+        assert text in card, text
+    assert str(tmp_path) not in card
+    # The package has the code: diffusers alone cannot load it from here.
+    assert not list(model.glob("*.py")) and "With diffusers alone" not in card
+    index = json.loads((model / "model_index.json").read_text())
+    assert index["_class_name"] == "LatentDiffusionPipeline"
+
+
+def test_a_release_keeps_the_dtype_of_the_weights(config, pipeline, tmp_path):
+    pipeline.unet.half()
+    pipeline.save_pretrained(tmp_path / "model")
+    pipeline.unet.float()
+    write_reports(tmp_path / "model", pipeline)
+    release_pipeline(config)
+    for part in ("vae", "unet"):
+        name = f"{part}/diffusion_pytorch_model.safetensors"
+        saved = tmp_path / "pretrained" / "clothes" / name
+        assert saved.read_bytes() == (tmp_path / "model" / name).read_bytes()
+
+
+@pytest.mark.parametrize("report", ["training", "metrics"])
+def test_what_was_not_measured_or_is_of_other_weights_is_not_released(
+    config, pipeline, tmp_path, report
+):
+    for wrong in ({"unet_weights_sha256": "0" * 64}, None):
+        (tmp_path / "model" / f"{report}.json").unlink()
+        write_reports(tmp_path / "model", pipeline, **{report: wrong})
+        with pytest.raises(UserError, match=r"lacks the training\.json or the metrics\.json"):
+            release_pipeline(config)
+    assert not (tmp_path / "pretrained").exists() and not (tmp_path / "cards").exists()
+
+
+def test_a_second_release_has_the_licence_that_is_given_now(config, tmp_path):
+    release_pipeline(config)
+    (tmp_path / "about.yaml").write_text(yaml.safe_dump(ABOUT | {"license": "apache-2.0"}))
+    release_pipeline(config)
+    card = (tmp_path / "cards" / "clothes" / "README.md").read_text()
+    assert "license: apache-2.0\n" in card

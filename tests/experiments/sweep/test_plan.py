@@ -1,0 +1,175 @@
+import json
+import math
+from dataclasses import replace
+
+import pytest
+
+from hf_latent.command import parse_config
+from hf_latent.errors import UserError
+from hf_latent.experiments.sweep import plan as sweep_plan
+from hf_latent.experiments.sweep.config import Pair, SweepConfig
+from hf_latent.experiments.sweep.plan import (
+    Plan,
+    check_images,
+    check_pairs,
+    divide_minutes,
+    read_plan,
+    write_plan,
+)
+from hf_latent.experiments.sweep.training import latent_kl_weight
+from hf_latent.models.presets import Compression
+
+
+@pytest.mark.parametrize("given", ["8,2,4", "[8,2,4]", [8, 2, 4], "2, 4, 8"])
+def test_numbers_are_given_with_commas_or_as_a_list(given):
+    config = SweepConfig(factors=given, channels=given)
+    assert config.pairs() == [Pair(f, c) for f in (2, 4, 8) for c in (2, 4, 8)]
+    assert config.settings()["factors"] == config.settings()["channels"] == [2, 4, 8]
+
+
+def test_flags_and_recipe(tmp_path):
+    (tmp_path / "sweep.yaml").write_text("factors: [2, 4]\nchannels: 4\nimage_channels: 3\n")
+    recipe = ["--config", str(tmp_path / "sweep.yaml")]
+    config = parse_config(SweepConfig, [*recipe, "--channels", "1,16"])
+    assert [pair.name for pair in config.pairs()] == ["f2-c1", "f2-c16", "f4-c1", "f4-c16"]
+    assert config.images_config().channels == 3
+    assert [pair.name for pair in parse_config(SweepConfig, recipe).pairs()] == ["f2-c4", "f4-c4"]
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"factors": "2,3"}, "--factors 3 must be a power of 2"),
+        ({"factors": "6"}, "--factors 6 must be a power of 2"),
+        ({"factors": "1"}, "--factors 1 must be a power of 2, from 2 on"),
+        ({"factors": "2,x"}, "--factors 2,x must be numbers above 0, as in --factors 2,4,8"),
+        ({"factors": ""}, "--factors  must be numbers"),
+        ({"factors": []}, r"--factors \[\] must be numbers"),
+        ({"channels": [0]}, r"--channels \[0\] must be numbers above 0"),
+        ({"channels": "4,2,4"}, "--channels has 4 twice"),
+        ({"factors": [2, 2]}, "--factors has 2 twice"),
+        ({"max_minutes": 0}, "--max_minutes must be above 0"),
+        ({"num_images": 1}, "--num_images 1 must be at least 2"),
+        ({"num_seeds": 0}, "--num_seeds must be above 0"),
+        ({"num_seeds": 1}, "--num_seeds 1 must be at least 2"),
+        ({"kl_weight": -1}, "--kl_weight must be 0 or above"),
+        ({"image_channels": 2}, "is not one of"),
+        ({"crop": "random"}, "--crop random does not go with"),
+        ({"block_out_channels": []}, "--block_out_channels"),
+    ],
+)
+def test_what_cannot_be_is_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        SweepConfig(**changes)
+
+
+def test_widths_are_shared_and_the_last_is_repeated():
+    config = SweepConfig(block_out_channels=[16, 32, 64])
+    assert [config.widths(2**n) for n in (1, 2, 3, 4)] == [
+        (16, 32),
+        (16, 32, 64),
+        (16, 32, 64, 64),
+        (16, 32, 64, 64, 64),
+    ]
+    assert SweepConfig().widths(4) == (8, 16, 32)
+
+
+def test_a_nat_of_an_image_costs_all_pairs_the_same():
+    for latent in ((4, 8, 8), (8, 16, 16), (2, 4, 4)):
+        compression = Compression((1, 32, 32), latent)
+        weight = latent_kl_weight(1.2e-3, compression)
+        # The trainer takes means: of the latent's values, and of the image's.
+        nat_of_an_image = weight / math.prod(latent)
+        assert nat_of_an_image * 1024 == pytest.approx(1.2e-3)
+    assert latent_kl_weight(1.2e-3, Compression((1, 32, 32), (4, 8, 8))) == pytest.approx(3e-4)
+
+
+def test_a_factor_that_does_not_fit_is_refused_before_anything_is_trained():
+    config = SweepConfig(factors="4,16", channels="4")
+    check_pairs(config, (1, 32, 32), 10)
+    with pytest.raises(UserError, match=r"f16-c4 is not possible.*of 16 to be encoded.*of 32 to"):
+        check_pairs(config, (1, 48, 32), 10)
+    with pytest.raises(UserError, match="f4-c4 is not possible"):
+        check_pairs(config, (1, 33, 33), None)
+    with pytest.raises(UserError, match=r"f4-c4 is not possible: .*divisible"):
+        check_pairs(replace(config, block_out_channels=[6, 9]), (1, 32, 32), None)
+
+
+def test_minutes_are_divided_equally():
+    autoencoder, denoiser = divide_minutes(18.0, 9)
+    assert 9 * (autoencoder + denoiser) == pytest.approx(18.0)
+    assert autoencoder / denoiser == pytest.approx(0.4 / 0.6)
+
+
+@pytest.fixture
+def plan():
+    settings = SweepConfig(factors="2,4", max_minutes=3.0).settings()
+    return Plan(json.loads(json.dumps(settings)), "train", "held out", 0.1, 0.2, 0.3)
+
+
+def test_a_plan_is_read_as_it_was_written(plan, tmp_path):
+    write_plan(tmp_path / "plan.json", plan)
+    config = SweepConfig(factors=[2, 4], max_minutes=3.0, output_dir="elsewhere")
+    assert read_plan(tmp_path / "plan.json", config) == plan
+    assert plan.pair_minutes == pytest.approx(0.6)
+
+
+def test_other_settings_are_refused_by_name(plan, tmp_path):
+    write_plan(tmp_path / "plan.json", plan)
+    config = SweepConfig(factors="2,4,8", max_minutes=5.0)
+    message = r"--factors \[2, 4\] \(now \[2, 4, 8\]\), --max_minutes 3.0 \(now 5.0\); give them"
+    with pytest.raises(UserError, match=message):
+        read_plan(tmp_path / "plan.json", config)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"settings": 1}', '{"a": 1}'])
+def test_a_damaged_plan_is_refused(text, tmp_path):
+    (tmp_path / "plan.json").write_text(text)
+    with pytest.raises(UserError, match=r"plan.json is damaged"):
+        read_plan(tmp_path / "plan.json", SweepConfig())
+
+
+@pytest.mark.parametrize("change", ["train_identity", "validation_fingerprint"])
+def test_other_images_are_refused(plan, tmp_path, change):
+    class Train:
+        identity = "train"
+
+    class Splits:
+        train, validation_fingerprint = Train(), "held out"
+
+    check_images(plan, Splits(), tmp_path)
+    with pytest.raises(UserError, match="not those that the sweep in"):
+        check_images(replace(plan, **{change: "other"}), Splits(), tmp_path)
+
+
+def test_the_parts_add_up_to_the_time_given(monkeypatch):
+    class Budget:
+        """45 of 100 minutes are over when it is asked."""
+
+        reserved_seconds = 0.0
+        checked: float
+
+        @property
+        def minutes_left(self):
+            return 100 - 45 - self.reserved_seconds / 60
+
+        def check(self, minimum_minutes, advice):
+            self.checked = minimum_minutes
+
+    class Train:
+        identity = "train"
+
+    class Splits:
+        train, validation_fingerprint = Train(), "held out"
+
+    def reserve(config, splits, extractor, budget):
+        budget.reserved_seconds += 600
+
+    monkeypatch.setattr(sweep_plan, "reserve_measuring", reserve)
+    config, budget = SweepConfig(), Budget()
+    made = sweep_plan.make_plan(config, Splits(), None, budget)
+    assert 9 * made.pair_minutes == pytest.approx(100 - 45)
+    assert made.measuring_minutes == pytest.approx(10 / 9)
+    # The shortest training is that of an autoencoder.
+    shortest, _ = divide_minutes(budget.checked, 9)
+    assert shortest == pytest.approx(sweep_plan.MINIMUM_MINUTES)

@@ -1,0 +1,381 @@
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hf_latent.errors import UserError
+from hf_latent.experiments import sweep as sweep_module
+from hf_latent.experiments.sweep import pair as sweep_pair
+from hf_latent.experiments.sweep import plan as sweep_plan
+from hf_latent.experiments.sweep import training as sweep_training
+from hf_latent.experiments.sweep.config import SweepConfig
+from hf_latent.experiments.sweep.plot import render_plot
+from hf_latent.experiments.sweep.report import render_report
+from hf_latent.experiments.sweep.sweep import sweep
+from hf_latent.models.presets import AUTOENCODERS, DENOISERS
+from hf_latent.training import denoiser as denoiser_module
+from tests.conftest import NARROW_AUTOENCODER, NARROW_DENOISER
+from tests.evaluation.short_vectors import ShortVectors
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """Narrow models, few held-out images, short vectors, and trainings of less than a second."""
+    monkeypatch.setitem(AUTOENCODERS, "tiny", AUTOENCODERS["tiny"] | NARROW_AUTOENCODER)
+    monkeypatch.setitem(DENOISERS, "tiny", DENOISERS["tiny"] | NARROW_DENOISER)
+    monkeypatch.setattr(sweep_module, "load_feature_extractor", lambda name: ShortVectors())
+    monkeypatch.setattr(sweep_module, "HELD_OUT_IMAGES", 20)
+    for module in (sweep_plan, sweep_training):
+        monkeypatch.setattr(module, "WATCHED_IMAGES", 4)
+    monkeypatch.setattr(sweep_plan, "divide_minutes", lambda minutes, pairs: (0.005, 0.008))
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The names of the runs that are trained, in order."""
+    runs = []
+
+    def recorded(train):
+        def run(config, splits):
+            runs.append("/".join(Path(config.output_dir).parts[-2:]))
+            return train(config, splits)
+
+        return run
+
+    for name in ("train_autoencoder", "train_denoiser"):
+        monkeypatch.setattr(sweep_pair, name, recorded(getattr(sweep_pair, name)))
+    return runs
+
+
+@pytest.fixture
+def config(tmp_path):
+    return SweepConfig(
+        data="fashion_mnist",
+        resize_mode="pad",
+        max_train_samples=60,
+        output_dir=str(tmp_path / "sweep"),
+        factors="4,8",
+        channels="2",
+        num_images=20,
+        num_inference_steps=2,
+        max_minutes=10.0,
+    )
+
+
+def files(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Content and time of change of every file."""
+    return {
+        str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+ALL_RUNS = ["f4-c2/autoencoder", "f4-c2/denoiser", "f8-c2/autoencoder", "f8-c2/denoiser"]
+
+
+def test_a_sweep_end_to_end(config, trained, tmp_path, capsys):
+    report = sweep(config)
+    folder = tmp_path / "sweep"
+    assert trained == ALL_RUNS
+    assert report == json.loads((folder / "report.json").read_text())
+    assert sorted(x.name for x in folder.iterdir()) == [
+        "f4-c2",
+        "f8-c2",
+        "plan.json",
+        "report.json",
+        "report.md",
+        "sweep.png",
+    ]
+    for pair, factor in zip(report["pairs"], (4, 8), strict=True):
+        assert pair == json.loads((folder / pair["name"] / "figures.json").read_text())
+        check_pair(pair, factor)
+    assert report["held_out_images"] == 20
+    assert 0 < report["real_against_real_fd"] < report["pairs"][0]["generated_fd"]
+    assert report["recommended"] in {"f4-c2", "f8-c2"}
+    assert report["recommended"] in report["pareto_front"]
+    output = capsys.readouterr().out.splitlines()
+    assert output[0].startswith("2 pairs: 0 s for each autoencoder")
+    assert output[1].startswith("1/2 f4-c2: ") and output[1].endswith("minutes left at most")
+    assert output[2].startswith("2/2 f8-c2: ") and output[2].endswith("0.0 minutes left at most")
+    assert output[-1] == f"{folder}/report.md, sweep.png"
+    assert any(line.startswith(f"Take {report['recommended']}: ") for line in output)
+    # Nothing of it is random but the length of the trainings: their settings are in the reports.
+    settings = json.loads((folder / "f8-c2" / "autoencoder" / "report.json").read_text())
+    assert settings["max_train_minutes"] == 0.005
+    assert settings["reconstruction_loss"] == "l2"
+    assert settings["kl_weight"] == pytest.approx(1.2e-3 / 32)
+    for name in ("f4-c2", "f8-c2"):  # what is large and of no more use is gone
+        left = [
+            x.name for part in ("autoencoder", "denoiser") for x in (folder / name / part).iterdir()
+        ]
+        assert not any(x.startswith("checkpoint") or x == "latents" for x in left), left
+    check_renders(folder, report)
+
+
+def check_pair(pair, factor):
+    """The figures of one pair are there and make sense."""
+    side = 32 // factor
+    assert pair["latent_shape"] == [2, side, side]
+    assert pair["compression_ratio"] == 1024 / (2 * side * side)
+    for part, minutes, batch_size in (("autoencoder", 0.005, 16), ("denoiser", 0.008, 32)):
+        assert pair[f"{part}_steps"] > 0
+        assert pair[f"{part}_minutes"] == pytest.approx(minutes, abs=0.01)
+        assert pair[f"{part}_train_images_per_second"] == pytest.approx(
+            pair[f"{part}_steps"] * batch_size / (60 * pair[f"{part}_minutes"])
+        )
+        assert pair[f"{part}_parameters"] > 1000
+    assert pair["autoencoder_parameters"] != pair["denoiser_parameters"]
+    assert pair["reconstruction_images"] == 20
+    assert 0 < pair["reconstruction_unpadded_psnr_db"] != pair["reconstruction_psnr_db"] > 0
+    assert 0 < pair["rate_bits_per_image"] <= pair["kl_bits_per_image"]
+    assert pair["rate_bits_per_pixel"] == pytest.approx(pair["rate_bits_per_image"] / 1024)
+    one, two = pair["generated_fd_by_seed"]
+    assert one != two
+    assert pair["generated_fd"] == pytest.approx((one + two) / 2)
+    assert pair["generated_fd_spread"] == pytest.approx(abs(one - two))
+    assert pair["floor_fd"] > 0 and pair["reconstruction_fd"] > 0
+    assert pair["denoiser_evaluations_per_image"] == 2
+    assert pair["sampling_images_per_second"] > 0
+
+
+def check_renders(folder, report):
+    """Text and plot can be made again from report.json alone."""
+    markdown = (folder / "report.md").read_text()
+    assert markdown == render_report(report)
+    assert (folder / "sweep.png").read_bytes() == render_plot(report)
+    assert f"Take **{report['recommended']}**" in markdown
+    for pair in report["pairs"]:
+        assert f"{pair['generated_fd']:.2f}" in markdown
+    assert Image.open(folder / "sweep.png").size[0] > 500
+    assert "None" not in markdown and "nan" not in markdown
+
+
+def test_samples_are_drawn_without_guidance_and_labelled_as_the_reference(config, monkeypatch):
+    drawn, choose = [], sweep_module.RealImages.choose
+    sample_images, chosen = sweep_pair.sample_images, []
+
+    def recorded(pipeline, labels, count, seed, batch_size, guidance_scale, steps):
+        drawn.append((labels, count, seed, guidance_scale, steps))
+        return sample_images(pipeline, labels, count, seed, batch_size, guidance_scale, steps)
+
+    def choosing(*arguments):
+        chosen.append(choose(*arguments))
+        return chosen[-1]
+
+    monkeypatch.setattr(sweep_pair, "sample_images", recorded)
+    monkeypatch.setattr(sweep_module.RealImages, "choose", choosing)
+    sweep(replace(config, factors="8", seed=5))
+    labels = chosen[0].subset(chosen[0].reference).labels.tolist()
+    assert len(set(labels)) > 3
+    assert drawn == [(labels, 20, 5, 1.0, 2), (labels, 20, 25, 1.0, 2)]
+
+
+def test_killed_after_the_first_pair_it_goes_on_with_the_second(
+    config, trained, tmp_path, monkeypatch
+):
+    run_pair = sweep_module.run_pair
+
+    def killed(config, plan, pair, splits, real):
+        if pair.factor == 8:
+            raise KeyboardInterrupt
+        return run_pair(config, plan, pair, splits, real)
+
+    monkeypatch.setattr(sweep_module, "run_pair", killed)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(config)
+    before, plan = files(tmp_path / "sweep" / "f4-c2"), files(tmp_path / "sweep")["plan.json"]
+    monkeypatch.setattr(sweep_module, "run_pair", run_pair)
+    report = sweep(config)
+    assert trained == ALL_RUNS
+    assert [pair["name"] for pair in report["pairs"]] == ["f4-c2", "f8-c2"]
+    assert files(tmp_path / "sweep" / "f4-c2") == before
+    assert files(tmp_path / "sweep")["plan.json"] == plan
+
+
+@pytest.mark.parametrize("has_checkpoint", [True, False])
+def test_killed_within_a_denoisers_training_it_goes_on_from_the_checkpoint(
+    config, trained, tmp_path, monkeypatch, has_checkpoint
+):
+    monkeypatch.setattr(sweep_training, "CHECKPOINTING_STEPS", 1)
+    save_checkpoint = denoiser_module.save_checkpoint
+    folder = tmp_path / "sweep"
+
+    def killed(config, accelerator, state, step):
+        last = "f8-c2" in config.output_dir
+        if has_checkpoint or not last:
+            save_checkpoint(config, accelerator, state, step)
+        if last:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(denoiser_module, "save_checkpoint", killed)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(config)
+    before = files(folder / "f4-c2"), files(folder / "f8-c2" / "autoencoder")
+    assert (folder / "f8-c2" / "denoiser" / "checkpoint-1").is_dir() == has_checkpoint
+    monkeypatch.setattr(denoiser_module, "save_checkpoint", save_checkpoint)
+    report = sweep(config)
+    assert trained == [*ALL_RUNS, "f8-c2/denoiser"]
+    log = (folder / "f8-c2" / "training.log").read_text()
+    assert log.count("resumed from") == log.count("denoiser/checkpoint-1") == has_checkpoint
+    after = files(folder / "f8-c2" / "autoencoder")
+    assert files(folder / "f4-c2") == before[0]
+    # The checkpoint of the finished training is removed with the pair's end; all else stays.
+    assert after == {name: x for name, x in before[1].items() if "checkpoint-" not in name}
+    assert report["pairs"][1]["denoiser_steps"] >= 1
+
+
+def test_a_finished_sweep_is_not_done_again(config, trained, tmp_path):
+    first = sweep(config)
+    before = files(tmp_path / "sweep" / "f8-c2")
+    again = sweep(config)
+    assert trained == ALL_RUNS
+    assert files(tmp_path / "sweep" / "f8-c2") == before
+    assert again["pairs"] == first["pairs"]
+    assert again["real_against_real_fd"] == first["real_against_real_fd"]
+
+
+def test_a_pair_that_fails_does_not_lose_the_others(config, trained, tmp_path, monkeypatch, capsys):
+    train = sweep_pair.train_denoiser
+
+    def failing(config, splits):
+        if "f4-c2" in config.output_dir:
+            raise UserError("the loss was not finite")
+        return train(config, splits)
+
+    monkeypatch.setattr(sweep_pair, "train_denoiser", failing)
+    report = sweep(config)
+    assert [pair["name"] for pair in report["pairs"]] == ["f8-c2"]
+    assert report["failed_pairs"] == [{"name": "f4-c2", "error": "the loss was not finite"}]
+    assert "1/2 f4-c2 failed: the loss was not finite" in capsys.readouterr().out
+    assert (
+        "- f4-c2 failed: the loss was not finite" in (tmp_path / "sweep" / "report.md").read_text()
+    )
+    monkeypatch.setattr(sweep_pair, "train_denoiser", train)
+    report = sweep(config)  # tries it again, and no other
+    assert not report["failed_pairs"] and len(report["pairs"]) == 2
+    assert trained.count("f8-c2/denoiser") == trained.count("f4-c2/autoencoder") == 1
+    with pytest.raises(UserError, match=r"a sweep of other settings: --seed 0 \(now 1\)"):
+        sweep(replace(config, seed=1))
+
+
+def test_where_every_pair_fails_the_first_reason_is_told(config, monkeypatch):
+    def failing(config, splits):
+        raise UserError("lost")
+
+    monkeypatch.setattr(sweep_pair, "train_autoencoder", failing)
+    with pytest.raises(UserError, match="no pair could be trained: f4-c2: lost"):
+        sweep(config)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"max_minutes": 0.01}, "--max_minutes 0.01 leaves no time to train"),
+        ({"num_images": 31}, "--num_images 31 needs 62 training images"),
+        ({"factors": "4,32"}, "f32-c2 is not possible"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_written(config, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        sweep(replace(config, **changes))
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_pairs_are_checked_before_anything_is_timed(config, monkeypatch):
+    monkeypatch.setattr(sweep_module, "make_plan", None)
+    with pytest.raises(UserError, match="f32-c2 is not possible"):
+        sweep(replace(config, factors="4,32"))
+
+
+def test_a_folder_with_other_files_is_refused(config, tmp_path):
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "letter.txt").touch()
+    with pytest.raises(UserError, match="has files in it"):
+        sweep(config)
+
+
+def test_figures_that_are_not_numbers_are_rendered(config):
+    report = sweep(config)
+    one, two = report["pairs"]
+    report["pairs"] = [one | {"generated_fd": None, "generated_fd_by_seed": [None, None]}, two]
+    report |= {"pareto_front": [two["name"]], "recommended": two["name"]}
+    assert " - |" in render_report(report)
+    render_plot(report)
+    report |= {"pairs": [report["pairs"][0]], "pareto_front": [], "recommended": None}
+    assert "Nothing can be recommended" in render_report(report)
+    render_plot(report)
+
+
+def test_rgb_images_without_classes(config, tmp_path):
+    generator = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for i in range(60):
+        pixels = generator.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{i}.png")
+    report = sweep(
+        replace(
+            config,
+            data=str(tmp_path / "images"),
+            resolution=16,
+            factors="4",
+            num_images=10,
+            num_seeds=2,
+            max_train_samples=None,
+            validation_fraction=0.3,
+        )
+    )
+    (pair,) = report["pairs"]
+    assert report["image_shape"] == [3, 16, 16]
+    assert report["data"] == "images"
+    assert pair["generated_fd_spread"] > 0 and math.isfinite(pair["generated_fd"])
+    assert "PSNR unpadded" not in render_report(report)
+
+
+@pytest.mark.slow
+def test_a_killed_process_goes_on(tmp_path):
+    generator = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for i in range(60):
+        pixels = generator.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{i}.png")
+    flags = (
+        f"--data {tmp_path}/images --resolution 16 --factors 2,4 --channels 2 --num_images 10 "
+        f"--num_inference_steps 2 --validation_fraction 0.3 --max_minutes 1.0 "
+        f"--output_dir {tmp_path}/sweep"
+    )
+    code = "from hf_latent.cli import main; main()"
+    command = [sys.executable, "-c", code, "sweep", *flags.split()]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+
+    def start():
+        return subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    process = start()
+    while not (tmp_path / "sweep" / "f4-c2" / "autoencoder.json").is_file():
+        assert process.poll() is None, process.communicate()[1][-2000:]
+        time.sleep(0.05)
+    time.sleep(1)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (tmp_path / "sweep" / "report.json").exists()
+    before = files(tmp_path / "sweep" / "f2-c2")
+    autoencoder = (tmp_path / "sweep" / "f4-c2" / "autoencoder.json").stat().st_mtime_ns
+    process = start()
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors[-2000:]
+    assert "1/2 f2-c2: " in output and "2/2 f4-c2: " in output
+    assert files(tmp_path / "sweep" / "f2-c2") == before
+    assert (tmp_path / "sweep" / "f4-c2" / "autoencoder.json").stat().st_mtime_ns == autoencoder
+    check_renders(tmp_path / "sweep", json.loads((tmp_path / "sweep" / "report.json").read_text()))

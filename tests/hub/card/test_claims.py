@@ -1,0 +1,139 @@
+"""What a pipeline's card claims of images that were seen, held out or measured with."""
+
+import huggingface_hub
+import pytest
+
+from hf_latent.hub.card.render import render_model_card
+from tests.hub.saved_models import results, section, unlisted, write_reports
+
+OTHERS = "The images held out in the evaluation are others than those held out of the training"
+CHANCE = "Held-out images\nwere never trained on: they show how often that comes about by chance."
+
+
+@pytest.fixture
+def card_of(pipeline, tmp_path):
+    """Return the card of a saved pipeline with changed reports."""
+    pipeline.save_pretrained(tmp_path / "model")
+
+    def render(training=(), metrics=()):
+        write_reports(tmp_path / "model", pipeline, training, metrics)
+        if metrics is None:
+            (tmp_path / "model" / "metrics.json").unlink(missing_ok=True)
+        if training is None:
+            (tmp_path / "model" / "training.json").unlink(missing_ok=True)
+        return render_model_card(tmp_path / "model")
+
+    return render
+
+
+def test_where_one_set_was_held_out_of_everything_there_is_no_limit(card_of):
+    card = card_of()
+    limits = section(card, "Limits")
+    assert "- Its denoiser was trained on images of fashion_mnist_full and no others." in limits
+    assert "- Its autoencoder was trained on images of fashion_mnist_full and no others." in limits
+    assert "evaluation" not in card.replace("evaluations", "")
+    assert CHANCE in card and "So it copies no more than chance explains." in card
+
+
+def test_images_that_only_the_evaluation_held_out_may_have_been_trained_on(card_of):
+    card = card_of(metrics={"validation_fingerprint": "f" * 16})
+    limits = section(card, "Limits")
+    assert f"- {OTHERS}, and may have been trained on." in limits
+    assert (
+        "- The images held out in the evaluation are others than those held out of its "
+        "autoencoder's training."
+    ) in limits
+    assert "What the autoencoder keeps of 10,000 images held out in the evaluation:" in card
+    copies = section(card, "Does it copy?")
+    assert "| among images held out in the evaluation |" in copies
+    assert "may have been trained on: they do not show how often that comes about by" in copies
+    assert "There are no more of them than among the images held out in the evaluation." in copies
+    assert CHANCE not in card and "chance explains" not in card
+    names = [x["name"] for x in results(card)]
+    assert "PSNR (dB), 10,000 images held out in the evaluation" in names
+    assert not any("held-out" in name for name in names)
+
+
+@pytest.mark.parametrize("report", ["training", "metrics"])
+def test_without_a_fingerprint_nothing_is_claimed_of_held_out_images(card_of, report):
+    card = card_of(**{report: {"validation_fingerprint": None}})
+    assert "- Not known: whether it was trained on the images held out in the" in card
+    assert CHANCE not in card
+    if report == "training":
+        card = card_of(training=None)
+        assert "- Not known: whether it was trained on the images held out in the" in card
+        assert "Its autoencoder" not in card and "no others" not in card
+
+
+def test_what_was_not_measured_with_held_out_images_needs_no_limit(card_of):
+    assert "held out in the evaluation" not in card_of(metrics=None)
+    absent = {f"memorisation_{space}_copies": None for space in ("latents", "features")}
+    absent |= {"validation_fingerprint": "f" * 16}
+    assert OTHERS in card_of(metrics=absent)
+    assert OTHERS not in card_of(metrics=absent | {"reconstruction_psnr_db": None})
+
+
+def test_of_an_autoencoder_only_its_own_report_tells(card_of):
+    limits = section(card_of({"autoencoder_pretrained_vae": "ada/vae"}), "Limits")
+    assert (
+        "- Its autoencoder was fine-tuned from ada/vae, whose own training images are not known: "
+        "those held out here may be among them."
+    ) in limits
+    assert "Its autoencoder was trained" not in limits
+    card = card_of(
+        {"autoencoder_pretrained_vae": "ada/vae", "autoencoder_held_out_split_images": 9}
+    )
+    assert "fashion_mnist_full. 9 other images were held out of the fine-tuning. It was" in card
+    card = card_of({"autoencoder_train_images": None})
+    assert "- Not known here: what images its autoencoder was trained on; see the card of" in card
+    card = card_of({"autoencoder_train_images": None, "autoencoder": None})
+    assert "- Not known here: what images its autoencoder was trained on.\n" in card
+    card = card_of({"autoencoder_validation_fingerprint": None})
+    assert "- Not known: whether its autoencoder was trained on the images held out in the" in card
+    assert OTHERS not in card
+
+
+def test_of_a_denoiser_that_started_from_another_only_its_own_report_tells(card_of):
+    card = card_of({"pretrained_unet": "ada/unet", "held_out_split_images": 9})
+    limits = section(card, "Limits")
+    assert (
+        "- Its denoiser was fine-tuned from ada/unet, whose own training images are not known: "
+        "those held out here may be among them."
+    ) in limits
+    assert "Its denoiser was trained on images of" not in card
+    assert "9 other images were held out of the fine-tuning. It was fine-tuned from" in card
+    assert "never trained on" not in section(card, "Data")
+
+
+@pytest.mark.parametrize("changes", [{}, {"num_images": 1234567, "fd_subset_images": None}])
+def test_every_figure_of_the_tables_is_in_the_metadata(card_of, changes):
+    seen_as = {"grey_psnr_db": 21.5, "grey_ssim": 0.71, "alpha_psnr_db": 22.5}
+    changes |= {f"reconstruction_{key}": value for key, value in seen_as.items()}
+    changes |= {"memorisation_latents_copies": 1_234_567}
+    card = card_of(metrics=changes)
+    assert "| PSNR of alpha | 22.50 dB |" in card and "| 1,234,567 of " in card
+    for title in ("Figures", "Does it copy?"):
+        assert unlisted(card, title) == []
+    names = [x["name"] for x in results(card)]
+    assert len(set(names)) == len(names)
+
+
+def test_real_images_that_are_not_as_many_are_counted(card_of):
+    assert "| label agreement | 0.949 | 0.907 |" in card_of()
+    card = card_of(metrics={"held_out_images": 2000})
+    assert "| label agreement | 0.949 | 0.907 (of 2,000) |" in card
+    card = card_of(metrics={"label_agreement_judge_real_images": 300})
+    assert "| label agreement | 0.949 | 0.907 (of 300) |" in card
+
+
+def test_what_the_example_takes_and_the_recipe_holds_is_not_said_to_be_all(card_of):
+    card = card_of()
+    assert "\nMain arguments: `class_labels`, " in card and "All arguments" not in card
+    assert "of folders and files it holds the names only" in section(card, "Training")
+
+
+def test_a_folder_named_like_a_built_in_set_is_no_data_set_of_the_hub(card_of):
+    card = card_of({"data": "./fashion_mnist"}, {"data": "./fashion_mnist"})
+    data = huggingface_hub.ModelCard(card).data.to_dict()
+    assert "datasets" not in data and "zalando" not in card
+    assert data["model-index"][0]["results"][0]["dataset"]["type"] == "./fashion_mnist"

@@ -1,0 +1,93 @@
+import json
+import shutil
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+from PIL import Image
+
+from hf_latent.evaluation.sampling import load_pipeline, resolve_guidance
+from hf_latent.experiments.generate import GenerateConfig
+from hf_latent.hub.card.facts import read_model_facts
+from hf_latent.hub.card.render import card_pictures, render_model_card
+from hf_latent.hub.card.signature import is_unedited
+from hf_latent.models.load import PRETRAINED, load_autoencoder, released_models
+
+ROOT = Path(__file__).parents[3]
+CARDS = ROOT / "model_cards"
+
+
+def read_metrics(name):
+    return json.loads((CARDS / name / "metrics.json").read_text())
+
+
+def test_every_released_model_has_a_card():
+    assert sorted(path.parent.name for path in CARDS.glob("*/README.md")) == released_models()
+    assert {"emoji", "fashion-mnist", "fashion-mnist-f4"} <= set(released_models())
+
+
+@pytest.mark.parametrize("name", released_models())
+def test_a_card_is_what_its_metrics_give(name, tmp_path):
+    card = (CARDS / name / "README.md").read_text()
+    assert is_unedited(card)
+    # Made anew from the reports alone, without what the old card says.
+    for path in CARDS.glob(f"{name}/*"):
+        if path.name != "README.md":
+            shutil.copyfile(path, tmp_path / path.name)
+    license = read_metrics(name)["license"]
+    assert card == render_model_card(PRETRAINED / name, license=license, reports=tmp_path)
+    parsed = huggingface_hub.ModelCard(card)
+    assert parsed.data.library_name == "diffusers"
+    assert {x.metric_type: x.metric_value for x in parsed.data.eval_results}["psnr"] > 20
+    pictures = card_pictures(card)
+    assert pictures
+    for picture in pictures:
+        assert Image.open(CARDS / name / picture).size[0] > 100
+
+
+@pytest.mark.parametrize("name", released_models())
+def test_the_hubs_own_validation_takes_a_released_card(process, name):
+    card = (CARDS / name / "README.md").read_text()
+    outcome = process.run(f"import huggingface_hub\nhuggingface_hub.ModelCard({card!r}).validate()")
+    assert outcome.status == 0, outcome.err
+
+
+AUTOENCODERS = ("emoji", "fashion-mnist-f4")
+
+
+@pytest.mark.parametrize("name", AUTOENCODERS)
+def test_a_released_model_is_small_and_as_its_card_says(name):
+    metrics, vae = read_metrics(name), load_autoencoder(name)
+    (weights,) = (PRETRAINED / name).glob("*.safetensors")
+    assert weights.stat().st_size <= 3e6
+    assert weights.stat().st_size == pytest.approx(metrics["weights_mb"] * 1e6)
+    assert sum(p.numel() for p in vae.parameters()) == metrics["parameters"]
+    assert vae.config.scaling_factor == 1
+    assert "/tmp" not in (PRETRAINED / name / "config.json").read_text()
+
+
+def test_the_released_pipeline_is_small_and_as_good_as_was_promised():
+    metrics, folder = read_metrics("fashion-mnist"), PRETRAINED / "fashion-mnist"
+    assert sum(path.stat().st_size for path in folder.rglob("*.safetensors")) <= 12e6
+    facts = read_model_facts(folder, CARDS / "fashion-mnist")
+    assert facts.training and facts.metrics, "the reports are about these weights"
+    assert metrics["num_images"] == 10_000
+    pipeline = load_pipeline("fashion-mnist")
+    scale, interval = resolve_guidance(pipeline, None, None)
+    assert (metrics["guidance_scale"], tuple(metrics["guidance_interval"])) == (scale, interval)
+    assert metrics["num_inference_steps"] == GenerateConfig().num_inference_steps
+    assert metrics["sampler"] == type(pipeline.scheduler).__name__
+    assert metrics["label_agreement"] >= 0.95
+    assert metrics["train_on_generated_test_on_real_accuracy"] >= 0.82
+    assert metrics["memorisation_found"] is False
+    assert metrics["memorisation_latents_copies"] == 0
+    assert facts.training["seconds"] <= 100 * 60
+
+
+def test_released_figures_are_what_was_promised():
+    fashion, emoji = read_metrics("fashion-mnist-f4"), read_metrics("emoji")
+    assert fashion["test_images"] == 10_000
+    assert fashion["test_psnr_db"] >= 29
+    assert fashion["test_ssim"] >= 0.93
+    assert emoji["test_psnr_db"] >= 24
+    assert emoji["test_grey_psnr_db"] >= 24

@@ -1,0 +1,81 @@
+import pytest
+
+from hf_latent.hub.card.training import (
+    data_text,
+    hub_id,
+    machine_text,
+    training_text,
+    versions_text,
+)
+
+CPU = {"device": "cpu", "cpu_cores": 2, "torch_threads": 1}
+
+
+@pytest.mark.parametrize(
+    ("report", "text"),
+    [
+        (CPU, "1 thread of a machine of 2 CPU cores"),
+        (CPU | {"processes": 2}, "2 processes, each with 1 thread of a machine of 2 CPU cores"),
+        ({"cpu_cores": 1}, "a machine of 1 CPU core"),
+        (CPU | {"device": "NVIDIA A100"}, "NVIDIA A100"),
+        (CPU | {"device": "NVIDIA A100", "processes": 8}, "8 processes, each on NVIDIA A100"),
+        (CPU | {"device": "a|b"}, "a\\|b"),
+        (CPU | {"processes": "many"}, "1 thread of a machine of 2 CPU cores"),
+        ({}, None),
+    ],
+)
+def test_what_it_ran_on(report, text):
+    assert machine_text(report) == text
+
+
+@pytest.mark.parametrize("absent", ["steps", "seconds", "train_batch_size"])
+def test_a_training_without_its_length_is_not_told(absent):
+    report = {"steps": 1, "seconds": 200, "train_batch_size": 2}
+    assert training_text(report) == "1 step of 2 images (2 images seen) in 3 minutes."
+    assert training_text(report | {absent: None}) is None
+    assert training_text(report | {absent: "1"}) is None
+
+
+def test_a_training_that_went_on_with_other_batches_tells_what_it_saw():
+    report = {"steps": 10, "seconds": 60, "train_batch_size": 4, "processes": 2}
+    assert training_text(report | {"images_seen": 80, "images_per_second": 1.4}) == (
+        "10 steps of 8 images (80 images seen) in 60 seconds, 1 images a second."
+    )
+    assert training_text(report | {"images_seen": 1060}) == (
+        "10 steps (1,060 images seen) in 60 seconds."
+    )
+    assert training_text(report | {"images_seen": "many"}) == (
+        "10 steps of 8 images (80 images seen) in 60 seconds."
+    )
+
+
+def test_data_is_told_as_far_as_it_is_known():
+    assert data_text({}) is None and data_text({"train_images": "1"}) is None
+    assert data_text({"train_images": 1}) == "1 training image."
+    known = {"train_images": 2, "data": "a|b", "image_shape": [3, 8, 16], "horizontal_flip": True}
+    text = "2 training images of a\\|b, of 8x16 pixels, 3 channels, half of them mirrored at random"
+    assert data_text(known) == f"{text}."
+    assert "cropped to 8x16 pixels" in str(data_text(known | {"resize_mode": "crop"}))
+    held_out = known | {"held_out_split_images": 1, "validation_fingerprint": "`x`"}
+    # A fingerprint stands in a span of code, which nothing may close.
+    assert data_text(held_out) == f"{text}. 1 other image was held out and never trained on."
+
+
+@pytest.mark.parametrize(
+    ("data", "known"),
+    [
+        ("fashion_mnist", "zalando-datasets/fashion_mnist"),
+        ("owner/set", "owner/set"),
+        ("images", None),
+        ("a/b/c", None),
+        ("../x", None),
+        (None, None),
+    ],
+)
+def test_only_a_data_set_of_the_hub_has_an_id(data, known):
+    assert hub_id(data) == known
+
+
+def test_versions():
+    assert versions_text({"torch_version": "2|3", "python_version": "3"}) == "Python 3, torch 2\\|3"
+    assert versions_text({}) is None

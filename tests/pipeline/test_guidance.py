@@ -1,0 +1,149 @@
+import pytest
+import torch
+
+from hf_latent.models.presets import create_scheduler
+from hf_latent.pipeline import LatentDiffusionPipeline
+from hf_latent.pipeline.guidance import choose_guidance, guidance_by_step, noise_levels
+from hf_latent.pipeline.inference_steps import set_inference_steps
+from hf_latent.pipeline.samplers import create_sampler
+from tests.conftest import draw_latents
+
+
+@pytest.mark.parametrize("objective", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("sampler", ["euler", "heun", "dpm++", "unipc"])
+def test_noise_levels_are_those_of_the_samplers_own_sigmas(objective, sampler):
+    scheduler = create_sampler(create_scheduler(objective), sampler)
+    set_inference_steps(scheduler, 10, "cpu")
+    sigmas = scheduler.sigmas[: len(scheduler.timesteps)]
+    levels = torch.tensor(noise_levels(scheduler, scheduler.timesteps))
+    torch.testing.assert_close(levels, sigmas / (1 + sigmas), rtol=0, atol=1e-5)
+
+
+def test_noise_levels_of_ddim_and_of_no_signal_at_all():
+    scheduler = create_scheduler("v_prediction", zero_terminal_snr=True)
+    set_inference_steps(scheduler, 2, "cpu")
+    assert scheduler.timesteps.tolist() == [999, 499]
+    share = scheduler.alphas_cumprod[499].item()
+    sigma = ((1 - share) / share) ** 0.5
+    assert noise_levels(scheduler, scheduler.timesteps) == pytest.approx([1, sigma / (1 + sigma)])
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun"])
+def test_noise_levels_of_flow_are_its_sigmas(sampler):
+    scheduler = create_sampler(create_scheduler("flow"), sampler)
+    set_inference_steps(scheduler, 5, "cpu")
+    sigmas = scheduler.sigmas[: len(scheduler.timesteps)].tolist()
+    assert noise_levels(scheduler, scheduler.timesteps) == pytest.approx(sigmas)
+
+
+def test_guidance_inside_the_interval_only():
+    scheduler = create_scheduler("flow")
+    set_inference_steps(scheduler, 4, "cpu")  # at 1, 0.75, 0.5 and 0.25
+    timesteps = scheduler.timesteps
+    assert guidance_by_step(scheduler, timesteps, 3.0) == [3, 3, 3, 3]
+    assert guidance_by_step(scheduler, timesteps, 3.0, (0.3, 0.8)) == [1, 3, 3, 1]
+    assert guidance_by_step(scheduler, timesteps, 3.0, (0.5, 0.75)) == [1, 3, 3, 1]
+    assert guidance_by_step(scheduler, timesteps[2:], 3.0, (0.3, 0.8)) == [3, 1]
+
+
+@pytest.mark.parametrize("interval", [(-0.1, 0.5), (0.5, 1.1), (0.7, 0.3), (0.5, 0.5), (0.1,), 0.5])
+def test_intervals_that_are_none_are_refused(interval):
+    scheduler = create_scheduler("flow")
+    set_inference_steps(scheduler, 2, "cpu")
+    with pytest.raises(ValueError, match="guidance_interval must be two noise levels from 0 to 1"):
+        guidance_by_step(scheduler, scheduler.timesteps, 2.0, interval)
+
+
+def test_the_pipeline_has_a_second_branch_only_inside(pipeline):
+    sizes = []
+    pipeline.unet.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    arguments = {"latents": torch.randn(2, 4, 4, 4), "num_inference_steps": 4, "output_type": "pt"}
+    inside = pipeline([0, 1], guidance_scale=3, guidance_interval=(0.3, 0.8), **arguments).images
+    assert sizes == [2, 4, 4, 2]
+    everywhere = pipeline([0, 1], guidance_scale=3, **arguments).images
+    nowhere = pipeline([0, 1], guidance_scale=1, **arguments).images
+    whole = pipeline([0, 1], guidance_scale=3, guidance_interval=(0, 1), **arguments).images
+    assert torch.equal(whole, everywhere)
+    assert not torch.equal(inside, everywhere)
+    assert not torch.equal(inside, nowhere)
+    outside = pipeline([0, 1], guidance_scale=3, guidance_interval=(0.3, 0.4), **arguments).images
+    assert torch.equal(outside, nowhere)
+
+
+def test_an_interval_needs_labels(pipeline):
+    with pytest.raises(ValueError, match="guidance_interval needs class_labels"):
+        pipeline(guidance_interval=(0.2, 0.8))
+
+
+BOTH = {"guidance_scale": 1.5, "guidance_interval": [0, 0.8]}
+
+
+@pytest.mark.parametrize(
+    ("guidable", "given", "own", "expected"),
+    [
+        (True, (None, None), {}, (2.0, None)),
+        (True, (None, None), None, (2.0, None)),
+        (True, (None, None), {"guidance_scale": 1.5}, (1.5, None)),
+        (True, (None, None), {"guidance_interval": [0, 0.8]}, (2.0, (0, 0.8))),
+        (True, (3.0, None), BOTH, (3.0, (0, 0.8))),
+        (True, (None, (0, 1)), BOTH, (1.5, (0, 1))),
+        (True, (0.0, None), {"guidance_scale": 1.5}, (0.0, None)),
+        (True, (1.0, None), BOTH, (1.0, None)),
+        (True, (1.0, (0, 0.8)), None, (1.0, None)),
+        (False, (None, None), BOTH, (1.0, None)),
+    ],
+)
+def test_what_is_not_said_is_the_models_own(guidable, given, own, expected):
+    assert choose_guidance(guidable, *given, own) == expected
+
+
+OWN = {"guidance_scale": 3.0, "guidance_interval": (0.3, 0.8)}
+
+
+@pytest.mark.parametrize("how", ["made", "saved", "from_pipe", "registered"])
+def test_a_model_guides_as_it_was_saved_where_nothing_else_is_said(pipeline, tmp_path, how):
+    plain, inside = draw_latents(pipeline, [0, 1]), draw_latents(pipeline, [0, 1], **OWN)
+    everywhere = draw_latents(pipeline, [0, 1], guidance_scale=3)
+    without = draw_latents(pipeline, [0, 1], guidance_scale=1)
+    assert len({x.numpy().tobytes() for x in (plain, inside, everywhere, without)}) == 4
+    own = LatentDiffusionPipeline(**pipeline.components, guidance=OWN)
+    if how == "registered":
+        pipeline.register_to_config(guidance=OWN)
+        own = pipeline
+    if how in ("saved", "registered"):
+        own.save_pretrained(tmp_path)
+        own = LatentDiffusionPipeline.from_pretrained(tmp_path)
+    if how == "from_pipe":
+        own = LatentDiffusionPipeline.from_pipe(own)
+    assert torch.equal(draw_latents(own, [0, 1]), inside)
+    assert torch.equal(draw_latents(own, [0, 1], guidance_interval=(0, 1)), everywhere)
+    assert torch.equal(draw_latents(own, [0, 1], guidance_scale=1), without)
+    everywhere_2 = draw_latents(own, [0, 1], guidance_scale=2, guidance_interval=(0, 1))
+    assert torch.equal(everywhere_2, plain)
+    assert torch.equal(draw_latents(own), draw_latents(pipeline))  # no labels, nothing to guide by
+
+
+def test_a_model_without_guidance_of_its_own_and_one_with_none_to_use(pipeline, unconditional):
+    assert pipeline.config.guidance is None
+    own = LatentDiffusionPipeline(**unconditional.components, guidance=OWN)
+    assert torch.equal(draw_latents(own), draw_latents(unconditional))
+
+
+@pytest.mark.parametrize(
+    ("guidance", "message"),
+    [
+        ({"guidance_interval": (0.8, 0.2)}, r"guidance_interval must be .*, not \(0\.8, 0\.2\)"),
+        ({"guidance_scale": -1.0}, r"guidance_scale must be 0 or above, not -1\.0"),
+        ({"scale": 1.5}, "guidance has no scale"),
+    ],
+)
+def test_guidance_that_is_none_makes_no_pipeline(pipeline, guidance, message):
+    with pytest.raises(ValueError, match=message):
+        LatentDiffusionPipeline(**pipeline.components, guidance=guidance)
+
+
+def test_guidance_that_is_none_is_not_saved(pipeline, tmp_path):
+    pipeline.register_to_config(guidance={"scale": 1.5})
+    with pytest.raises(ValueError, match="guidance has no scale"):
+        pipeline.save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model").exists()

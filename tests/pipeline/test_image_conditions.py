@@ -1,0 +1,93 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hf_latent.models.presets import create_scheduler
+from hf_latent.pipeline.image_conditions import keep_unmasked, read_mask, skipped_steps, slerp
+
+
+@pytest.mark.parametrize(
+    ("strength", "skipped"),
+    [(1, 0), (0.999, 1), (0.8, 2), (0.55, 5), (0.7, 3), (0.1, 9), (0.01, 9), (0, 10)],
+)
+def test_skipped_steps(strength, skipped):
+    assert skipped_steps(10, strength) == skipped
+
+
+@pytest.mark.parametrize("strength", [-0.1, 1.1, math.nan])
+def test_strength_outside_0_to_1_is_refused(strength):
+    with pytest.raises(ValueError, match="strength must be from 0 to 1, not"):
+        skipped_steps(10, strength)
+
+
+def test_a_latent_pixel_is_free_where_any_of_its_pixels_is():
+    pixels = np.zeros((8, 12), np.uint8)
+    pixels[3, 4] = 255  # the last row of the first, and the first column of the second
+    pixels[4:, 8:] = 255
+    expected = torch.tensor([[False, True, False], [False, False, True]])
+    mask = read_mask(Image.fromarray(pixels), (8, 12), (2, 3))
+    assert torch.equal(mask, expected[None, None])
+    values = torch.from_numpy(pixels) / 255
+    for given in (values, values[None], values[None, None], values > 0):
+        assert torch.equal(read_mask(given, (8, 12), (2, 3)), expected[None, None])
+    several = read_mask([Image.fromarray(pixels), Image.fromarray(255 - pixels)], (8, 12), (2, 3))
+    assert several.shape == (2, 1, 2, 3)
+    assert torch.equal(several[0, 0], expected)
+    assert not torch.equal(several[1, 0], expected)
+
+
+def test_grey_up_to_a_half_stays():
+    assert read_mask(torch.tensor([[0.4, 0.6]]), (1, 2), (1, 2)).tolist() == [[[[False, True]]]]
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (torch.zeros(8, 9), "a mask of 8x9 does not fit an image of 8x8"),
+        (Image.new("L", (9, 8)), "a mask of 8x9 does not fit an image of 8x8"),
+        ([Image.new("L", (8, 8)), Image.new("L", (9, 8))], "different sizes"),
+        (torch.zeros(3, 8, 8), r"shape \(3, 8, 8\) must be"),
+        (torch.zeros(8), r"shape \(8,\) must be"),
+        (np.zeros((8, 8)), "a mask must be a PIL image"),
+        (torch.full((8, 8), 255.0), "mask values must be from 0"),
+        (torch.full((8, 8), -1.0), "mask values must be from 0"),
+    ],
+)
+def test_masks_that_do_not_fit_are_refused(mask, message):
+    with pytest.raises(ValueError, match=message):
+        read_mask(mask, (8, 8), (2, 2))
+
+
+def test_what_stays_is_put_in_at_the_next_steps_noise_level():
+    scheduler = create_scheduler("flow")
+    latents, kept, noise = torch.randn(3, 2, 4, 2, 2, generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[[[True, False], [False, True]]]])
+    found = keep_unmasked(scheduler, latents, kept, noise, mask, torch.tensor(250.0))
+    free = mask.expand(latents.shape)
+    assert torch.equal(found[free], latents[free])
+    torch.testing.assert_close(found[~free], (0.75 * kept + 0.25 * noise)[~free])
+    last = keep_unmasked(scheduler, latents, kept, noise, mask, None)
+    assert torch.equal(last[~free], kept[~free])
+
+
+def test_slerp_keeps_to_the_circle():
+    first, second = torch.tensor([2.0, 0.0]), torch.tensor([0.0, 2.0])
+    for weight in (0.0, 0.25, 0.5, 1.0):
+        angle = weight * math.pi / 2
+        expected = torch.tensor([2 * math.cos(angle), 2 * math.sin(angle)])
+        torch.testing.assert_close(slerp(first, second, weight), expected, rtol=0, atol=1e-6)
+
+
+def test_slerp_keeps_the_deviation_of_noise():
+    first, second = torch.randn(2, 1, 4, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert slerp(first, second, 0.5).std().item() == pytest.approx(1, abs=0.02)
+    assert torch.lerp(first, second, 0.5).std().item() < 0.75
+
+
+def test_slerp_between_equal_tensors_is_that_tensor():
+    tensor = torch.randn(1, 4, 4, 4)
+    torch.testing.assert_close(slerp(tensor, tensor.clone(), 0.3), tensor)
+    torch.testing.assert_close(slerp(tensor, 3 * tensor, 0.5), 2 * tensor)

@@ -1,0 +1,61 @@
+import pytest
+
+from hf_latent.command import parse_config
+from hf_latent.errors import UserError
+from hf_latent.training.denoiser_config import DenoiserConfig
+from hf_latent.training.latents.config import EncodeConfig
+
+NEEDED = {"vae": "v", "output_dir": "o"}
+
+
+@pytest.mark.parametrize("name", ["encode_batch_size", "shard_rows", "max_validation_samples"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_what_is_not_above_0_is_refused(name, value):
+    with pytest.raises(UserError, match=f"--{name} must be above 0, not {value}"):
+        EncodeConfig(**NEEDED, **{name: value})
+
+
+def test_a_negative_number_of_readers_is_refused():
+    with pytest.raises(UserError, match="--dataloader_num_workers must be 0 or above"):
+        EncodeConfig(**NEEDED, dataloader_num_workers=-1)
+
+
+def test_random_crops_are_refused_with_the_way_out():
+    with pytest.raises(UserError, match="--encode_every_step true"):
+        EncodeConfig(**NEEDED, crop="random")
+
+
+def test_unknown_dtypes_are_refused_by_the_command():
+    with pytest.raises(UserError, match="--dtype"):
+        parse_config(EncodeConfig, ["--vae", "v", "--output_dir", "o", "--dtype", "bfloat16"])
+
+
+def test_the_seldom_needed_is_unset():
+    config = parse_config(EncodeConfig, ["--vae", "v", "--output_dir", "o"])
+    assert config == EncodeConfig(**NEEDED)
+    assert config.shard_rows is config.max_validation_samples is None
+    assert config.dtype == "float32"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"crop": "random"}, "--crop random does not go with latents that are encoded once"),
+        ({"crop": "random", "latents": "cache"}, "--crop random does not go"),
+        ({"encode_every_step": True, "latents": "cache"}, "--encode_every_step reads no --latents"),
+        ({"stream_latents": True}, "--stream_latents needs the cache to read: pass --latents"),
+        ({"latents": "cache", "max_train_samples": 5}, "--max_train_samples does not go with"),
+        ({"stream_lanes": 0}, "--stream_lanes must be above 0"),
+        ({"stream_buffer_rows": 0}, "--stream_buffer_rows must be above 0"),
+    ],
+)
+def test_a_training_refuses_what_does_not_go_together(changes, message):
+    with pytest.raises(UserError) as error:
+        DenoiserConfig(**NEEDED, **changes)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_random_crops_go_with_images_that_are_encoded_at_every_step():
+    DenoiserConfig(**NEEDED, crop="random", encode_every_step=True)
+    DenoiserConfig(**NEEDED, latents="cache", stream_latents=True)

@@ -1,0 +1,173 @@
+"""Encoding that is killed, runs out of disk, or is shared by processes: always the same bytes."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+
+from hf_latent.training.latents.encode import encode_latents
+from tests.data.latent_caches import all_bytes
+from tests.training.encoding import as_flags, encode_settings, save_autoencoder
+
+SCRIPT = Path(__file__).parents[3] / "train_scripts" / "encode_latents.py"
+ENVIRONMENT = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+# Standalone: at a port of its own, as other tests may do the same at the same time.
+TWO_PROCESSES = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A cache of 60 files that nothing interrupted: its configuration and its bytes."""
+    folder = tmp_path_factory.mktemp("whole")
+    vae = save_autoencoder(folder / "autoencoder")
+    config = encode_settings(
+        vae, folder / "cache", max_train_samples=220, shard_rows=4, max_validation_samples=20
+    )
+    encode_latents(config)
+    assert len(all_bytes(folder / "cache")) == 55 + 5 + 1
+    return config, all_bytes(folder / "cache")
+
+
+def launch(config, *launcher: str, **options) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, *launcher, str(SCRIPT), *as_flags(config)],
+        env=ENVIRONMENT,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def wait_for_files(folder: Path, count: int, alive) -> None:
+    """Return once there are so many more names, half-written files counted."""
+    known: set[str] = set(os.listdir(folder)) if folder.exists() else set()
+    seen, deadline = set(known), time.monotonic() + 60
+    while len(seen - known) < count and alive():
+        assert time.monotonic() < deadline, "it does not encode"
+        if folder.exists():
+            seen |= set(os.listdir(folder))
+    time.sleep(random.uniform(0, 0.004))
+
+
+def test_killed_at_random_moments_the_cache_is_that_of_an_uninterrupted_run(whole, tmp_path):
+    config, content = whole
+    config = replace(config, output_dir=str(tmp_path / "cache"))
+    seed = random.SystemRandom().randrange(10**6)
+    print(f"seed of the random moments: {seed}")  # pytest shows it if the test fails
+    draw, killed = random.Random(seed), 0
+    for _ in range(5):
+        process = get_context("fork").Process(target=encode_latents, args=(config,))
+        process.start()
+        wait_for_files(tmp_path / "cache", draw.randint(1, 12), process.is_alive)
+        process.kill()
+        process.join()
+        killed += process.exitcode == -signal.SIGKILL
+        names = os.listdir(tmp_path / "cache")
+        print(f"{len(names)} files, {[x for x in names if x.startswith('.')]}")
+    assert killed == 5
+    assert len(names) < len(content)
+    process = get_context("fork").Process(target=encode_latents, args=(config,))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    assert all_bytes(tmp_path / "cache") == content
+
+
+def test_two_processes_make_the_files_of_one_killed_in_between_or_not(whole, tmp_path):
+    whole_config, content = whole
+    files = {name for name in content if name.endswith(".safetensors")}
+    for attempt in range(5):  # on a loaded machine all files may be there before the kill
+        folder = tmp_path / f"cache-{attempt}"
+        config = replace(whole_config, output_dir=str(folder))
+        process = launch(config, *TWO_PROCESSES)
+        wait_for_files(folder, 9, lambda p=process: p.poll() is None)
+        # torchrun's processes lead groups of their own.
+        ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        for number in (process.pid, *map(int, ranks)):
+            with suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+        process.communicate()
+        if len(ranks) == 2 and 0 < len(files & set(os.listdir(folder))) < len(files):
+            break
+    else:
+        pytest.fail("it was never killed in between")
+    process = launch(config, *TWO_PROCESSES)
+    _, stderr = process.communicate(timeout=90)
+    assert process.returncode == 0, stderr[-2000:]
+    assert all_bytes(folder) == content
+
+
+def test_two_processes_make_the_files_of_one(whole, tmp_path):
+    config, content = whole
+    config = replace(config, output_dir=str(tmp_path / "cache"))
+    process = launch(config, *TWO_PROCESSES)
+    stdout, stderr = process.communicate(timeout=90)
+    assert process.returncode == 0, stderr[-2000:]
+    assert "in 60 files, 240 encoded now" in stdout  # each image by one of them
+    assert all_bytes(tmp_path / "cache") == content
+
+
+def assert_full_disk_is_one_line(process: subprocess.Popen, folder: Path, content) -> None:
+    _, stderr = process.communicate(timeout=90)
+    assert process.returncode == 2, stderr[-2000:]
+    line = stderr.splitlines(True)[-1]
+    assert line.startswith("error: ")
+    line = line.removeprefix("error: ")
+    assert line.startswith(f"{folder}/train-0000")
+    assert ".safetensors cannot be written (" in line
+    assert line.count("\n") == 1 and "Traceback" not in stderr
+    # What is there is whole, and nothing half-written is left.
+    found = {k: v for k, v in all_bytes(folder).items() if not k.endswith(".json")}
+    assert found.items() <= content.items()
+    assert len(found) < len(content)
+
+
+def test_a_file_that_may_not_grow_is_named_and_the_rest_stays(whole, tmp_path):
+    import resource
+
+    config, content = whole
+    folder = tmp_path / "cache"
+    config = replace(config, output_dir=str(folder))
+    largest = max(len(x) for name, x in content.items() if name.startswith("train"))
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest - 100, largest - 100))
+
+    assert_full_disk_is_one_line(launch(config, preexec_fn=limit), folder, content)
+    encode_latents(config)
+    assert all_bytes(folder) == content
+
+
+def test_a_full_disk_is_one_line_and_what_was_written_stays(whole, tmp_path):
+    config, content = whole
+    folder = tmp_path / "disk" / "cache"
+    folder.parent.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(folder.parent)]
+    try:
+        mounted = subprocess.run(mount, capture_output=True).returncode == 0
+    except OSError:
+        mounted = False
+    if not mounted:
+        pytest.skip("no file system can be mounted here; the size limit above is tested")
+    try:
+        config = replace(config, output_dir=str(folder))
+        assert_full_disk_is_one_line(launch(config), folder, content)
+        found = all_bytes(folder)
+        assert len(found) > 3, "several fit"
+        remount = ["mount", "-o", "remount,size=64m", str(folder.parent)]
+        subprocess.run(remount, check=True)
+        encode_latents(config)
+        assert all_bytes(folder) == content
+    finally:
+        subprocess.run(["umount", str(folder.parent)], check=False)

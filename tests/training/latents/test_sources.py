@@ -1,0 +1,294 @@
+import json
+import shutil
+from dataclasses import fields, replace
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from hf_latent.command import run_command
+from hf_latent.data.images.open import ImageSplits, open_images
+from hf_latent.data.latents.cache import LatentPosteriors
+from hf_latent.errors import UserError
+from hf_latent.models.frozen import freeze
+from hf_latent.models.load import load_autoencoder
+from hf_latent.training.denoiser import train_denoiser
+from hf_latent.training.denoiser_config import DenoiserConfig
+from hf_latent.training.latents import posteriors
+from hf_latent.training.latents.encode import encode_latents
+from hf_latent.training.latents.source import LatentSource
+from hf_latent.training.latents.sources import open_latent_source
+from hf_latent.training.run.batches import GlobalBatchSampler, ProcessRows
+from hf_latent.training.run.clock import TrainingClock
+from tests.data.latent_caches import all_bytes, cut_short, flip_a_bit, read_json, write_manifest
+from tests.training.conftest import SHORT
+from tests.training.encoding import IMAGES, encode_settings, save_autoencoder
+
+STREAM = {"stream_latents": True, "stream_lanes": 4, "stream_buffer_rows": 16}
+
+
+@pytest.fixture(scope="module")
+def vae_folder(tmp_path_factory):
+    return save_autoencoder(tmp_path_factory.mktemp("autoencoder") / "model")
+
+
+@pytest.fixture(scope="module")
+def made(vae_folder, tmp_path_factory):
+    """A cache that was made beforehand."""
+    folder = tmp_path_factory.mktemp("made") / "cache"
+    encode_latents(encode_settings(vae_folder, folder))
+    return folder
+
+
+@pytest.fixture
+def cache(made, tmp_path):
+    """A copy of it, to be damaged."""
+    shutil.copytree(made, tmp_path / "cache")
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def settings(vae_folder, tmp_path):
+    """Make a training's configuration; with `latents`, images are chosen by the cache."""
+
+    def make(**changes) -> DenoiserConfig:
+        values = {**SHORT, **IMAGES, "vae": vae_folder, "output_dir": str(tmp_path / "run")}
+        if changes.get("latents"):
+            changes["latents"] = str(changes["latents"])
+            del values["max_train_samples"]
+        return DenoiserConfig(**values | changes)
+
+    return make
+
+
+def open_source(config: DenoiserConfig, splits: ImageSplits | None = None) -> LatentSource:
+    vae = freeze(load_autoencoder(config.vae))
+    source = open_latent_source(config, Accelerator(), vae, splits)
+    source.prepare(vae)
+    return source
+
+
+def assert_close(found: LatentPosteriors, expected: LatentPosteriors) -> None:
+    torch.testing.assert_close(found.mean, expected.mean, rtol=0, atol=1e-4)
+    torch.testing.assert_close(found.std, expected.std, rtol=0, atol=1e-4)
+    assert torch.equal(found.class_labels, expected.class_labels)
+
+
+def mistake(action) -> str:
+    with pytest.raises(UserError) as error:
+        action()
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("flips", [True, False])
+def test_beforehand_in_the_run_and_at_every_step_the_latents_are_the_same(settings, made, flips):
+    sources = [
+        open_source(settings(horizontal_flip=flips, **changes))
+        for changes in ({"latents": made}, {"encode_every_step": True}, {})
+    ]
+    for start in (0, 7):  # 5 batches of 8 an epoch
+        batches = [list(islice(source.batches(start), 12)) for source in sources]
+        for found in batches[1:]:
+            for one, other in zip(found, batches[0], strict=True):
+                assert_close(one, other)
+    held_out = [source.held_out() for source in sources]
+    assert len(held_out[0]) == 12
+    for found in held_out[1:]:
+        assert_close(found, held_out[0])
+
+
+def test_the_images_of_a_batch_are_those_of_the_order_mirrored_as_drawn(settings):
+    config = settings(encode_every_step=True)
+    train = open_images(config).train
+    vae = freeze(load_autoencoder(config.vae))
+    source = open_source(settings())
+    sampler = GlobalBatchSampler(40, ProcessRows(8), config.seed, 3)
+    for keys, batch in islice(zip(sampler, source.batches(3), strict=False), 6):
+        images = torch.stack([train[key]["images"] for key in keys])
+        mean, _ = posteriors.encode_batch(vae, images)
+        torch.testing.assert_close(batch.mean, mean, rtol=0, atol=1e-4)
+
+
+def test_sources_tell_the_same_of_the_run(settings, made):
+    every, cached, streamed = (
+        open_source(settings(**changes))
+        for changes in ({"encode_every_step": True}, {"latents": made}, {"latents": made, **STREAM})
+    )
+    for source in (cached, streamed):
+        assert source.image_shape == every.image_shape == (1, 32, 32)
+        assert source.id2label == every.id2label
+        assert source.validation_fingerprint == every.validation_fingerprint
+        assert source.counts == "latents of 40 training images of fashion_mnist, 12 held out"
+        assert (source.encode_seconds, source.encoded_images) == (0.0, 0)
+        assert_close(source.held_out(), every.held_out())
+    assert every.counts.startswith("40 training images")
+
+
+def test_fewer_held_out_images_than_the_cache_has_are_evenly_spaced(settings, made):
+    whole = open_source(settings(latents=made, max_validation_samples=99)).held_out()
+    some = open_source(settings(latents=made, max_validation_samples=4)).held_out()
+    assert len(whole) == 12
+    assert torch.equal(some.mean, whole.mean[[0, 3, 6, 9]])
+
+
+def test_a_stream_has_the_images_of_the_cache(settings, made):
+    source = open_source(settings(latents=made, **STREAM))
+    images = {
+        tuple(row.flatten().tolist())
+        for batch in islice(source.batches(0), 5)
+        for row in batch.mean
+    }
+    shards = open_source(settings(latents=made))._cache.train
+    rows = torch.arange(40)
+    both = [shards.read(rows, torch.full((40,), bool(view))).mean for view in range(2)]
+    known = {tuple(row.flatten().tolist()): n % 40 for n, row in enumerate(torch.cat(both))}
+    assert sorted(known[image] for image in images) == list(range(40))
+    later = list(islice(source.batches(2), 2))
+    for found, expected in zip(later, islice(source.batches(0), 2, 4), strict=True):
+        assert torch.equal(found.mean, expected.mean)
+
+
+def test_encoding_in_the_run_is_timed_and_counted(settings, tmp_path):
+    source = open_source(settings())
+    assert source.encode_seconds > 0
+    assert source.encoded_images == 40 + 2000
+    assert (tmp_path / "run" / "latents" / "manifest.json").is_file()
+    plain = open_source(settings(horizontal_flip=False, output_dir=str(tmp_path / "plain")))
+    assert plain.encoded_images == 40 + 2000
+
+
+REFUSED = [
+    ({"resize_mode": "crop"}, "another preprocessing (pad, the run's --resize_mode is crop)"),
+    ({"resolution": 40}, "another resolution (32x32, the run's --resolution is 40)"),
+    ({"channels": 3}, "another number of channels (1, the run's is 3)"),
+    ({"validation_fingerprint": "f" * 16}, "another held-out set (fingerprint"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), REFUSED)
+@pytest.mark.parametrize("stream", [{}, STREAM])
+def test_a_cache_that_does_not_fit_is_refused_and_leaves_no_folder(
+    settings, made, tmp_path, changes, message, stream
+):
+    text = mistake(lambda: train_denoiser(settings(latents=made, **stream, **changes)))
+    assert text.startswith(f"{made}: manifest.json is of another")
+    assert message in text
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("stream", [{}, STREAM])
+@pytest.mark.parametrize("other", ["weights", "scaling_factor"])
+def test_a_cache_of_another_autoencoder_is_refused(settings, made, tmp_path, stream, other):
+    changes = {"scaling_factor": 0.5} if other == "scaling_factor" else {}
+    vae = save_autoencoder(tmp_path / "other", **changes)
+    if other == "weights":
+        changed = load_autoencoder(vae)
+        changed.quant_conv.bias.data[0] += 1e-6
+        changed.save_pretrained(vae)
+    text = mistake(lambda: train_denoiser(settings(latents=made, vae=vae, **stream)))
+    assert "manifest.json is of another autoencoder (a local one, " in text
+    assert "pass the --vae that it was encoded with" in text
+
+
+@pytest.mark.parametrize("stream", [{}, STREAM])
+def test_a_cache_without_mirror_images_is_refused_where_flips_are_on(
+    settings, vae_folder, tmp_path, stream
+):
+    plain = tmp_path / "plain"
+    encode_latents(encode_settings(vae_folder, plain, horizontal_flip=False))
+    text = mistake(lambda: train_denoiser(settings(latents=plain, **stream)))
+    assert "it has no mirror images" in text
+    open_source(settings(latents=plain, horizontal_flip=False, **stream))
+
+
+@pytest.mark.parametrize("stream", [{}, STREAM])
+def test_a_cache_that_is_not_finished_is_refused(settings, cache, stream):
+    manifest = read_json(cache)
+    del manifest["shards"]
+    write_manifest(cache, manifest)
+    text = mistake(lambda: train_denoiser(settings(latents=cache, **stream)))
+    assert text.startswith(f"{cache} is not finished")
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, cut_short, Path.unlink])
+@pytest.mark.parametrize("name", ["train-000002.safetensors", "validation-000001.safetensors"])
+def test_a_damaged_file_is_named_before_the_first_step(settings, cache, damage, name):
+    damage(cache / name)
+    text = mistake(lambda: open_source(settings(latents=cache)))
+    assert text.startswith(f"{cache / name} is ")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stream_lanes": 8}, "--stream_lanes 8 needs as many shards"),
+        ({"stream_lanes": 3}, "the global batch (8 images) must be a multiple"),
+        ({"dataloader_num_workers": 3}, "--dataloader_num_workers 3 does not fit"),
+    ],
+)
+def test_a_stream_that_does_not_fit_leaves_no_folder(settings, made, tmp_path, changes, message):
+    text = mistake(lambda: train_denoiser(settings(latents=made, **STREAM | changes)))
+    assert message in text
+    assert not (tmp_path / "run").exists()
+
+
+def test_through_the_command_a_damaged_file_is_one_line_and_status_2(settings, cache, capsys):
+    flip_a_bit(cache / "train-000001.safetensors")
+    for changes in ({}, STREAM | {"dataloader_num_workers": 1}):
+        config = settings(latents=cache, **changes)
+        flags = [f"--{x.name}={getattr(config, x.name)}" for x in fields(config)]
+        flags = [flag for flag in flags if not flag.endswith("=None")]
+        with pytest.raises(SystemExit) as stopped:
+            run_command(DenoiserConfig, train_denoiser, [*flags, "--overwrite_output_dir"])
+        assert stopped.value.code == 2
+        line = capsys.readouterr().err.split("error: ")[-1]  # after the progress bar
+        assert line.startswith(f"{cache}/train-000001.safetensors is damaged: its checksum")
+        assert line.count("\n") == 1
+        assert "Traceback" not in line
+
+
+@pytest.mark.slow
+def test_wherever_the_latents_are_from_the_losses_are_the_same(
+    settings, made, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(TrainingClock, "LOGGING_STEPS", 1)
+    losses = {}
+    for name, changes in (
+        ("beforehand", {"latents": made}),
+        ("in the run", {}),
+        ("every step", {"encode_every_step": True}),
+    ):
+        run = tmp_path / name
+        train_denoiser(settings(output_dir=str(run), **changes))
+        lines = [json.loads(line) for line in (run / "logs" / "losses.jsonl").open()]
+        losses[name] = [
+            line[key] for line in lines for key in ("train_loss", "validation_loss") if key in line
+        ]
+        assert (run / "latents").exists() == (name == "in the run")
+    assert len(losses["beforehand"]) == 6
+    for name in ("in the run", "every step"):
+        assert losses[name] == pytest.approx(losses["beforehand"], abs=1e-4), name
+
+
+def test_another_runs_latents_are_replaced_only_where_that_is_asked_for(settings, tmp_path):
+    open_source(settings())
+    before = all_bytes(tmp_path / "run" / "latents")
+    other = settings(max_train_samples=30)
+    # The images are open already, as where a run is resumed.
+    text = mistake(lambda: open_source(other, open_images(other)))
+    assert text.startswith(
+        f"{tmp_path / 'run' / 'latents'}/manifest.json is of another set of images"
+    )
+    assert all_bytes(tmp_path / "run" / "latents") == before
+    source = open_source(replace(other, overwrite_output_dir=True))
+    assert source.encoded_images == 30 + 2000
+    assert len(source._cache.train) == 30
+
+
+def test_a_new_run_over_an_old_one_of_the_same_images_encodes_nothing(settings, monkeypatch):
+    open_source(settings())
+    monkeypatch.setattr(posteriors, "encode_batch", None)
+    open_source(settings(overwrite_output_dir=True, seed=0, learning_rate=1e-4))

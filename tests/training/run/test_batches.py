@@ -1,0 +1,93 @@
+import os
+import signal
+import subprocess
+import sys
+from itertools import islice
+
+import pytest
+import torch
+
+from hf_latent.training.run.batches import (
+    GlobalBatchSampler,
+    ProcessRows,
+    ignore_signals,
+    seeded_generator,
+)
+
+
+def first_keys(sampler: GlobalBatchSampler, batches: int) -> list[list[tuple[int, int]]]:
+    return list(islice(sampler, batches))
+
+
+def test_every_epoch_has_every_image_once_in_an_order_of_its_own():
+    keys = sum(first_keys(GlobalBatchSampler(10, ProcessRows(4), seed=1), 5), [])
+    epochs = [[index for e, index in keys if e == epoch] for epoch in (0, 1)]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(10))] * 2
+    assert epochs[0] != epochs[1]
+    assert keys != sum(first_keys(GlobalBatchSampler(10, ProcessRows(4), seed=2), 5), [])
+
+
+def test_processes_share_the_global_batch():
+    whole = first_keys(GlobalBatchSampler(11, ProcessRows(6), seed=3), 4)
+    shares = [
+        first_keys(GlobalBatchSampler(11, ProcessRows(2, rank, 3), seed=3), 4) for rank in range(3)
+    ]
+    assert [sum(rows, []) for rows in zip(*shares, strict=True)] == whole
+
+
+def test_it_goes_on_where_it_stopped():
+    sampler = GlobalBatchSampler(7, ProcessRows(3), seed=0)
+    later = GlobalBatchSampler(7, ProcessRows(3), seed=0, start_batch=5)
+    assert first_keys(sampler, 9)[5:] == first_keys(later, 4)
+
+
+def test_rows_of_a_drawn_batch():
+    drawn = torch.arange(6)
+    shares = [ProcessRows(2, rank, 3).of(drawn).tolist() for rank in range(3)]
+    assert shares == [[0, 1], [2, 3], [4, 5]]
+    assert ProcessRows(2, 1, 3).global_size == 6
+
+
+def test_generators_differ_by_seed_purpose_and_place():
+    def draw(*arguments):
+        return torch.rand(3, generator=seeded_generator(*arguments)).tolist()
+
+    places = [(0, "order", 0), (0, "order", 1), (1, "order", 0), (0, "posterior", 0)]
+    places += [(0, "order"), (0, "order", 0, 1)]
+    draws = [draw(*place) for place in places]
+    assert len({tuple(d) for d in draws}) == len(places) - 1  # a last 0 is the same as none
+    assert draws[0] == draw(0, "order", 0)
+
+
+def test_a_reading_process_ignores_what_stops_a_training():
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.getsignal(number) for number in numbers]
+    try:
+        ignore_signals(0)
+        assert [signal.getsignal(number) for number in numbers] == [signal.SIG_IGN] * 2
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+FAILING = """
+import torch
+from hf_latent.training.run.batches import ignore_signals
+
+loader = torch.utils.data.DataLoader(range(100), num_workers=1, worker_init_fn=ignore_signals)
+read = iter(loader)
+next(read)
+print(read._workers[0].pid, flush=True)
+raise RuntimeError("the training fails")
+"""
+
+
+@pytest.mark.slow
+def test_a_program_that_fails_ends_with_its_readers():
+    done = subprocess.run(
+        [sys.executable, "-c", FAILING], capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 1
+    assert "RuntimeError: the training fails" in done.stderr
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(done.stdout), 0)

@@ -1,0 +1,380 @@
+import json
+import shutil
+from functools import partialmethod
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from diffusers import AutoencoderKL
+from safetensors.torch import load_file
+
+from hf_latent.errors import UserError
+from hf_latent.models.frozen import FrozenWeights
+from hf_latent.training.autoencoder_config import AutoencoderConfig
+from hf_latent.training.run.accelerator import create_ema, create_optimizer
+from hf_latent.training.run.checkpoints import TrainingState, resume_training, save_checkpoint
+from hf_latent.training.run.folder import find_checkpoint, list_checkpoints, remove_checkpoint
+from hf_latent.training.start_autoencoder import TrainableAutoencoder
+from tests.conftest import make_autoencoder
+
+
+class Steps:
+    """What a training counts."""
+
+    done = 0
+
+    def state(self):
+        return {"done": self.done}
+
+    def load_state(self, state):
+        self.done = state["done"]
+
+
+@pytest.fixture
+def config(tmp_path):
+    return lambda **changes: AutoencoderConfig(**{"output_dir": str(tmp_path), **changes})
+
+
+def start(config: AutoencoderConfig, decoder_only: bool = False, **changes) -> TrainingState:
+    vae = make_autoencoder(**changes).train()
+    if decoder_only:
+        vae.encoder.requires_grad_(False)
+        vae.quant_conv.requires_grad_(False)
+    optimizer = create_optimizer(config, vae)
+    ema = create_ema(config, vae, torch.device("cpu"))
+    return TrainingState(
+        {"vae": vae}, {"vae": optimizer}, {"vae": {"ema": ema}}, {"steps": Steps()}
+    )
+
+
+def train(state: TrainingState, steps: int) -> TrainingState:
+    vae, optimizer, steps_done = state.models["vae"], state.optimizers["vae"], state.others["steps"]
+    for _ in range(steps):
+        generator = torch.Generator().manual_seed(steps_done.done)
+        images = torch.rand(2, 1, 16, 16, generator=generator)
+        noise = torch.randn(2, 4, 4, 4, generator=generator)
+        reconstructions, _, _ = TrainableAutoencoder(vae)(images, noise)
+        (reconstructions - images).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        state.averages["vae"]["ema"].step(vae.parameters())
+        steps_done.done += 1
+    return state
+
+
+def assert_equal(found: TrainingState, expected: TrainingState) -> None:
+    assert found.others["steps"].done == expected.others["steps"].done
+    weights = expected.models["vae"].state_dict()
+    assert found.models["vae"].state_dict().keys() == weights.keys()
+    for name, weight in found.models["vae"].state_dict().items():
+        assert torch.equal(weight, weights[name]), name
+    averages = [state.averages["vae"]["ema"] for state in (found, expected)]
+    assert averages[0].optimization_step == averages[1].optimization_step
+    for one, other in zip(averages[0].shadow_params, averages[1].shadow_params, strict=True):
+        assert torch.equal(one, other)
+    optimizers = [state.optimizers["vae"].state_dict() for state in (found, expected)]
+    assert optimizers[0]["param_groups"] == optimizers[1]["param_groups"]
+    assert optimizers[0]["state"].keys() == optimizers[1]["state"].keys()
+    for index, moments in optimizers[1]["state"].items():
+        assert optimizers[0]["state"][index].keys() == moments.keys()
+        for name, moment in moments.items():
+            assert torch.equal(optimizers[0]["state"][index][name], moment), (index, name)
+
+
+def spoil(state: TrainingState) -> TrainingState:
+    """Nothing of what is loaded may have been there before."""
+    with torch.no_grad():
+        for parameter in state.models["vae"].parameters():
+            parameter.fill_(9)
+        for shadow in state.averages["vae"]["ema"].shadow_params:
+            shadow.fill_(8)
+    return state
+
+
+@pytest.mark.parametrize("decoder_only", [False, True])
+@pytest.mark.parametrize("steps", [0, 2])
+def test_a_loaded_state_goes_on_bit_for_bit(config, steps, decoder_only):
+    uninterrupted = train(start(config(), decoder_only), steps)
+    save_checkpoint(config(), Accelerator(), uninterrupted, steps)
+    loaded = spoil(start(config(), decoder_only))
+    resume_training(config(resume_from_checkpoint="latest"), Accelerator(), loaded)
+    assert_equal(loaded, uninterrupted)
+    assert_equal(train(loaded, 3), train(uninterrupted, 3))
+    moments = loaded.optimizers["vae"].state_dict()["state"]
+    trained = [p.requires_grad for p in loaded.models["vae"].parameters()]
+    assert sorted(moments) == [index for index, wanted in enumerate(trained) if wanted]
+
+
+def test_a_model_above_the_size_of_a_shard_is_saved_in_one_file(config, tmp_path, monkeypatch):
+    # Diffusers' own size is 10 GB.
+    sharded = partialmethod(AutoencoderKL.save_pretrained, max_shard_size="10KB")
+    monkeypatch.setattr(AutoencoderKL, "save_pretrained", sharded)
+    uninterrupted = train(start(config()), 1)
+    uninterrupted.models["vae"].save_pretrained(tmp_path / "in_shards")
+    assert len(list((tmp_path / "in_shards").glob("*-of-*.safetensors"))) > 1
+    save_checkpoint(config(), Accelerator(), uninterrupted, 1)
+    loaded = spoil(start(config()))
+    resume_training(config(resume_from_checkpoint="latest"), Accelerator(), loaded)
+    assert_equal(loaded, uninterrupted)
+
+
+def test_a_checkpoint_is_safetensors_and_json(config, tmp_path):
+    state = train(start(config()), 1)
+    save_checkpoint(config(), Accelerator(), state, 1)
+    files = [path for path in (tmp_path / "checkpoint-1").rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".safetensors", ".json"}
+    for path in files:
+        load_file(path) if path.suffix == ".safetensors" else json.loads(path.read_text())
+    assert sorted(path.name for path in (tmp_path / "checkpoint-1").iterdir()) == [
+        "state.json",
+        "vae",
+        "vae_ema",
+        "vae_optimizer.safetensors",
+    ]
+    values = json.loads((tmp_path / "checkpoint-1" / "state.json").read_text())
+    assert values["step"] == 1
+    assert values["average_steps"] == {"vae": 1}, "as in checkpoints of before"
+    assert values["settings"]["learning_rate"] == config().learning_rate
+
+
+def test_saving_leaves_the_training_as_it_was(config):
+    state, untouched = train(start(config()), 2), train(start(config()), 2)
+    save_checkpoint(config(), Accelerator(), state, 2)
+    assert_equal(state, untouched)
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(1, [10]), (2, [9, 10]), (None, [1, 2, 9, 10])])
+def test_the_limit_keeps_the_newest(config, tmp_path, limit, kept):
+    state = start(config())
+    for step in (1, 2, 9, 10):
+        save_checkpoint(config(checkpoints_total_limit=limit), Accelerator(), state, step)
+    expected = [tmp_path / f"checkpoint-{step}" for step in kept]
+    assert list_checkpoints(tmp_path) == expected
+    assert sorted(tmp_path.iterdir()) == sorted(expected)
+
+
+def test_after_going_back_the_latest_is_what_was_saved_last(config, tmp_path):
+    state = start(config())
+    for step in (1, 3, 4):
+        save_checkpoint(config(checkpoints_total_limit=None), Accelerator(), state, step)
+    back = config(resume_from_checkpoint=str(tmp_path / "checkpoint-1"), checkpoints_total_limit=2)
+    resume_training(back, Accelerator(), state)
+    kept = {2: [4, 2], 3: [2, 3], 4: [3, 4]}
+    for step in (2, 3, 4):
+        save_checkpoint(back, Accelerator(), state, step)
+        expected = [tmp_path / f"checkpoint-{one}" for one in kept[step]]
+        assert list_checkpoints(tmp_path) == expected
+        assert sorted(tmp_path.iterdir()) == sorted(expected)
+        latest = find_checkpoint(config(resume_from_checkpoint="latest"))
+        assert latest == tmp_path / f"checkpoint-{step}"
+
+
+def test_a_checkpoint_that_is_half_removed_is_none_any_more(config, tmp_path, monkeypatch):
+    state = start(config())
+    for step in (1, 2):
+        save_checkpoint(config(), Accelerator(), state, step)
+
+    def die(path):
+        (path / "vae_optimizer.safetensors").unlink()
+        raise OSError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", die)
+        with pytest.raises(OSError, match="killed"):
+            remove_checkpoint(tmp_path / "checkpoint-2")
+    assert list_checkpoints(tmp_path) == [tmp_path / "checkpoint-1"]
+    assert len(list(tmp_path.iterdir())) == 2, "the test leaves a part of it"
+    resume_training(config(resume_from_checkpoint="latest"), Accelerator(), start(config()))
+    assert list(tmp_path.iterdir()) == [tmp_path / "checkpoint-1"]
+
+
+def test_a_half_written_checkpoint_is_never_taken_for_a_whole_one(config, tmp_path):
+    state = train(start(config()), 1)
+    save_checkpoint(config(), Accelerator(), state, 1)
+    for name in (".checkpoint-5.123", ".checkpoint-6.123.old", "checkpoint-7", "checkpoint-x"):
+        (tmp_path / name).mkdir()
+    for name in (".checkpoint-5.123", ".checkpoint-6.123.old", "checkpoint-x"):
+        (tmp_path / name / "state.json").write_text("{}")
+    (tmp_path / "checkpoint-7" / "vae_optimizer.safetensors").write_bytes(b"")
+    assert list_checkpoints(tmp_path) == [tmp_path / "checkpoint-1"]
+    loaded = spoil(start(config()))
+    resume_training(config(resume_from_checkpoint="latest"), Accelerator(), loaded)
+    assert_equal(loaded, state)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "checkpoint-1",
+        "checkpoint-7",
+        "checkpoint-x",
+    ]
+    save_checkpoint(config(), Accelerator(), state, 7)
+    assert find_checkpoint(config(resume_from_checkpoint="latest")) == tmp_path / "checkpoint-7"
+
+
+def test_saving_that_fails_leaves_no_checkpoint(config, tmp_path, monkeypatch):
+    state = start(config())
+
+    def fill_the_disk(*arguments):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("hf_latent.training.run.checkpoints.save_file", fill_the_disk)
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint(config(), Accelerator(), state, 3)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_latest_with_none_there_starts_anew(config):
+    state, untouched = start(config()), start(config())
+    resume_training(config(resume_from_checkpoint="latest"), Accelerator(), state)
+    assert_equal(state, untouched)
+    assert find_checkpoint(config()) is None
+
+
+def test_a_named_checkpoint_is_taken(config, tmp_path, capsys):
+    state = start(config())
+    for step in (1, 2):
+        save_checkpoint(config(), Accelerator(), train(state, 1), step)
+    loaded = start(config())
+    name = str(tmp_path / "checkpoint-1")
+    resume_training(config(resume_from_checkpoint=name), Accelerator(), loaded)
+    assert loaded.others["steps"].done == 1
+    assert capsys.readouterr().out == f"resumed from {name}\n"
+
+
+@pytest.mark.parametrize("name", ["checkpoint-9", "", "logs"])
+def test_a_folder_that_is_no_checkpoint_is_named(config, tmp_path, name):
+    (tmp_path / "logs").mkdir()
+    asked = str(tmp_path / name)
+    with pytest.raises(UserError, match=f"^--resume_from_checkpoint {asked} is no checkpoint"):
+        resume_training(config(resume_from_checkpoint=asked), Accelerator(), start(config()))
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "vae/diffusion_pytorch_model.safetensors",
+        "vae_ema/diffusion_pytorch_model.safetensors",
+        "vae_optimizer.safetensors",
+        "state.json",
+    ],
+)
+@pytest.mark.parametrize("damage", [truncate, Path.unlink])
+def test_a_damaged_checkpoint_is_named(config, tmp_path, file, damage):
+    save_checkpoint(config(), Accelerator(), train(start(config()), 1), 1)
+    damage(tmp_path / "checkpoint-1" / file)
+    asked = str(tmp_path / "checkpoint-1")
+    with pytest.raises(UserError, match=asked) as raised:
+        resume_training(config(resume_from_checkpoint=asked), Accelerator(), start(config()))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"block_out_channels": (8, 8, 16)}, {"latent_channels": 3}, {"layers_per_block": 2}]
+)
+def test_a_checkpoint_of_another_architecture_is_named(config, tmp_path, changes):
+    save_checkpoint(config(), Accelerator(), train(start(config()), 1), 1)
+    with pytest.raises(UserError, match=f"^{tmp_path / 'checkpoint-1'} is damaged or of") as raised:
+        other = start(config(), **changes)
+        resume_training(config(resume_from_checkpoint="latest"), Accelerator(), other)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_checkpoint_of_another_training_is_named(config, tmp_path):
+    save_checkpoint(config(), Accelerator(), start(config()), 1)
+    state = start(config())
+    other = TrainingState(
+        *({"unet": x["vae"]} for x in (state.models, state.optimizers, state.averages)), {}
+    )
+    with pytest.raises(UserError, match=str(tmp_path / "checkpoint-1")):
+        resume_training(config(resume_from_checkpoint="latest"), Accelerator(), other)
+
+
+def test_changed_settings_are_told(config, tmp_path, capsys):
+    before = config(learning_rate=1e-3, block_out_channels=[8, 8, 8], checkpointing_steps=5)
+    save_checkpoint(before, Accelerator(), start(before), 1)
+    after = config(
+        learning_rate=2e-3,
+        block_out_channels=[8, 8, 8],
+        checkpointing_steps=7,
+        kl_weight=1.0,
+        resume_from_checkpoint="latest",
+        dataloader_num_workers=2,
+    )
+    resume_training(after, Accelerator(), start(after))
+    assert capsys.readouterr().out.splitlines() == [
+        "--learning_rate is 0.002 from now on, 0.001 until now",
+        "--kl_weight is 1.0 from now on, 0.001 until now",
+        f"resumed from {tmp_path / 'checkpoint-1'}",
+    ]
+
+
+def test_another_number_of_processes_is_told(config, tmp_path, capsys):
+    save_checkpoint(config(), Accelerator(), start(config()), 1)
+    path = tmp_path / "checkpoint-1" / "state.json"
+    values = json.loads(path.read_text())
+    assert values["num_processes"] == 1
+    latest = config(resume_from_checkpoint="latest")
+    resume_training(latest, Accelerator(), start(config()))
+    assert capsys.readouterr().out == f"resumed from {path.parent}\n"
+    path.write_text(json.dumps(values | {"num_processes": 4}))
+    resume_training(latest, Accelerator(), start(config()))
+    told, resumed = capsys.readouterr().out.splitlines()
+    assert told == "--num_processes is 1 from now on, 4 until now"
+    assert resumed == f"resumed from {path.parent}"
+
+
+def test_another_frozen_autoencoder_is_refused(config, tmp_path):
+    frozen = make_autoencoder()
+    state = start(config())
+    state.others["vae"] = FrozenWeights(frozen)
+    save_checkpoint(config(), Accelerator(), state, 1)
+    latest = config(resume_from_checkpoint="latest")
+    resume_training(latest, Accelerator(), state)
+    with torch.no_grad():
+        frozen.decoder.conv_out.bias[0] += 1e-6
+    state.others["vae"] = FrozenWeights(frozen)
+    with pytest.raises(UserError, match="autoencoder is not the one that it was trained") as raised:
+        resume_training(latest, Accelerator(), state)
+    assert str(tmp_path / "checkpoint-1") in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+# Half precision has a scaler only on a GPU, but the scaler itself runs anywhere.
+def test_under_a_gradient_scaler_both_players_step_by_unscaled_gradients(config):
+    Accelerator()
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    models = {name: torch.nn.Linear(3, 2) for name in ("vae", "discriminator")}
+    optimizers = {
+        name: AcceleratedOptimizer(create_optimizer(config(), model), scaler=scaler)
+        for name, model in models.items()
+    }
+    state = TrainingState(models, optimizers, {}, {})
+    accelerator = SimpleNamespace(
+        scaler=scaler,
+        unscale_gradients=lambda wrapped: [scaler.unscale_(one.optimizer) for one in wrapped],
+    )
+    for step in (1, 2):
+        inputs = torch.randn(4, 3, generator=torch.Generator().manual_seed(step))
+        losses = {name: model(inputs).square().mean() for name, model in models.items()}
+        expected = {
+            name: torch.autograd.grad(loss, list(models[name].parameters()), retain_graph=True)
+            for name, loss in losses.items()
+        }
+        for loss in losses.values():
+            scaler.scale(loss).backward()
+        norms = state.clip_gradients(list(models), 1e9, accelerator)
+        state.step_optimizers(list(models), accelerator)
+        for name, norm in zip(models, norms, strict=True):
+            together = torch.cat([gradient.flatten() for gradient in expected[name]])
+            torch.testing.assert_close(norm, together.norm())
+            for parameter, gradient in zip(models[name].parameters(), expected[name], strict=True):
+                moments = optimizers[name].optimizer.state[parameter]
+                assert moments["step"] == 1, name
+                torch.testing.assert_close(moments["exp_avg"], 0.1 * gradient)
+                moments["exp_avg"].zero_(), moments["step"].zero_()
+            optimizers[name].zero_grad()

@@ -1,0 +1,214 @@
+import json
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import Accelerator
+from diffusers.optimization import get_cosine_schedule_with_warmup
+
+from hf_latent.training.run import clock as clock_module
+from hf_latent.training.run.accelerator import TrainingConfig
+from hf_latent.training.run.clock import TrainingClock, cosine_with_warmup
+
+
+@pytest.fixture
+def optimizer() -> torch.optim.Optimizer:
+    return torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [(5, 40), (0, 10), (10, 1000)])
+def test_cosine_equals_diffusers(optimizer, warmup, steps):
+    schedule = get_cosine_schedule_with_warmup(optimizer, warmup, steps).lr_lambdas[0]
+    for step in range(steps + 1):
+        assert cosine_with_warmup(step / steps, warmup / steps) == pytest.approx(schedule(step))
+
+
+def start_clock(tmp_path, **settings) -> TrainingClock:
+    (tmp_path / "logs").mkdir(parents=True, exist_ok=True)
+    config = TrainingConfig(output_dir=str(tmp_path), **settings)
+    return TrainingClock(config, Accelerator(), "test")
+
+
+def test_steps_learning_rate_and_log(tmp_path, optimizer):
+    clock = start_clock(tmp_path, max_train_steps=30, learning_rate=0.5, validation_steps=10)
+    rates, validated = [], []
+    for step in clock.steps(optimizer):
+        rates.append(optimizer.param_groups[0]["lr"])
+        clock.log_loss(torch.tensor(float(step)))
+        if clock.validation_is_due:
+            validated.append(step)
+            clock.log_validation_loss(0.25)
+    clock.log_validation_loss(0.125)
+    assert rates == [0.5 * cosine_with_warmup(step / 30, 0.05) for step in range(30)]
+    assert validated == [9, 19]
+    summary = clock.summary(tmp_path / "model")
+    assert summary.steps == 30
+    assert summary.validation_losses == {10: 0.25, 20: 0.25, 30: 0.125}
+    assert summary.train_loss == 24.5  # the mean of steps 20 to 29
+    assert summary.images_per_second == pytest.approx(30 * 64 / summary.seconds, rel=0.5)
+    log = [json.loads(line) for line in (tmp_path / "logs" / "losses.jsonl").open()]
+    assert [line["step"] for line in log] == [10, 20, 20, 30, 30]
+    assert log[1]["train_loss"] == 9.5
+
+
+def test_a_time_limit_ends_the_training_and_drives_the_learning_rate(
+    tmp_path, optimizer, monkeypatch
+):
+    seconds = iter(range(1000))
+    monkeypatch.setattr(
+        clock_module, "time", SimpleNamespace(perf_counter=lambda: float(next(seconds)))
+    )
+    clock = start_clock(tmp_path, max_train_minutes=1.0, learning_rate=1.0)
+    rates = []
+    for _ in clock.steps(optimizer):
+        rates.append(optimizer.param_groups[0]["lr"])
+    # One look at the clock a step, and the clock goes on by a second a look.
+    assert rates == [
+        pytest.approx(cosine_with_warmup(s / 60, 0.05), abs=1e-5) for s in range(1, 60)
+    ]
+    assert clock.seconds == pytest.approx(60, abs=1)
+
+
+def run_to(clock: TrainingClock, optimizer, last: int) -> list[float]:
+    """Go on up to a step, with a loss and a held-out loss in each; return the learning rates."""
+    rates = []
+    for step in clock.steps(optimizer):
+        rates.append(optimizer.param_groups[0]["lr"])
+        clock.log_loss(torch.tensor(float(step)))
+        clock.log_validation_loss(step / 8)
+        if clock.step == last:
+            break
+    return rates
+
+
+def test_a_clock_goes_on_from_its_state_and_forgets_what_came_after(
+    tmp_path, optimizer, monkeypatch
+):
+    monkeypatch.setattr(TrainingClock, "LOGGING_STEPS", 1)
+    whole = run_to(start_clock(tmp_path / "whole", max_train_steps=10), optimizer, 10)
+    clock = start_clock(tmp_path, max_train_steps=10)
+    before = run_to(clock, optimizer, 4)
+    state = json.loads(json.dumps(clock.state()))
+    assert state["step"] == 4
+    run_to(clock, optimizer, 7)
+
+    resumed = start_clock(tmp_path, max_train_steps=10)
+    resumed.load_state(state)
+    assert resumed.step == 4
+    assert resumed.train_loss == 3
+    assert resumed.validation_losses == {1: 0.0, 2: 0.125, 3: 0.25, 4: 0.375}
+    assert resumed.seconds == pytest.approx(state["seconds"], abs=1)
+    after = run_to(resumed, optimizer, 10)
+    assert before + after == whole
+    logs = [
+        [json.loads(line) for line in (folder / "logs" / "losses.jsonl").open()]
+        for folder in (tmp_path, tmp_path / "whole")
+    ]
+    for line in sum(logs, []):
+        line.pop("images_per_second")
+    assert logs[0] == logs[1]
+
+
+def test_time_before_a_checkpoint_counts_for_the_limit_and_not_for_the_rate(
+    tmp_path, optimizer, monkeypatch
+):
+    now = [1000.0]
+    monkeypatch.setattr(clock_module, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    clock = start_clock(tmp_path, max_train_minutes=10.0, checkpointing_steps=50)
+    clock.load_state(clock.state() | {"step": 100, "seconds": 540.0})
+    assert clock.seconds == 540
+    steps = 0
+    for _ in clock.steps(optimizer):
+        now[0] += 1.0
+        steps += 1
+    assert steps == 60
+    assert clock.step == 160
+    assert clock.images_per_second == pytest.approx(64.0)
+
+
+def test_images_are_counted_with_the_processes_that_saw_them(tmp_path, optimizer, monkeypatch):
+    settings = {"train_batch_size": 5, "gradient_accumulation_steps": 2}
+    now = [0.0]
+    monkeypatch.setattr(clock_module, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    def run(processes: int, steps: int, state: dict | None) -> TrainingClock:
+        monkeypatch.setattr(Accelerator, "num_processes", property(lambda self: processes))
+        clock = start_clock(tmp_path, max_train_steps=steps, **settings)
+        if state is not None:
+            clock.load_state(state)
+        for _ in clock.steps(optimizer):
+            now[0] += 1.0
+        return clock
+
+    first = run(3, 4, None)
+    assert first.summary(tmp_path).images_seen == 4 * 30
+    assert first.images_per_second == 30
+    state = json.loads(json.dumps(first.state()))
+    second = run(2, 6, state)
+    assert second.summary(tmp_path).images_seen == 4 * 30 + 2 * 20
+    assert second.images_per_second == 20
+    # Checkpoints of before did not count.
+    del state["images_seen"]
+    assert run(2, 6, state).images_seen == 6 * 20
+
+
+def test_a_finished_run_that_is_resumed_has_no_rate(tmp_path, optimizer):
+    clock = start_clock(tmp_path, max_train_steps=3)
+    run_to(clock, optimizer, 3)
+    resumed = start_clock(tmp_path, max_train_steps=3)
+    resumed.load_state(json.loads(json.dumps(clock.state())))
+    assert list(resumed.steps(optimizer)) == []
+    resumed.log_validation_loss(0.5)
+    summary = resumed.summary(tmp_path)
+    assert math.isnan(summary.images_per_second)
+    assert (summary.steps, summary.images_seen) == (3, 3 * 64)
+    last = (tmp_path / "logs" / "losses.jsonl").read_text().splitlines()[-1]
+    assert json.loads(last) == {"step": 3, "validation_loss": 0.5}
+
+
+def test_a_loss_that_is_not_finite_does_not_spoil_the_mean(tmp_path, optimizer):
+    clock = start_clock(tmp_path, max_train_steps=3)
+    losses = iter([1.0, math.nan, 4.0])
+    for _ in clock.steps(optimizer):
+        clock.log_loss(torch.tensor(next(losses)))
+    assert clock.train_loss == 2.5
+
+
+@pytest.mark.parametrize(("every", "due"), [(None, []), (1, [1, 2, 3, 4, 5, 6, 7]), (3, [3, 6, 7])])
+def test_checkpoints_are_due_every_so_often_and_after_the_last(tmp_path, optimizer, every, due):
+    clock = start_clock(tmp_path, max_train_steps=7, checkpointing_steps=every)
+    assert [clock.step for _ in clock.steps(optimizer) if clock.checkpoint_is_due] == due
+
+
+@pytest.mark.parametrize("limit_seconds", [30, 31])
+@pytest.mark.parametrize("every", [1000, 7])
+def test_a_time_limit_never_ends_a_training_without_its_last_checkpoint(
+    tmp_path, optimizer, monkeypatch, every, limit_seconds
+):
+    # Every look at the clock takes a while, so that the limit passes between any two of them.
+    seconds = iter(range(1000))
+    monkeypatch.setattr(
+        clock_module, "time", SimpleNamespace(perf_counter=lambda: float(next(seconds)))
+    )
+    settings = {"max_train_minutes": limit_seconds / 60, "checkpointing_steps": every}
+    clock = start_clock(tmp_path, **settings)
+    saved = [clock.state() for _ in clock.steps(optimizer) if clock.checkpoint_is_due]
+    assert saved[-1]["step"] == clock.step
+    assert [x["step"] for x in saved[:-1]] == list(range(every, clock.step, every))
+    # What has ended does not go on when it is resumed.
+    resumed = start_clock(tmp_path, **settings)
+    resumed.load_state(json.loads(json.dumps(saved[-1])))
+    assert list(resumed.steps(optimizer)) == []
+
+
+@pytest.mark.parametrize("limit", [{"max_train_steps": 6}, {"max_train_minutes": 24 / 60}])
+def test_no_validation_is_due_after_the_last_step(tmp_path, optimizer, monkeypatch, limit):
+    """It is made with the averaged weights at the end, and would be told twice."""
+    seconds = iter(range(1000))
+    monkeypatch.setattr(
+        clock_module, "time", SimpleNamespace(perf_counter=lambda: float(next(seconds)))
+    )
+    clock = start_clock(tmp_path, validation_steps=1, **limit)
+    due = [clock.step for _ in clock.steps(optimizer) if clock.validation_is_due]
+    assert due == list(range(1, clock.step)) and clock.step > 2

@@ -1,0 +1,229 @@
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import Accelerator
+from diffusers import AutoencoderKL
+from safetensors.torch import load_file
+
+from hf_latent.errors import UserError
+from hf_latent.training import autoencoder, denoiser
+from hf_latent.training.autoencoder import train_autoencoder
+from hf_latent.training.denoiser import train_denoiser
+from hf_latent.training.run.guard import NonFiniteGuard
+from tests.conftest import make_autoencoder
+
+FINE, NAN, INFINITE = torch.tensor(1.0), torch.tensor(torch.nan), torch.tensor(torch.inf)
+
+
+def test_a_finite_step_is_allowed(tmp_path, capsys):
+    guard = NonFiniteGuard(tmp_path, Accelerator())
+    assert guard.allows(0, FINE, [FINE, FINE], {"images_0": torch.ones(1)})
+    assert not list(tmp_path.iterdir())
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("loss", "norms"),
+    [(NAN, [FINE]), (INFINITE, [FINE]), (FINE, [NAN]), (FINE, [FINE, INFINITE])],
+)
+def test_a_step_that_is_not_finite_is_refused_and_its_batch_saved(tmp_path, capsys, loss, norms):
+    guard = NonFiniteGuard(tmp_path, Accelerator())
+    batch = {
+        "images_0": torch.randn(2, 1, 4, 4).requires_grad_(),
+        "noise_0": torch.randn(2, 4, 1, 3).transpose(2, 3),
+    }
+    assert not guard.allows(6, loss, norms, batch)
+    path = tmp_path / "bad_batches" / "step-000007-rank-0.safetensors"
+    assert list(path.parent.iterdir()) == [path]
+    saved = load_file(path)
+    assert saved.keys() == batch.keys()
+    for name, tensor in batch.items():
+        assert torch.equal(saved[name], tensor), name
+    assert capsys.readouterr().out == (
+        f"step 7: the loss is not finite; the step is skipped, its batch is in {path}\n"
+    )
+
+
+def test_five_refused_steps_in_a_row_end_the_training(tmp_path):
+    guard = NonFiniteGuard(tmp_path, Accelerator())
+    for step in range(4):
+        assert not guard.allows(step, NAN, [FINE], {})
+    with pytest.raises(UserError, match="5 steps in a row up to step 5") as raised:
+        guard.allows(4, NAN, [FINE], {})
+    assert str(tmp_path / "bad_batches") in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert len(list((tmp_path / "bad_batches").iterdir())) == 5
+
+
+def test_a_good_step_resets_the_count(tmp_path):
+    guard = NonFiniteGuard(tmp_path, Accelerator())
+    for step in range(20):
+        good = step % 5 == 4
+        assert guard.allows(step, FINE if good else NAN, [FINE], {}) is good
+
+
+@pytest.mark.parametrize(("others", "allowed"), [(0.0, True), (1.0, False)])
+def test_a_bad_loss_in_another_process_refuses_the_step_here(tmp_path, others, allowed):
+    two = SimpleNamespace(
+        num_processes=2,
+        process_index=1,
+        scaler=None,
+        reduce=lambda bad, reduction: bad + others,
+        print=print,
+    )
+    batch = {"images_0": torch.ones(1)}
+    assert NonFiniteGuard(tmp_path, two).allows(0, FINE, [FINE], batch) is allowed
+    assert (tmp_path / "bad_batches" / "step-000001-rank-1.safetensors").exists() is not allowed
+
+
+class ScaledTraining:
+    """One weight, trained under a real gradient scaler, which runs on a CPU too."""
+
+    def __init__(self, folder: Path):
+        accelerator = Accelerator()
+        self.scaler = accelerator.scaler = torch.amp.GradScaler("cpu")
+        self.guard = NonFiniteGuard(folder, accelerator)
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.optimizer = torch.optim.AdamW([self.weight], fused=True)
+
+    def step(self, number: int, loss: torch.Tensor) -> bool:
+        self.optimizer.zero_grad()
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_([self.weight], 1.0)
+        allowed = self.guard.allows(number, loss.detach(), [norm], {})
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return allowed
+
+
+def test_a_scaler_may_skip_steps_until_it_has_its_scale(tmp_path):
+    training = ScaledTraining(tmp_path)
+    # 60000 fits into fp16 at a scale of 1, from 2^16 after 16 steps; it does so twice over.
+    for number in range(40):
+        if number == 20:
+            training.scaler.update(2.0**16)
+        assert training.step(number, (training.weight.half() * 60000).float().sum())
+        skipped = number < 16 or 20 <= number < 36
+        assert training.guard.overflows_in_a_row == (number % 20 + 1 if skipped else 0)
+        assert (training.weight == 0) == (number < 16)
+    assert training.optimizer.state[training.weight]["step"] == 8, "skipped steps do not count"
+    assert not list(tmp_path.iterdir())
+
+
+def test_gradients_that_no_scale_makes_finite_end_the_training(tmp_path):
+    training = ScaledTraining(tmp_path)
+    for number in range(39):
+        assert training.step(number, training.weight.abs().sqrt().sum())  # 0, of slope infinity
+    with pytest.raises(UserError, match="gradients were not finite in 40 steps in a row") as error:
+        training.step(39, training.weight.abs().sqrt().sum())
+    assert "up to step 40" in str(error.value)
+    assert "--mixed_precision bf16" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert training.scaler.get_scale() < 2.0**-22, "all of fp16 was tried"
+
+
+def test_gradients_that_overflow_in_another_process_end_the_training_here(tmp_path):
+    two = SimpleNamespace(
+        num_processes=2,
+        scaler=torch.amp.GradScaler("cpu"),
+        reduce=lambda bad, reduction: bad + torch.tensor([0.0, 1.0]),
+    )
+    guard = NonFiniteGuard(tmp_path, two)
+    assert all(guard.allows(number, FINE, [FINE], {}) for number in range(39))
+    with pytest.raises(UserError, match="40 steps in a row"):
+        guard.allows(39, FINE, [FINE], {})
+
+
+def spoil(monkeypatch, module, name: str, bad_calls: set[int], value: float) -> None:
+    """Make a training's loss not finite, in some calls (micro-steps), from 0."""
+    loss, calls = getattr(module, name), iter(range(1000))
+    monkeypatch.setattr(
+        module, name, lambda *x: loss(*x) * (value if next(calls) in bad_calls else 1.0)
+    )
+
+
+def checkpoint(run: Path, step: int) -> dict[str, torch.Tensor]:
+    folder = run / f"checkpoint-{step}"
+    return {
+        f"{path.relative_to(folder)}:{key}": tensor
+        for path in folder.rglob("*.safetensors")
+        for key, tensor in load_file(path).items()
+    }
+
+
+def assert_skipped(run: Path, step: int) -> None:
+    """Only that step left weights, averages and moments as they were."""
+    for now in (2, 3, 4):
+        before, after = checkpoint(run, now - 1), checkpoint(run, now)
+        same = [name for name, tensor in before.items() if torch.equal(tensor, after[name])]
+        assert after.keys() == before.keys()
+        assert all(tensor.isfinite().all() for tensor in after.values())
+        if now == step:
+            assert len(same) == len(before)
+        else:
+            assert len(same) < len(before) / 2
+    (bad,) = (run / "bad_batches").iterdir()
+    assert bad.name == f"step-{step:06d}-rank-0.safetensors"
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_an_autoencoder_survives_a_step_that_is_not_finite(
+    autoencoder_config, tmp_path, monkeypatch, capsys, value
+):
+    # Calls 4 and 5 are the micro-steps of the third step.
+    spoil(monkeypatch, autoencoder, "reconstruction_loss", {5}, value)
+    config = autoencoder_config(
+        gradient_accumulation_steps=2,
+        checkpointing_steps=1,
+        checkpoints_total_limit=None,
+        discriminator_weight=0.5,
+        discriminator_base_channels=8,
+        discriminator_num_layers=1,
+    )
+    summary = train_autoencoder(config)
+    run = tmp_path / "autoencoder"
+    assert_skipped(run, 3)
+    batch = load_file(run / "bad_batches" / "step-000003-rank-0.safetensors")
+    assert {name: tuple(tensor.shape) for name, tensor in batch.items()} == {
+        f"{name}_{part}": shape
+        for name, shape in {"images": (8, 1, 32, 32), "noise": (8, 4, 8, 8)}.items()
+        for part in (0, 1)
+    }
+    assert capsys.readouterr().out.count("step 3: the loss is not finite") == 1
+    weights = [
+        json.loads((run / f"checkpoint-{step}" / "state.json").read_text())["others"]["adversary"]
+        for step in (2, 3, 4)
+    ]
+    assert weights[0] == weights[1] != weights[2], "the step after measures the weight again"
+    vae = AutoencoderKL.from_pretrained(summary.model_dir)
+    assert all(parameter.isfinite().all() for parameter in vae.parameters())
+
+
+def test_a_denoiser_survives_a_step_that_is_not_finite(denoiser_config, tmp_path, monkeypatch):
+    make_autoencoder(sample_size=32).save_pretrained(tmp_path / "autoencoder" / "model")
+    spoil(monkeypatch, denoiser, "denoising_loss", {2}, torch.nan)
+    # The held-out loss has a call of its own.
+    config = denoiser_config(
+        checkpointing_steps=1,
+        checkpoints_total_limit=None,
+        validation_steps=100,
+        max_validation_samples=4,
+    )
+    train_denoiser(config)
+    assert_skipped(tmp_path / "denoiser", 3)
+    batch = load_file(tmp_path / "denoiser" / "bad_batches" / "step-000003-rank-0.safetensors")
+    assert batch["noisy_latents_0"].shape == (8, 4, 8, 8)
+
+
+def test_a_training_that_has_lost_its_loss_ends_in_one_line(
+    autoencoder_config, tmp_path, monkeypatch
+):
+    spoil(monkeypatch, autoencoder, "reconstruction_loss", set(range(1, 10)), torch.nan)
+    with pytest.raises(UserError, match="5 steps in a row up to step 6"):
+        train_autoencoder(autoencoder_config(max_train_steps=10, validation_steps=100))
+    assert len(list((tmp_path / "autoencoder" / "bad_batches").iterdir())) == 5
+    assert not (tmp_path / "autoencoder" / "model").exists()

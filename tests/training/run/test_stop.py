@@ -1,0 +1,91 @@
+import os
+import shlex
+import signal
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from hf_latent.training.run.accelerator import TrainingConfig
+from hf_latent.training.run.stop import StopSignal, leave
+
+
+@pytest.fixture
+def stop():
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.getsignal(number) for number in numbers]
+    stop = StopSignal()
+    stop.defer(Accelerator())
+    yield stop
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_noted_and_the_process_goes_on(stop, number):
+    assert not stop.requested(Accelerator())
+    os.kill(os.getpid(), number)
+    assert stop.requested(Accelerator())
+    assert stop.requested(Accelerator()), "it stays so"
+
+
+def test_a_second_ctrl_c_ends_the_process_at_once(stop):
+    os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ctrl_c_after_sigterm_ends_the_process_at_once(stop):
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.requested(Accelerator())
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_released_the_earlier_handlers_are_back():
+    def mine(number, frame):
+        raise AssertionError("never sent")
+
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(number, mine) for number in numbers]
+    try:
+        stop = StopSignal()
+        stop.defer(Accelerator())
+        assert mine not in [signal.getsignal(number) for number in numbers]
+        os.kill(os.getpid(), signal.SIGTERM)
+        stop.release()
+        assert [signal.getsignal(number) for number in numbers] == [mine, mine]
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(("others", "wanted"), [(0.0, False), (1.0, True)])
+def test_a_signal_in_another_process_stops_this_one_too(stop, others, wanted):
+    def reduce(flag: torch.Tensor, reduction: str) -> torch.Tensor:
+        assert reduction == "sum"
+        return flag + others
+
+    two = SimpleNamespace(num_processes=2, device=torch.device("cpu"), reduce=reduce)
+    assert stop.requested(two) is wanted
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.requested(two)
+
+
+@pytest.mark.parametrize(
+    ("processes", "launcher"), [(1, ["python"]), (2, ["accelerate", "launch"])]
+)
+def test_leaving_says_how_to_go_on(capsys, processes, launcher):
+    config = TrainingConfig(output_dir="runs/a b")
+    accelerator = SimpleNamespace(num_processes=processes, end_training=list, print=print)
+    with pytest.raises(SystemExit) as left:
+        leave(config, "autoencoder", accelerator)
+    assert left.value.code == 0
+    said, command = capsys.readouterr().out.strip().split("; to go on: ")
+    assert said == "stopped, with a checkpoint"
+    assert shlex.split(command) == [
+        *(*launcher, "-m", "hf_latent.training.autoencoder"),
+        *("--config", "runs/a b/config.yaml", "--resume_from_checkpoint", "latest"),
+    ]

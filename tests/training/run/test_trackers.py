@@ -1,0 +1,119 @@
+import json
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+from accelerate.utils import LoggerType
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
+from tensorboard.util.tensor_util import make_ndarray
+
+from hf_latent.training import run as run_module
+from hf_latent.training.autoencoder import train_autoencoder
+from hf_latent.training.run.log import read_lines
+from tests.training.run.test_log import Killed, KilledAfter
+
+STEPS = {"max_train_steps": 8, "checkpointing_steps": 3, "validation_steps": 2}
+
+
+def shown_by_tensorboard(folder: Path, tag: str) -> list[tuple[int, float]]:
+    """Return steps and values as TensorBoard's own reader gives them out."""
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return [(x.step, make_ndarray(x.tensor_proto).item()) for x in events.Tensors(tag)]
+
+
+def wait_for_another_second() -> None:
+    """Let the next run begin in another second: TensorBoard reads files in their names' order.
+
+    Those begin with the second; further on, the tenth file of a process comes before its second.
+    """
+    before = int(time.time())
+    while int(time.time()) == before:
+        time.sleep(0.01)
+
+
+# Within, right after a checkpoint, and after the last step, before the model is saved.
+@pytest.mark.parametrize("kills", [[5, 2], [4], [100], [8]])
+def test_tensorboard_shows_each_step_once_after_a_resume(autoencoder_config, tmp_path, kills):
+    config = autoencoder_config(**STEPS, report_to="tensorboard", resume_from_checkpoint="latest")
+    for steps in kills:
+        with pytest.raises(Killed):
+            train_autoencoder(config, stop=KilledAfter(steps))
+        wait_for_another_second()
+    train_autoencoder(config)
+    run = tmp_path / "autoencoder"
+    for tag in ("train_loss", "validation_loss"):
+        logged = [(x["step"], pytest.approx(x[tag])) for x in read_lines(run) if tag in x]
+        assert shown_by_tensorboard(run / "logs" / "hf_latent", tag) == logged
+    assert [step for step, _ in logged] == [2, 4, 6, 8]
+
+
+def test_a_new_run_in_the_folder_shows_none_of_the_old_ones_steps(autoencoder_config, tmp_path):
+    config = autoencoder_config(**STEPS, report_to="tensorboard")
+    train_autoencoder(config)
+    wait_for_another_second()
+    train_autoencoder(replace(config, overwrite_output_dir=True, max_train_steps=2))
+    logs = tmp_path / "autoencoder" / "logs" / "hf_latent"
+    assert [step for step, _ in shown_by_tensorboard(logs, "validation_loss")] == [2]
+
+
+@pytest.fixture(params=["wandb", "trackio"])
+def tracker(request, monkeypatch):
+    """A stand-in of a tracker that is not installed: it keeps what it is started with and told."""
+    module = ModuleType(request.param)
+    module.starts, module.logged = [], []
+    started = SimpleNamespace(
+        log=lambda values, step: module.logged.append((step, next(iter(values)))),
+        finish=lambda: None,
+    )
+
+    def init(**settings):
+        module.starts.append(settings)
+        return started
+
+    module.init, module.config = init, SimpleNamespace(update=lambda *values, **options: None)
+    monkeypatch.setitem(sys.modules, request.param, module)
+    monkeypatch.setattr(run_module, "find_spec", lambda name: True)
+    monkeypatch.setattr(f"accelerate.tracking.is_{request.param}_available", lambda: True)
+    monkeypatch.setattr("accelerate.tracking._available_trackers", [LoggerType(request.param)])
+    monkeypatch.delenv("WANDB_RUN_ID", raising=False)
+    return module
+
+
+@pytest.mark.parametrize("kills", [[5, 2], [7], [100], [8]])
+def test_a_resumed_run_goes_on_in_its_tracker_run_and_tells_no_step_twice(
+    autoencoder_config, tmp_path, tracker, kills
+):
+    name = tracker.__name__
+    config = autoencoder_config(**STEPS, report_to=name, resume_from_checkpoint="latest")
+    for steps in kills:
+        with pytest.raises(Killed):
+            train_autoencoder(config, stop=KilledAfter(steps))
+    train_autoencoder(config)
+    assert all(start["resume"] == "allow" for start in tracker.starts)
+    key = {"wandb": "id", "trackio": "name"}[name]
+    assert set(tracker.starts[0]) == {"project", key, "resume"}
+    runs = [start[key] for start in tracker.starts]
+    assert runs == runs[:1] * (len(kills) + 1)
+    told = [(x["step"], list(x)[1]) for x in read_lines(config.output_dir)]
+    assert sorted(tracker.logged) == sorted(told)
+
+    train_autoencoder(replace(config, resume_from_checkpoint=None, overwrite_output_dir=True))
+    assert tracker.starts[-1][key] not in runs
+    assert sorted(tracker.logged[len(told) :]) == sorted(told), "it has all steps again"
+
+
+def test_a_run_of_its_own_in_each_folder_though_from_the_same_checkpoint(
+    autoencoder_config, tmp_path, tracker
+):
+    config = autoencoder_config(**STEPS, report_to=tracker.__name__)
+    train_autoencoder(config)
+    checkpoint = str(tmp_path / "autoencoder" / "checkpoint-6")
+    other = str(tmp_path / "other")
+    train_autoencoder(replace(config, output_dir=other, resume_from_checkpoint=checkpoint))
+    first, second = tracker.starts
+    assert first != second
+    assert json.loads((tmp_path / "other" / "logs" / "trackers.json").read_text())["run_id"]

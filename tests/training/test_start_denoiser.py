@@ -1,0 +1,214 @@
+import pytest
+import torch
+from diffusers import AutoencoderKL, UNet2DModel
+from safetensors.torch import load_file
+
+from hf_latent.errors import UserError
+from hf_latent.models.presets import create_denoiser, create_scheduler
+from hf_latent.pipeline import LatentDiffusionPipeline
+from hf_latent.training.denoiser import train_denoiser
+from hf_latent.training.start_denoiser import start_denoiser
+from tests.conftest import make_autoencoder
+
+SHAPE = (1, 32, 32)
+CLASSES = 10
+# After one warm-up step, at a learning rate of 0, the weights are still those of the start.
+ONE_STEP_AT_RATE_0 = {"max_train_steps": 1, "lr_warmup_ratio": 0.5}
+
+
+@pytest.fixture
+def saved_vae(tmp_path, narrow_presets) -> AutoencoderKL:
+    vae = make_autoencoder(sample_size=32)
+    vae.save_pretrained(tmp_path / "autoencoder" / "model")
+    return vae
+
+
+@pytest.fixture
+def save_denoiser(saved_vae, tmp_path):
+    """Save a denoiser of other weights than a new one's, alone or in a pipeline."""
+
+    def save(in_pipeline=False, objective="flow", num_classes=CLASSES, dtype=None, **changes):
+        torch.manual_seed(99)
+        unet = create_denoiser("tiny", saved_vae, SHAPE, num_classes, **changes).to(dtype)
+        saved = LatentDiffusionPipeline(saved_vae, unet, create_scheduler(objective))
+        (saved if in_pipeline else unet).save_pretrained(tmp_path / "pretrained")
+        return unet
+
+    return save
+
+
+@pytest.fixture
+def warm_config(denoiser_config, tmp_path):
+    return lambda **changes: denoiser_config(
+        **{"pretrained_unet": str(tmp_path / "pretrained"), **changes}
+    )
+
+
+def assert_equal_weights(found: torch.nn.Module, expected: torch.nn.Module) -> None:
+    weights = expected.state_dict()
+    assert found.state_dict().keys() == weights.keys()
+    for name, tensor in found.state_dict().items():
+        assert torch.equal(tensor, weights[name].float()), name
+
+
+def test_a_new_denoiser_is_the_presets_and_depends_on_the_seed_only(denoiser_config, saved_vae):
+    torch.manual_seed(1)
+    unet = start_denoiser(denoiser_config(seed=7), saved_vae, SHAPE, CLASSES)
+    torch.manual_seed(7)
+    assert_equal_weights(unet, create_denoiser("tiny", saved_vae, SHAPE, CLASSES))
+    assert unet.training
+
+
+@pytest.mark.parametrize("in_pipeline", [False, True])
+def test_a_warm_start_begins_with_the_weights(
+    warm_config, save_denoiser, saved_vae, tmp_path, in_pipeline
+):
+    pretrained = save_denoiser(in_pipeline)
+    unet = start_denoiser(warm_config(), saved_vae, SHAPE, CLASSES)
+    assert_equal_weights(unet, pretrained)
+    assert unet.training
+    assert all(parameter.requires_grad for parameter in unet.parameters())
+    assert unet.config._name_or_path == "", "no path of this machine is saved"
+
+    config = warm_config(**ONE_STEP_AT_RATE_0, checkpointing_steps=1)
+    saved = UNet2DModel.from_pretrained(train_denoiser(config).model_dir / "unet")
+    assert_equal_weights(saved, pretrained)
+    average = load_file(
+        tmp_path / "denoiser/checkpoint-1/unet_ema/diffusion_pytorch_model.safetensors"
+    )
+    for name, weight in pretrained.state_dict().items():
+        assert torch.equal(average[name], weight), name
+
+
+def test_a_warm_start_goes_on_from_the_loss_where_it_was(denoiser_config, warm_config, tmp_path):
+    make_autoencoder(sample_size=32).save_pretrained(tmp_path / "autoencoder" / "model")
+    before = train_denoiser(
+        denoiser_config(output_dir=str(tmp_path / "first"), max_train_steps=20, learning_rate=3e-3)
+    )
+    after = train_denoiser(warm_config(pretrained_unet=str(before.model_dir), **ONE_STEP_AT_RATE_0))
+    assert after.validation_losses[1] == before.validation_losses[20]
+
+
+def test_weights_in_half_precision_are_trained_in_float32(warm_config, save_denoiser, saved_vae):
+    pretrained = save_denoiser(dtype=torch.float16)
+    unet = start_denoiser(warm_config(), saved_vae, SHAPE, CLASSES)
+    assert {parameter.dtype for parameter in unet.parameters()} == {torch.float32}
+    assert_equal_weights(unet, pretrained)
+
+
+def test_the_preset_is_ignored_and_the_size_is_that_of_the_latents(
+    warm_config, save_denoiser, saved_vae
+):
+    save_denoiser(block_out_channels=(8, 24))
+    config = warm_config(preset="ldm-f8")
+    unet = start_denoiser(config, saved_vae, (1, 48, 64), CLASSES)
+    assert tuple(unet.config.block_out_channels) == (8, 24)
+    assert tuple(unet.config.sample_size) == (12, 16)
+    assert start_denoiser(config, saved_vae, (1, 48, 48), CLASSES).config.sample_size == 12
+
+
+@pytest.mark.parametrize(
+    ("saved", "changes", "message"),
+    [
+        ({"num_classes": 4}, {}, "has 5 class embeddings, and this run needs 11"),
+        ({"num_classes": None}, {}, "has no class embeddings, and this run needs 11"),
+        ({}, {"conditional": False}, "has 11 class embeddings, and this run needs none"),
+        (
+            {"num_classes": None, "class_embed_type": "timestep"},
+            {"conditional": False},
+            "has timestep class embeddings, and this run needs none",
+        ),
+        ({"in_pipeline": True, "objective": "epsilon"}, {}, "pass --objective epsilon"),
+        (
+            {"in_pipeline": True},
+            {"objective": "sample"},
+            "trained with --objective flow, and this run has sample",
+        ),
+        ({}, {"resolution": 36}, "latents of 9x9 do not fit --pretrained_unet .* multiples of 2"),
+        ({}, {"pretrained_unet": "/nowhere/unet"}, "no denoiser found at /nowhere/unet"),
+    ],
+)
+def test_a_denoiser_that_does_not_fit_is_refused_in_one_line(
+    warm_config, save_denoiser, tmp_path, saved, changes, message
+):
+    save_denoiser(**saved)
+    with pytest.raises(UserError, match=message) as raised:
+        train_denoiser(warm_config(**changes))
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "denoiser").exists()
+
+
+@pytest.mark.parametrize("changes", [{"guidance_scale": 2.0}, {"guidance_interval": "0,0.8"}])
+def test_guidance_without_classes_is_refused(denoiser_config, saved_vae, changes):
+    config = denoiser_config(**changes)
+    assert start_denoiser(config, saved_vae, SHAPE, CLASSES).config.num_class_embeds == CLASSES + 1
+    with pytest.raises(UserError, match=f"--{next(iter(changes))} needs images with classes"):
+        start_denoiser(config, saved_vae, SHAPE, None)
+
+
+def test_a_denoiser_of_other_latents_is_refused(warm_config, save_denoiser, tmp_path):
+    save_denoiser()
+    vae = make_autoencoder(sample_size=32, latent_channels=3)
+    vae.save_pretrained(tmp_path / "autoencoder" / "model")
+    message = "takes 4 channels and gives 4, and the latents of --vae .* have 3"
+    with pytest.raises(UserError, match=message) as raised:
+        train_denoiser(warm_config())
+    assert "\n" not in str(raised.value)
+
+
+def test_another_class_of_model_is_refused(warm_config, saved_vae, tmp_path):
+    config = warm_config(pretrained_unet=str(tmp_path / "autoencoder" / "model"))
+    with pytest.raises(UserError, match="is a AutoencoderKL, not a UNet2DModel"):
+        start_denoiser(config, saved_vae, SHAPE, CLASSES)
+
+
+def gradients(unet: UNet2DModel) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    latents = torch.randn(2, 4, 8, 8, generator=generator)
+    unet(
+        latents, torch.tensor([10, 900]), torch.tensor([0, CLASSES])
+    ).sample.square().sum().backward()
+    return {name: parameter.grad for name, parameter in unet.named_parameters()}
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(denoiser_config, saved_vae):
+    plain = gradients(start_denoiser(denoiser_config(), saved_vae, SHAPE, CLASSES))
+    config = denoiser_config(gradient_checkpointing=True)
+    unet = start_denoiser(config, saved_vae, SHAPE, CLASSES)
+    forwards = []
+    unet.up_blocks[0].resnets[0].register_forward_pre_hook(lambda *x: forwards.append(x[0]))
+    found = gradients(unet)
+    assert len(forwards) == 2, "the backward pass computes it again"
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, plain[name], rtol=0, atol=1e-5, msg=name)
+
+
+@pytest.mark.slow
+def test_a_compiled_training_does_the_same(denoiser_config, saved_vae, tmp_path, monkeypatch):
+    # torch.compile as far as its graphs; making C++ of them takes minutes.
+    compile_module, compiled = torch.nn.Module.compile, []
+
+    def compile_eagerly(module):
+        compiled.append(type(module).__name__)
+        compile_module(module, backend="eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_eagerly)
+    for name in ("plain", "compiled"):
+        config = denoiser_config(
+            output_dir=str(tmp_path / name),
+            compile=name == "compiled",
+            max_train_steps=3,
+            checkpointing_steps=3,
+        )
+        summary = train_denoiser(config)
+    torch._dynamo.reset()
+    assert compiled == ["UNet2DModel"]
+    plain, found = (tmp_path / name / "checkpoint-3" for name in ("plain", "compiled"))
+    files = sorted(path.relative_to(plain) for path in plain.rglob("*.safetensors"))
+    assert files == sorted(path.relative_to(found) for path in found.rglob("*.safetensors"))
+    for file in files:
+        weights, expected = load_file(found / file), load_file(plain / file)
+        assert weights.keys() == expected.keys()
+        for name, weight in weights.items():
+            torch.testing.assert_close(weight, expected[name], rtol=0, atol=1e-5, msg=name)
+    assert UNet2DModel.from_pretrained(summary.model_dir / "unet")

@@ -1,0 +1,147 @@
+import math
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+
+from hf_latent.data.images.open import open_images
+from hf_latent.evaluation.features import load_feature_network
+from hf_latent.models.frozen import hash_weights
+from hf_latent.training.validation.autoencoder import DEAD_CHANNEL_VARIANCE, validate_autoencoder
+from tests.conftest import make_autoencoder
+
+
+@pytest.fixture
+def setting(autoencoder_config, tmp_path):
+    """An autoencoder, 13 held-out images (8 and 5 make the batches) and the settings."""
+    config = autoencoder_config()
+    (tmp_path / "autoencoder" / "samples").mkdir(parents=True)
+    held_out = open_images(config).validation.evenly_spaced(13)
+    vae = make_autoencoder(sample_size=32)
+    with torch.no_grad():
+        vae.quant_conv.weight[:4] *= 5  # untrained channels hardly move
+    return vae, held_out, config
+
+
+def stack(held_out) -> torch.Tensor:
+    return torch.stack([held_out[i]["images"] for i in range(len(held_out))])
+
+
+def kill_channel(vae: AutoencoderKL, channel: int) -> None:
+    with torch.no_grad():
+        vae.quant_conv.weight[channel] = 0
+
+
+def test_figures_equal_those_of_one_batch(setting):
+    vae, held_out, config = setting
+    figures = validate_autoencoder(vae, held_out, config, 0)
+    images = stack(held_out)
+    with torch.no_grad():
+        posterior = vae.encode(images).latent_dist
+        reconstructions = vae.decode(posterior.mean).sample
+    assert figures.loss == pytest.approx((reconstructions - images).abs().mean().item(), rel=1e-5)
+    kl = posterior.kl().mean().item() / (4 * 8 * 8)
+    assert figures.kl_nats_per_latent_value == pytest.approx(kl, rel=1e-5)
+    errors = (reconstructions.clamp(-1, 1) - images).div(2).square().mean((1, 2, 3))
+    psnr = sum(-10 * math.log10(error) for error in errors) / 13
+    assert figures.reconstruction.psnr_db == pytest.approx(psnr, rel=1e-5)
+    assert figures.reconstruction.images == 13
+    assert figures.perceptual_distance is None
+    mean = posterior.mean.transpose(0, 1).flatten(1).double()
+    variance = mean.var(1, correction=0) + posterior.var.double().mean((0, 2, 3))
+    assert figures.latent_mean == pytest.approx(mean.mean(1).tolist(), abs=1e-5)
+    assert figures.latent_std == pytest.approx(variance.sqrt().tolist(), rel=1e-5)
+    alive = (mean.var(1, correction=0) >= DEAD_CHANNEL_VARIANCE).tolist()
+    assert alive == [True] * 4
+    assert figures.dead_channels == []
+
+
+def test_the_deviation_is_that_of_posterior_samples(setting):
+    vae, held_out, config = setting
+    with torch.no_grad():
+        # Channel 1 knows nothing about the image, and is all noise of deviation 3.
+        vae.quant_conv.weight[5], vae.quant_conv.bias[5] = 0, 2 * math.log(3)
+    kill_channel(vae, 1)
+    figures = validate_autoencoder(vae, held_out, config, 0)
+    assert figures.latent_std[1] == pytest.approx(3, rel=1e-4)
+    assert figures.latent_mean[1] == pytest.approx(vae.quant_conv.bias[1].item(), abs=1e-5)
+    assert figures.dead_channels == [1]
+
+
+@pytest.mark.parametrize("dead", [[2], [0, 3], [0, 1, 2, 3]])
+def test_dead_channels_are_numbered(setting, dead):
+    vae, held_out, config = setting
+    for channel in dead:
+        kill_channel(vae, channel)
+    figures = validate_autoencoder(vae, held_out, config, 0)
+    assert figures.dead_channels == dead
+    assert figures.scalars()["dead_channels"] == len(dead)
+
+
+def test_a_channel_lives_from_a_variance_of_its_mean_on(setting):
+    vae, held_out, config = setting
+    with torch.no_grad():
+        variance = vae.encode(stack(held_out)).latent_dist.mean.var((0, 2, 3), correction=0)
+        for channel, factor in ((0, 1.1), (1, 0.9)):
+            scale = (factor * DEAD_CHANNEL_VARIANCE / variance[channel]).sqrt()
+            vae.quant_conv.weight[channel] *= scale
+    assert validate_autoencoder(vae, held_out, config, 0).dead_channels == [1]
+
+
+def test_the_loss_is_the_configured_one(setting, autoencoder_config):
+    vae, held_out, _ = setting
+    config = autoencoder_config(reconstruction_loss="l2")
+    images = stack(held_out)
+    with torch.no_grad():
+        reconstructions = vae.decode(vae.encode(images).latent_dist.mean).sample
+    expected = torch.nn.functional.mse_loss(reconstructions, images).item()
+    loss = validate_autoencoder(vae, held_out, config, 0).loss
+    assert loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_perceptual_distance_is_the_mean_over_images(setting):
+    vae, held_out, config = setting
+    network = load_feature_network("efficientnet-lite0")
+    figures = validate_autoencoder(vae, held_out, config, 0, network)
+    distances = []
+    with torch.no_grad():
+        for image in stack(held_out).split(1):
+            reconstruction = vae.decode(vae.encode(image).latent_dist.mean).sample
+            pairs = zip(network(image), network(reconstruction), strict=True)
+            distances.append(sum((a - b).square().sum(1).mean().item() for a, b in pairs))
+    assert figures.perceptual_distance == pytest.approx(sum(distances) / 13, rel=1e-4)
+    assert figures.perceptual_distance > 0.1
+
+
+def test_scalars_are_flat_and_what_was_not_measured_is_left_out(setting):
+    vae, held_out, config = setting
+    figures = validate_autoencoder(vae, held_out, config, 0)
+    scalars = figures.scalars()
+    assert sorted(scalars) == [
+        "dead_channels",
+        "images",
+        "kl_nats_per_latent_value",
+        "latent_std_largest",
+        "latent_std_smallest",
+        "psnr_db",
+        "ssim",
+    ]
+    assert scalars["latent_std_smallest"] == min(figures.latent_std)
+    assert scalars["latent_std_largest"] == max(figures.latent_std)
+    assert all(isinstance(value, int | float) for value in scalars.values())
+    network = load_feature_network("efficientnet-lite0")
+    measured = validate_autoencoder(vae, held_out, config, 0, network).scalars()
+    assert set(measured) - set(scalars) == {"perceptual_distance"}
+
+
+def test_pairs_are_saved_and_the_autoencoder_is_left_as_it_is(setting, tmp_path):
+    vae, held_out, config = setting
+    before = hash_weights(vae.train())
+    figures = [validate_autoencoder(vae, held_out, config, step) for step in (3, 4)]
+    assert figures[0] == figures[1], "nothing random is in it"
+    assert hash_weights(vae) == before
+    assert vae.training
+    assert all(parameter.grad is None for parameter in vae.parameters())
+    picture = tmp_path / "autoencoder" / "samples" / "step-000003.png"
+    assert Image.open(picture).size == (8 * 64, 2 * 64)

@@ -1,0 +1,87 @@
+import json
+
+import pytest
+import torch
+
+from hf_latent.data.latents.cache import LatentPosteriors
+from hf_latent.models.presets import create_scheduler
+from hf_latent.pipeline.add_noise import add_noise
+from hf_latent.training.denoiser import train_denoiser
+from hf_latent.training.losses import denoising_loss
+from hf_latent.training.run.batches import seeded_generator
+from hf_latent.training.validation.denoiser import evenly_spaced_timesteps, held_out_denoising_loss
+from tests.conftest import make_autoencoder
+
+
+class ZeroDenoiser(torch.nn.Module):
+    device = torch.device("cpu")
+
+    def forward(self, sample, timestep, class_labels=None):
+        return type("Output", (), {"sample": torch.zeros_like(sample)})
+
+
+def test_noise_levels_cover_the_range():
+    timesteps = evenly_spaced_timesteps(create_scheduler("flow"), 4)
+    assert timesteps.tolist() == [125.0, 375.0, 625.0, 875.0]
+    timesteps = evenly_spaced_timesteps(create_scheduler("epsilon"), 4)
+    assert timesteps.tolist() == [125, 375, 625, 875]
+    assert timesteps.dtype == torch.int64
+
+
+def test_held_out_loss_is_that_of_the_target_and_never_changes(denoiser_config):
+    mean = torch.full((300, 4, 4, 4), 3.0)
+    posteriors = LatentPosteriors(mean, torch.zeros_like(mean))
+    config, scheduler = denoiser_config(train_batch_size=64), create_scheduler("flow")
+    loss = held_out_denoising_loss(ZeroDenoiser(), scheduler, posteriors, config)
+    # E (noise - 3)^2 = 1 + 9
+    assert abs(loss.mean - 10) < 0.3
+    assert loss == held_out_denoising_loss(ZeroDenoiser(), scheduler, posteriors, config)
+
+
+@pytest.mark.parametrize("objective", ["flow", "v_prediction"])
+def test_held_out_loss_of_each_part_of_the_noise_levels(denoiser_config, objective):
+    generator = torch.Generator().manual_seed(4)
+    posteriors = LatentPosteriors(*torch.rand(2, 53, 4, 4, 4, generator=generator))
+    config, scheduler = denoiser_config(train_batch_size=8), create_scheduler(objective)
+    found = held_out_denoising_loss(ZeroDenoiser(), scheduler, posteriors, config)
+
+    generator = seeded_generator(config.seed, "validation")
+    posterior_noise, noise = torch.randn(2, 53, 4, 4, 4, generator=generator)
+    timesteps = evenly_spaced_timesteps(scheduler, 53)
+    timesteps = timesteps[torch.randperm(53, generator=generator)]
+    noised = add_noise(scheduler, posteriors.sample(posterior_noise), noise, timesteps)
+    errors = noised.target.square().mean((1, 2, 3))
+    parts = [(0, 200), (200, 400), (400, 600), (600, 800), (800, 1000)]
+    assert list(found.by_timesteps) == parts
+    for start, end in parts:
+        inside = (timesteps >= start) & (timesteps < end)
+        assert 10 <= inside.sum() <= 11
+        assert found.by_timesteps[start, end] == pytest.approx(errors[inside].mean().item())
+
+    # The mean is what it always was: batch by batch, to the bit.
+    total = 0.0
+    for rows in torch.arange(53).split(8):
+        target, weights = noised.target[rows], noised.weights[rows]
+        total += denoising_loss(torch.zeros_like(target), target, weights).item() * len(rows)
+    assert found.mean == total / 53
+
+
+def test_parts_without_images_are_left_out(denoiser_config):
+    posteriors = LatentPosteriors(*torch.rand(2, 2, 4, 4, 4))
+    scheduler = create_scheduler("flow")
+    loss = held_out_denoising_loss(ZeroDenoiser(), scheduler, posteriors, denoiser_config())
+    assert list(loss.by_timesteps) == [(200, 400), (600, 800)]
+
+
+def test_the_log_has_the_parts(denoiser_config, tmp_path):
+    make_autoencoder(sample_size=32).save_pretrained(tmp_path / "autoencoder" / "model")
+    summary = train_denoiser(denoiser_config())
+    lines = [json.loads(x) for x in (tmp_path / "denoiser/logs/losses.jsonl").open()]
+    lines = [line for line in lines if "validation_loss" in line]
+    assert [line["step"] for line in lines] == [2, 4]
+    for line in lines:
+        assert line["validation_loss"] == summary.validation_losses[line["step"]]
+        parts = [line[f"validation_loss_timesteps_{n}_to_{n + 200}"] for n in range(0, 1000, 200)]
+        # 12 images: 2, 3, 2, 3 and 2 of them
+        mean = sum(x * count for x, count in zip(parts, (2, 3, 2, 3, 2), strict=True)) / 12
+        assert mean == pytest.approx(line["validation_loss"])
