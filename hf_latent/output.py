@@ -103,6 +103,28 @@ def write_json(path: str | Path, values: dict[str, Any]) -> None:
     write_text(path, json.dumps(_finite(values), indent=2, allow_nan=False) + "\n")
 
 
+def read_json(path: str | Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Args:
+        path: of a file of keys and values.
+
+    Returns:
+        Its content.
+
+    Raises:
+        UserError: if the file is missing or damaged, or holds something else.
+    """
+    try:
+        values = json.loads(Path(path).read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        cause = getattr(error, "strerror", None) or error
+        raise UserError(f"{path} cannot be read ({cause}): make or save it again") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is no JSON object: make or save it again")
+    return values
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None

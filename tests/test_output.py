@@ -7,7 +7,13 @@ import torch
 from safetensors.torch import save_file
 
 from hf_latent.errors import UserError
-from hf_latent.output import SAFETENSORS_REMAINS, check_output_dir, replaced_whole, write_json
+from hf_latent.output import (
+    SAFETENSORS_REMAINS,
+    check_output_dir,
+    read_json,
+    replaced_whole,
+    write_json,
+)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -103,3 +109,17 @@ def test_what_safetensors_leaves_where_it_is_killed_is_known_by_its_name(tmp_pat
             break
         (tmp_path / "model.safetensors").unlink(missing_ok=True)
     assert left == {path.name for path in tmp_path.glob(SAFETENSORS_REMAINS)} != set()
+
+
+def test_what_was_written_is_read(tmp_path):
+    write_json(tmp_path / "report.json", {"fd": 1.5, "data": "Müll"})
+    assert read_json(tmp_path / "report.json") == {"fd": 1.5, "data": "Müll"}
+
+
+@pytest.mark.parametrize("content", [None, b"{", b"[1]", b"\xff\xff", b"[" * 100_000])
+def test_what_is_no_json_object_is_one_line(tmp_path, content):
+    path = tmp_path / "report.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=r"report\.json .* again$"):
+        read_json(path)

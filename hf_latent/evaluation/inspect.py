@@ -1,6 +1,5 @@
 """`hf-latent inspect`: an autoencoder's compression against what is lost, on one's own images."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,7 +33,7 @@ from hf_latent.evaluation.stages import Stages
 from hf_latent.models.frozen import freeze, hash_weights
 from hf_latent.models.load import Autoencoder, load_autoencoder
 from hf_latent.models.presets import Compression, measure_compression
-from hf_latent.output import check_output_dir, write_json, write_text
+from hf_latent.output import check_output_dir, read_json, write_json, write_text
 
 YARDSTICK_IMAGES = 200
 SMOOTHNESS_IMAGES = 32
@@ -192,5 +191,5 @@ def inspect_autoencoder(config: InspectConfig) -> dict[str, Any]:
 def write_report(output_dir: Path, report: dict[str, Any]) -> None:
     """Write report.json, and report.md from its content."""
     write_json(output_dir / "report.json", report)
-    saved = json.loads((output_dir / "report.json").read_text())
-    write_text(output_dir / "report.md", render_report(saved))
+    report = read_json(output_dir / "report.json")
+    write_text(output_dir / "report.md", render_report(report))

@@ -1,11 +1,10 @@
 """`hf-latent evaluate`: measure a model, and write the figures into its card."""
 
-import json
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hf_latent.errors import UserError
 from hf_latent.evaluation.evaluate import evaluate
 from hf_latent.evaluation.evaluate_config import EvaluateConfig
 from hf_latent.hub.card.facts import PICTURES as REPORTS_OF
@@ -13,7 +12,7 @@ from hf_latent.hub.card.facts import read_model_facts
 from hf_latent.hub.card.pictures import copy_picture
 from hf_latent.hub.card.render import CARD, write_model_card
 from hf_latent.models.load import find_released
-from hf_latent.output import write_json
+from hf_latent.output import read_json, write_json
 
 PICTURES = ("samples.png", "reconstructions.png", "closest_by_latents.png")
 
@@ -79,8 +78,9 @@ def update_card(model: Path, metrics: dict[str, Any], pictures: Path) -> None:
 
 def _measured_before(model: Path, metrics: dict[str, Any]) -> bool:
     """Tell whether these very weights were measured before: then the pictures are of that."""
-    before: Any = None
-    with suppress(OSError, ValueError):
-        before = json.loads((model / "metrics.json").read_text(encoding="utf-8"))
+    try:
+        before = read_json(model / "metrics.json")
+    except UserError:
+        return False
     hashes = ("vae_weights_sha256", "unet_weights_sha256")
-    return isinstance(before, dict) and all(before.get(x) == metrics[x] for x in hashes)
+    return all(before.get(x) == metrics[x] for x in hashes)

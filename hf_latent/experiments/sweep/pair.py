@@ -9,7 +9,6 @@
 Each file is whole or absent, so that a killed sweep knows what is done.
 """
 
-import json
 import shutil
 import time
 from dataclasses import dataclass
@@ -42,7 +41,7 @@ from hf_latent.experiments.sweep.training import (
 )
 from hf_latent.models.load import Autoencoder
 from hf_latent.models.presets import Compression, measure_compression
-from hf_latent.output import write_json
+from hf_latent.output import read_json, write_json
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.training.autoencoder import train_autoencoder
 from hf_latent.training.denoiser import train_denoiser
@@ -174,7 +173,7 @@ def run_pair(
         }
         write_json(folder / "figures.json", figures)
     clear_pair(folder)
-    return json.loads((folder / "figures.json").read_text())
+    return read_json(folder / "figures.json")
 
 
 def clear_pair(folder: Path) -> None:

@@ -1,6 +1,5 @@
 """How a sweep divides its time: what is measured is timed and reserved, the rest is trained."""
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from hf_latent.evaluation.sampling import sample_images
 from hf_latent.experiments.sweep.config import Pair, SweepConfig
 from hf_latent.experiments.time_budget import SAFETY, TimeBudget
 from hf_latent.models.presets import create_autoencoder, create_denoiser, create_scheduler
-from hf_latent.output import write_json
+from hf_latent.output import read_json, write_json
 from hf_latent.pipeline import LatentDiffusionPipeline
 
 AUTOENCODER_SHARE = 0.4  # of the training time; a denoiser learns for longer
@@ -204,12 +203,12 @@ def read_plan(path: Path, config: SweepConfig) -> Plan:
     """
     elsewhere = "choose another --output_dir, or remove this one"
     try:
-        plan = Plan(**json.loads(path.read_text()))
+        plan = Plan(**read_json(path))
         before = plan.settings
         now = config.settings()
         different = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
     except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error}): {elsewhere}") from error
+        raise UserError(f"{path} is damaged: {elsewhere}") from error
     if different:
         changes = ", ".join(f"--{x} {before.get(x)} (now {now.get(x)})" for x in different)
         raise UserError(

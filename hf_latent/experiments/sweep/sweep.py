@@ -1,6 +1,5 @@
 """`hf-latent sweep`: choose the latent by rate, distortion and a short denoiser's images."""
 
-import json
 import shutil
 import time
 from pathlib import Path
@@ -31,7 +30,7 @@ from hf_latent.experiments.sweep.plan import (
 from hf_latent.experiments.sweep.plot import render_plot
 from hf_latent.experiments.sweep.report import render_report, summarize
 from hf_latent.experiments.time_budget import TimeBudget
-from hf_latent.output import check_output_dir, replaced_whole, write_json, write_text
+from hf_latent.output import check_output_dir, read_json, replaced_whole, write_json, write_text
 
 
 def check_splits(config: SweepConfig, splits: ImageSplits) -> None:
@@ -141,7 +140,7 @@ def write_reports(output_dir: Path, report: dict[str, Any]) -> dict[str, Any]:
         The report as it can be read again.
     """
     write_json(output_dir / "report.json", report)
-    report = json.loads((output_dir / "report.json").read_text())
+    report = read_json(output_dir / "report.json")
     write_text(output_dir / "report.md", render_report(report))
     with replaced_whole(output_dir / "sweep.png") as temporary:
         temporary.write_bytes(render_plot(report))

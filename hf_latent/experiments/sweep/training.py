@@ -1,6 +1,5 @@
 """The two trainings of each pair of a sweep: equal in all but the latent, and resumable."""
 
-import json
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import asdict
@@ -11,7 +10,7 @@ from hf_latent.experiments.quickstart import AUTOENCODER, DENOISER
 from hf_latent.experiments.sweep.config import Pair, SweepConfig
 from hf_latent.experiments.sweep.plan import FOLD_SAMPLES, WATCHED_IMAGES, Plan
 from hf_latent.models.presets import Compression
-from hf_latent.output import write_json
+from hf_latent.output import read_json, write_json
 from hf_latent.training.autoencoder_config import AutoencoderConfig
 from hf_latent.training.denoiser_config import DenoiserConfig
 from hf_latent.training.run.clock import TrainingSummary
@@ -109,4 +108,4 @@ def train_once(path: Path, batch_size: int, train: Callable[[], TrainingSummary]
             "held_out_loss": list(summary.validation_losses.values())[-1],
         }
         write_json(path, {f"{path.stem}_{name}": value for name, value in figures.items()})
-    return json.loads(path.read_text())
+    return read_json(path)
