@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -11,9 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from hf_latent.errors import UserError
-
-# What safetensors' save_file, which writes a file beside its own, leaves where it is killed.
-SAFETENSORS_REMAINS = ".tmp??????"
 
 
 def check_output_dir(output_dir: str | Path, overwrite: bool = False) -> Path:
@@ -47,38 +43,47 @@ def check_output_dir(output_dir: str | Path, overwrite: bool = False) -> Path:
 
 
 @contextmanager
-def replaced_whole(path: str | Path) -> Iterator[Path]:
+def replaced_whole(path: str | Path, temporary_name: str | None = None) -> Iterator[Path]:
     """Give a temporary path to write a file or folder to, and rename it when all went well.
 
-    A killed run leaves the old one or the new one, never a half-written one. (A folder cannot be
-    replaced in one go: killed between two renames, the old one is left as `.NAME.PID.old`.)
+    A killed run leaves the old one or the new one, never a half-written one. What it leaves under
+    the temporary name, the next try replaces. So two processes must not write the same path at the
+    same time, and safetensors' `save_file`, which makes up a name of its own while it writes, must
+    write into a folder. (A folder cannot be replaced in one go: killed between two renames, the old
+    one is left as `.NAME.old`.)
 
     Args:
         path: the file or folder to make or replace.
+        temporary_name: by default the path's own name with `.tmp` before its suffix and a dot in
+            front. Paths that are written one after the other can share one, so that a killed run
+            leaves at most one of them.
 
     Yields:
-        A path beside it, of the same suffix; nothing is there yet.
+        A path beside it; nothing is there yet.
     """
     path = Path(path).resolve()
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    temporary = path.with_name(temporary_name or f".{path.stem}.tmp{path.suffix}")
+    _remove(temporary)
     try:
         yield temporary
-        if path.is_dir():
-            old = path.with_name(f".{path.name}.{os.getpid()}.old")
-            path.rename(old)
-            try:
-                temporary.rename(path)
-            except OSError:
-                old.rename(path)
-                raise
-            shutil.rmtree(old)
+        if temporary.is_dir():
+            old = path.with_name(f".{path.name}.old")
+            if path.exists():
+                _remove(old)
+                path.rename(old)
+            temporary.rename(path)
+            _remove(old)
         else:
             temporary.replace(path)
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        else:
-            temporary.unlink(missing_ok=True)
+        _remove(temporary)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:

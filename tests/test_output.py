@@ -1,19 +1,13 @@
 import json
 import math
+import os
+import signal
 from multiprocessing import get_context
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
 from hf_latent.errors import UserError
-from hf_latent.output import (
-    SAFETENSORS_REMAINS,
-    check_output_dir,
-    read_json,
-    replaced_whole,
-    write_json,
-)
+from hf_latent.output import check_output_dir, read_json, replaced_whole, write_json
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -93,22 +87,48 @@ def test_what_is_not_finite_becomes_null(tmp_path):
     assert json.loads(text) == expected
 
 
-def test_what_safetensors_leaves_where_it_is_killed_is_known_by_its_name(tmp_path):
-    tensors = {"weights": torch.zeros(2**26)}  # 256 MiB, long enough to be killed in
-    for _ in range(20):
+def test_the_next_try_replaces_what_a_killed_one_left(tmp_path):
+    def be_killed_while_writing(path, folder):
+        with replaced_whole(path) as temporary:
+            if folder:
+                temporary.mkdir()
+                (temporary / "of the killed").write_text("half")
+            else:
+                temporary.write_text("half")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    for name, folder in (("report.json", False), ("model", True)):
         process = get_context("fork").Process(
-            target=save_file, args=(tensors, tmp_path / "model.safetensors")
+            target=be_killed_while_writing, args=(tmp_path / name, folder)
         )
         process.start()
-        while process.is_alive() and not any(tmp_path.iterdir()):
-            pass
-        process.kill()
         process.join()
-        left = {path.name for path in tmp_path.iterdir()} - {"model.safetensors"}
-        if left:
-            break
-        (tmp_path / "model.safetensors").unlink(missing_ok=True)
-    assert left == {path.name for path in tmp_path.glob(SAFETENSORS_REMAINS)} != set()
+        assert process.exitcode == -signal.SIGKILL
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {".report.tmp.json", ".model.tmp"}
+    write_json(tmp_path / "report.json", {})
+    with replaced_whole(tmp_path / "model") as temporary:
+        temporary.mkdir()
+        (temporary / "new").touch()
+    assert {path.name for path in tmp_path.iterdir()} == {"report.json", "model"}
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["new"]
+
+
+def test_a_folder_that_was_killed_between_two_renames_is_made_anew(tmp_path):
+    (tmp_path / ".model.old").mkdir()
+    with replaced_whole(tmp_path / "model") as temporary:
+        temporary.mkdir()
+    assert {path.name for path in tmp_path.iterdir()} == {"model"}
+
+
+def test_paths_that_share_a_temporary_name_leave_one_at_most(tmp_path):
+    (tmp_path / ".checkpoint.tmp").mkdir()
+    (tmp_path / ".checkpoint.tmp" / "half").touch()
+    for step in (1, 2):
+        with replaced_whole(tmp_path / f"checkpoint-{step}", ".checkpoint.tmp") as temporary:
+            temporary.mkdir()
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-1", "checkpoint-2"}
+    assert not list((tmp_path / "checkpoint-1").iterdir())
 
 
 def test_what_was_written_is_read(tmp_path):

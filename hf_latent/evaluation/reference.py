@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -146,7 +146,7 @@ def cached_neighbours(vectors: Shards, bar: tqdm) -> tuple[torch.Tensor, torch.T
             selection, selection, LOCAL_NEIGHBOURS, True, bar.update
         )
         with replaced_whole(path) as temporary:
-            save_file({"distances": distances, "places": places}, temporary)
+            temporary.write_bytes(save({"distances": distances, "places": places}))
     else:
         bar.update(len(vectors))
     try:

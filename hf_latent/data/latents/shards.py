@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from hf_latent.errors import UserError
 from hf_latent.output import replaced_whole, write_json
@@ -240,7 +240,7 @@ def write_shard(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     """
     try:
         with replaced_whole(path) as temporary:
-            save_file({name: x.contiguous() for name, x in tensors.items()}, temporary)
+            temporary.write_bytes(save({name: x.contiguous() for name, x in tensors.items()}))
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"{path} cannot be written ({error}): make room, and run the same command again; what "

@@ -18,11 +18,11 @@ from typing import Any
 
 from accelerate import Accelerator
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from hf_latent.errors import UserError
-from hf_latent.output import SAFETENSORS_REMAINS, replaced_whole
+from hf_latent.output import replaced_whole
 from hf_latent.training.averages.power_function import PowerFunctionEMA
 from hf_latent.training.denoiser_config import DenoiserConfig
 from hf_latent.training.run.checkpoints import HARMLESS
@@ -121,7 +121,8 @@ class EmaSnapshots:
             )
             (self.output_dir / FOLDER).mkdir(exist_ok=True)
             with replaced_whole(self.output_dir / FOLDER / name) as temporary:
-                save_file(dict(zip(names, weights, strict=True)), temporary, {METADATA_KEY: told})
+                tensors = dict(zip(names, weights, strict=True))
+                temporary.write_bytes(save(tensors, {METADATA_KEY: told}))
 
     def forget_after(self, step: int) -> None:
         """Remove the snapshots of later steps, which will be saved again, and of other trainings.
@@ -132,12 +133,9 @@ class EmaSnapshots:
         if not self.saves:
             return
         folder = self.output_dir / FOLDER
-        for path in folder.glob(SAFETENSORS_REMAINS):
-            path.unlink()
-        for path in folder.glob("*step-*.safetensors"):
+        for path in folder.glob("step-*.safetensors"):
             named = _NAME.fullmatch(path.name)
-            half_written = path.name.startswith(".step-")  # by a killed process
-            if half_written or (named and (int(named[1]) > step or self._is_anothers(path))):
+            if named and (int(named[1]) > step or self._is_anothers(path)):
                 path.unlink()
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()

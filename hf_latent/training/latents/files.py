@@ -27,7 +27,7 @@ from hf_latent.errors import UserError
 from hf_latent.models.fold import measure_latents, sum_latents
 from hf_latent.models.frozen import hash_autoencoder
 from hf_latent.models.presets import measure_compression
-from hf_latent.output import SAFETENSORS_REMAINS, write_json
+from hf_latent.output import write_json
 from hf_latent.training.latents.config import EncodeConfig
 
 
@@ -88,7 +88,6 @@ def start_folder(folder: Path, manifest: dict[str, Any], replace_other: bool = F
     if (folder / "manifest.json").exists():
         try:
             check_same(folder, read_manifest(folder / "manifest.json"), manifest)
-            _remove_remains(folder)
             return
         except UserError:
             if not replace_other:
@@ -99,23 +98,14 @@ def start_folder(folder: Path, manifest: dict[str, Any], replace_other: bool = F
                         file.unlink()
             # The manifest last: killed before, the next run removes the rest.
             (folder / "manifest.json").unlink()
-    _remove_remains(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    half_written = folder / ".manifest.tmp.json"
+    if folder.exists() and (not folder.is_dir() or set(folder.iterdir()) - {half_written}):
         raise UserError(f"{folder} has something else in it: choose another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder} cannot be made ({error.strerror}): choose another") from error
     _write_json(folder / "manifest.json", manifest)
-
-
-def _remove_remains(folder: Path) -> None:
-    """Remove what a killed process left half-written."""
-    shards = (f"{split}-*.*.{kind}" for split in SPLITS for kind in ("safetensors", "json"))
-    hidden = (f".{name}" for name in ("manifest.*.json", *shards))
-    for pattern in (*hidden, SAFETENSORS_REMAINS):
-        for remains in folder.glob(pattern):
-            remains.unlink()
 
 
 def list_work(manifest: dict[str, Any]) -> list[Work]:

@@ -12,7 +12,6 @@ user's to ask for (torch.use_deterministic_algorithms).
 
 import dataclasses
 import json
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -30,7 +29,12 @@ from hf_latent.errors import UserError
 from hf_latent.output import replaced_whole, write_json
 from hf_latent.training.run.accelerator import TrainingConfig
 from hf_latent.training.run.ema import ema_weights
-from hf_latent.training.run.folder import find_checkpoint, list_checkpoints, remove_checkpoint
+from hf_latent.training.run.folder import (
+    TEMPORARY_CHECKPOINT,
+    find_checkpoint,
+    list_checkpoints,
+    remove_checkpoint,
+)
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 # Settings that change nothing about what a training computes.
@@ -150,7 +154,8 @@ def save_checkpoint(
     """
     output_dir = Path(config.output_dir)
     if accelerator.is_main_process:
-        with replaced_whole(output_dir / f"checkpoint-{step}") as temporary:
+        path = output_dir / f"checkpoint-{step}"
+        with replaced_whole(path, TEMPORARY_CHECKPOINT) as temporary:
             temporary.mkdir()
             _save_weights(state, temporary)
             values = {
@@ -220,9 +225,6 @@ def resume_training(config: TrainingConfig, accelerator: Accelerator, state: Tra
         UserError: if it is damaged, or does not fit the training.
     """
     checkpoint = find_checkpoint(config)
-    if accelerator.is_main_process:
-        for remains in Path(config.output_dir).glob(".checkpoint-*"):
-            shutil.rmtree(remains, ignore_errors=True)  # what a killed process left half-written
     if checkpoint is None:
         return
     try:

@@ -11,9 +11,12 @@ from accelerate import Accelerator
 from hf_latent.command import dump_config
 from hf_latent.data.images.open import ImageSplits, open_images
 from hf_latent.errors import UserError
-from hf_latent.output import SAFETENSORS_REMAINS, check_output_dir, write_text
+from hf_latent.output import check_output_dir, write_text
 from hf_latent.training.run.accelerator import TrainingConfig
 from hf_latent.training.run.trackers import start_trackers
+
+# Of one that is being written or removed: one name, so that a killed run leaves at most one.
+TEMPORARY_CHECKPOINT = ".checkpoint.tmp"
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
@@ -34,8 +37,10 @@ def list_checkpoints(output_dir: Path) -> list[Path]:
 
 def remove_checkpoint(path: Path) -> None:
     """Remove a checkpoint; killed in between, no part of it is left under its name."""
-    path = path.rename(path.with_name(f".{path.name}.removed"))
-    shutil.rmtree(path)
+    temporary = path.with_name(TEMPORARY_CHECKPOINT)
+    if temporary.exists():  # of a killed run
+        shutil.rmtree(temporary)
+    shutil.rmtree(path.rename(temporary))
 
 
 def find_checkpoint(config: TrainingConfig) -> Path | None:
@@ -100,12 +105,10 @@ def check_run_folder(config: TrainingConfig) -> Path:
 
 
 def _has_only_a_beginning(output_dir: Path) -> bool:
-    """Tell whether nothing is there but what a run leaves that was killed before a checkpoint."""
-    begun = re.compile(
-        r"config\.yaml|logs|samples|latents|ema_snapshots|bad_batches"
-        r"|\.config\.\d+\.yaml|\.checkpoint-\d+\..*"  # half-written
-    )
-    return output_dir.is_dir() and all(begun.fullmatch(x.name) for x in output_dir.iterdir())
+    """Return whether the folder has only what a run leaves if killed before a checkpoint."""
+    begun = ("config.yaml", "logs", "samples", "latents", "ema_snapshots", "bad_batches")
+    half_written = (".config.tmp.yaml", TEMPORARY_CHECKPOINT)
+    return output_dir.is_dir() and all(x.name in begun + half_written for x in output_dir.iterdir())
 
 
 def describe_counts(splits: ImageSplits) -> str:
@@ -138,9 +141,6 @@ def start_run_folder(
         check_run_folder(config)
         for name in ("logs", "samples"):
             (output_dir / name).mkdir(parents=True, exist_ok=True)
-        for remains in output_dir.glob(".config.*.yaml"):
-            if re.fullmatch(r"\.config\.\d+\.yaml", remains.name):
-                remains.unlink()  # what a killed process left half-written
         if find_checkpoint(config) is None:
             _remove_old_run(output_dir)
         resolved = dump_config(config, validation_fingerprint=validation_fingerprint)
@@ -157,10 +157,8 @@ def _remove_old_run(output_dir: Path) -> None:
     for picture in (output_dir / "samples").glob("step-*.png"):
         picture.unlink()
     bad_batches = output_dir / "bad_batches"
-    # Half-written ones begin with a dot.
-    for pattern in ("*step-*-rank-*.safetensors", SAFETENSORS_REMAINS):
-        for batch in bad_batches.glob(pattern):
-            batch.unlink()
+    for batch in bad_batches.glob("step-*-rank-*.safetensors"):
+        batch.unlink()
     if bad_batches.is_dir() and not any(bad_batches.iterdir()):
         bad_batches.rmdir()
     for checkpoint in list_checkpoints(output_dir):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from hf_latent.errors import UserError
 from hf_latent.output import replaced_whole
@@ -77,7 +77,8 @@ class NonFiniteGuard:
         )
         self.folder.mkdir(exist_ok=True)
         with replaced_whole(path) as temporary:
-            save_file({key: x.detach().cpu().contiguous() for key, x in batch.items()}, temporary)
+            tensors = {key: x.detach().cpu().contiguous() for key, x in batch.items()}
+            temporary.write_bytes(save(tensors))
         self.accelerator.print(
             f"step {step + 1}: the loss is not finite; the step is skipped, its batch is in {path}"
         )

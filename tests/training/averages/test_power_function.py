@@ -114,8 +114,7 @@ def test_an_interrupted_run_leaves_the_same_snapshots_as_an_uninterrupted_one(co
         train_denoiser(resumed, stop=StopAfter(1))
     # As if killed in the fourth step: a whole snapshot of later, and a half-written one.
     (run / "ema_snapshots").mkdir()
-    (run / "ema_snapshots" / ".tmpXy12Zw").write_bytes(b"half")
-    for name in ("step-000004-sigma_rel-0.050", ".step-000002-sigma_rel-0.100.123"):
+    for name in ("step-000004-sigma_rel-0.050", ".step-000002-sigma_rel-0.100.tmp"):
         (run / "ema_snapshots" / f"{name}.safetensors").write_bytes(b"other")
     with pytest.raises(SystemExit):
         train_denoiser(resumed, stop=StopAfter(2))

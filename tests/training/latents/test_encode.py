@@ -329,12 +329,11 @@ def test_what_a_killed_process_left_half_written_is_made_again(cache, whole, wri
     begin(folder)
     cut_short(folder / SHARDS[1], 2000)
     (folder / SHARDS[4]).write_bytes(b"")
-    (folder / ".train-000003.4711.safetensors").write_bytes(b"half")
-    (folder / ".tmpXy12Zw").write_bytes(b"half")  # safetensors' own
-    (folder / ".manifest.4711.json").write_text("{")
-    (folder / ".train-000003.entry.4711.json").write_text("{")
+    (folder / SHARDS[3]).rename(folder / f".{Path(SHARDS[3]).stem}.tmp.safetensors")
+    (folder / ".manifest.tmp.json").write_text("{")
+    (folder / ".train-000001.entry.tmp.json").write_text("{")
     encode(cache)
-    assert sorted(written) == [SHARDS[1], SHARDS[4]]
+    assert sorted(written) == [SHARDS[1], SHARDS[3], SHARDS[4]]
     assert all_bytes(folder) == whole[1]
 
 
@@ -349,7 +348,7 @@ def test_a_bit_that_flips_while_a_cache_is_made_is_seen(cache, whole, written):
 
 def test_a_process_that_was_killed_at_the_manifest_does_not_stand_in_the_way(whole, tmp_path):
     (tmp_path / "cache").mkdir()
-    (tmp_path / "cache" / ".manifest.4711.json").write_text("{")
+    (tmp_path / "cache" / ".manifest.tmp.json").write_text("{")
     encode(whole[0], output_dir=str(tmp_path / "cache"))
     assert all_bytes(tmp_path / "cache") == whole[1]
 

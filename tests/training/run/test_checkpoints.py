@@ -187,28 +187,29 @@ def test_a_checkpoint_that_is_half_removed_is_none_any_more(config, tmp_path, mo
             remove_checkpoint(tmp_path / "checkpoint-2")
     assert list_checkpoints(tmp_path) == [tmp_path / "checkpoint-1"]
     assert len(list(tmp_path.iterdir())) == 2, "the test leaves a part of it"
-    resume_training(config(resume_from_checkpoint="latest"), Accelerator(), start(config()))
-    assert list(tmp_path.iterdir()) == [tmp_path / "checkpoint-1"]
+    save_checkpoint(config(), Accelerator(), state, 3)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["checkpoint-1", "checkpoint-3"], "the next one removes the rest"
 
 
 def test_a_half_written_checkpoint_is_never_taken_for_a_whole_one(config, tmp_path):
     state = train(start(config()), 1)
     save_checkpoint(config(), Accelerator(), state, 1)
-    for name in (".checkpoint-5.123", ".checkpoint-6.123.old", "checkpoint-7", "checkpoint-x"):
+    for name in (".checkpoint.tmp", "checkpoint-7", "checkpoint-x"):
         (tmp_path / name).mkdir()
-    for name in (".checkpoint-5.123", ".checkpoint-6.123.old", "checkpoint-x"):
+    for name in (".checkpoint.tmp", "checkpoint-x"):
         (tmp_path / name / "state.json").write_text("{}")
     (tmp_path / "checkpoint-7" / "vae_optimizer.safetensors").write_bytes(b"")
     assert list_checkpoints(tmp_path) == [tmp_path / "checkpoint-1"]
     loaded = spoil(start(config()))
     resume_training(config(resume_from_checkpoint="latest"), Accelerator(), loaded)
     assert_equal(loaded, state)
+    save_checkpoint(config(), Accelerator(), state, 7)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "checkpoint-1",
         "checkpoint-7",
         "checkpoint-x",
     ]
-    save_checkpoint(config(), Accelerator(), state, 7)
     assert find_checkpoint(config(resume_from_checkpoint="latest")) == tmp_path / "checkpoint-7"
 
 

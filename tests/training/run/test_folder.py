@@ -46,8 +46,7 @@ def test_a_new_run_over_an_old_one_removes_what_would_be_taken_for_its_own(
     (run / "notes.txt").write_text("mine")
     (run / "checkpoint-of-mine").mkdir()
     (run / "bad_batches").mkdir()
-    for name in ("step-000002-rank-0.safetensors", ".tmpXy12Zw"):
-        (run / "bad_batches" / name).touch()
+    (run / "bad_batches" / "step-000002-rank-0.safetensors").touch()
     (run / "logs" / "trackers.json").write_text("{}")
     for mine in (".config.mine.yaml", "bad_batches/notes.txt"):
         (run / mine).touch()
@@ -123,13 +122,13 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(
     run = tmp_path / "autoencoder"
     config = autoencoder_config(checkpointing_steps=2)
     train_autoencoder(config)
-    (run / "checkpoint-2").rename(run / ".checkpoint-2.123")  # as killed while it was written
+    (run / "checkpoint-2").rename(run / ".checkpoint.tmp")  # as killed while it was written
     for finished in ("checkpoint-4", "model"):
         shutil.rmtree(run / finished)
     (run / "report.json").unlink()
-    (run / ".config.123.yaml").write_text("data")
+    (run / ".config.tmp.yaml").write_text("data")
     (run / "bad_batches").mkdir()
-    for name in ("step-000002-rank-1.safetensors", ".step-000003-rank-1.45.safetensors"):
+    for name in ("step-000002-rank-1.safetensors", "step-000003-rank-0.safetensors"):
         (run / "bad_batches" / name).touch()
     log = (run / "logs" / "losses.jsonl").read_text()
     with pytest.raises(UserError, match="has files in it"):
