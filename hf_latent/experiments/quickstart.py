@@ -1,6 +1,7 @@
 """The main job on built-in real data, from nothing: train, sample, measure, save."""
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,7 @@ def train_vae(
                 max_train_minutes=budget.minutes_left * AUTOENCODER_SHARE,
             ),
             splits,
+            now=budget.now,
         )
     kl = summary.held_out.kl_nats_per_latent_value
     figures = training_figures("autoencoder", summary)
@@ -176,6 +178,7 @@ def train(config: QuickstartConfig, splits: ImageSplits, budget: TimeBudget) -> 
                 max_train_minutes=max(budget.minutes_left, MINIMUM_MINUTES),
             ),
             splits,
+            now=budget.now,
         )
     with replaced_whole(output_dir / "model") as temporary:
         denoiser.model_dir.rename(temporary)
@@ -190,12 +193,17 @@ def train(config: QuickstartConfig, splits: ImageSplits, budget: TimeBudget) -> 
     }
 
 
-def run_quickstart(config: QuickstartConfig, started: float | None = None) -> dict[str, Any]:
+def run_quickstart(
+    config: QuickstartConfig,
+    started: float | None = None,
+    now: Callable[[], float] = time.perf_counter,
+) -> dict[str, Any]:
     """Run the whole chain and leave model/, samples.png, reconstructions.png and report.json.
 
     Args:
         config: the settings.
-        started: `time.perf_counter()` when the command was called; None: now.
+        started: what `now` was when the command was called; None: it is called now.
+        now: the clock, in seconds.
 
     Returns:
         The report.
@@ -203,7 +211,7 @@ def run_quickstart(config: QuickstartConfig, started: float | None = None) -> di
     Raises:
         UserError: if the folder cannot be written or the time is too short.
     """
-    budget = TimeBudget(config.max_minutes, time.perf_counter() if started is None else started)
+    budget = TimeBudget(config.max_minutes, started, now)
     output_dir = check_output_dir(config.output_dir, config.overwrite_output_dir)
     trained = "an autoencoder, then a denoiser" if config.train_vae else "a denoiser"
     space = (
@@ -236,7 +244,7 @@ def run_quickstart(config: QuickstartConfig, started: float | None = None) -> di
             config.evaluation_images, config.seed, config.guidance_scale, config.num_inference_steps
         )
         figures = measure_kept(pipeline, test_images, output_dir)
-        figures |= measure_samples(pipeline, sampling, classifier, output_dir)
+        figures |= measure_samples(pipeline, sampling, classifier, output_dir, now)
     report = {
         **asdict(config),
         "train_images": len(splits.train),

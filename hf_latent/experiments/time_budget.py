@@ -14,19 +14,26 @@ class TimeBudget:
 
     Args:
         max_minutes: for the whole command.
-        started: `time.perf_counter()` when it was called.
+        started: what `now` was when the command was called; None: it is called now.
+        now: the clock, in seconds; trainings within the budget go by it too.
     """
 
-    def __init__(self, max_minutes: float, started: float):
+    def __init__(
+        self,
+        max_minutes: float,
+        started: float | None = None,
+        now: Callable[[], float] = time.perf_counter,
+    ):
         """Start with nothing reserved."""
-        self.max_minutes, self.started = max_minutes, started
+        self.max_minutes, self.now = max_minutes, now
+        self.started = now() if started is None else started
         self.stage_seconds: dict[str, float] = {}
         self.reserved_seconds = 0.0
 
     @property
     def total_seconds(self) -> float:
         """Seconds since the command was called."""
-        return time.perf_counter() - self.started
+        return self.now() - self.started
 
     @property
     def minutes_left(self) -> float:
@@ -36,9 +43,9 @@ class TimeBudget:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Time what happens inside, as `NAME_seconds` of `stage_seconds`."""
-        start = time.perf_counter()
+        start = self.now()
         yield
-        self.stage_seconds[f"{name}_seconds"] = time.perf_counter() - start
+        self.stage_seconds[f"{name}_seconds"] = self.now() - start
 
     def reserve(self, work: Callable[[], object], times: float) -> None:
         """Run a small part of some later work, twice, and reserve the time for all of it.
@@ -48,9 +55,9 @@ class TimeBudget:
             times: how many such parts there will be.
         """
         work()
-        start = time.perf_counter()
+        start = self.now()
         work()
-        self.reserved_seconds += SAFETY * times * (time.perf_counter() - start)
+        self.reserved_seconds += SAFETY * times * (self.now() - start)
 
     def check(self, minimum_minutes: float, advice: str) -> None:
         """Refuse to start where the rest is too short.

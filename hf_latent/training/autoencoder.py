@@ -3,6 +3,8 @@
 Read from top to bottom: data, model, players, steps, fold, save.
 """
 
+import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -63,7 +65,10 @@ class AutoencoderSummary(TrainingSummary):
 
 
 def train_autoencoder(
-    config: AutoencoderConfig, splits: ImageSplits | None = None, stop: StopSignal | None = None
+    config: AutoencoderConfig,
+    splits: ImageSplits | None = None,
+    stop: StopSignal | None = None,
+    now: Callable[[], float] = time.perf_counter,
 ) -> AutoencoderSummary:
     """Train an autoencoder, fold its latent scale in and save it.
 
@@ -71,6 +76,7 @@ def train_autoencoder(
         config: the settings.
         splits: the images, where they are open already.
         stop: ends the training between two steps, with a checkpoint; before the first, at once.
+        now: the clock that the time limit goes by, in seconds.
 
     Returns:
         What was done; the model is in `output_dir/model`, the figures in `output_dir/report.json`.
@@ -95,7 +101,7 @@ def train_autoencoder(
 
     ema = create_ema(config, vae, accelerator.device)
     model, optimizer = accelerator.prepare(TrainableAutoencoder(vae), create_optimizer(config, vae))
-    clock = TrainingClock(config, accelerator, "autoencoder")
+    clock = TrainingClock(config, accelerator, "autoencoder", now)
     guard = NonFiniteGuard(output_dir, accelerator)
     state = TrainingState({"vae": vae}, {"vae": optimizer}, {"vae": {"ema": ema}}, {"clock": clock})
     adversary = Adversary(config, splits.image_shape[0], vae, state, accelerator)

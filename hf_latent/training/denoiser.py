@@ -3,6 +3,8 @@
 Read from top to bottom: data, latents, model, steps, save.
 """
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -119,7 +121,10 @@ def draw_batch(
 
 
 def train_denoiser(
-    config: DenoiserConfig, splits: ImageSplits | None = None, stop: StopSignal | None = None
+    config: DenoiserConfig,
+    splits: ImageSplits | None = None,
+    stop: StopSignal | None = None,
+    now: Callable[[], float] = time.perf_counter,
 ) -> DenoiserSummary:
     """Train a denoiser on the latents of images, and save the pipeline.
 
@@ -127,6 +132,7 @@ def train_denoiser(
         config: the settings.
         splits: the images, where they are open already.
         stop: ends the training between two steps, with a checkpoint; before the first, at once.
+        now: the clock that the time limit goes by, in seconds.
 
     Returns:
         What was done; the pipeline is in `output_dir/model`.
@@ -157,7 +163,7 @@ def train_denoiser(
     snapshots = EmaSnapshots(config, unet, frozen_vae.sha256, accelerator)
     optimizer = create_optimizer(config, unet)
     model, optimizer = accelerator.prepare(unet, optimizer)
-    clock = TrainingClock(config, accelerator, "denoiser")
+    clock = TrainingClock(config, accelerator, "denoiser", now)
     guard = NonFiniteGuard(output_dir, accelerator)
     others: dict[str, HasState] = {"clock": clock, "vae": frozen_vae, "latents": source}
     others |= {"snapshots": snapshots} if snapshots.averages else {}

@@ -1,30 +1,28 @@
 import pytest
 
 from hf_latent.errors import UserError
-from hf_latent.experiments import time_budget
 from hf_latent.experiments.time_budget import SAFETY, TimeBudget
 
 
+class Clock:
+    """Goes on only when told to."""
+
+    seconds = 100.0
+
+    def __call__(self):
+        return self.seconds
+
+    def sleep(self, seconds):
+        self.seconds += seconds
+
+
 @pytest.fixture
-def clock(monkeypatch):
-    """A clock that goes on only when told to."""
-
-    class Clock:
-        seconds = 100.0
-
-        def perf_counter(self):
-            return self.seconds
-
-        def sleep(self, seconds):
-            self.seconds += seconds
-
-    clock = Clock()
-    monkeypatch.setattr(time_budget, "time", clock)
-    return clock
+def clock():
+    return Clock()
 
 
 def test_what_is_over_and_reserved_is_not_left(clock):
-    budget = TimeBudget(max_minutes=1.0, started=clock.seconds - 15)
+    budget = TimeBudget(max_minutes=1.0, started=clock() - 15, now=clock)
     assert budget.minutes_left == pytest.approx(0.75)
     budget.reserve(lambda: clock.sleep(0.01), times=1000)
     assert budget.reserved_seconds == pytest.approx(10 * SAFETY)
@@ -32,13 +30,13 @@ def test_what_is_over_and_reserved_is_not_left(clock):
 
 
 def test_stages_are_timed(clock):
-    budget = TimeBudget(1.0, clock.seconds)
+    budget = TimeBudget(1.0, now=clock)
     with budget.stage("nap"):
         clock.sleep(0.5)
     assert budget.stage_seconds == {"nap_seconds": pytest.approx(0.5)}
 
 
 def test_too_little_time_is_refused_with_what_would_do(clock):
-    budget = TimeBudget(1.0, clock.seconds - 90)
+    budget = TimeBudget(1.0, clock() - 90, clock)
     with pytest.raises(UserError, match=r"needs at least 1\.60 for the whole command \(advice\)"):
         budget.check(0.1, "advice")

@@ -10,7 +10,7 @@ Each file is whole or absent, so that a killed sweep knows what is done.
 """
 
 import shutil
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,14 +85,17 @@ def measure_rate(
 
 
 def measure_generated(
-    config: SweepConfig, pipeline: LatentDiffusionPipeline, real: RealSide
+    config: SweepConfig,
+    pipeline: LatentDiffusionPipeline,
+    real: RealSide,
+    now: Callable[[], float],
 ) -> dict[str, Any]:
     """Generate images without guidance, labels as often as in the reference, and compare them."""
     labels = real.images.subset(real.images.reference).labels
     conditional = pipeline.num_classes is not None and labels is not None
     distances, seconds = [], 0.0
     for turn in range(config.num_seeds):
-        start = time.perf_counter()
+        start = now()
         samples = sample_images(
             pipeline,
             labels.tolist() if conditional and labels is not None else None,
@@ -102,7 +105,7 @@ def measure_generated(
             1.0,
             config.num_inference_steps,
         )
-        seconds += time.perf_counter() - start
+        seconds += now() - start
         blocks = [real.extractor(to_uint8(x * 2 - 1)) for x in samples.split(BATCH_SIZE)]
         distances.append(frechet_distance(blocks, real.reference))
     return {
@@ -115,7 +118,12 @@ def measure_generated(
 
 
 def run_pair(
-    config: SweepConfig, plan: Plan, pair: Pair, splits: ImageSplits, real: RealSide
+    config: SweepConfig,
+    plan: Plan,
+    pair: Pair,
+    splits: ImageSplits,
+    real: RealSide,
+    now: Callable[[], float],
 ) -> dict[str, Any]:
     """Train and measure a pair, from where an earlier run of it ended.
 
@@ -136,15 +144,15 @@ def run_pair(
         trained = train_once(
             folder / "autoencoder.json",
             first.train_batch_size,
-            lambda: train_autoencoder(first, splits),
+            lambda: train_autoencoder(first, splits, now=now),
         ) | train_once(
             folder / "denoiser.json",
             second.train_batch_size,
-            lambda: train_denoiser(second, splits),
+            lambda: train_denoiser(second, splits, now=now),
         )
         pipeline = load_pipeline(str(folder / "denoiser" / "model"))
         parameters = [sum(x.numel() for x in model.parameters()) for model in models]
-        start, bar = time.perf_counter(), tqdm(disable=True)
+        start, bar = now(), tqdm(disable=True)
         figures = {
             "name": pair.name,
             "factor": pair.factor,
@@ -168,8 +176,8 @@ def run_pair(
                 config.seed,
                 bar,
             ),
-            **measure_generated(config, pipeline, real),
-            "measuring_minutes": (time.perf_counter() - start) / 60,
+            **measure_generated(config, pipeline, real, now),
+            "measuring_minutes": (now() - start) / 60,
         }
         write_json(folder / "figures.json", figures)
     clear_pair(folder)

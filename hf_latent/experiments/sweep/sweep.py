@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,11 @@ def look_at_real_images(
 
 
 def sweep_pairs(
-    config: SweepConfig, plan: Plan, splits: ImageSplits, real: RealSide
+    config: SweepConfig,
+    plan: Plan,
+    splits: ImageSplits,
+    real: RealSide,
+    now: Callable[[], float],
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
     """Run every pair; one that fails for a reason of the user's does not stop the others.
 
@@ -119,7 +124,7 @@ def sweep_pairs(
     for number, pair in enumerate(pairs, start=1):
         left = f"{(len(pairs) - number) * plan.pair_minutes:.1f} minutes left at most"
         try:
-            figures = run_pair(config, plan, pair, splits, real)
+            figures = run_pair(config, plan, pair, splits, real, now)
         except UserError as error:
             failed.append({"name": pair.name, "error": str(error)})
             print(f"{number}/{len(pairs)} {pair.name} failed: {error}; {left}", flush=True)
@@ -147,12 +152,17 @@ def write_reports(output_dir: Path, report: dict[str, Any]) -> dict[str, Any]:
     return report
 
 
-def sweep(config: SweepConfig, started: float | None = None) -> dict[str, Any]:
+def sweep(
+    config: SweepConfig,
+    started: float | None = None,
+    now: Callable[[], float] = time.perf_counter,
+) -> dict[str, Any]:
     """Train and measure every pair, and leave report.json, report.md and sweep.png.
 
     Args:
         config: the settings.
-        started: `time.perf_counter()` when the command was called; None: now.
+        started: what `now` was when the command was called; None: it is called now.
+        now: the clock, in seconds.
 
     Returns:
         The content of report.json.
@@ -160,7 +170,7 @@ def sweep(config: SweepConfig, started: float | None = None) -> dict[str, Any]:
     Raises:
         UserError: if the time is too short, a pair cannot be, or the folder has another sweep.
     """
-    budget = TimeBudget(config.max_minutes, time.perf_counter() if started is None else started)
+    budget = TimeBudget(config.max_minutes, started, now)
     output_dir = Path(config.output_dir)
     extractor = load_feature_extractor("efficientnet-lite0")
     splits, plan = start_sweep(config, extractor, budget)
@@ -172,7 +182,7 @@ def sweep(config: SweepConfig, started: float | None = None) -> dict[str, Any]:
         flush=True,
     )
     real, real_fd = look_at_real_images(config, splits, extractor)
-    finished, failed = sweep_pairs(config, plan, splits, real)
+    finished, failed = sweep_pairs(config, plan, splits, real, now)
     choice = recommend(finished, real_fd)
     report = {
         **config.settings(),

@@ -3,7 +3,7 @@
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,18 +68,25 @@ class TrainingClock:
         config: the run's settings.
         accelerator: the first process shows and logs, and its clock counts for all.
         name: the progress bar's.
+        now: what tells the time, in seconds.
     """
 
     LOGGING_STEPS = 20
 
-    def __init__(self, config: TrainingConfig, accelerator: Accelerator, name: str):
+    def __init__(
+        self,
+        config: TrainingConfig,
+        accelerator: Accelerator,
+        name: str,
+        now: Callable[[], float] = time.perf_counter,
+    ):
         """Start the clock; see the class."""
-        self.config, self.accelerator = config, accelerator
+        self.config, self.accelerator, self._now = config, accelerator, now
         # Inside a step, self.step and self.images_seen count it already.
         self.step, self.images_seen, self.train_loss = 0, 0, math.nan
         self.validation_losses: dict[int, float] = {}
         self._losses: list[torch.Tensor] = []
-        self._start, self._validation_seconds = time.perf_counter(), 0.0
+        self._start, self._validation_seconds = self._now(), 0.0
         self._seconds_before, self._steps_before = 0.0, 0
         self._end: float | None = None
         self._progress_at = (-1, 0.0)
@@ -89,7 +96,7 @@ class TrainingClock:
     @property
     def seconds(self) -> float:
         """Seconds from the start to now or to the last step, validation between steps included."""
-        return (self._end or time.perf_counter()) - self._start
+        return (self._end or self._now()) - self._start
 
     @property
     def images_per_second(self) -> float:
@@ -147,7 +154,7 @@ class TrainingClock:
         self._seconds_before = state["seconds"]
         self.train_loss = math.nan if state["train_loss"] is None else state["train_loss"]
         self.validation_losses = dict(state["validation_losses"])
-        self._start = time.perf_counter() - self._seconds_before
+        self._start = self._now() - self._seconds_before
         self._bar.update(self.step)
         if self.accelerator.is_main_process:
             forget_after(self.config.output_dir, state)
@@ -158,7 +165,7 @@ class TrainingClock:
         Args:
             optimizers: their learning rate follows `cosine_with_warmup`.
         """
-        self._start = time.perf_counter() - self._seconds_before
+        self._start = self._now() - self._seconds_before
         while (progress := self._progress()) < 1:
             factor = cosine_with_warmup(progress, self.config.lr_warmup_ratio)
             for group in [group for o in optimizers for group in o.param_groups]:
@@ -167,7 +174,7 @@ class TrainingClock:
             self.images_seen += self._images_per_step
             yield self.step - 1
             self._bar.update()
-        self._end = time.perf_counter()
+        self._end = self._now()
         self.log_pending_losses()
         self._bar.close()
 
@@ -235,10 +242,10 @@ class TrainingClock:
     @contextmanager
     def validation(self) -> Iterator[None]:
         """Keep the time spent inside, between steps, out of `images_per_second`."""
-        start = time.perf_counter()
+        start = self._now()
         yield
         if self._end is None:
-            self._validation_seconds += time.perf_counter() - start
+            self._validation_seconds += self._now() - start
 
     def summary(self, model_dir: Path) -> TrainingSummary:
         """Sum up the training.

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from hf_latent.errors import UserError
-from hf_latent.experiments import sweep as sweep_module
 from hf_latent.experiments.sweep import pair as sweep_pair
 from hf_latent.experiments.sweep import plan as sweep_plan
+from hf_latent.experiments.sweep import sweep as sweep_module
 from hf_latent.experiments.sweep import training as sweep_training
 from hf_latent.experiments.sweep.config import SweepConfig
 from hf_latent.experiments.sweep.plot import render_plot
@@ -45,9 +45,9 @@ def trained(monkeypatch):
     runs = []
 
     def recorded(train):
-        def run(config, splits):
+        def run(config, splits, now):
             runs.append("/".join(Path(config.output_dir).parts[-2:]))
-            return train(config, splits)
+            return train(config, splits, now=now)
 
         return run
 
@@ -185,10 +185,10 @@ def test_killed_after_the_first_pair_it_goes_on_with_the_second(
 ):
     run_pair = sweep_module.run_pair
 
-    def killed(config, plan, pair, splits, real):
+    def killed(config, plan, pair, splits, real, now):
         if pair.factor == 8:
             raise KeyboardInterrupt
-        return run_pair(config, plan, pair, splits, real)
+        return run_pair(config, plan, pair, splits, real, now)
 
     monkeypatch.setattr(sweep_module, "run_pair", killed)
     with pytest.raises(KeyboardInterrupt):
@@ -247,10 +247,10 @@ def test_a_finished_sweep_is_not_done_again(config, trained, tmp_path):
 def test_a_pair_that_fails_does_not_lose_the_others(config, trained, tmp_path, monkeypatch, capsys):
     train = sweep_pair.train_denoiser
 
-    def failing(config, splits):
+    def failing(config, splits, now):
         if "f4-c2" in config.output_dir:
             raise UserError("the loss was not finite")
-        return train(config, splits)
+        return train(config, splits, now=now)
 
     monkeypatch.setattr(sweep_pair, "train_denoiser", failing)
     report = sweep(config)
@@ -269,7 +269,7 @@ def test_a_pair_that_fails_does_not_lose_the_others(config, trained, tmp_path, m
 
 
 def test_where_every_pair_fails_the_first_reason_is_told(config, monkeypatch):
-    def failing(config, splits):
+    def failing(config, splits, now):
         raise UserError("lost")
 
     monkeypatch.setattr(sweep_pair, "train_autoencoder", failing)

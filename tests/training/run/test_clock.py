@@ -1,13 +1,13 @@
 import json
 import math
-from types import SimpleNamespace
+import time
+from itertools import count
 
 import pytest
 import torch
 from accelerate import Accelerator
 from diffusers.optimization import get_cosine_schedule_with_warmup
 
-from hf_latent.training.run import clock as clock_module
 from hf_latent.training.run.accelerator import TrainingConfig
 from hf_latent.training.run.clock import TrainingClock, cosine_with_warmup
 
@@ -24,10 +24,15 @@ def test_cosine_equals_diffusers(optimizer, warmup, steps):
         assert cosine_with_warmup(step / steps, warmup / steps) == pytest.approx(schedule(step))
 
 
-def start_clock(tmp_path, **settings) -> TrainingClock:
+def a_second_a_look():
+    """A clock that goes on by a second whenever it is looked at."""
+    return map(float, count()).__next__
+
+
+def start_clock(tmp_path, now=time.perf_counter, **settings) -> TrainingClock:
     (tmp_path / "logs").mkdir(parents=True, exist_ok=True)
     config = TrainingConfig(output_dir=str(tmp_path), **settings)
-    return TrainingClock(config, Accelerator(), "test")
+    return TrainingClock(config, Accelerator(), "test", now)
 
 
 def test_steps_learning_rate_and_log(tmp_path, optimizer):
@@ -52,14 +57,8 @@ def test_steps_learning_rate_and_log(tmp_path, optimizer):
     assert log[1]["train_loss"] == 9.5
 
 
-def test_a_time_limit_ends_the_training_and_drives_the_learning_rate(
-    tmp_path, optimizer, monkeypatch
-):
-    seconds = iter(range(1000))
-    monkeypatch.setattr(
-        clock_module, "time", SimpleNamespace(perf_counter=lambda: float(next(seconds)))
-    )
-    clock = start_clock(tmp_path, max_train_minutes=1.0, learning_rate=1.0)
+def test_a_time_limit_ends_the_training_and_drives_the_learning_rate(tmp_path, optimizer):
+    clock = start_clock(tmp_path, a_second_a_look(), max_train_minutes=1.0, learning_rate=1.0)
     rates = []
     for _ in clock.steps(optimizer):
         rates.append(optimizer.param_groups[0]["lr"])
@@ -110,12 +109,9 @@ def test_a_clock_goes_on_from_its_state_and_forgets_what_came_after(
     assert logs[0] == logs[1]
 
 
-def test_time_before_a_checkpoint_counts_for_the_limit_and_not_for_the_rate(
-    tmp_path, optimizer, monkeypatch
-):
+def test_time_before_a_checkpoint_counts_for_the_limit_and_not_for_the_rate(tmp_path, optimizer):
     now = [1000.0]
-    monkeypatch.setattr(clock_module, "time", SimpleNamespace(perf_counter=lambda: now[0]))
-    clock = start_clock(tmp_path, max_train_minutes=10.0, checkpointing_steps=50)
+    clock = start_clock(tmp_path, lambda: now[0], max_train_minutes=10.0, checkpointing_steps=50)
     clock.load_state(clock.state() | {"step": 100, "seconds": 540.0})
     assert clock.seconds == 540
     steps = 0
@@ -130,11 +126,10 @@ def test_time_before_a_checkpoint_counts_for_the_limit_and_not_for_the_rate(
 def test_images_are_counted_with_the_processes_that_saw_them(tmp_path, optimizer, monkeypatch):
     settings = {"train_batch_size": 5, "gradient_accumulation_steps": 2}
     now = [0.0]
-    monkeypatch.setattr(clock_module, "time", SimpleNamespace(perf_counter=lambda: now[0]))
 
     def run(processes: int, steps: int, state: dict | None) -> TrainingClock:
         monkeypatch.setattr(Accelerator, "num_processes", property(lambda self: processes))
-        clock = start_clock(tmp_path, max_train_steps=steps, **settings)
+        clock = start_clock(tmp_path, lambda: now[0], max_train_steps=steps, **settings)
         if state is not None:
             clock.load_state(state)
         for _ in clock.steps(optimizer):
@@ -184,31 +179,24 @@ def test_checkpoints_are_due_every_so_often_and_after_the_last(tmp_path, optimiz
 @pytest.mark.parametrize("limit_seconds", [30, 31])
 @pytest.mark.parametrize("every", [1000, 7])
 def test_a_time_limit_never_ends_a_training_without_its_last_checkpoint(
-    tmp_path, optimizer, monkeypatch, every, limit_seconds
+    tmp_path, optimizer, every, limit_seconds
 ):
     # Every look at the clock takes a while, so that the limit passes between any two of them.
-    seconds = iter(range(1000))
-    monkeypatch.setattr(
-        clock_module, "time", SimpleNamespace(perf_counter=lambda: float(next(seconds)))
-    )
+    now = a_second_a_look()
     settings = {"max_train_minutes": limit_seconds / 60, "checkpointing_steps": every}
-    clock = start_clock(tmp_path, **settings)
+    clock = start_clock(tmp_path, now, **settings)
     saved = [clock.state() for _ in clock.steps(optimizer) if clock.checkpoint_is_due]
     assert saved[-1]["step"] == clock.step
     assert [x["step"] for x in saved[:-1]] == list(range(every, clock.step, every))
     # What has ended does not go on when it is resumed.
-    resumed = start_clock(tmp_path, **settings)
+    resumed = start_clock(tmp_path, now, **settings)
     resumed.load_state(json.loads(json.dumps(saved[-1])))
     assert list(resumed.steps(optimizer)) == []
 
 
 @pytest.mark.parametrize("limit", [{"max_train_steps": 6}, {"max_train_minutes": 24 / 60}])
-def test_no_validation_is_due_after_the_last_step(tmp_path, optimizer, monkeypatch, limit):
+def test_no_validation_is_due_after_the_last_step(tmp_path, optimizer, limit):
     """It is made with the averaged weights at the end, and would be told twice."""
-    seconds = iter(range(1000))
-    monkeypatch.setattr(
-        clock_module, "time", SimpleNamespace(perf_counter=lambda: float(next(seconds)))
-    )
-    clock = start_clock(tmp_path, validation_steps=1, **limit)
+    clock = start_clock(tmp_path, a_second_a_look(), validation_steps=1, **limit)
     due = [clock.step for _ in clock.steps(optimizer) if clock.validation_is_due]
     assert due == list(range(1, clock.step)) and clock.step > 2
