@@ -6,15 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from hf_latent.pipeline.saved_files import MODULES
+from hf_latent.pipeline.hub_format import MODULES
 
 PACKAGE = Path(__file__).parents[1] / "hf_latent"
 STEPS = ("encode", "add_noise", "denoise", "decode")
-PARTS = (
-    *("class_labels", "guidance", "image_conditions", "samplers", "inference_steps", "upcast"),
-    *("exact_weights", "hub_format", "saved_files"),
-)
-TRAVELLING = ("pipeline", "pipeline_steps", *PARTS, *STEPS)  # saved with every model
+PARTS = ("conditions", "samplers", "hub_format", "weights")
+TRAVELLING = ("pipeline", *PARTS, *STEPS)  # saved with every model
 # Each layer may import from those before it, and from itself.
 LAYERS = [
     ("errors", "command", "output"),

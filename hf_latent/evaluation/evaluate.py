@@ -88,8 +88,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         extractor = load_feature_extractor(config.feature_extractor)
         spaces = {"features": extractor, "latents": LatentVectors(pipeline.vae)}
         splits, real = open_real_images(config, pipeline)
-        guidance, interval = resolve_guidance(pipeline, config.guidance_scale, config.interval)
-        evaluations = count_evaluations(pipeline, config.num_inference_steps, guidance, interval)
+        guidance = resolve_guidance(pipeline, config.guidance_scale, config.interval)
+        evaluations = count_evaluations(pipeline, config.num_inference_steps, guidance)
     count = len(real.reference)
     labels = real.subset(real.reference).labels if conditional else None
     with stages.stage("sampling", count) as bar:
@@ -131,8 +131,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "held_out_images": len(real.held_out),
         "validation_fingerprint": splits.validation_fingerprint,
         "sampler": type(pipeline.scheduler).__name__,
-        "guidance_scale": guidance,
-        "guidance_interval": interval,
+        "guidance_scale": guidance.scale,
+        "guidance_interval": guidance.interval,
         "num_inference_steps": config.num_inference_steps,
         "denoiser_evaluations_per_image": evaluations,
         **generation,

@@ -47,7 +47,7 @@ def write_samples(
         `NAME` and `NAME_mirrored` for each space.
     """
 
-    scale, interval = resolve_guidance(pipeline, config.guidance_scale, config.interval)
+    guidance = resolve_guidance(pipeline, config.guidance_scale, config.interval)
 
     def make_batch(rows: range) -> dict[str, torch.Tensor]:
         labels = None if class_labels is None else class_labels[rows.start : rows.stop]
@@ -57,9 +57,9 @@ def write_samples(
             len(rows),
             config.seed + rows.start,
             config.batch_size,
-            scale,
+            guidance.scale,
             config.num_inference_steps,
-            interval,
+            guidance.interval,
         )
         images = to_uint8(drawn * 2 - 1)
         tensors = {"images": images} | ({} if labels is None else {"class_labels": labels})
@@ -74,8 +74,8 @@ def write_samples(
 
     identity = {
         "seed": config.seed,
-        "guidance_scale": scale,
-        "guidance_interval": interval,
+        "guidance_scale": guidance.scale,
+        "guidance_interval": guidance.interval,
         "num_inference_steps": config.num_inference_steps,
         "unet": hash_weights(pipeline.unet),
         "vae": hash_weights(pipeline.vae),

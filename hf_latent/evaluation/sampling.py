@@ -5,10 +5,13 @@ import torch
 from hf_latent.errors import UserError
 from hf_latent.models.load import find_released, load_denoiser, loading
 from hf_latent.pipeline import LatentDiffusionPipeline
-from hf_latent.pipeline.denoise import check_guide
-from hf_latent.pipeline.guidance import choose_guidance, guidance_by_step
-from hf_latent.pipeline.inference_steps import set_inference_steps
-from hf_latent.pipeline.samplers import get_objective, same_noise_levels
+from hf_latent.pipeline.denoise import Guidance, check_guide
+from hf_latent.pipeline.samplers import (
+    get_objective,
+    guidance_by_step,
+    same_noise_levels,
+    set_inference_steps,
+)
 
 
 def load_pipeline(
@@ -66,8 +69,8 @@ def resolve_guidance(
     pipeline: LatentDiffusionPipeline,
     guidance_scale: float | None,
     guidance_interval: tuple[float, float] | None,
-) -> tuple[float, tuple[float, float] | None]:
-    """Return scale and interval that images are drawn with, as `guidance.choose_guidance`.
+) -> Guidance:
+    """Return the guidance that images are drawn with, see `denoise.Guidance.choose`.
 
     Args:
         pipeline: the model.
@@ -76,14 +79,13 @@ def resolve_guidance(
     """
     guidable = pipeline.num_classes is not None or pipeline.guide_unet is not None
     own = pipeline.config.get("guidance")
-    return choose_guidance(guidable, guidance_scale, guidance_interval, own)
+    return Guidance.choose(guidable, guidance_scale, guidance_interval, own)
 
 
 def count_evaluations(
     pipeline: LatentDiffusionPipeline,
     num_inference_steps: int,
-    guidance_scale: float = 1.0,
-    guidance_interval: tuple[float, float] | None = None,
+    guidance: Guidance | None = None,
 ) -> int:
     """Return how many evaluations of a network one image takes: a guided step is two.
 
@@ -93,11 +95,10 @@ def count_evaluations(
     Args:
         pipeline: the model; some schedulers evaluate it twice a step.
         num_inference_steps: the scheduler's steps.
-        guidance_scale: 1 is off.
-        guidance_interval: the only noise levels that are guided; None: all.
+        guidance: None: without.
 
     Raises:
-        UserError: if the scheduler has not so many.
+        UserError: if the number of steps is not for the scheduler.
     """
     try:
         set_inference_steps(pipeline.scheduler, num_inference_steps, "cpu")
@@ -106,7 +107,7 @@ def count_evaluations(
             f"--num_inference_steps {num_inference_steps} is not for this scheduler: {error}"
         ) from error
     timesteps = pipeline.scheduler.timesteps
-    scales = guidance_by_step(pipeline.scheduler, timesteps, guidance_scale, guidance_interval)
+    scales = guidance_by_step(guidance or Guidance(), pipeline.scheduler, timesteps)
     return sum(1 if scale == 1 else 2 for scale in scales)
 
 

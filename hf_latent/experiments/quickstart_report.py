@@ -123,7 +123,7 @@ def measure_samples(
         ),
         "label_agreement_images": len(scored),
         "denoiser_evaluations_per_image": count_evaluations(
-            pipeline, sampling.num_inference_steps, *guidance
+            pipeline, sampling.num_inference_steps, guidance
         ),
         "sampling_images_per_second": count / seconds,
     }

@@ -16,8 +16,8 @@ from huggingface_hub.errors import (
 )
 
 from hf_latent.errors import UserError
-from hf_latent.pipeline.exact_weights import align_weights, load_exactly
 from hf_latent.pipeline.samplers import get_objective, load_scheduler
+from hf_latent.pipeline.weights import align_weights, load_exactly
 
 Autoencoder: TypeAlias = AutoencoderKL | AutoencoderTiny
 PRETRAINED = Path(__file__).parents[1] / "pretrained"

@@ -1,32 +1,113 @@
 """Step 3 of 4: noise to latents, one scheduler step after the other."""
 
 import inspect
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import SchedulerMixin, UNet2DModel
 
-# Of the configurations of a denoiser and of its guide, what must be the same.
+# Entries of the configuration that a denoiser and its guide must share.
 GUIDE_SHARES = (
     *("in_channels", "out_channels", "sample_size"),
     *("class_embed_type", "num_class_embeds"),
 )
+DEFAULT_GUIDANCE_SCALE = 2.0
 
 
-def check_latents(unet: UNet2DModel, latents: torch.Tensor) -> None:
+@dataclass(frozen=True)
+class Guidance:
+    """How strongly the conditions, or a guide, steer the denoiser, and at which noise levels.
+
+    At high noise levels guidance narrows what is made, and at low ones it is of no use
+    (Kynkäänniemi et al. 2024, section 3).
+
+    Attributes:
+        scale: 0 or above; 1 is no guidance.
+        interval: the lowest and the highest noise level with guidance, from 0 to 1, see
+            `samplers.noise_levels`; None: all.
+
+    Raises:
+        ValueError: for another scale or interval.
+    """
+
+    scale: float = 1.0
+    interval: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        """Check both."""
+        if not self.scale >= 0:
+            raise ValueError(f"guidance_scale must be 0 or above, not {self.scale}")
+        if self.interval is None:
+            return
+        pair = isinstance(self.interval, Sequence) and len(self.interval) == 2
+        if not pair or not 0 <= self.interval[0] < self.interval[1] <= 1:
+            raise ValueError(
+                "guidance_interval must be two noise levels from 0 to 1, the lower one first, not "
+                f"{self.interval}"
+            )
+
+    @classmethod
+    def choose(
+        cls,
+        guidable: bool,
+        scale: float | None = None,
+        interval: Sequence[float] | None = None,
+        own: Mapping[str, Any] | None = None,
+    ) -> "Guidance":
+        """Choose a call's guidance: what the call says, else the model's own, else 2 at all levels.
+
+        Args:
+            guidable: whether there is something to guide by, conditions or a guide; if not, there
+                is no guidance.
+            scale: of the call, or None.
+            interval: of the call, or None.
+            own: the model's `guidance_scale` and `guidance_interval`, either or both, or None.
+
+        Raises:
+            ValueError: if the call asks for guidance and there is nothing to guide by, the scale or
+                the interval is none, or the model's own has other names.
+        """
+        if not guidable:
+            for name, value in (("scale", scale), ("interval", interval)):
+                if value not in (None, 1):
+                    raise ValueError(
+                        f"guidance_{name} needs class_labels or a guide_unet: name one, or leave "
+                        "it unset"
+                    )
+            return cls()
+        own = own or {}
+        if others := set(own) - {"guidance_scale", "guidance_interval"}:
+            raise ValueError(f"guidance has no {', '.join(sorted(others))}")
+        if scale is None:
+            scale = own.get("guidance_scale")
+        if interval is None:
+            interval = own.get("guidance_interval")
+        pair: Any = tuple(interval) if isinstance(interval, list) else interval
+        chosen = cls(DEFAULT_GUIDANCE_SCALE if scale is None else scale, pair)
+        return cls() if chosen.scale == 1 else chosen
+
+
+def size_multiple(unet: UNet2DModel) -> int:
+    """Return what height and width of a denoiser's latents must be multiples of."""
+    return 2 ** (len(unet.config.block_out_channels) - 1)
+
+
+def check_latents(unet: UNet2DModel, shape: Sequence[int]) -> None:
     """Refuse latents that the denoiser cannot take.
 
     Args:
         unet: the denoiser.
-        latents: `(B, c, h, w)`.
+        shape: `(B, c, h, w)`.
 
     Raises:
-        ValueError: if the channels do not fit, or h or w is no multiple of 2^(levels-1).
+        ValueError: if the channels do not fit, or h or w is no multiple of `size_multiple(unet)`.
     """
-    if latents.ndim != 4:
-        raise ValueError(f"latents must have the shape (B, c, h, w), not {tuple(latents.shape)}")
-    multiple = 2 ** (len(unet.config.block_out_channels) - 1)
-    channels, height, width = latents.shape[1:]
+    if len(shape) != 4:
+        raise ValueError(f"latents must have the shape (B, c, h, w), not {tuple(shape)}")
+    _, channels, height, width = shape
+    multiple = size_multiple(unet)
     if channels != unet.config.in_channels:
         raise ValueError(
             f"the latents have {channels} channels and the denoiser takes {unet.config.in_channels}"
@@ -65,59 +146,59 @@ def check_guide(unet: UNet2DModel, guide_unet: UNet2DModel) -> None:
                 f"guide_unet has {name} {shown[0][name]}, and the denoiser {own}: use a guide of "
                 "the same latents and classes, in the same number format"
             )
-    levels = [len(model.config.block_out_channels) for model in (guide_unet, unet)]
-    if levels[0] > levels[1]:
+    guide_multiple, multiple = size_multiple(guide_unet), size_multiple(unet)
+    if guide_multiple > multiple:
         raise ValueError(
-            f"guide_unet has {levels[0]} levels, and the denoiser {levels[1]}: use a guide with no "
-            "more levels"
+            f"guide_unet takes latents of multiples of {guide_multiple}, and the denoiser of "
+            f"{multiple}: use a guide with no more levels"
         )
 
 
 def predict(
     unet: UNet2DModel,
-    model_input: torch.Tensor,
-    timestep: torch.Tensor,
-    class_labels: torch.Tensor | None = None,
+    noisy_latents: torch.Tensor,
+    timesteps: torch.Tensor,
+    conditions: Mapping[str, torch.Tensor] | None = None,
     guidance: float | None = None,
+    null_conditions: Mapping[str, torch.Tensor] | None = None,
     guide_unet: UNet2DModel | None = None,
 ) -> torch.Tensor:
-    """Evaluate the denoiser once, with guidance where it is asked for.
+    """Evaluate the denoiser once, with guidance if the scale asks for it.
 
     Without a guide it is classifier-free guidance, `null + guidance (conditional - null)` (Ho and
     Salimans 2022, equation 6, with guidance = 1 + w); both branches go through the network in one
     batch. With a guide it is autoguidance, `guide + guidance (denoiser - guide)`, both networks
-    with the same labels (Karras et al. 2024, "Guiding a Diffusion Model with a Bad Version of
+    with the same conditions (Karras et al. 2024, "Guiding a Diffusion Model with a Bad Version of
     Itself"; there of denoised latents, and the same for what any objective predicts: the one is
-    affine in the other). There is no second branch where guidance is None or 1.
+    affine in the other). If guidance is None or 1, there is no second branch.
 
     Args:
-        unet: the denoiser. Its last class embedding is the null label.
-        model_input: `(B, c, h, w)` float.
-        timestep: a tensor, 0-d or `(B,)` (a Python float would be cut to an integer).
-        class_labels: `(B,)` int64, or None for a denoiser without classes.
+        unet: the denoiser.
+        noisy_latents: `(B, c, h, w)` float.
+        timesteps: a tensor, 0-d or `(B,)` (a Python float would be cut to an integer).
+        conditions: named tensors of B images; None or empty for an unconditional denoiser.
         guidance: the guidance scale.
-        guide_unet: a weaker denoiser of the same latents, classes and objective, see `check_guide`;
-            None: classifier-free guidance.
+        null_conditions: the same names, as the denoiser learned them for no condition; only
+            classifier-free guidance needs them.
+        guide_unet: a weaker denoiser of the same latents, conditions and objective, see
+            `check_guide`; None: classifier-free guidance.
 
     Returns:
         `(B, c, h, w)`, the prediction on the objective's own terms.
     """
-    timestep = timestep.to(model_input.device)
-    if guide_unet is not None and guidance is not None and guidance != 1:
+    conditions, timesteps = conditions or {}, timesteps.to(noisy_latents.device)
+    guided = guidance is not None and guidance != 1
+    if guided and guide_unet is not None:
         strong, weak = (
-            network(model_input, timestep, class_labels=class_labels).sample
-            for network in (unet, guide_unet)
+            network(noisy_latents, timesteps, **conditions).sample for network in (unet, guide_unet)
         )
         return weak + guidance * (strong - weak)
-    if class_labels is None or guidance is None or guidance == 1:
-        return unet(model_input, timestep, class_labels=class_labels).sample
-    null_labels = torch.full_like(class_labels, unet.config.num_class_embeds - 1)
-    if timestep.ndim:
-        timestep = torch.cat([timestep, timestep])
+    if not guided or not null_conditions:
+        return unet(noisy_latents, timesteps, **conditions).sample
     conditional, null = unet(
-        torch.cat([model_input, model_input]),
-        timestep,
-        class_labels=torch.cat([class_labels, null_labels]),
+        torch.cat([noisy_latents, noisy_latents]),
+        torch.cat([timesteps, timesteps]) if timesteps.ndim else timesteps,
+        **{name: torch.cat([x, null_conditions[name]]) for name, x in conditions.items()},
     ).sample.chunk(2)
     return null + guidance * (conditional - null)
 
@@ -128,11 +209,12 @@ def denoise_latents(
     scheduler: SchedulerMixin,
     latents: torch.Tensor,
     timesteps: Collection[torch.Tensor] | torch.Tensor,
-    class_labels: torch.Tensor | None = None,
+    conditions: Mapping[str, torch.Tensor] | None = None,
     guidance: float | Sequence[float] | None = None,
+    null_conditions: Mapping[str, torch.Tensor] | None = None,
+    guide_unet: UNet2DModel | None = None,
     generator: torch.Generator | list[torch.Generator] | None = None,
     after_step: Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
-    guide_unet: UNet2DModel | None = None,
 ) -> torch.Tensor:
     """Remove the noise from latents, step by step.
 
@@ -141,41 +223,48 @@ def denoise_latents(
         scheduler: a stock scheduler whose `set_timesteps` has been called.
         latents: `(B, c, h, w)` float, at the noise level of the first timestep.
         timesteps: the scheduler's timesteps, or the last of them (image to image).
-        class_labels: `(B,)` int64, or None for a denoiser without classes.
+        conditions: named tensors of B images; None or empty for an unconditional denoiser.
         guidance: the guidance scale, or one a timestep; None or 1: off.
+        null_conditions: for classifier-free guidance, see `predict`.
+        guide_unet: a weaker denoiser, whose guidance needs no conditions, see `predict`.
         generator: draws the noise of stochastic schedulers.
         after_step: `after_step(i, t, latents) -> latents`, called after every step; its answer is
             what the next step starts from.
-        guide_unet: a weaker denoiser, whose guidance needs no labels, see `predict`.
 
     Returns:
         `(B, c, h, w)` float, noise-free latents.
 
     Raises:
-        ValueError: if the latents do not fit the denoiser, there are more or fewer labels than
-            latents, guidance is asked of a denoiser without classes or guide, its scales are not as
-            many as the timesteps, or the guide does not fit (`check_guide`).
+        ValueError: if the latents do not fit the denoiser, the conditions are of more or fewer
+            images, there is guidance and nothing to guide by, its scales are not as many as the
+            timesteps, or the guide does not fit (`check_guide`).
     """
-    check_latents(unet, latents)
-    if class_labels is not None and len(class_labels) != len(latents):
-        raise ValueError(f"{len(class_labels)} class labels do not fit {len(latents)} latents")
+    check_latents(unet, latents.shape)
+    conditions = conditions or {}
+    for name, tensor in conditions.items():
+        if len(tensor) != len(latents):
+            words = name.replace("_", " ")
+            raise ValueError(f"{len(tensor)} {words} do not fit {len(latents)} latents")
     scales = guidance if isinstance(guidance, Sequence) else [guidance] * len(timesteps)
     if len(scales) != len(timesteps):
         raise ValueError(f"{len(scales)} guidance scales do not fit {len(timesteps)} timesteps")
     if guide_unet is not None:
         check_guide(unet, guide_unet)
-    elif class_labels is None and set(scales) - {None, 1}:
+    elif not (conditions and null_conditions) and set(scales) - {None, 1}:
         raise ValueError(
-            "guidance needs class labels and a denoiser that was trained with them, or a guide_unet"
+            "guidance needs conditions, such as class labels, and their null_conditions, or a "
+            "guide_unet"
         )
     step_arguments = {}
     if "generator" in inspect.signature(scheduler.step).parameters:
         step_arguments["generator"] = generator
     for i, t in enumerate(timesteps):
-        model_input = latents
+        noisy_latents = latents
         if hasattr(scheduler, "scale_model_input"):
-            model_input = scheduler.scale_model_input(latents, t)
-        model_output = predict(unet, model_input, t, class_labels, scales[i], guide_unet)
+            noisy_latents = scheduler.scale_model_input(latents, t)
+        model_output = predict(
+            unet, noisy_latents, t, conditions, scales[i], null_conditions, guide_unet
+        )
         latents = scheduler.step(model_output, t, latents, **step_arguments).prev_sample
         if after_step is not None:
             latents = after_step(i, t, latents)

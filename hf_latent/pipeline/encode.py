@@ -1,7 +1,46 @@
 """Step 1 of 4: images to latents."""
 
+from dataclasses import dataclass
+
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
+from diffusers.utils.torch_utils import randn_tensor
+
+
+@dataclass(frozen=True)
+class LatentPosteriors:
+    """What an encoder says of some images: a normal distribution for each latent value.
+
+    Both tensors are on the denoiser's scale (see `normalize_latents`).
+
+    Attributes:
+        mean: `(B, c, h, w)` float32.
+        std: `(B, c, h, w)` float32: the standard deviation, 0 for an autoencoder without one.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    @property
+    def var(self) -> torch.Tensor:
+        """The variance, `(B, c, h, w)`."""
+        return self.std.square()
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.mean)
+
+    def sample(self, noise: torch.Tensor) -> torch.Tensor:
+        """Draw latents `(B, c, h, w)`, given standard normal noise of that shape."""
+        return self.mean + self.std * noise
+
+    def to(self, device: torch.device | str) -> "LatentPosteriors":
+        """Move both tensors to a device."""
+        return LatentPosteriors(self.mean.to(device), self.std.to(device))
+
+    def rows(self, start: int, stop: int) -> "LatentPosteriors":
+        """Return some of the images, as views."""
+        return LatentPosteriors(self.mean[start:stop], self.std[start:stop])
 
 
 def downsampling_factor(vae: AutoencoderKL | AutoencoderTiny) -> int:
@@ -64,6 +103,32 @@ def check_images(vae: AutoencoderKL | AutoencoderTiny, images: torch.Tensor) -> 
         )
 
 
+def encode_posteriors(
+    vae: AutoencoderKL | AutoencoderTiny, images: torch.Tensor
+) -> LatentPosteriors:
+    """Encode images: the one encoder of training, latent cache and sampling.
+
+    Args:
+        vae: the autoencoder. An AutoencoderTiny has no posterior: its deviation is 0.
+        images: `(B, C, H, W)` float in [-1, 1]; H and W multiples of f.
+
+    Returns:
+        Mean and deviation, `(B, c, H/f, W/f)` float32 each, on the denoiser's scale.
+
+    Raises:
+        ValueError: if the channels or the size do not fit the autoencoder.
+    """
+    check_images(vae, images)
+    encoded = vae.encode(images.to(vae.dtype))
+    if hasattr(encoded, "latents"):
+        mean, std = encoded.latents, torch.zeros_like(encoded.latents)
+    else:
+        mean, std = encoded.latent_dist.mean, encoded.latent_dist.std
+    scale = normalize_latents(vae, torch.ones_like(mean[:1]))
+    scale = scale - normalize_latents(vae, torch.zeros_like(mean[:1]))  # without the shift
+    return LatentPosteriors(normalize_latents(vae, mean).float(), (std * scale).float())
+
+
 def encode_images(
     vae: AutoencoderKL | AutoencoderTiny,
     images: torch.Tensor,
@@ -86,12 +151,9 @@ def encode_images(
     Raises:
         ValueError: if the channels or the size do not fit the autoencoder.
     """
-    check_images(vae, images)
-    encoded = vae.encode(images.to(vae.dtype))
-    if hasattr(encoded, "latents"):
-        latents = encoded.latents
-    elif sample_posterior:
-        latents = encoded.latent_dist.sample(generator)
-    else:
-        latents = encoded.latent_dist.mode()
-    return normalize_latents(vae, latents)
+    posteriors = encode_posteriors(vae, images)
+    latents = posteriors.mean
+    if sample_posterior:
+        noise = randn_tensor(latents.shape, generator, latents.device, vae.dtype)
+        latents = posteriors.sample(noise.float())
+    return latents.to(vae.dtype)

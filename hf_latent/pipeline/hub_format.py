@@ -1,9 +1,11 @@
 """How a pipeline is saved, so that it loads anywhere: with its own code beside its weights."""
 
 import glob
+import json
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,21 +14,23 @@ from diffusers import DiffusionPipeline
 from diffusers.utils.hub_utils import load_or_create_model_card, populate_model_card
 from huggingface_hub import create_repo, file_exists, upload_folder
 
-from .denoise import check_guide
-from .exact_weights import load_exactly
-from .guidance import check_guidance
+from .denoise import Guidance, check_guide
 from .samplers import check_sampler, get_objective, load_scheduler
-from .saved_files import (
-    MODELS,
-    MODULES,
-    add_code,
-    replace_files,
-    saved_models,
-    sent_files,
-    weight_patterns,
-)
+from .weights import load_exactly
 
-HALF_SAVED = ".saving-"  # how the folder begins in which a pipeline is saved, before it is whole
+# The files that are saved with every model. They import each other, and nothing else of a package.
+# The list is written out: local models share one cache of code, where a glob finds strangers too.
+MODULES = (
+    *("pipeline", "encode", "add_noise", "denoise", "decode"),
+    *("conditions", "samplers", "hub_format", "weights"),
+)
+# Earlier versions saved these too.
+RETIRED_MODULES = (
+    *("pipeline_steps", "class_labels", "guidance", "image_conditions"),
+    *("inference_steps", "upcast", "saved_files", "exact_weights"),
+)
+MODELS = ("vae", "unet", "guide_unet")  # the last one only if there is a guide
+HALF_SAVED = ".saving"  # the folder in which a pipeline is saved before it is whole
 
 
 class HubFormat:
@@ -38,11 +42,11 @@ class HubFormat:
 
     @classmethod
     def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
-        """Read a configuration, where it names this class without the file."""
+        """Read a configuration, and name this class without its file."""
         config = super()._dict_from_json_file(json_file)  # type: ignore[misc]
         name = config.get("_class_name")
         if isinstance(name, list) and name[-1] in [ours.__name__ for ours in cls.__mro__]:
-            # diffusers would ask to trust that file; this class is here and does not run it.
+            # diffusers would ask to trust that file. This class is here and does not run it.
             config["_class_name"] = name[-1]
         return config
 
@@ -66,7 +70,7 @@ class HubFormat:
             raise ValueError("weights are read from safetensors only: leave use_safetensors out")
         name = os.fspath(pretrained_model_name_or_path)
         folder = name if os.path.isdir(name) else str(cls.download(name, **kwargs))  # type: ignore[attr-defined]
-        trained = None  # of a scheduler that is given in place of it
+        trained = None  # the saved scheduler, if another is given in its place
         if kwargs.get("unet") is not None:
             kwargs.setdefault("objective", None)
         elif kwargs.get("scheduler") is not None:
@@ -127,7 +131,7 @@ class HubFormat:
                 guidance does not fit the denoiser.
         """
         check_sampler(self.trained_scheduler, self.scheduler)  # type: ignore[attr-defined]
-        check_guidance(self.config.get("guidance"))  # type: ignore[attr-defined]
+        Guidance.choose(True, own=self.config.get("guidance"))  # type: ignore[attr-defined]
         guide_unet = self.guide_unet  # type: ignore[attr-defined]
         if guide_unet is not None:
             check_guide(self.unet, guide_unet)  # type: ignore[attr-defined]
@@ -136,22 +140,24 @@ class HubFormat:
                 "weights are written as safetensors only: leave safe_serialization out"
             )
         folder = Path(save_directory)
-        # diffusers takes no note of a component that is set where there was none.
+        # diffusers does not notice a component that is set after there was none.
         self.register_modules(guide_unet=guide_unet)  # type: ignore[attr-defined]
         models = saved_models(self.config)  # type: ignore[attr-defined]
         for part in (getattr(self, component) for component in (*models, "scheduler")):
             source = part.config.get("_name_or_path") or ""
             if os.path.isabs(source) or os.path.isdir(source):
                 part.register_to_config(_name_or_path="")  # no path of this machine in the files
-        folder.mkdir(parents=True, exist_ok=True)
-        for remains in folder.glob(f"{HALF_SAVED}*"):
-            shutil.rmtree(remains)  # of a killed process
-        with tempfile.TemporaryDirectory(prefix=HALF_SAVED, dir=folder) as new:
+        new = folder / HALF_SAVED
+        shutil.rmtree(new, ignore_errors=True)  # of a killed process
+        new.mkdir(parents=True)
+        try:
             super().save_pretrained(new, variant=variant, max_shard_size=max_shard_size)  # type: ignore[misc]
             # A class that was derived elsewhere is not in these files.
             if type(self).__module__ == f"{__name__.rpartition('.')[0]}.{MODULES[0]}":
-                add_code(Path(new), type(self).__name__)
-            replace_files(Path(new), folder, variant)
+                add_code(new, type(self).__name__)
+            replace_files(new, folder, variant)
+        finally:
+            shutil.rmtree(new)
         if push_to_hub:
             kwargs.setdefault("repo_id", folder.absolute().name)
             _send(folder, variant=variant, **kwargs)
@@ -182,7 +188,7 @@ class HubFormat:
 
 
 def _loading_options(folder: str, component: str, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return what of a pipeline's options is for one of its models, as diffusers hands it on."""
+    """Return those of a pipeline's options that are for one of its models, as in diffusers."""
     passed = ("dtype", "torch_dtype", "low_cpu_mem_usage", "disable_mmap")
     options = {key: kwargs[key] for key in passed if key in kwargs}
     for key in {"dtype", "torch_dtype"} & options.keys():
@@ -203,7 +209,7 @@ def _send(
     commit_message: str = "Upload LatentDiffusionPipeline",
     **kwargs: Any,
 ) -> str:
-    """Send a saved pipeline in one commit; a card only where there is none."""
+    """Send a saved pipeline in one commit, and a card only if there is none."""
     repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
     has_card = file_exists(repo_id, "README.md", revision=kwargs.get("revision"), token=token)
     if not has_card and not (folder / "README.md").exists():
@@ -212,6 +218,7 @@ def _send(
     sent = sent_files(folder, with_card=not has_card)
     models = {name.partition("/")[0] for name in sent} & set(MODELS)
     old = [f"{model}/{x}" for model in sorted(models) for x in weight_patterns(variant)]
+    old += [f"{module}.py" for module in RETIRED_MODULES]
     return str(
         upload_folder(
             repo_id=repo_id,
@@ -223,3 +230,91 @@ def _send(
             **kwargs,
         )
     )
+
+
+def saved_models(index: Mapping[str, Any]) -> list[str]:
+    """Return the names of a pipeline's models, given its model_index.json."""
+    return [name for name in MODELS if (index.get(name) or [None])[0] is not None]
+
+
+def add_code(folder: Path, class_name: str) -> None:
+    """Copy the code into a saved pipeline, and name it in model_index.json.
+
+    Args:
+        folder: of the pipeline.
+        class_name: of the pipeline's class, which is in `pipeline.py`.
+    """
+    for module in MODULES:
+        shutil.copyfile(Path(__file__).with_name(f"{module}.py"), folder / f"{module}.py")
+    index = folder / DiffusionPipeline.config_name
+    config = json.loads(index.read_text(encoding="utf-8"))
+    config["_class_name"] = [MODULES[0], class_name]
+    config.pop("_name_or_path", None)  # where this was loaded from
+    for name, none in (("guide_unet", [None, None]), ("guidance", None)):
+        if name in config and config[name] == none:
+            del config[name]  # as in files from before there was any
+    index.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def weight_patterns(variant: str | None) -> tuple[str, str, str]:
+    """Return the names that a model's weights of one variant may have: whole, shards, index."""
+    kind = f".{variant}" if variant else ""
+    name = "diffusion_pytorch_model"
+    return (
+        f"{name}{kind}.safetensors",
+        f"{name}{kind}-?????-of-?????.safetensors",
+        f"{name}.safetensors.index{kind}.json",
+    )
+
+
+def replace_files(new: Path, folder: Path, variant: str | None) -> None:
+    """Move a saved pipeline over an older one, whose weights stay until the new ones are there.
+
+    Args:
+        new: the folder of the new one, on the same disk; it is left without files.
+        folder: of the older one, if any; its other files stay.
+        variant: of the new weights; the older weights of other variants stay.
+    """
+    files = [path.relative_to(new) for path in new.rglob("*") if path.is_file()]
+    retired = RETIRED_MODULES if _has_code(folder) else ()
+    for file in sorted(files, key=lambda file: file.name == DiffusionPipeline.config_name):
+        (folder / file).parent.mkdir(exist_ok=True)
+        os.replace(new / file, folder / file)
+    for component in {file.parts[0] for file in files} & set(MODELS):
+        # diffusers would load an old index of shards in place of one new file.
+        for pattern in weight_patterns(variant):
+            for path in (folder / component).glob(pattern):
+                if path.relative_to(folder) not in files:
+                    path.unlink()
+    for module in retired:
+        (folder / f"{module}.py").unlink(missing_ok=True)
+
+
+def _has_code(folder: Path) -> bool:
+    """Return whether a folder holds a pipeline that was saved with its code."""
+    try:
+        index = json.loads((folder / DiffusionPipeline.config_name).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(index.get("_class_name"), list)
+
+
+def sent_files(folder: Path, with_card: bool) -> list[str]:
+    """Return the files of a saved pipeline and of its card, and no others of its folder.
+
+    Args:
+        folder: of the pipeline.
+        with_card: name README.md and its pictures too, if they are there.
+    """
+    names = ["model_index.json", *(f"{module}.py" for module in MODULES)]
+    index = json.loads((folder / names[0]).read_text(encoding="utf-8"))
+    for component in (*saved_models(index), "scheduler"):
+        for path in (folder / component).iterdir():
+            if path.suffix in (".json", ".safetensors"):
+                names.append(f"{component}/{path.name}")
+    card = folder / "README.md"
+    if with_card and card.is_file():
+        text = card.read_text(encoding="utf-8", errors="replace")
+        shown = [path.name for path in folder.glob("*.png") if f"({path.name})" in text]
+        names += [card.name, *shown]
+    return names

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -12,26 +12,39 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
-# Diffusers copies what this file itself imports, and nothing further: so it names all of its own.
-from .add_noise import add_noise  # noqa: F401
-from .class_labels import Labels
-from .decode import check_output_type, decode_latents  # noqa: F401
-from .denoise import check_guide, check_latents
-from .encode import encode_images  # noqa: F401
-from .exact_weights import align_weights, lacking_weights
-from .guidance import check_guidance
+# diffusers copies what this file itself imports, and nothing further.
+from .add_noise import NoisedLatents, add_noise, is_flow, mix_noise
+from .conditions import (
+    Images,
+    Labels,
+    Masks,
+    count_images,
+    keep_unmasked,
+    list_labels,
+    null_conditions,
+    read_images,
+    read_mask,
+    skipped_steps,
+    slerp,
+    to_label_ids,
+)
+from .decode import check_output_type, decode_latents
+from .denoise import Guidance, check_guide, check_latents, denoise_latents
+from .encode import downsampling_factor, encode_images
 from .hub_format import HubFormat
-from .image_conditions import Masks, slerp
-from .inference_steps import set_inference_steps  # noqa: F401
-from .pipeline_steps import Generators, Images, PipelineSteps, count_images
-from .samplers import check_objective, create_sampler
-from .saved_files import MODULES  # noqa: F401
-from .upcast import upcast_where_needed  # noqa: F401
+from .samplers import (
+    check_objective,
+    check_sampler,
+    create_sampler,
+    guidance_by_step,
+    set_inference_steps,
+)
+from .weights import align_weights, check_weights, upcast_where_needed
 
-DEFAULT_STRENGTH = 0.8
+Generators: TypeAlias = torch.Generator | list[torch.Generator] | None
 
 
-class LatentDiffusionPipeline(HubFormat, PipelineSteps, DiffusionPipeline):
+class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
     """Unconditional or class-conditional latent diffusion, from plain diffusers parts.
 
     Args:
@@ -40,15 +53,14 @@ class LatentDiffusionPipeline(HubFormat, PipelineSteps, DiffusionPipeline):
         scheduler: a stock scheduler of the denoiser's objective.
         id2label: the classes' names, by label.
         guide_unet: a weaker denoiser, such as one trained for less long, for autoguidance, see
-            `denoise.predict`. It must be of the same latents, classes, noise levels and objective,
-            of which its configuration shows no more than the shapes. It may also be set later, on
-            the denoiser's device and before any offloading; None goes back to classifier-free
-            guidance.
-        guidance: the `guidance_scale` and `guidance_interval` of a call that does not say, either
-            or both; changed later by `register_to_config`. None: 2 at all noise levels. A derived
+            `denoise.predict`. It must be of the same latents, classes, noise levels and objective;
+            only the shapes can be checked. It may also be set later, on the denoiser's device and
+            before any offloading. None: classifier-free guidance.
+        guidance: `guidance_scale` and `guidance_interval`, either or both, for calls that do not
+            say them; changed later by `register_to_config`. None: 2 at all noise levels. A derived
             class has to take guide_unet, guidance and objective, too.
-        objective: that the denoiser was trained for; a scheduler of another is refused. None: the
-            scheduler's, see `samplers.get_objective`.
+        objective: what the denoiser was trained for; a scheduler of another objective is refused.
+            None: the scheduler's, see `samplers.get_objective`.
 
     Raises:
         ValueError: if a model lacks weights, or the scheduler, the guide or the guidance does not
@@ -76,25 +88,156 @@ class LatentDiffusionPipeline(HubFormat, PipelineSteps, DiffusionPipeline):
             check_guide(unet, guide_unet)
             models["guide_unet"] = guide_unet
         for name, model in models.items():
-            lacking = [] if hasattr(model, "hf_device_map") else lacking_weights(model)
-            if lacking:
-                raise ValueError(f"the {name} lacks weights: {', '.join(lacking[:3])}")
+            check_weights(name, model)
             align_weights(model)
         self.register_modules(vae=vae, unet=unet, scheduler=scheduler, guide_unet=guide_unet)
-        check_guidance(guidance)
+        Guidance.choose(True, own=guidance)
         objective = check_objective(scheduler, objective)
         self.register_to_config(id2label=id2label, guidance=guidance, objective=objective)
         self.image_processor = VaeImageProcessor(do_resize=False)
-        # What another one is compared with; a copy, as that may be changed in place.
+        # Other schedulers are compared with this copy; the component may be changed in place.
         self.trained_scheduler = type(scheduler).from_config(scheduler.config)
 
+    @property
+    def num_classes(self) -> int | None:
+        """The number of classes, or None for an unconditional model."""
+        embeddings = self.unet.config.num_class_embeds
+        return None if embeddings is None else embeddings - 1
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        """The classes' names by label; empty if none are known."""
+        return {int(label): name for label, name in (self.config.id2label or {}).items()}
+
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """Height and width of the latents that the denoiser was trained on."""
+        size = self.unet.config.sample_size
+        return (size, size) if isinstance(size, int) else tuple(size)
+
+    def get_label_ids(self, class_labels: Labels) -> list[int]:
+        """Translate labels or class names into numbers; ValueError for what is not in the model."""
+        return to_label_ids(class_labels, self.num_classes, self.id2label)
+
     def use_sampler(self, sampler: str) -> None:
-        """Sample with another stock scheduler from now on, see `samplers.create_sampler`.
+        """Sample with euler, heun, dpm++, unipc or ddim from now on, see `create_sampler`."""
+        self.scheduler = create_sampler(self.trained_scheduler, sampler)
+
+    @torch.no_grad()
+    def encode_images(
+        self, images: Images, generator: Generators = None, sample_posterior: bool = True
+    ) -> torch.Tensor:
+        """Encode images, `(B, C, H, W)` in [-1, 1] or PIL, as `encode.encode_images`."""
+        pixels = read_images(self.image_processor, images).to(self._execution_device)
+        with upcast_where_needed(self.vae) as dtype:
+            latents = encode_images(self.vae, pixels, generator, sample_posterior).to(dtype)
+        self.maybe_free_model_hooks()
+        return latents
+
+    def add_noise(
+        self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
+    ) -> NoisedLatents:
+        """Mix latents and noise as in the training, as `add_noise.add_noise`.
+
+        The noise levels and the target are the training's, whatever the sampler.
+        """
+        scheduler = self.trained_scheduler
+        if not is_flow(scheduler):
+            scheduler = create_sampler(scheduler, "ddim")  # the one sampler without a state
+        return add_noise(scheduler, latents, noise, timesteps)
+
+    @torch.no_grad()
+    def denoise_latents(
+        self,
+        latents: torch.Tensor,
+        num_inference_steps: int = 20,
+        class_labels: Labels | None = None,
+        guidance_scale: float | None = None,
+        generator: Generators = None,
+        after_step: Callable | None = None,
+        guidance_interval: tuple[float, float] | None = None,
+        image_latents: torch.Tensor | None = None,
+        strength: float = 1.0,
+        mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Turn noise, or latents of images with noise, into latents, step by step.
 
         Args:
-            sampler: euler, heun, dpm++, unipc or ddim; ValueError if it does not fit the objective.
+            latents: `(B, c, h, w)`, standard normal.
+            num_inference_steps: the scheduler's steps, at least 1.
+            class_labels: B labels or names; None: the null label of a class-conditional model.
+            guidance_scale: as of a call.
+            generator: draws the noise of stochastic schedulers.
+            after_step: `after_step(i, t, latents) -> latents`, called after every step.
+            guidance_interval: as of a call.
+            image_latents: `(B, c, h, w)`, of images to begin with.
+            strength: the part of the steps that is made of them, 0 to 1; 1 begins with noise only.
+            mask: `(B or 1, 1, h, w)` bool, true to make the images anew; None: everywhere.
+
+        Returns:
+            `(B, c, h, w)`, noise-free latents.
+
+        Raises:
+            ValueError: if an argument does not fit the model.
         """
-        self.scheduler = create_sampler(self.trained_scheduler, sampler)
+        guidable = class_labels is not None or self.guide_unet is not None
+        own = self.config.get("guidance")
+        guidance = Guidance.choose(guidable, guidance_scale, guidance_interval, own)
+        check_sampler(self.trained_scheduler, self.scheduler)
+        device, scheduler = self._execution_device, self.scheduler
+        noise, kept, skipped = latents.to(device, self.unet.dtype), image_latents, 0
+        if kept is not None:
+            if kept.shape != noise.shape:
+                shapes = f"{tuple(kept.shape)}, and of noise {tuple(noise.shape)}"
+                raise ValueError(f"image_latents have the shape {shapes}: both must be the same")
+            kept = kept.to(noise)
+            skipped = skipped_steps(scheduler, num_inference_steps, strength)
+        elif mask is not None:
+            raise ValueError("a mask needs image_latents: what is under it stays")
+        set_inference_steps(scheduler, num_inference_steps, device)
+        timesteps = scheduler.timesteps[skipped:]
+        if kept is not None and not len(timesteps):
+            return kept
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(skipped)
+        if kept is not None and skipped:
+            latents = mix_noise(scheduler, kept, noise, timesteps[:1].expand(len(noise)))
+        else:
+            latents = noise * getattr(scheduler, "init_noise_sigma", 1.0)
+
+        def after(i: int, t: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+            if mask is not None and kept is not None:
+                following = timesteps[i + 1] if i + 1 < len(timesteps) else None
+                latents = keep_unmasked(scheduler, latents, kept, noise, mask, following)
+            return latents if after_step is None else after_step(i, t, latents)
+
+        null = null_conditions(self.unet, len(noise), device)
+        conditions = null
+        if class_labels is not None:
+            label_ids = self.get_label_ids(class_labels)
+            conditions = {"class_labels": torch.tensor(label_ids, device=device)}
+        latents = denoise_latents(
+            self.unet,
+            scheduler,
+            latents,
+            self.progress_bar(timesteps),
+            conditions,
+            guidance_by_step(guidance, scheduler, timesteps),
+            null,
+            self.guide_unet,
+            generator,
+            after,
+        )
+        self.maybe_free_model_hooks()
+        return latents
+
+    @torch.no_grad()
+    def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """Decode latents `(B, c, h, w)` into images `(B, C, h*f, w*f)`, near [-1, 1]."""
+        with upcast_where_needed(self.vae) as dtype:
+            images = decode_latents(self.vae, latents.to(self._execution_device)).to(dtype)
+        self.maybe_free_model_hooks()
+        return images
 
     @torch.no_grad()
     def __call__(
@@ -135,10 +278,10 @@ class LatentDiffusionPipeline(HubFormat, PipelineSteps, DiffusionPipeline):
             strength: how much of the image is made anew, from 0 (nothing) to 1; None: 0.8, with a
                 mask 1.
             mask_image: inpainting: white is made anew, black stays, of the image's size; see
-                `image_conditions.read_mask`.
+                `conditions.read_mask`.
             image_latents: `(B, c, h, w)`, of `encode_images`, instead of `image`.
             guidance_interval: guide at the noise levels from the first to the second only, from 0
-                to 1, see `guidance.guidance_by_step`; None: the model's own, or all, as (0, 1).
+                to 1, see `denoise.Guidance`; None: the model's own, or all, as (0, 1).
 
         Raises:
             ValueError: if an argument does not fit the model.
@@ -151,19 +294,18 @@ class LatentDiffusionPipeline(HubFormat, PipelineSteps, DiffusionPipeline):
                 raise ValueError("image and image_latents are the same thing: pass one of both")
             image_latents = self.encode_images(image, sample_posterior=False)
         if image_latents is not None:
-            check_latents(self.unet, image_latents)
+            check_latents(self.unet, image_latents.shape)
         elif not (strength is None and mask_image is None):
             raise ValueError("strength and mask_image need an image")
         mask = None
         if mask_image is not None and image_latents is not None:
-            mask = self._mask(mask_image, image_latents)
+            mask = read_mask(mask_image, image_latents.shape[2:], downsampling_factor(self.vae))
         if strength is None:
-            strength = DEFAULT_STRENGTH if mask is None else 1.0
-        labels = None if class_labels is None else self.get_label_ids(class_labels)
+            strength = 0.8 if mask is None else 1.0
+        labels = None if class_labels is None else list_labels(class_labels)
         given = {"latents": latents, "image": image_latents, "mask": mask, "class_labels": labels}
+        given["generators"] = generator if isinstance(generator, list) else None
         num_images = count_images(num_images, given)
-        if isinstance(generator, list) and len(generator) != num_images:
-            raise ValueError(f"{len(generator)} generators for {num_images} images")
         if labels is not None:
             labels = [labels[i % len(labels)] for i in range(num_images)]
         if image_latents is not None:
@@ -191,9 +333,8 @@ class LatentDiffusionPipeline(HubFormat, PipelineSteps, DiffusionPipeline):
             strength,
             mask,
         )
-        if output_type == "latent":
-            images = latents
-        else:
+        images = latents
+        if output_type != "latent":
             images = self.image_processor.postprocess(self.decode_latents(latents), output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
@@ -234,16 +375,15 @@ class LatentDiffusionPipeline(HubFormat, PipelineSteps, DiffusionPipeline):
         """
         if begins := {"latents", "image", "image_latents", "mask_image"} & settings.keys():
             raise ValueError(f"interpolate takes no {', '.join(sorted(begins))}")
-        first, second = (int(x) if isinstance(x, Integral) else x for x in (first, second))
-        seeds = [isinstance(end, int) for end in (first, second)]
+        seeds = [isinstance(end, Integral) for end in (first, second)]
         if num_images < 2 or len(set(seeds)) > 1:
             raise ValueError("interpolate from seed to seed or image to image, in 2 or more images")
         if all(seeds) and strength is not None:
             raise ValueError("strength is for images: leave it out between seeds")
         shape = (1, self.unet.config.in_channels, *self.latent_size)
         ends = [
-            randn_tensor(shape, torch.Generator().manual_seed(end), dtype=self.unet.dtype)
-            if isinstance(end, int)
+            randn_tensor(shape, torch.Generator().manual_seed(int(end)), dtype=self.unet.dtype)
+            if isinstance(end, Integral)
             else self.encode_images(end, sample_posterior=False)
             for end in (first, second)
         ]
@@ -255,6 +395,5 @@ class LatentDiffusionPipeline(HubFormat, PipelineSteps, DiffusionPipeline):
         if all(seeds):
             return self(latents=latents, **settings)
         noise = randn_tensor(ends[0].shape, generator, latents.device, latents.dtype)
-        settings["strength"] = 0.5 if strength is None else strength
-        settings["image_latents"] = latents
+        settings |= {"image_latents": latents, "strength": 0.5 if strength is None else strength}
         return self(latents=noise.expand(latents.shape), **settings)

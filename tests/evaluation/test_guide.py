@@ -14,6 +14,7 @@ from hf_latent.evaluation.sampling_config import SamplingConfig
 from hf_latent.models.frozen import hash_weights
 from hf_latent.models.presets import create_scheduler
 from hf_latent.pipeline import LatentDiffusionPipeline
+from hf_latent.pipeline.denoise import Guidance
 from tests.conftest import count_calls, make_guide
 
 
@@ -27,7 +28,7 @@ def test_evaluations_that_are_counted_are_made(unconditional_guided, sampler, sc
         pipeline.use_sampler(sampler)
     made = [count_calls(model) for model in (pipeline.unet, pipeline.guide_unet)]
     sample_images(pipeline, None, 1, 0, 1, scale, 4, interval)
-    assert count_evaluations(pipeline, 4, scale, interval) == sum(map(sum, made))
+    assert count_evaluations(pipeline, 4, Guidance(scale, interval)) == sum(map(sum, made))
     assert (made[1] == []) == (scale == 1)
 
 

@@ -3,6 +3,7 @@ import torch
 
 from hf_latent.errors import UserError
 from hf_latent.evaluation.sampling import count_evaluations, load_pipeline, sample_images
+from hf_latent.pipeline.denoise import Guidance
 
 
 def test_images_do_not_depend_on_the_batches_and_labels_are_taken_in_turn(pipeline):
@@ -64,7 +65,7 @@ def test_what_is_not_a_model_is_one_line(vae, tmp_path):
 def test_evaluations_that_are_counted_are_made(pipeline, sampler, scale, interval, evaluations):
     if sampler is not None:
         pipeline.use_sampler(sampler)
-    assert count_evaluations(pipeline, 4, scale, interval) == evaluations
+    assert count_evaluations(pipeline, 4, Guidance(scale, interval)) == evaluations
     made = []
     pipeline.unet.register_forward_pre_hook(lambda module, inputs: made.append(len(inputs[0])))
     sample_images(pipeline, [0], 1, 0, 1, scale, 4, interval)

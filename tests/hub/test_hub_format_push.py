@@ -4,7 +4,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from hf_latent.models.frozen import hash_weights
-from hf_latent.pipeline.saved_files import MODULES
+from hf_latent.pipeline.hub_format import MODULES
 from tests.hub.conftest import TOKEN
 
 LOADING = """

@@ -18,7 +18,7 @@ from hf_latent.hub.ldm_pipeline import OTHER_FLOWS, convert_flow_scheduler, to_l
 from hf_latent.models.fold import LatentStatistics, fold_latent_scale
 from hf_latent.models.presets import create_scheduler
 from hf_latent.pipeline import LatentDiffusionPipeline
-from hf_latent.pipeline.inference_steps import set_inference_steps
+from hf_latent.pipeline.samplers import set_inference_steps
 from tests.conftest import make_autoencoder, make_denoiser
 
 TOLERANCE = 1e-4  # in [0, 1]

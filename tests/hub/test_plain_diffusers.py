@@ -13,7 +13,7 @@ import torch
 
 from hf_latent.models.frozen import hash_weights
 from hf_latent.pipeline import LatentDiffusionPipeline
-from hf_latent.pipeline.saved_files import MODULES
+from hf_latent.pipeline.hub_format import MODULES
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors")
 DRAWING = """

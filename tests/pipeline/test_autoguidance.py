@@ -8,7 +8,7 @@ from diffusers.configuration_utils import FrozenDict
 from hf_latent.models.presets import create_scheduler
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.pipeline.denoise import denoise_latents, predict
-from hf_latent.pipeline.inference_steps import set_inference_steps
+from hf_latent.pipeline.samplers import set_inference_steps
 from tests.conftest import count_calls, draw_latents, make_denoiser, make_guide
 from tests.ideal_denoiser import IdealDenoiser
 
@@ -27,7 +27,7 @@ def test_the_formula(vae, num_classes, scale):
     for t in (torch.tensor(500.0), torch.tensor([500.0, 20.0])):
         with torch.no_grad():
             strong, weak = (x(latents, t, class_labels=labels).sample for x in (unet, guide))
-            found = predict(unet, latents, t, labels, scale, guide)
+            found = predict(unet, latents, t, {"class_labels": labels}, scale, guide_unet=guide)
         assert (strong - weak).abs().max() > 0.1
         torch.testing.assert_close(found, weak + scale * (strong - weak), rtol=0, atol=1e-6)
 
@@ -62,7 +62,11 @@ def test_without_guidance_the_guide_is_not_called(guided, scale):
     with torch.no_grad():
         alone = guided.unet(latents, t, class_labels=labels).sample
         assert torch.equal(
-            predict(guided.unet, latents, t, labels, scale, guided.guide_unet), alone
+            predict(
+                *(guided.unet, latents, t, {"class_labels": labels}, scale),
+                guide_unet=guided.guide_unet,
+            ),
+            alone,
         )
     off = draw_latents(guided, [0, 2], guidance_scale=1)
     assert calls == []
@@ -177,7 +181,7 @@ def test_a_guide_may_have_fewer_levels_and_not_more(vae):
     parts = {"vae": vae, "unet": make_denoiser(vae), "scheduler": create_scheduler("flow")}
     pipeline = LatentDiffusionPipeline(**parts, guide_unet=one)
     assert draw_latents(pipeline, [0, 1]).shape == (2, 4, 4, 4)
-    with pytest.raises(ValueError, match="guide_unet has 3 levels, and the denoiser 2"):
+    with pytest.raises(ValueError, match=r"of 4, and the denoiser of 2: .* no more levels"):
         LatentDiffusionPipeline(**parts, guide_unet=three)
 
 

@@ -9,8 +9,9 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
+from hf_latent.pipeline.conditions import null_conditions
 from hf_latent.pipeline.denoise import denoise_latents, predict
-from hf_latent.pipeline.inference_steps import set_inference_steps
+from hf_latent.pipeline.samplers import set_inference_steps
 from tests.conftest import make_denoiser
 from tests.ideal_denoiser import IdealDenoiser
 
@@ -102,11 +103,12 @@ def test_guidance_is_one_batched_call_and_follows_the_formula(vae):
     latents, labels = torch.randn(2, 4, 4, 4), torch.tensor([0, 2])
     t = torch.tensor(500.0)
     conditional = unet(latents, t, class_labels=labels).sample
-    null = unet(latents, t, class_labels=torch.tensor([3, 3])).sample
-    guided = predict(unet, latents, t, labels, 2.5)
-    torch.testing.assert_close(guided, null + 2.5 * (conditional - null), rtol=0, atol=1e-5)
-    guided = predict(unet, latents, t.expand(2), labels, 2.5)
-    torch.testing.assert_close(guided, null + 2.5 * (conditional - null), rtol=0, atol=1e-5)
+    unconditional = unet(latents, t, class_labels=torch.tensor([3, 3])).sample
+    expected = unconditional + 2.5 * (conditional - unconditional)
+    conditions, null = {"class_labels": labels}, null_conditions(unet, 2, "cpu")
+    for timesteps in (t, t.expand(2)):
+        guided = predict(unet, latents, timesteps, conditions, 2.5, null)
+        torch.testing.assert_close(guided, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("guidance", [None, 1, 1.0])
@@ -116,18 +118,19 @@ def test_no_second_branch_where_guidance_is_off(guidance):
     unet = IdealDenoiser(torch.zeros(2, 4, 8, 8), scheduler)
     labels = torch.tensor([0, 1])
     noise = torch.randn(2, 4, 8, 8)
-    denoise_latents(unet, scheduler, noise, scheduler.timesteps, labels, guidance)
+    denoise_latents(unet, scheduler, noise, scheduler.timesteps, {"class_labels": labels}, guidance)
     assert [count for count, _ in unet.calls] == [2, 2]
     assert all(torch.equal(called, labels) for _, called in unet.calls)
 
 
 def test_guidance_of_every_step(vae):
     unet, scheduler = make_denoiser(vae), FlowMatchEulerDiscreteScheduler()
-    noise, labels = torch.randn(2, 4, 4, 4), torch.tensor([0, 2])
+    noise, labels = torch.randn(2, 4, 4, 4), {"class_labels": torch.tensor([0, 2])}
+    null = null_conditions(unet, 2, "cpu")
     set_inference_steps(scheduler, 2, "cpu")
-    found = denoise_latents(unet, scheduler, noise, scheduler.timesteps, labels, [3.0, 1.0])
+    found = denoise_latents(unet, scheduler, noise, scheduler.timesteps, labels, [3.0, 1.0], null)
     with torch.no_grad():
-        first = noise - 0.5 * predict(unet, noise, torch.tensor(1000.0), labels, 3.0)
+        first = noise - 0.5 * predict(unet, noise, torch.tensor(1000.0), labels, 3.0, null)
         expected = first - 0.5 * predict(unet, first, torch.tensor(500.0), labels)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     set_inference_steps(scheduler, 2, "cpu")
@@ -139,7 +142,7 @@ def test_guidance_of_every_step(vae):
 def test_guidance_needs_labels(vae):
     scheduler = FlowMatchEulerDiscreteScheduler()
     scheduler.set_timesteps(1)
-    with pytest.raises(ValueError, match="guidance needs class labels"):
+    with pytest.raises(ValueError, match="guidance needs conditions, such as class labels"):
         denoise_latents(
             make_denoiser(vae, None),
             scheduler,
@@ -165,6 +168,10 @@ def test_no_gradient_is_kept(vae):
     scheduler.set_timesteps(1)
     latents = torch.zeros(1, 4, 4, 4)
     found = denoise_latents(
-        make_denoiser(vae), scheduler, latents, scheduler.timesteps, torch.tensor([0])
+        make_denoiser(vae),
+        scheduler,
+        latents,
+        scheduler.timesteps,
+        {"class_labels": torch.tensor([0])},
     )
     assert not found.requires_grad

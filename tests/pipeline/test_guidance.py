@@ -3,9 +3,13 @@ import torch
 
 from hf_latent.models.presets import create_scheduler
 from hf_latent.pipeline import LatentDiffusionPipeline
-from hf_latent.pipeline.guidance import choose_guidance, guidance_by_step, noise_levels
-from hf_latent.pipeline.inference_steps import set_inference_steps
-from hf_latent.pipeline.samplers import create_sampler
+from hf_latent.pipeline.denoise import Guidance
+from hf_latent.pipeline.samplers import (
+    create_sampler,
+    guidance_by_step,
+    noise_levels,
+    set_inference_steps,
+)
 from tests.conftest import draw_latents
 
 
@@ -40,18 +44,22 @@ def test_guidance_inside_the_interval_only():
     scheduler = create_scheduler("flow")
     set_inference_steps(scheduler, 4, "cpu")  # at 1, 0.75, 0.5 and 0.25
     timesteps = scheduler.timesteps
-    assert guidance_by_step(scheduler, timesteps, 3.0) == [3, 3, 3, 3]
-    assert guidance_by_step(scheduler, timesteps, 3.0, (0.3, 0.8)) == [1, 3, 3, 1]
-    assert guidance_by_step(scheduler, timesteps, 3.0, (0.5, 0.75)) == [1, 3, 3, 1]
-    assert guidance_by_step(scheduler, timesteps[2:], 3.0, (0.3, 0.8)) == [3, 1]
+    assert guidance_by_step(Guidance(3.0), scheduler, timesteps) == [3, 3, 3, 3]
+    assert guidance_by_step(Guidance(3.0, (0.3, 0.8)), scheduler, timesteps) == [1, 3, 3, 1]
+    assert guidance_by_step(Guidance(3.0, (0.5, 0.75)), scheduler, timesteps) == [1, 3, 3, 1]
+    assert guidance_by_step(Guidance(3.0, (0.3, 0.8)), scheduler, timesteps[2:]) == [3, 1]
 
 
 @pytest.mark.parametrize("interval", [(-0.1, 0.5), (0.5, 1.1), (0.7, 0.3), (0.5, 0.5), (0.1,), 0.5])
 def test_intervals_that_are_none_are_refused(interval):
-    scheduler = create_scheduler("flow")
-    set_inference_steps(scheduler, 2, "cpu")
     with pytest.raises(ValueError, match="guidance_interval must be two noise levels from 0 to 1"):
-        guidance_by_step(scheduler, scheduler.timesteps, 2.0, interval)
+        Guidance(2.0, interval)
+
+
+@pytest.mark.parametrize("scale", [-1.0, float("nan")])
+def test_scales_that_are_none_are_refused(scale):
+    with pytest.raises(ValueError, match="guidance_scale must be 0 or above"):
+        Guidance(scale)
 
 
 def test_the_pipeline_has_a_second_branch_only_inside(pipeline):
@@ -94,7 +102,7 @@ BOTH = {"guidance_scale": 1.5, "guidance_interval": [0, 0.8]}
     ],
 )
 def test_what_is_not_said_is_the_models_own(guidable, given, own, expected):
-    assert choose_guidance(guidable, *given, own) == expected
+    assert Guidance.choose(guidable, *given, own) == Guidance(*expected)
 
 
 OWN = {"guidance_scale": 3.0, "guidance_interval": (0.3, 0.8)}

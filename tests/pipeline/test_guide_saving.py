@@ -15,7 +15,7 @@ from hf_latent.hub.ldm_pipeline import to_ldm_pipeline
 from hf_latent.hub.upload.model_folder import open_model_folder
 from hf_latent.models.frozen import hash_weights
 from hf_latent.pipeline import LatentDiffusionPipeline
-from hf_latent.pipeline.saved_files import MODULES, sent_files
+from hf_latent.pipeline.hub_format import MODULES, sent_files
 from tests.conftest import draw_latents, make_guide
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from hf_latent.models.frozen import hash_weights
 from hf_latent.pipeline import LatentDiffusionPipeline
-from hf_latent.pipeline.exact_weights import align_weights, load_exactly
-from hf_latent.pipeline.saved_files import MODULES
+from hf_latent.pipeline.hub_format import MODULES
+from hf_latent.pipeline.weights import align_weights, load_exactly
 from tests.marking_pickle import MarkingPickle
 
 PACKAGE = Path(__file__).parents[2] / "hf_latent" / "pipeline"
@@ -160,7 +160,7 @@ def test_a_model_is_saved_over_the_files_that_it_was_loaded_from(pipeline, tmp_p
 
 def test_the_old_weights_are_there_until_the_new_ones_are(pipeline, tmp_path, monkeypatch):
     pipeline.save_pretrained(tmp_path, max_shard_size="50KB")
-    (tmp_path / ".saving-of-a-killed-process").mkdir()
+    (tmp_path / ".saving").mkdir()  # of a killed process
     before = {path.name: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
     def full_disk(*args, **kwargs):

@@ -21,7 +21,6 @@ from hf_latent.models.presets import create_scheduler
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.pipeline.add_noise import add_noise, mix_noise
 from hf_latent.pipeline.denoise import denoise_latents
-from hf_latent.pipeline.inference_steps import set_inference_steps
 from hf_latent.pipeline.samplers import (
     Sampler,
     check_sampler,
@@ -29,6 +28,7 @@ from hf_latent.pipeline.samplers import (
     create_sampler,
     get_objective,
     same_noise_levels,
+    set_inference_steps,
 )
 from tests.conftest import make_denoiser
 from tests.ideal_denoiser import PAIRS, TABLE, IdealDenoiser, scheduler_of

@@ -25,7 +25,7 @@ from hf_latent.hub.card.tables import (
 )
 from hf_latent.hub.card.text import code_block, counted, number, plain
 from hf_latent.hub.card.training import hub_id, training_text, versions_text
-from hf_latent.pipeline.guidance import DEFAULT_GUIDANCE_SCALE
+from hf_latent.pipeline.denoise import DEFAULT_GUIDANCE_SCALE
 
 SHOWN_CLASSES = 100
 

@@ -28,7 +28,7 @@ from hf_latent.hub.upload.model_folder import (
 )
 from hf_latent.hub.upload.remote_files import LocalFile, RemoteFiles
 from hf_latent.hub.upload.upload import Contents
-from hf_latent.pipeline.saved_files import MODULES
+from hf_latent.pipeline.hub_format import MODULES
 
 ENTRIES = ("model_index.json", "config.json")
 REPORTS = ("training.json", "metrics.json")

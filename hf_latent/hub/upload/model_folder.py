@@ -9,7 +9,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from hf_latent.errors import UserError
-from hf_latent.pipeline.saved_files import MODULES
+from hf_latent.pipeline.hub_format import MODULES
 
 PIPELINE, AUTOENCODERS = "LatentDiffusionPipeline", ("AutoencoderKL", "AutoencoderTiny")
 ABOUT = ("training.json", "config.yaml", "metrics.json")

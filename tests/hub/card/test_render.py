@@ -73,8 +73,9 @@ def test_the_released_pipeline_is_small_and_as_good_as_was_promised():
     assert facts.training and facts.metrics, "the reports are about these weights"
     assert metrics["num_images"] == 10_000
     pipeline = load_pipeline("fashion-mnist")
-    scale, interval = resolve_guidance(pipeline, None, None)
-    assert (metrics["guidance_scale"], tuple(metrics["guidance_interval"])) == (scale, interval)
+    guidance = resolve_guidance(pipeline, None, None)
+    found = metrics["guidance_scale"], tuple(metrics["guidance_interval"])
+    assert found == (guidance.scale, guidance.interval)
     assert metrics["num_inference_steps"] == GenerateConfig().num_inference_steps
     assert metrics["sampler"] == type(pipeline.scheduler).__name__
     assert metrics["label_agreement"] >= 0.95

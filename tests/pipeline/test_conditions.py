@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from hf_latent.models.presets import create_scheduler
-from hf_latent.pipeline.image_conditions import keep_unmasked, read_mask, skipped_steps, slerp
+from hf_latent.pipeline.conditions import keep_unmasked, read_mask, skipped_steps, slerp
 
 
 @pytest.mark.parametrize(
@@ -14,13 +14,13 @@ from hf_latent.pipeline.image_conditions import keep_unmasked, read_mask, skippe
     [(1, 0), (0.999, 1), (0.8, 2), (0.55, 5), (0.7, 3), (0.1, 9), (0.01, 9), (0, 10)],
 )
 def test_skipped_steps(strength, skipped):
-    assert skipped_steps(10, strength) == skipped
+    assert skipped_steps(create_scheduler("flow"), 10, strength) == skipped
 
 
 @pytest.mark.parametrize("strength", [-0.1, 1.1, math.nan])
 def test_strength_outside_0_to_1_is_refused(strength):
     with pytest.raises(ValueError, match="strength must be from 0 to 1, not"):
-        skipped_steps(10, strength)
+        skipped_steps(create_scheduler("flow"), 10, strength)
 
 
 def test_a_latent_pixel_is_free_where_any_of_its_pixels_is():
@@ -28,19 +28,19 @@ def test_a_latent_pixel_is_free_where_any_of_its_pixels_is():
     pixels[3, 4] = 255  # the last row of the first, and the first column of the second
     pixels[4:, 8:] = 255
     expected = torch.tensor([[False, True, False], [False, False, True]])
-    mask = read_mask(Image.fromarray(pixels), (8, 12), (2, 3))
+    mask = read_mask(Image.fromarray(pixels), (2, 3), 4)
     assert torch.equal(mask, expected[None, None])
     values = torch.from_numpy(pixels) / 255
     for given in (values, values[None], values[None, None], values > 0):
-        assert torch.equal(read_mask(given, (8, 12), (2, 3)), expected[None, None])
-    several = read_mask([Image.fromarray(pixels), Image.fromarray(255 - pixels)], (8, 12), (2, 3))
+        assert torch.equal(read_mask(given, (2, 3), 4), expected[None, None])
+    several = read_mask([Image.fromarray(pixels), Image.fromarray(255 - pixels)], (2, 3), 4)
     assert several.shape == (2, 1, 2, 3)
     assert torch.equal(several[0, 0], expected)
     assert not torch.equal(several[1, 0], expected)
 
 
 def test_grey_up_to_a_half_stays():
-    assert read_mask(torch.tensor([[0.4, 0.6]]), (1, 2), (1, 2)).tolist() == [[[[False, True]]]]
+    assert read_mask(torch.tensor([[0.4, 0.6]]), (1, 2), 1).tolist() == [[[[False, True]]]]
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_grey_up_to_a_half_stays():
 )
 def test_masks_that_do_not_fit_are_refused(mask, message):
     with pytest.raises(ValueError, match=message):
-        read_mask(mask, (8, 8), (2, 2))
+        read_mask(mask, (2, 2), 4)
 
 
 def test_what_stays_is_put_in_at_the_next_steps_noise_level():

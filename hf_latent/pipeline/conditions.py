@@ -1,0 +1,257 @@
+"""What a generation is asked for: conditions of the denoiser, and images to begin with."""
+
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from diffusers import PNDMScheduler, SchedulerMixin, UNet2DModel
+from diffusers.image_processor import VaeImageProcessor
+from PIL import Image
+from torch.nn import functional
+
+from .add_noise import mix_noise
+
+# Named tensors, the batch first, that the denoiser is called with: `class_labels` `(B,)` int64.
+# Empty for an unconditional denoiser.
+Conditions: TypeAlias = dict[str, torch.Tensor]
+Labels: TypeAlias = int | str | Sequence[int | str] | torch.Tensor | np.ndarray
+Images: TypeAlias = torch.Tensor | Image.Image | list[Image.Image]
+Masks: TypeAlias = torch.Tensor | Image.Image | list[Image.Image]
+
+
+def null_conditions(unet: UNet2DModel, count: int, device: torch.device | str) -> Conditions:
+    """Make the conditions that ask for nothing, which a denoiser learns by dropping conditions.
+
+    Args:
+        unet: the denoiser. The last of its class embeddings is the null label's.
+        count: B, the number of images.
+        device: of the tensors.
+
+    Returns:
+        `class_labels` `(B,)` int64, or nothing for an unconditional denoiser.
+    """
+    embeddings = unet.config.num_class_embeds
+    if embeddings is None:
+        return {}
+    return {"class_labels": torch.full((count,), embeddings - 1, device=device)}
+
+
+def drop_conditions(conditions: Conditions, null: Conditions, dropped: torch.Tensor) -> Conditions:
+    """Replace the conditions of some images by the null conditions (Ho and Salimans 2022).
+
+    Args:
+        conditions: of B images.
+        null: the null conditions of B images, see `null_conditions`. What they do not name is left
+            out.
+        dropped: `(B,)` bool.
+
+    Returns:
+        New conditions, of the names of `null`.
+    """
+    return {
+        name: torch.where(dropped.view(-1, *[1] * (nothing.ndim - 1)), nothing, conditions[name])
+        for name, nothing in null.items()
+    }
+
+
+def list_labels(class_labels: Labels) -> list[int | str]:
+    """Return labels or class names, one or several in any form, as a list."""
+    if isinstance(class_labels, torch.Tensor | np.ndarray):
+        return class_labels.flatten().tolist()
+    if isinstance(class_labels, str) or not isinstance(class_labels, Sequence):
+        return [class_labels]
+    return list(class_labels)
+
+
+def to_label_ids(
+    class_labels: Labels, num_classes: int | None, id2label: dict[int, str]
+) -> list[int]:
+    """Translate labels or class names into numbers.
+
+    Args:
+        class_labels: one or several; a name comes before a number that is written the same.
+        num_classes: of the model; None: it has none.
+        id2label: the classes' names by label, or empty.
+
+    Returns:
+        Numbers from 0 to `num_classes - 1`.
+
+    Raises:
+        ValueError: for a label that the model does not have.
+    """
+    if num_classes is None:
+        raise ValueError("this model has no classes: ask for num_images without class_labels")
+    numbers = range(num_classes)
+    label_of = {str(label): label for label in numbers}
+    label_of |= {name: label for label, name in id2label.items()}  # names come first
+    label_ids = []
+    for label in list_labels(class_labels):
+        label_id = label_of.get(label, -1) if isinstance(label, str) else label
+        if label_id not in numbers:
+            names = (id2label and f", or one of {', '.join(id2label.values())}") or ""
+            raise ValueError(
+                f"class label {label} is not in the model: "
+                f"use a number from 0 to {num_classes - 1}{names}"
+            )
+        label_ids.append(int(label_id))
+    return label_ids
+
+
+def count_images(
+    num_images: int | None, given: Mapping[str, Sequence | torch.Tensor | None]
+) -> int:
+    """Return how many images are asked for, and refuse arguments of another number.
+
+    Args:
+        num_images: as asked for; None: as many as are given, or 1.
+        given: by name what is given of `class_labels`, which are taken in turn, of `image` and
+            `mask`, one of which serves for all, and of `latents` and `generators`, one an image.
+
+    Raises:
+        ValueError: if the number is 0, or does not fit.
+    """
+    counts = {name: len(x) for name, x in given.items() if x is not None}
+    if num_images is None:
+        num_images = counts.get("latents", max(counts.values(), default=1))
+    if num_images < 1 or 0 in counts.values():
+        raise ValueError("nothing to generate: num_images must be at least 1")
+    for name in ("latents", "generators"):
+        if counts.get(name, num_images) != num_images:
+            raise ValueError(f"{counts[name]} {name} for {num_images} images")
+    for name in ("image", "mask"):
+        if counts.get(name, 1) not in (1, num_images):
+            raise ValueError(f"{counts[name]} {name}s were given for {num_images} images")
+    return num_images
+
+
+def read_images(image_processor: VaeImageProcessor, images: Images) -> torch.Tensor:
+    """Bring PIL images, all of one size and mode, to `(B, C, H, W)` in [-1, 1].
+
+    Args:
+        image_processor: of the pipeline; it does not resize.
+        images: one or several, L, RGB or RGBA; a tensor is returned as it is.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if isinstance(images, torch.Tensor):
+        return images
+    pictures = images if isinstance(images, list) else [images]
+    if not all(isinstance(picture, Image.Image) for picture in pictures):
+        raise ValueError("images must be PIL images, or a tensor (B, C, H, W) in [-1, 1]")
+    if modes := {picture.mode for picture in pictures} - {"L", "RGB", "RGBA"}:
+        raise ValueError(f"convert images of mode {modes} to L, RGB or RGBA first")
+    if len({(picture.mode, picture.size) for picture in pictures}) > 1:
+        raise ValueError("the images have different sizes or modes: bring them to one")
+    return image_processor.preprocess(pictures)
+
+
+def skipped_steps(scheduler: SchedulerMixin, num_inference_steps: int, strength: float) -> int:
+    """Return how many of the first timesteps image to image leaves out (SDEdit, Meng et al. 2022).
+
+    Args:
+        scheduler: a step of a scheduler of order n has n timesteps.
+        num_inference_steps: of the whole denoising.
+        strength: the part of the steps that is made: 0 leaves the image as it is, 1 starts from
+            noise.
+
+    Raises:
+        ValueError: if the strength is not from 0 to 1, or the scheduler begins with noise only.
+    """
+    if isinstance(scheduler, PNDMScheduler):  # its first steps are several in one
+        raise ValueError("PNDMScheduler begins with noise only: use another sampler")
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength must be from 0 to 1, not {strength}")
+    # A product that is whole but for rounding counts as whole; the least strength makes one step.
+    steps = max(int(num_inference_steps * strength + 1e-9), 1 if strength > 0 else 0)
+    return (num_inference_steps - steps) * getattr(scheduler, "order", 1)
+
+
+def read_mask(mask_image: Masks, latent_size: Sequence[int], f: int) -> torch.Tensor:
+    """Bring a mask to the latents' size; a latent pixel is free if any of its image pixels is.
+
+    Args:
+        mask_image: white (above a half) is made anew, black stays: pictures, or a tensor
+            `(H, W)`, `(1, H, W)` or `(B, 1, H, W)` in [0, 1] or bool.
+        latent_size: height and width of the images' latents.
+        f: the downsampling factor: the images are f times as high and as wide.
+
+    Returns:
+        `(B, 1, h, w)` bool, true where latents are made anew; B may be 1.
+
+    Raises:
+        ValueError: if the mask has another size than the image, or values outside [0, 1].
+    """
+    if isinstance(mask_image, torch.Tensor):
+        if mask_image.ndim not in (2, 3, 4) or mask_image.shape[:-2][-1:] not in ((), (1,)):
+            raise ValueError(
+                f"a mask of the shape {tuple(mask_image.shape)} must be (H, W) or (B, 1, H, W)"
+            )
+        mask = mask_image.float().reshape(-1, 1, *mask_image.shape[-2:])
+    else:
+        pictures = mask_image if isinstance(mask_image, list) else [mask_image]
+        if not all(isinstance(picture, Image.Image) for picture in pictures):
+            raise ValueError("a mask must be a PIL image, a list of such, or a tensor")
+        masks = [_to_tensor(picture.convert("L")) for picture in pictures]
+        if len({mask.shape for mask in masks}) > 1:
+            raise ValueError("the masks have different sizes: each must have its image's")
+        mask = torch.stack(masks)
+    height, width = (f * side for side in latent_size)
+    if mask.shape[-2:] != (height, width):
+        raise ValueError(
+            f"a mask of {mask.shape[-2]}x{mask.shape[-1]} does not fit an image of "
+            f"{height}x{width}: bring it to the image's size"
+        )
+    if mask.min() < 0 or mask.max() > 1:
+        raise ValueError("mask values must be from 0 (stays) to 1 (is made anew)")
+    return functional.adaptive_max_pool2d((mask > 0.5).float(), tuple(latent_size)).bool()
+
+
+def _to_tensor(picture: Image.Image) -> torch.Tensor:
+    pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+    return pixels.reshape(1, picture.height, picture.width) / 255
+
+
+def keep_unmasked(
+    scheduler: SchedulerMixin,
+    latents: torch.Tensor,
+    kept: torch.Tensor,
+    noise: torch.Tensor,
+    mask: torch.Tensor,
+    next_timestep: torch.Tensor | None,
+) -> torch.Tensor:
+    """Put what is to stay back in, at the noise level that the next step expects.
+
+    RePaint (Lugmayr et al. 2022, equation 8), without its resampling.
+
+    Args:
+        scheduler: whose steps are made.
+        latents: `(B, c, h, w)`, after a step.
+        kept: `(B, c, h, w)`, the given image's, without noise.
+        noise: `(B, c, h, w)`, what the denoising began with.
+        mask: `(B or 1, 1, h, w)` bool, true where latents are made anew.
+        next_timestep: 0-d; None after the last step, when `kept` is put in as it is.
+    """
+    if next_timestep is not None:
+        kept = mix_noise(scheduler, kept, noise, next_timestep.expand(len(kept)))
+    return torch.where(mask.to(latents.device), latents, kept.to(latents))
+
+
+def slerp(first: torch.Tensor, second: torch.Tensor, weight: float) -> torch.Tensor:
+    """Go from one tensor to another along an arc, which keeps the length (Shoemake 1985).
+
+    Noise, and latents of unit variance, lie close to a sphere; a straight line would cut through
+    it, and give the denoiser less noise than it was trained on.
+
+    Args:
+        first: any shape, float.
+        second: the same shape.
+        weight: 0 gives the first, 1 the second.
+    """
+    cosine = functional.cosine_similarity(first.flatten(), second.flatten(), dim=0)
+    angle = cosine.clamp(-1, 1).acos()
+    if angle.sin() < 1e-4:  # nearly parallel: the arc is a line
+        return torch.lerp(first, second, weight)
+    parts = torch.sin((1 - weight) * angle), torch.sin(weight * angle)
+    return (parts[0] * first + parts[1] * second) / angle.sin()
