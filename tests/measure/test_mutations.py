@@ -1,0 +1,95 @@
+import pytest
+from coverage import CoverageData
+
+from tests.measure.covering_tests import (
+    choose_tests,
+    durations_key,
+    read_contexts,
+    read_durations,
+)
+from tests.measure.mutants import Mutant
+from tests.measure.mutations import Copy, Result, row, summarize
+
+MUTANT = Mutant("hf_latent/a.py", 2, "number + 1", "    return (2)", (2, 2))
+TESTS = {
+    "strict": "assert one() == 1",
+    "lenient": "assert one() > 0",
+    "broken": "assert one() == 3",
+    "stuck": "while one() == 2: pass",
+}
+
+
+@pytest.fixture
+def copy(tmp_path) -> Copy:
+    """A checkout of one function, and a test for each verdict."""
+    (tmp_path / "hf_latent").mkdir()
+    (tmp_path / "hf_latent" / "a.py").write_text("def one():\n    return 1\n")
+    for name, line in TESTS.items():
+        text = f"from hf_latent.a import one\n\n\ndef test_it():\n    {line}\n"
+        (tmp_path / f"test_{name}.py").write_text(text)
+    return Copy(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("names", "verdict", "caught_by"),
+    [
+        (["lenient", "strict"], "caught", "test_strict.py::test_it"),
+        (["lenient"], "survived", ""),
+        (["broken", "strict"], "caught", "test_strict.py::test_it"),
+        (["broken"], "not covered", ""),
+        ([], "not covered", ""),
+    ],
+)
+def test_a_mutant_is_caught_by_a_test_that_passes_without_it(copy, names, verdict, caught_by):
+    result = copy.try_mutant(MUTANT, [f"test_{name}.py::test_it" for name in names], 1)
+    assert (result.verdict, result.caught_by) == (verdict, caught_by)
+    assert (copy.folder / MUTANT.path).read_text() == "def one():\n    return 1\n"
+
+
+def test_tests_that_do_not_end_are_ended(copy, monkeypatch):
+    monkeypatch.setattr("tests.measure.mutations.MARGIN_SECONDS", 2)
+    assert copy.try_mutant(MUTANT, ["test_stuck.py::test_it"], 0).verdict == "timed out"
+
+
+def test_the_contexts_of_lines_are_the_names_of_tests(tmp_path):
+    data = CoverageData(str(tmp_path / "data"))
+    for context, lines in {"tests/test_a.py::test_it[a|b]|run": [2, 3], "": [3, 4]}.items():
+        data.set_context(context)
+        data.add_lines({"/elsewhere/hf_latent/a.py": lines})
+    data.write()
+    test = "tests/test_a.py::test_it[a|b]"
+    assert read_contexts(tmp_path / "data") == {"hf_latent/a.py": {2: {test}, 3: {test}, 4: set()}}
+
+
+def test_durations_are_found_by_the_name_of_a_test(tmp_path):
+    (tmp_path / "report.xml").write_text(
+        '<testsuite><testcase classname="tests.b.test_a.TestIt" name="test_it[x.py::y]" '
+        'time="1.5"/></testsuite>'
+    )
+    key = durations_key("tests/b/test_a.py::TestIt::test_it[x.py::y]")
+    assert read_durations(tmp_path / "report.xml") == {key: 1.5}
+
+
+def test_the_shortest_tests_that_cover_a_statement_are_chosen():
+    durations = {durations_key(f"t.py::{name}"): seconds for seconds, name in enumerate("abcd")}
+    tests = {name: f"t.py::{name}" for name in "abcd"}
+    contexts = {"hf_latent/a.py": {1: {tests["d"]}, 2: {tests["c"], tests["b"]}, 3: {tests["a"]}}}
+    statement = Mutant("hf_latent/a.py", 2, "", "", (2, 3))
+    assert choose_tests(statement, contexts, durations, 9) == [tests[x] for x in "abc"]
+    assert choose_tests(statement, contexts, durations, 1) == [tests[x] for x in "ab"]
+    assert choose_tests(MUTANT, contexts, durations, 0) == [tests["b"]]
+
+
+def test_the_tests_of_the_file_stand_in_for_lines_that_only_other_processes_run():
+    contexts = {"hf_latent/a.py": {1: {"t.py::a"}, 2: set()}}
+    assert choose_tests(MUTANT, contexts, {}, 9) == ["t.py::a"]
+    assert choose_tests(MUTANT, {"hf_latent/a.py": {1: {"t.py::a"}}}, {}, 9) == []
+    assert choose_tests(MUTANT, {}, {}, 9) == []
+
+
+def test_the_report_counts_what_was_noticed():
+    results = [Result("caught"), Result("timed out"), Result("survived"), Result("not covered")]
+    assert summarize(results) == "caught 2 of 4: 50%"
+    assert row(1, MUTANT, Result("survived", 3, "", 4.2)) == (
+        "| 1 | hf_latent/a.py:2 | number + 1: `return (2)` | survived | 3 | 4 |"
+    )
