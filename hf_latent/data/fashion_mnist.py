@@ -1,17 +1,8 @@
-"""Fashion-MNIST: the sample that ships with this package, the full set, and the sample's maker.
+"""Fashion-MNIST: the sample that ships with this package, and the full set."""
 
-Make the sample again from the four original files (Debian's package `dataset-fashion-mnist`):
-
-    python -m hf_latent.data.fashion_mnist \
-        --source /usr/share/datasets/fashion-mnist --output_dir hf_latent/data/fashion_mnist_sample
-"""
-
-import argparse
 import gzip
 import io
-import os
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +12,6 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from datasets.exceptions import DatasetGenerationError
 from PIL import Image as PILImage
 
-from hf_latent.data.quiet import quiet_datasets
 from hf_latent.errors import UserError
 
 CLASS_NAMES = [
@@ -41,7 +31,6 @@ SAMPLE_FOLDER = Path(__file__).parent / "fashion_mnist_sample"
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 HUB_ID = "zalando-datasets/fashion_mnist"
 IDX_PREFIXES = {"train": "train", "test": "t10k"}
-SAMPLE_IMAGES_PER_CLASS = {"train": 1300, "test": 200}
 
 
 def load_fashion_mnist_sample() -> DatasetDict:
@@ -76,35 +65,32 @@ def load_fashion_mnist() -> DatasetDict:
         ) from error
 
 
-def read_idx_folder(folder: Path, images_per_class: dict[str, int] | None = None) -> DatasetDict:
+def read_idx_folder(folder: Path) -> DatasetDict:
     """Read the four original files of Fashion-MNIST (or MNIST) in a folder.
 
     Args:
         folder: holds `{train,t10k}-images-idx3-ubyte.gz` and `{train,t10k}-labels-idx1-ubyte.gz`.
-        images_per_class: for each split, keep the first so many images of each class.
 
     Returns:
         splits `train` and `test`, in the original order.
     """
-    splits = {}
-    for split, prefix in IDX_PREFIXES.items():
-        splits[split] = read_idx_pair(
-            folder / f"{prefix}-images-idx3-ubyte.gz",
-            folder / f"{prefix}-labels-idx1-ubyte.gz",
-            images_per_class[split] if images_per_class else None,
-        )
-    return DatasetDict(splits)
+    return DatasetDict(
+        {
+            split: read_idx_pair(
+                folder / f"{prefix}-images-idx3-ubyte.gz",
+                folder / f"{prefix}-labels-idx1-ubyte.gz",
+            )
+            for split, prefix in IDX_PREFIXES.items()
+        }
+    )
 
 
-def read_idx_pair(
-    images_file: Path, labels_file: Path, images_per_class: int | None = None
-) -> Dataset:
+def read_idx_pair(images_file: Path, labels_file: Path) -> Dataset:
     """Read one pair of idx.gz files; the result is cached by `datasets`.
 
     Args:
         images_file: unsigned bytes, `(N, height, width)`.
         labels_file: unsigned bytes, `(N,)`, 0 to 9.
-        images_per_class: keep the first so many images of each class; None keeps all.
 
     Returns:
         `image` (PNG bytes, mode L) and `label`, in the original order.
@@ -118,7 +104,6 @@ def read_idx_pair(
     arguments = {
         "images_file": str(images_file),
         "labels_file": str(labels_file),
-        "images_per_class": images_per_class,
         # Part of the cache's key only: a changed file is read again.
         "modified_ns": (images_file.stat().st_mtime_ns, labels_file.stat().st_mtime_ns),
     }
@@ -152,63 +137,13 @@ def read_idx(file: Path) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
-def first_per_class(labels: np.ndarray, images_per_class: int) -> np.ndarray:
-    """Return the sorted row numbers of the first `images_per_class` images of each class."""
-    rows = [np.flatnonzero(labels == label)[:images_per_class] for label in np.unique(labels)]
-    return np.sort(np.concatenate(rows))
-
-
 def _encode_idx_pair(
-    images_file: str, labels_file: str, images_per_class: int | None, modified_ns: tuple[int, int]
+    images_file: str, labels_file: str, modified_ns: tuple[int, int]
 ) -> Iterator[dict[str, Any]]:
     images, labels = read_idx(Path(images_file)), read_idx(Path(labels_file))
     if len(images) != len(labels):
         raise UserError(f"{images_file} has {len(images)} images and {len(labels)} labels")
-    rows = np.arange(len(labels))
-    if images_per_class is not None:
-        rows = first_per_class(labels, images_per_class)
-    for row in rows:
+    for image, label in zip(images, labels, strict=True):
         png = io.BytesIO()
-        PILImage.fromarray(images[row]).save(png, "PNG", optimize=True)
-        yield {"image": {"bytes": png.getvalue(), "path": None}, "label": int(labels[row])}
-
-
-def make_sample(source: Path, output_dir: Path) -> None:
-    """Write `train.parquet` and `test.parquet` of the built-in sample.
-
-    Args:
-        source: folder of the four original idx.gz files.
-        output_dir: made if it is missing.
-
-    Raises:
-        UserError: if the source or one of its files is missing.
-    """
-    if not source.is_dir():
-        raise UserError(f"--source {source} is not a folder: install dataset-fashion-mnist")
-    splits = read_idx_folder(source, SAMPLE_IMAGES_PER_CLASS)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    for split, dataset in splits.items():
-        partial = output_dir / f"{split}.parquet.partial"
-        dataset.to_parquet(partial)
-        os.replace(partial, output_dir / f"{split}.parquet")
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Make the sample from the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m hf_latent.data.fashion_mnist", description=make_sample.__doc__
-    )
-    parser.add_argument("--source", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--output_dir", type=Path, required=True, metavar="DIR")
-    options = parser.parse_args(arguments)
-    try:
-        with quiet_datasets():
-            make_sample(options.source, options.output_dir)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        PILImage.fromarray(image).save(png, "PNG", optimize=True)
+        yield {"image": {"bytes": png.getvalue(), "path": None}, "label": int(label)}

@@ -1,22 +1,17 @@
 import gzip
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
+from datasets import ClassLabel, DatasetDict, Features, Image
 
 from hf_latent.data import fashion_mnist
 from hf_latent.data.fashion_mnist import (
     CLASS_NAMES,
-    DEBIAN_FOLDER,
     FEATURES,
     SAMPLE_FOLDER,
-    first_per_class,
     load_fashion_mnist,
     load_fashion_mnist_sample,
-    main,
     read_idx,
     read_idx_folder,
     read_idx_pair,
@@ -109,48 +104,6 @@ def test_missing_idx_file_is_named(hand_made):
     (hand_made / "t10k-labels-idx1-ubyte.gz").unlink()
     with pytest.raises(UserError, match="t10k-labels"):
         read_idx_folder(hand_made)
-
-
-def test_first_per_class_keeps_the_original_order():
-    labels = np.array([1, 0, 1, 1, 0, 0, 1])
-    assert first_per_class(labels, 2).tolist() == [0, 1, 2, 4]
-
-
-@pytest.fixture
-def original_files(tmp_path, monkeypatch):
-    """Debian's files and the shipped sample, or a small hand-made pair of both."""
-    if DEBIAN_FOLDER.is_dir():
-        return DEBIAN_FOLDER, SAMPLE_FOLDER
-    source = write_idx_folder(tmp_path / "idx", {"train": 300, "t10k": 100})
-    monkeypatch.setattr(fashion_mnist, "SAMPLE_IMAGES_PER_CLASS", {"train": 9, "test": 4})
-    splits = read_idx_folder(source)
-    (tmp_path / "expected").mkdir()
-    for split, count in {"train": 9, "test": 4}.items():
-        rows = first_per_class(np.array(splits[split]["label"]), count)
-        splits[split].select(rows).to_parquet(tmp_path / "expected" / f"{split}.parquet")
-    return source, tmp_path / "expected"
-
-
-def test_maker_reproduces_the_sample(original_files, tmp_path):
-    source, expected = original_files
-    output = tmp_path / "made"
-    assert main(["--source", str(source), "--output_dir", str(output)]) == 0
-    assert sorted(file.name for file in output.iterdir()) == ["test.parquet", "train.parquet"]
-    for split in ("train", "test"):
-        made = Dataset.from_parquet(str(output / f"{split}.parquet"))
-        shipped = Dataset.from_parquet(str(expected / f"{split}.parquet"))
-        assert made.features == shipped.features
-        assert made["label"][:] == shipped["label"][:]
-        assert np.array_equal(pixels(made), pixels(shipped))
-
-
-def test_maker_refuses_a_missing_source_with_status_2(tmp_path):
-    command = [sys.executable, "-m", "hf_latent.data.fashion_mnist"]
-    command += ["--source", str(tmp_path / "none"), "--output_dir", str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert len(done.stderr.splitlines()) == 1 and "none" in done.stderr
-    assert not (tmp_path / "out").exists()
 
 
 def test_full_set_comes_from_debians_folder_if_it_is_there(hand_made, monkeypatch):

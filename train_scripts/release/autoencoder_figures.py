@@ -1,6 +1,5 @@
 """The figures of a released autoencoder: its own, those of an ablation, and of a comparison."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -14,12 +13,9 @@ from hf_latent.data.images.dataset import ImageDataset
 from hf_latent.errors import UserError
 from hf_latent.evaluation.features import FeatureNetworkName, load_feature_network
 from hf_latent.evaluation.pictures import image_grid
-from hf_latent.evaluation.reconstruction import (
-    measure_reconstructions,
-    reconstruct,
-)
+from hf_latent.evaluation.reconstruction import measure_reconstructions, reconstruct
 from hf_latent.models.load import load_autoencoder
-from hf_latent.output import replaced_whole
+from hf_latent.output import read_json, replaced_whole
 from hf_latent.training.autoencoder_config import AutoencoderConfig
 from hf_latent.training.losses import perceptual_loss
 from hf_latent.training.run.checkpoints import HARMLESS
@@ -129,7 +125,7 @@ def comparison_rows(path: Path) -> list[dict[str, Any]]:
     Returns:
         A row a model, its figures as the card shows them by their headings.
     """
-    report = json.loads(path.read_text())
+    report = read_json(path)
     count = report["num_images"]
     return [
         {
@@ -160,4 +156,4 @@ def read_report(run: Path) -> dict[str, Any]:
     """
     if not (run / "report.json").is_file():
         raise UserError(f"{run} is no finished run: it has no report.json")
-    return json.loads((run / "report.json").read_text())
+    return read_json(run / "report.json")

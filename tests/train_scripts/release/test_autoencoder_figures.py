@@ -2,8 +2,8 @@ from dataclasses import asdict
 
 import pytest
 
+from autoencoder_figures import check_ablation
 from hf_latent.errors import UserError
-from hf_latent.experiments.release.figures import check_ablation
 from hf_latent.output import write_json
 from hf_latent.training.autoencoder_config import AutoencoderConfig
 

@@ -2,6 +2,7 @@ import io
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,10 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from hf_latent.command import run_command
-from hf_latent.data.emoji import (
+from hf_latent.data.images.config import ImagesConfig
+from hf_latent.data.images.open import open_images
+from hf_latent.errors import UserError
+from make_emoji import (
     EmojiConfig,
     group_key,
     is_held_out,
@@ -18,10 +22,8 @@ from hf_latent.data.emoji import (
     list_images,
     make_emoji,
 )
-from hf_latent.data.images.config import ImagesConfig
-from hf_latent.data.images.open import open_images
-from hf_latent.errors import UserError
 
+SCRIPT = Path(__file__).parents[3] / "train_scripts" / "release" / "make_emoji.py"
 TONES = ["1F3FB", "1F3FC", "1F3FF"]
 PLAIN = [f"{code:X}" for code in range(0x1F400, 0x1F440)]
 HANDS = ["1F44B", "1F44D", "1F44E", "1F64F"]
@@ -312,8 +314,8 @@ def test_an_output_folder_that_cannot_be_written_is_refused(package, tmp_path, c
     assert "cannot be written" in refuse(package, tmp_path / "file" / "made", capsys)
 
 
-def test_the_command_runs_as_a_module(package, tmp_path):
-    command = [sys.executable, "-m", "hf_latent.data.emoji", "--package", str(package)]
+def test_the_command_runs_as_a_script(package, tmp_path):
+    command = [sys.executable, str(SCRIPT), "--package", str(package)]
     done = subprocess.run(
         [*command, "--output_dir", str(tmp_path / "new" / "made")], capture_output=True, text=True
     )

@@ -1,10 +1,11 @@
-"""From a measured model to a released one: its weights in the package, its card and reports beside.
+"""Release a measured model: its weights go into the package, its card and reports beside it.
+
+    python train_scripts/release/release_pipeline.py --model MODEL --about CARD.yaml
 
 The reports are the model's own: nothing is measured here, and nothing written by hand but what no
 measurement tells.
 """
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +13,13 @@ from typing import Any
 
 import yaml
 
+from hf_latent.command import run_command
 from hf_latent.errors import UserError
 from hf_latent.evaluation.sampling import load_pipeline
 from hf_latent.hub.card.facts import PICTURES, read_model_facts
 from hf_latent.hub.card.render import CARD, render_model_card
 from hf_latent.hub.upload.model_folder import open_model_folder
-from hf_latent.output import replaced_whole, write_json, write_text
+from hf_latent.output import read_json, replaced_whole, write_json, write_text
 
 REPORTS = ("training.json", "config.yaml")
 
@@ -69,7 +71,7 @@ def release_pipeline(config: ReleasePipelineConfig) -> dict[str, Any]:
     for name in (*REPORTS, *PICTURES):
         if (model / name).is_file():
             shutil.copyfile(model / name, card_dir / name)
-    metrics = json.loads((model / "metrics.json").read_text(encoding="utf-8"))
+    metrics = read_json(model / "metrics.json")
     metrics |= about | {"load_from": f"hf_latent/pretrained/{about['name']}"}
     write_json(card_dir / "metrics.json", metrics)
     card = render_model_card(model_dir, license=about["license"], reports=card_dir)
@@ -83,5 +85,9 @@ def _copy_without_code(model: Path, folder: Path) -> None:
     for name in (name for name in found.files if "/" in name):  # not code and reports
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(model / name, folder / name)
-    index = json.loads((model / found.entry).read_text(encoding="utf-8"))
+    index = read_json(model / found.entry)
     write_json(folder / found.entry, index | {"_class_name": found.class_name})
+
+
+if __name__ == "__main__":
+    run_command(ReleasePipelineConfig, release_pipeline)

@@ -1,4 +1,7 @@
-"""Autoencoders side by side: what each keeps, and what a short denoiser makes of its latents."""
+"""Autoencoders side by side: what each keeps, and what a short denoiser makes of its latents.
+
+python train_scripts/release/compare_models.py --models A=FOLDER B=FOLDER --output_dir OUT
+"""
 
 import re
 from dataclasses import dataclass
@@ -7,7 +10,8 @@ from typing import Any
 
 import torch
 
-from hf_latent.command import check_ranges
+from autoencoder_figures import measure_autoencoder
+from hf_latent.command import check_ranges, run_command
 from hf_latent.data.images.config import ImagesConfig
 from hf_latent.data.images.open import open_images
 from hf_latent.data.images.pixels import to_uint8
@@ -17,7 +21,6 @@ from hf_latent.evaluation.generation import frechet_distance
 from hf_latent.evaluation.machine import describe_machine
 from hf_latent.evaluation.pictures import image_grid
 from hf_latent.evaluation.sampling import count_evaluations, load_pipeline, sample_images
-from hf_latent.experiments.release.figures import measure_autoencoder
 from hf_latent.models.presets import measure_compression
 from hf_latent.output import check_output_dir, replaced_whole, write_json
 
@@ -127,3 +130,7 @@ def compare_models(config: CompareConfig) -> dict[str, Any]:
             f"{row['name']}: {row['test_psnr_db']:.2f} dB, generated FD {row['generated_fd']:.2f}"
         )
     return report
+
+
+if __name__ == "__main__":
+    run_command(CompareConfig, compare_models)

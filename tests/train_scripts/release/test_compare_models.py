@@ -4,9 +4,9 @@ import pytest
 import torch
 from PIL import Image
 
+from autoencoder_figures import comparison_rows
+from compare_models import CompareConfig, compare_models
 from hf_latent.errors import UserError
-from hf_latent.experiments.release.compare import CompareConfig, compare_models
-from hf_latent.experiments.release.figures import comparison_rows
 from hf_latent.models.presets import create_denoiser, create_scheduler
 from hf_latent.pipeline import LatentDiffusionPipeline
 from tests.conftest import NARROW_DENOISER, make_autoencoder
@@ -24,7 +24,7 @@ def model(tmp_path):
 
 def test_models_are_measured_on_the_same_images(model, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "hf_latent.experiments.release.compare.measure_autoencoder",
+        "compare_models.measure_autoencoder",
         lambda vae, dataset: {"test_psnr_db": 20.0, "test_grey_psnr_db": 21.0},
     )
     config = CompareConfig(
@@ -53,7 +53,7 @@ def test_models_are_measured_on_the_same_images(model, tmp_path, monkeypatch):
 
 def test_a_guide_has_no_part_in_it(model, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "hf_latent.experiments.release.compare.measure_autoencoder",
+        "compare_models.measure_autoencoder",
         lambda *given: {"test_psnr_db": 0.0},
     )
     vae = make_autoencoder()

@@ -1,7 +1,7 @@
 """Noto emoji as a data set of small RGBA images, made from an npm package; split by emoji.
 
     npm pack emoji-datasource-google && tar xf emoji-datasource-google-*.tgz
-    python -m hf_latent.data.emoji --package package --output_dir emoji
+    python train_scripts/release/make_emoji.py --package package --output_dir emoji
 
 The folder is then a source of images like any other: `--data emoji --channels 4 --resolution 64`.
 """
@@ -41,7 +41,7 @@ FAMILY, FAMILY_MEMBERS, KEYCAP = "👪", {"🧑", "🧒"}, "\u20e3"
 
 README = """# Noto emoji, RGBA
 
-Made by `python -m hf_latent.data.emoji` from the npm package {package} {version}
+Made by `train_scripts/release/make_emoji.py` of hf_latent from the npm package {package} {version}
 (https://github.com/iamcal/emoji-data). The bytes of the PNG files are unchanged.
 
 Licence: the images are Google's Noto Emoji (https://github.com/googlefonts/noto-emoji), Apache

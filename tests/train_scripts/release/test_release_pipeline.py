@@ -4,11 +4,11 @@ import pytest
 import yaml
 
 from hf_latent.errors import UserError
-from hf_latent.experiments.release.pipeline import ReleasePipelineConfig, release_pipeline
 from hf_latent.hub.card.render import card_pictures, render_model_card
 from hf_latent.hub.card.signature import is_unedited
 from hf_latent.models.frozen import hash_weights
 from hf_latent.pipeline import LatentDiffusionPipeline
+from release_pipeline import ReleasePipelineConfig, release_pipeline
 from tests.hub.saved_models import measured, write_reports
 
 ABOUT = {

@@ -6,17 +6,17 @@ import torch
 import yaml
 from PIL import Image
 
+from autoencoder_figures import measure_autoencoder
 from hf_latent.command import parse_config
 from hf_latent.data.images.open import open_images
 from hf_latent.errors import UserError
 from hf_latent.evaluation.reconstruction import center_crop, measure_reconstructions
-from hf_latent.experiments.release.autoencoder import ReleaseConfig, release_autoencoder
-from hf_latent.experiments.release.figures import measure_autoencoder
 from hf_latent.hub.card.render import render_model_card
 from hf_latent.models.frozen import hash_weights
 from hf_latent.models.load import load_autoencoder
 from hf_latent.training.autoencoder import train_autoencoder
 from hf_latent.training.autoencoder_config import AutoencoderConfig
+from release_vae import ReleaseConfig, release_autoencoder
 
 ROOT = Path(__file__).parents[3]
 RECIPES = ROOT / "train_scripts" / "recipes"

@@ -1,18 +1,15 @@
-"""From a finished run to a released autoencoder: measured on images it never saw, with a card."""
+"""Release a trained autoencoder: measure it on images that it never saw, and write its card.
 
-import json
+python train_scripts/release/release_vae.py --run RUN --about CARD.yaml --recipe RECIPE.yaml
+"""
+
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from hf_latent.command import parse_config
-from hf_latent.data.images.open import open_images
-from hf_latent.errors import UserError
-from hf_latent.evaluation.pictures import image_grid, interleave
-from hf_latent.evaluation.reconstruction import reconstruct
-from hf_latent.experiments.release.figures import (
+from autoencoder_figures import (
     PERCEPTUAL_NETWORK,
     check_ablation,
     comparison_rows,
@@ -20,11 +17,16 @@ from hf_latent.experiments.release.figures import (
     measure_autoencoder,
     read_report,
 )
+from hf_latent.command import parse_config, run_command
+from hf_latent.data.images.open import open_images
+from hf_latent.errors import UserError
+from hf_latent.evaluation.pictures import image_grid, interleave
+from hf_latent.evaluation.reconstruction import reconstruct
 from hf_latent.hub.card.render import render_model_card
 from hf_latent.models.frozen import hash_weights
 from hf_latent.models.load import load_autoencoder
 from hf_latent.models.presets import measure_compression
-from hf_latent.output import replaced_whole, write_json, write_text
+from hf_latent.output import read_json, replaced_whole, write_json, write_text
 from hf_latent.training.autoencoder_config import AutoencoderConfig
 from hf_latent.training.run.checkpoints import HARMLESS
 
@@ -40,7 +42,7 @@ class ReleaseConfig:
         about: YAML with what no measurement tells: name, licence, the card's texts.
         recipe: the run's recipe, printed on the card.
         ablation: names and run folders, NAME=FOLDER, of short runs to compare with each other.
-        comparison: a comparison.json of train_scripts/compare_models.py, printed on the card.
+        comparison: a comparison.json of compare_models.py, printed on the card.
         pretrained_dir: the model goes to a folder with its name in here.
         cards_dir: the card, its pictures and metrics.json go to a folder with its name in here.
     """
@@ -132,8 +134,12 @@ def release_autoencoder(config: ReleaseConfig) -> dict[str, Any]:
     if config.comparison:
         metrics["comparison"] = comparison_rows(Path(config.comparison))
     write_json(card_dir / "metrics.json", metrics)
-    metrics = json.loads((card_dir / "metrics.json").read_text())
+    metrics = read_json(card_dir / "metrics.json")
     card = render_model_card(model_dir, license=about["license"], reports=card_dir)
     write_text(card_dir / "README.md", card)
     print(f"{about['name']}: {metrics['test_psnr_db']:.2f} dB, {metrics['test_ssim']:.4f} SSIM")
     return metrics
+
+
+if __name__ == "__main__":
+    run_command(ReleaseConfig, release_autoencoder)
