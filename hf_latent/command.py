@@ -1,17 +1,107 @@
 """What every command shares: flags and recipes into a frozen dataclass, errors into one line."""
 
 import dataclasses
+import json
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, get_args, get_type_hints
+from functools import cache
+from types import UnionType
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    TypeAlias,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import jsonargparse
 import yaml
+from jsonargparse.typing import restricted_number_type
 
 from hf_latent.errors import UserError
 
-Config = TypeVar("Config")
+if TYPE_CHECKING:
+    Seed: TypeAlias = int
+    Share: TypeAlias = float
+else:
+    Seed = restricted_number_type(
+        "Seed", int, [(">=", 0), ("<", 2**32)], docstring=f"int restricted to be ≥0 and <{2**32}"
+    )
+    Share = restricted_number_type(
+        "Share", float, [(">=", 0), ("<", 1)], docstring="float restricted to be ≥0 and <1"
+    )
+
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+_LIMITS = {">": "above", "≥": "at least", "<": "below", "≤": "at most"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Settings whose values fit their types, made by a command line or in Python.
+
+    A field's type says its range too: `PositiveInt` and the like of jsonargparse, `Literal`. A
+    `__post_init__` calls `super().__post_init__()` first, and then checks what joins fields.
+    """
+
+    def __post_init__(self) -> None:
+        """Give every value its type.
+
+        Raises:
+            UserError: if one does not fit; it names the flag, the type's range and the value.
+        """
+        kind: Any = type(self)
+        types = get_type_hints(kind)
+        for name, value in vars(self).items():
+            if value is None and type(None) not in get_args(types[name]):
+                raise UserError(f"--{name} needs a value, not null")
+        try:
+            values = _parser(kind).parse_object(vars(self)).as_dict()
+        except jsonargparse.ArgumentError as error:
+            raise UserError(_one_line(error, types)) from error
+        # The restricted types are subclasses of int and float, which YAML does not know.
+        for name, value in json.loads(json.dumps(values)).items():
+            object.__setattr__(self, name, value)
+
+
+Config = TypeVar("Config", bound=Settings)
+
+
+@cache
+def _parser(config_class: type) -> jsonargparse.ArgumentParser:
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(config_class)
+    return parser
+
+
+def _one_line(error: Exception, types: dict[str, Any]) -> str:
+    """Say what jsonargparse does not accept: the flag, what it takes and what was given."""
+    message = " ".join(str(error).split())
+    found = re.match(r'Parser key "(\w+)": ', message)
+    if not found or found[1] not in types:
+        return message.replace('Parser key "config"', "--config") + " (see --help)"
+    name, value = found[1], message.rpartition(": ")[2]
+    value = re.sub(r" (does not conform|not an? ).*", "", value)
+    value = re.sub(r".*'NoneType'$", "null", value)
+    return f"--{name} must be {_describe(types[name])}, not {value}"
+
+
+def _describe(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(map(str, get_args(kind)))}"
+    if get_origin(kind) in (Union, UnionType):
+        return " or ".join(_describe(x) for x in get_args(kind) if x is not type(None))
+    if get_origin(kind) is list:
+        return f"a list, each {_describe(get_args(kind)[0])}"
+    if kind in _KINDS:
+        return _KINDS[kind]
+    limits = re.findall(r"([>≥<≤])([\d.]+)", kind.__doc__ or "")
+    range_text = " and ".join(f"{_LIMITS[sign]} {limit}" for sign, limit in limits)
+    return f"{_KINDS[int if issubclass(kind, int) else float]} {range_text}"
 
 
 def parse_config(
@@ -42,44 +132,9 @@ def parse_config(
     except UnicodeDecodeError as error:
         raise UserError(f"--config is not a YAML file in UTF-8 ({error.reason})") from error
     except jsonargparse.ArgumentError as error:
-        message = re.sub(r"\s+", " ", str(error))
-        message = re.sub(r'^Parser key "(\w+)": ', r"--\1: ", message)
-        raise UserError(f"{message} (see --help)") from error
+        raise UserError(_one_line(error, get_type_hints(config_class))) from error
     values.pop("config")
-    types = get_type_hints(config_class)
-    for name, value in values.items():
-        if value is None and type(None) not in get_args(types[name]):
-            raise UserError(f"--{name} needs a value, not null")
     return config_class(**values)
-
-
-def check_ranges(
-    config: Any,
-    positive: Sequence[str] = (),
-    not_negative: Sequence[str] = (),
-    share: Sequence[str] = (),
-) -> None:
-    """Refuse numbers out of range; fields that are None are passed over.
-
-    Args:
-        config: a configuration.
-        positive: names of fields that must be above 0.
-        not_negative: names of fields that must be 0 or above.
-        share: names of fields that must be in [0, 1).
-
-    Raises:
-        UserError: naming the flag.
-    """
-    tests: list[tuple[Sequence[str], str, Callable[[float], bool]]] = [
-        (positive, "above 0", lambda value: value > 0),
-        (not_negative, "0 or above", lambda value: value >= 0),
-        (share, "in [0, 1)", lambda value: 0 <= value < 1),
-    ]
-    for names, range_text, fits in tests:
-        for name in names:
-            value = getattr(config, name)
-            if value is not None and not fits(value):
-                raise UserError(f"--{name} must be {range_text}, not {value}")
 
 
 def dump_config(config: Any, **additions: Any) -> str:

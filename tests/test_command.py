@@ -2,13 +2,14 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 import pytest
+from jsonargparse.typing import PositiveFloat, PositiveInt
 
-from hf_latent.command import dump_config, parse_config, run_command
+from hf_latent.command import Seed, Settings, Share, dump_config, parse_config, run_command
 from hf_latent.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Settings):
     """Cook.
 
     Attributes:
@@ -16,6 +17,9 @@ class Config:
         minutes: how long.
         heat: the setting.
         servings: for how many; unset, for whoever comes.
+        spices: grams of each.
+        done: how far.
+        seed: of the cook.
     """
 
     dish: str
@@ -23,7 +27,10 @@ class Config:
     heat: Literal["low", "high"] = "low"
     salt: bool = False
     size: int | str = 32
-    servings: int | None = 4
+    servings: PositiveInt | None = 4
+    spices: list[PositiveFloat] | None = None
+    done: Share = 0.5
+    seed: Seed = 0
 
 
 def test_flags_win_over_the_recipe(tmp_path):
@@ -43,8 +50,10 @@ def test_a_dumped_configuration_is_a_recipe(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--dish", "x", "--minutes", "long"], "--minutes: .*float"),
-        (["--dish", "x", "--heat", "hell"], "--heat: .*'low', 'high'"),
+        (["--dish", "x", "--minutes", "long"], "^--minutes must be a number, not long$"),
+        (["--dish", "x", "--heat", "hell"], "^--heat must be one of low, high, not hell$"),
+        (["--dish", "x", "--servings", "0"], "^--servings must be a whole number above 0, not 0$"),
+        (["--dish", "x", "--done", "1"], "^--done must be a number at least 0 and below 1, not 1$"),
         (["--dish", "x", "--spoon", "3"], "--spoon"),
         ([], "dish"),
         (["--config", "/nowhere/recipe.yaml"], "recipe.yaml"),
@@ -54,6 +63,37 @@ def test_bad_flags_are_one_line(arguments, message):
     with pytest.raises(UserError, match=message) as caught:
         parse_config(Config, arguments)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"dish": 3}, "--dish must be text, not 3"),
+        ({"dish": None}, "--dish needs a value, not null"),
+        ({"minutes": "long"}, "--minutes must be a number, not long"),
+        ({"heat": "hell"}, "--heat must be one of low, high, not hell"),
+        ({"salt": 3}, "--salt must be true or false, not 3"),
+        ({"size": 2.5}, "--size must be a whole number or text, not 2.5"),
+        ({"servings": -1}, "--servings must be a whole number above 0, not -1"),
+        ({"servings": 2.5}, "--servings must be a whole number above 0, not 2.5"),
+        ({"spices": [1, 0]}, r"--spices must be a list, each a number above 0, not \[1.0, 0\]"),
+        ({"done": 1.5}, "--done must be a number at least 0 and below 1, not 1.5"),
+        ({"seed": 2**32}, "--seed must be a whole number at least 0 and below 4294967296, not"),
+    ],
+)
+def test_what_is_made_in_python_is_held_to_its_types_too(values, message):
+    with pytest.raises(UserError, match=f"^{message}"):
+        Config(**{"dish": "soup"} | values)
+
+
+def test_values_are_plain_and_of_their_type():
+    arguments = ["--dish", "soup", "--minutes", "3", "--servings", "2", "--spices", "[1,2]"]
+    made = Config(dish="soup", minutes=3, servings=2, spices=(1, 2))
+    assert made == parse_config(Config, arguments)
+    assert (made.minutes, made.spices) == (3.0, [1.0, 2.0])
+    for config in (made, parse_config(Config, arguments)):
+        assert {type(value) for value in asdict(config).values()} <= {str, bool, int, float, list}
+        assert type(config.spices[0]) is float
 
 
 def test_unknown_key_in_a_recipe_is_refused(tmp_path, capsys):

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import constants
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from hf_latent.command import check_ranges
 from hf_latent.errors import UserError
 from hf_latent.evaluation.feature_extractors import FeatureExtractorName
 from hf_latent.evaluation.images_of_model import ImagesOfModelConfig
@@ -39,17 +39,11 @@ class EvaluateConfig(ImagesOfModelConfig, SamplingConfig):
     model: str
     output_dir: str
     overwrite_output_dir: bool = False
-    num_images: int | None = None
+    num_images: PositiveInt | None = None
     feature_extractor: FeatureExtractorName = "efficientnet-lite0"
-    batch_size: int = 100
-    dataloader_num_workers: int = 0
+    batch_size: PositiveInt = 100
+    dataloader_num_workers: NonNegativeInt = 0
     cache_dir: str = str(CACHE_DIR)
-
-    def __post_init__(self) -> None:
-        """Refuse values that cannot work, naming the flag."""
-        super().__post_init__()
-        SamplingConfig.__post_init__(self)
-        check_ranges(self, ("num_images", "batch_size"), ("dataloader_num_workers",))
 
     def count(self, train_images: int) -> int:
         """Return how many images to generate and to compare with.

@@ -21,6 +21,7 @@ class ImagesOfModelConfig(ImagesConfig):
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, naming the flag."""
+        super(ImagesConfig, self).__post_init__()  # ImagesConfig knows no resolution of auto
         self.images_config((1, 1), None)
 
     def images_config(self, size: tuple[int, int], channels: int | None) -> ImagesConfig:

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 from torch.utils.data import DataLoader
 
-from hf_latent.command import check_ranges
 from hf_latent.data.images.dataset import ImageDataset
 from hf_latent.data.images.open import ImageSplits, open_images
 from hf_latent.data.images.pixels import to_uint8
@@ -59,15 +59,10 @@ class InspectConfig(ImagesOfModelConfig):
     vae: str
     output_dir: str
     overwrite_output_dir: bool = False
-    max_images: int = 2000
+    max_images: PositiveInt = 2000
     feature_extractor: FeatureExtractorName | Literal["none"] = "efficientnet-lite0"
-    batch_size: int = 32
-    dataloader_num_workers: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse values that cannot work, naming the flag."""
-        super().__post_init__()
-        check_ranges(self, ("max_images", "batch_size"), ("dataloader_num_workers",))
+    batch_size: PositiveInt = 32
+    dataloader_num_workers: NonNegativeInt = 0
 
 
 def open_fitting_images(

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
-from hf_latent.command import check_ranges
+from jsonargparse.typing import NonNegativeFloat, PositiveInt
+
+from hf_latent.command import Settings
 from hf_latent.errors import UserError
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.pipeline.samplers import Sampler
@@ -25,7 +27,7 @@ def read_interval(guidance_interval: str | None) -> tuple[float, float] | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingConfig:
+class SamplingConfig(Settings):
     """How images are drawn.
 
     Attributes:
@@ -42,14 +44,14 @@ class SamplingConfig:
     """
 
     sampler: Sampler | None = None
-    num_inference_steps: int = 20
-    guidance_scale: float | None = None
+    num_inference_steps: PositiveInt = 20
+    guidance_scale: NonNegativeFloat | None = None
     guidance_interval: str | None = None
     guide: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, naming the flag."""
-        check_ranges(self, ("num_inference_steps",), ("guidance_scale",))
+        super().__post_init__()
         _ = self.interval
 
     @property

@@ -4,9 +4,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from jsonargparse.typing import PositiveInt
 from PIL import Image
 
-from hf_latent.command import check_ranges
+from hf_latent.command import Seed
 from hf_latent.errors import UserError
 from hf_latent.evaluation.pictures import check_pictures, image_grid, labelled_rows
 from hf_latent.evaluation.sampling import count_evaluations, load_pipeline, sample_images
@@ -33,17 +34,10 @@ class GenerateConfig(SamplingConfig):
 
     model: str = RELEASED
     class_labels: int | str | None = None
-    num_images: int | None = None
+    num_images: PositiveInt | None = None
     output: str = "samples.png"
-    seed: int = 0
-    batch_size: int = 64
-
-    def __post_init__(self) -> None:
-        """Refuse values that cannot work, naming the flag."""
-        super().__post_init__()
-        check_ranges(self, ("num_images", "batch_size"), ("seed",))
-        if self.seed >= 2**32:
-            raise UserError(f"--seed {self.seed} must be below 2^32")
+    seed: Seed = 0
+    batch_size: PositiveInt = 64
 
 
 def _chosen_labels(config: GenerateConfig, pipeline: LatentDiffusionPipeline) -> list[int] | None:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch.utils.data import DataLoader
 
-from hf_latent.command import check_ranges
+from hf_latent.command import Seed, Settings
 from hf_latent.data.images.config import ImagesConfig
 from hf_latent.data.images.dataset import ImageDataset
 from hf_latent.data.images.open import ImageSplits, open_images
@@ -60,7 +61,7 @@ MINIMUM_MINUTES = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuickstartConfig:
+class QuickstartConfig(Settings):
     """Train, sample, measure and save a latent diffusion model of built-in images.
 
     Attributes:
@@ -78,17 +79,12 @@ class QuickstartConfig:
     output_dir: str = "hf-latent-quickstart"
     overwrite_output_dir: bool = False
     train_vae: bool = False
-    max_minutes: float = 6.0
-    guidance_scale: float = 2.0
-    num_inference_steps: int = 20
-    evaluation_images: int = 1000
-    max_train_samples: int | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse values that cannot work, naming the flag."""
-        check_ranges(self, positive=("max_minutes", "num_inference_steps", "evaluation_images"))
-        self.images_config()
+    max_minutes: PositiveFloat = 6.0
+    guidance_scale: NonNegativeFloat = 2.0
+    num_inference_steps: PositiveInt = 20
+    evaluation_images: PositiveInt = 1000
+    max_train_samples: PositiveInt | None = None
+    seed: Seed = 0
 
     def images_config(self) -> ImagesConfig:
         """Return which images are used, and how."""

@@ -8,6 +8,7 @@ import diffusers
 import huggingface_hub
 from diffusers import FlowMatchEulerDiscreteScheduler
 
+from hf_latent.command import Settings
 from hf_latent.errors import UserError
 from hf_latent.hub.card.signature import sign
 from hf_latent.hub.card.text import plain
@@ -21,7 +22,7 @@ EXPORTED = {"README.md", "model_index.json", "scheduler", "unet", "vqvae"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportConfig:
+class ExportConfig(Settings):
     """Export a model, for one class or none, to a folder that plain diffusers loads.
 
     It is loaded with no remote code and without this package. There is no guidance in it: from the

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from hf_latent.command import check_ranges
+from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveInt
+
 from hf_latent.errors import UserError
 from hf_latent.evaluation.features import FeatureNetworkName
 from hf_latent.models.presets import Preset
@@ -42,42 +43,26 @@ class AutoencoderConfig(TrainingConfig):
     """
 
     preset: Preset = "tiny"
-    latent_channels: int | None = None
-    block_out_channels: list[int] | None = None
-    layers_per_block: int | None = None
+    latent_channels: PositiveInt | None = None
+    block_out_channels: list[PositiveInt] | None = None
+    layers_per_block: PositiveInt | None = None
     pretrained_vae: str | None = None
     train_decoder_only: bool = False
     reconstruction_loss: Literal["l1", "l2"] = "l1"
-    kl_weight: float = 1e-3
-    perceptual_weight: float = 0.0
+    kl_weight: NonNegativeFloat = 1e-3
+    perceptual_weight: NonNegativeFloat = 0.0
     perceptual_network: FeatureNetworkName | None = None
-    discriminator_weight: float = 0.0
-    discriminator_start: int = 0
-    discriminator_base_channels: int = 64
-    discriminator_num_layers: int = 3
-    fold_samples: int | None = None
+    discriminator_weight: NonNegativeFloat = 0.0
+    discriminator_start: NonNegativeInt = 0
+    discriminator_base_channels: PositiveInt = 64
+    discriminator_num_layers: PositiveInt = 3
+    fold_samples: PositiveInt | None = None
     gradient_checkpointing: bool = False
     compile: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, naming the flag."""
         super().__post_init__()
-        check_ranges(
-            self,
-            positive=(
-                "latent_channels",
-                "layers_per_block",
-                "discriminator_base_channels",
-                "discriminator_num_layers",
-                "fold_samples",
-            ),
-            not_negative=(
-                "kl_weight",
-                "perceptual_weight",
-                "discriminator_weight",
-                "discriminator_start",
-            ),
-        )
         if self.perceptual_weight and self.perceptual_network is None:
             raise UserError("--perceptual_weight needs a --perceptual_network")
         if self.train_decoder_only and self.pretrained_vae is None:

@@ -3,7 +3,9 @@
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from hf_latent.command import check_ranges
+from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt
+
+from hf_latent.command import Share
 from hf_latent.errors import UserError
 from hf_latent.evaluation.sampling_config import read_interval
 from hf_latent.models.presets import Objective, Preset
@@ -61,34 +63,28 @@ class DenoiserConfig(TrainingConfig):
     pretrained_unet: str | None = None
     objective: Objective = "flow"
     conditional: bool = True
-    label_dropout: float = 0.1
+    label_dropout: Share = 0.1
     latents: str | None = None
     latents_revision: str | None = None
     stream_latents: bool = False
-    stream_lanes: int = 8
-    stream_buffer_rows: int = 65_536
+    stream_lanes: PositiveInt = 8
+    stream_buffer_rows: PositiveInt = 65_536
     encode_every_step: bool = False
     timestep_sampling: TimestepSampling | None = None
     timestep_logit_mean: float = 0.0
-    timestep_logit_std: float = 1.0
-    snr_gamma: float | None = None
+    timestep_logit_std: NonNegativeFloat = 1.0
+    snr_gamma: PositiveFloat | None = None
     zero_terminal_snr: bool = False
-    guidance_scale: float | None = None
+    guidance_scale: NonNegativeFloat | None = None
     guidance_interval: str | None = None
     gradient_checkpointing: bool = False
     compile: bool = False
     save_dtype: Literal["float32", "float16"] = "float32"
-    ema_snapshot_steps: int | None = None
+    ema_snapshot_steps: PositiveInt | None = None
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, naming the flag."""
         super().__post_init__()
-        check_ranges(
-            self,
-            positive=("stream_lanes", "stream_buffer_rows", "snr_gamma", "ema_snapshot_steps"),
-            not_negative=("timestep_logit_std", "guidance_scale"),
-            share=("label_dropout",),
-        )
         if self.crop == "random" and not self.encode_every_step:
             raise UserError(
                 "--crop random does not go with latents that are encoded once: use center, or "

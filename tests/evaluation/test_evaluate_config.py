@@ -14,7 +14,7 @@ def config() -> EvaluateConfig:
 
 @pytest.mark.parametrize("name", ["num_images", "num_inference_steps", "batch_size"])
 def test_numbers_out_of_range_are_refused_at_once(config, name):
-    with pytest.raises(UserError, match=f"--{name} must be above 0, not 0"):
+    with pytest.raises(UserError, match=f"--{name} must be a whole number above 0, not 0"):
         replace(config, **{name: 0})
 
 
@@ -52,11 +52,14 @@ def test_what_fits_is_taken(config, num_images):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"guidance_scale": -0.5}, "--guidance_scale must be 0 or above"),
-        ({"dataloader_num_workers": -1}, "--dataloader_num_workers must be 0 or above"),
+        ({"guidance_scale": -0.5}, "--guidance_scale must be a number at least 0"),
+        (
+            {"dataloader_num_workers": -1},
+            "--dataloader_num_workers must be a whole number at least 0",
+        ),
         ({"resolution": "x"}, "--resolution x"),
-        ({"seed": -1}, "--seed -1"),
-        ({"channels": 2}, "--channels 2"),
+        ({"seed": -1}, "--seed must be a whole number at least 0"),
+        ({"channels": 2}, "--channels must be one of 1, 3, 4, not 2"),
     ],
 )
 def test_mistakes_are_refused_at_once(config, changes, message):

@@ -399,7 +399,7 @@ def test_rgb_images_of_any_shape(autoencoder_config, tmp_path):
     ("changes", "message"),
     [
         ({"resolution": 30}, "multiples of its downsampling factor 4"),
-        ({"train_batch_size": 0}, "--train_batch_size must be above 0"),
+        ({"train_batch_size": 0}, "--train_batch_size must be a whole number above 0"),
         ({"lr_warmup_ratio": 1.0}, "--lr_warmup_ratio"),
         ({"max_train_minutes": 0.0}, "--max_train_minutes"),
         ({"ema_decay": 1.0}, "--ema_decay"),
@@ -413,21 +413,24 @@ def test_rgb_images_of_any_shape(autoencoder_config, tmp_path):
         ),
         ({"pretrained_vae": "x", "block_out_channels": [8, 8]}, "--block_out_channels cannot"),
         ({"pretrained_vae": "/nowhere/vae"}, "no autoencoder found at /nowhere/vae"),
-        ({"kl_weight": -1.0}, "--kl_weight must be 0 or above, not -1.0"),
-        ({"perceptual_weight": -1.0}, "--perceptual_weight must be 0 or above"),
-        ({"discriminator_weight": -0.1}, "--discriminator_weight must be 0 or above"),
-        ({"discriminator_start": -1}, "--discriminator_start must be 0 or above"),
+        ({"kl_weight": -1.0}, "--kl_weight must be a number at least 0, not -1.0"),
+        ({"perceptual_weight": -1.0}, "--perceptual_weight must be a number at least 0"),
+        ({"discriminator_weight": -0.1}, "--discriminator_weight must be a number at least 0"),
+        ({"discriminator_start": -1}, "--discriminator_start must be a whole number at least 0"),
         (
             {"discriminator_weight": 0.5, "discriminator_start": 4},
             "--discriminator_start 4 must be below --max_train_steps 4",
         ),
         ({"discriminator_weight": 0.5, "discriminator_start": 9}, "--discriminator_start 9 must"),
-        ({"discriminator_num_layers": 0}, "--discriminator_num_layers must be above 0"),
+        (
+            {"discriminator_num_layers": 0},
+            "--discriminator_num_layers must be a whole",
+        ),
         (
             {"discriminator_weight": 0.5, "resolution": 16},
             "16x16 are too small for a discriminator with 3 layers, which needs 24 pixels",
         ),
-        ({"fold_samples": 0}, "--fold_samples must be above 0"),
+        ({"fold_samples": 0}, "--fold_samples must be a whole number above 0"),
     ],
 )
 def test_bad_settings_leave_no_folder(autoencoder_config, tmp_path, changes, message):

@@ -11,8 +11,8 @@ V = {"objective": "v_prediction"}
     ("changes", "message"),
     [
         ({"snr_gamma": 5.0}, "^--snr_gamma does not go with --objective flow"),
-        ({**V, "snr_gamma": 0.0}, r"^--snr_gamma must be above 0, not 0\.0"),
-        ({**V, "snr_gamma": -5.0}, r"^--snr_gamma must be above 0, not -5\.0"),
+        ({**V, "snr_gamma": 0.0}, r"^--snr_gamma must be a number above 0, not 0\.0"),
+        ({**V, "snr_gamma": -5.0}, r"^--snr_gamma must be a number above 0, not -5\.0"),
         ({"zero_terminal_snr": True}, "^--zero_terminal_snr does not go with --objective flow"),
         (
             {"zero_terminal_snr": True, "objective": "epsilon"},
@@ -30,7 +30,7 @@ V = {"objective": "v_prediction"}
             {"timestep_sampling": "uniform", "timestep_logit_std": 2.0},
             "^--timestep_logit_std has no effect on uniform timesteps",
         ),
-        ({"guidance_scale": -1.0}, "^--guidance_scale must be 0 or above"),
+        ({"guidance_scale": -1.0}, "^--guidance_scale must be a number at least 0"),
         ({"guidance_interval": "0.8,0.2"}, "^--guidance_interval 0.8,0.2 must be two noise levels"),
         (
             {"objective": "epsilon", "timestep_logit_mean": 0.5},

@@ -9,9 +9,10 @@ from statistics import mean
 from typing import Any
 
 import torch
+from jsonargparse.typing import PositiveInt
 
 from autoencoder_figures import measure_autoencoder
-from hf_latent.command import check_ranges, run_command
+from hf_latent.command import run_command
 from hf_latent.data.images.config import ImagesConfig
 from hf_latent.data.images.open import open_images
 from hf_latent.data.images.pixels import to_uint8
@@ -43,9 +44,9 @@ class CompareConfig(ImagesConfig):
     models: list[str]
     output_dir: str
     overwrite_output_dir: bool = False
-    num_images: int = 500
-    num_seeds: int = 2
-    num_inference_steps: int = 20
+    num_images: PositiveInt = 500
+    num_seeds: PositiveInt = 2
+    num_inference_steps: PositiveInt = 20
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, naming the flag."""
@@ -53,7 +54,6 @@ class CompareConfig(ImagesConfig):
         for model in self.models:
             if not re.fullmatch(r"[\w-]+=.+", model):
                 raise UserError(f"--models {model} must be NAME=FOLDER, the name in plain letters")
-        check_ranges(self, positive=("num_images", "num_seeds", "num_inference_steps"))
 
 
 def compare_models(config: CompareConfig) -> dict[str, Any]:

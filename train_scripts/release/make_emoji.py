@@ -17,7 +17,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 
-from hf_latent.command import run_command
+from hf_latent.command import Settings, run_command
 from hf_latent.data.images.held_out import content_hash
 from hf_latent.data.images.pixels import decode_image, to_channels
 from hf_latent.data.quiet import quiet_datasets
@@ -61,7 +61,7 @@ below {percent}%. The five bare skin swatches (category Component) are left out.
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmojiConfig:
+class EmojiConfig(Settings):
     """Turn the npm package emoji-datasource-google into a data set with train and test splits.
 
     Attributes:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hf_latent.command import run_command
+from hf_latent.command import Settings, run_command
 from hf_latent.data.fashion_mnist import read_idx_folder
 from hf_latent.data.quiet import quiet_datasets
 from hf_latent.errors import UserError
@@ -21,7 +21,7 @@ IMAGES_PER_CLASS = {"train": 1300, "test": 200}
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleConfig:
+class SampleConfig(Settings):
     """Write train.parquet and test.parquet: the first images of each class.
 
     Attributes:

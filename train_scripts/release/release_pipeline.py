@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from hf_latent.command import run_command
+from hf_latent.command import Settings, run_command
 from hf_latent.errors import UserError
 from hf_latent.evaluation.sampling import load_pipeline
 from hf_latent.hub.card.facts import PICTURES, read_model_facts
@@ -25,7 +25,7 @@ REPORTS = ("training.json", "config.yaml")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReleasePipelineConfig:
+class ReleasePipelineConfig(Settings):
     """Release a trained and evaluated model.
 
     Attributes:

@@ -17,7 +17,7 @@ from autoencoder_figures import (
     measure_autoencoder,
     read_report,
 )
-from hf_latent.command import parse_config, run_command
+from hf_latent.command import Settings, parse_config, run_command
 from hf_latent.data.images.open import open_images
 from hf_latent.errors import UserError
 from hf_latent.evaluation.pictures import image_grid, interleave
@@ -34,7 +34,7 @@ PAIRS, COLUMNS = 40, 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReleaseConfig:
+class ReleaseConfig(Settings):
     """Measure a trained autoencoder, and write the files that it is released with.
 
     Attributes:

@@ -1,13 +1,16 @@
 """The settings of images: which ones, and how they become tensors."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
+from jsonargparse.typing import OpenUnitInterval, PositiveInt
+
+from hf_latent.command import Seed, Settings
 from hf_latent.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImagesConfig:
+class ImagesConfig(Settings):
     """Which images to use, and how they become tensors.
 
     Attributes:
@@ -37,33 +40,16 @@ class ImagesConfig:
     crop: Literal["center", "random"] = "center"
     horizontal_flip: bool = False
     channels: Literal[1, 3, 4] | None = None
-    validation_fraction: float = 0.05
+    validation_fraction: OpenUnitInterval = 0.05
     validation_fingerprint: str | None = None
     on_bad_image: Literal["stop", "skip"] = "stop"
-    max_train_samples: int | None = None
-    seed: int = 0
+    max_train_samples: PositiveInt | None = None
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, naming the flag."""
+        super().__post_init__()
         parse_resolution(self.resolution)
-        choices: dict[str, tuple[Any, ...]] = {
-            "resize_mode": ("crop", "pad"),
-            "crop": ("center", "random"),
-            "channels": (1, 3, 4, None),
-            "on_bad_image": ("stop", "skip"),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                given = f"--{name} {getattr(self, name)}"
-                raise UserError(f"{given} is not one of {', '.join(map(str, allowed))}")
-        if not 0 < self.validation_fraction < 1:
-            raise UserError(
-                f"--validation_fraction {self.validation_fraction} must lie between 0 and 1"
-            )
-        if self.max_train_samples is not None and self.max_train_samples < 1:
-            raise UserError(f"--max_train_samples {self.max_train_samples} must be at least 1")
-        if not 0 <= self.seed < 2**32:
-            raise UserError(f"--seed {self.seed} must be from 0 to 2^32 - 1")
 
 
 def parse_resolution(resolution: int | str) -> tuple[int, int]:

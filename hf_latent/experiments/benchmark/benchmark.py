@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, Literal
 
-from hf_latent.command import check_ranges
+from jsonargparse.typing import PositiveInt
+
+from hf_latent.command import Settings
 from hf_latent.evaluation.machine import describe_machine
 from hf_latent.output import check_output_dir, write_json
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchmarkConfig:
+class BenchmarkConfig(Settings):
     """Measure performance ratios, the two sides of each in turn, and write them to bench.json.
 
     Attributes:
@@ -32,16 +34,11 @@ class BenchmarkConfig:
     what: Literal["autoencoder", "cache"]
     output_dir: str = "hf-latent-bench"
     overwrite_output_dir: bool = False
-    rounds: int = 7
-    steps: int = 40
-    train_batch_size: int = 32
-    num_latents: int = 1_000_000
-    num_images: int = 8000
-
-    def __post_init__(self) -> None:
-        """Refuse values that cannot work, naming the flag."""
-        sizes = ("rounds", "steps", "train_batch_size", "num_latents", "num_images")
-        check_ranges(self, positive=sizes)
+    rounds: PositiveInt = 7
+    steps: PositiveInt = 40
+    train_batch_size: PositiveInt = 32
+    num_latents: PositiveInt = 1_000_000
+    num_images: PositiveInt = 8000
 
 
 def alternate(sides: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:

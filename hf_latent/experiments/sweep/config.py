@@ -4,7 +4,8 @@ from dataclasses import asdict, dataclass, fields
 from math import log2
 from typing import Any, Literal
 
-from hf_latent.command import check_ranges
+from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt
+
 from hf_latent.data.images.config import ImagesConfig
 from hf_latent.errors import UserError
 from hf_latent.models.presets import AUTOENCODERS, Preset
@@ -64,27 +65,23 @@ class SweepConfig(ImagesConfig):
     # The flag's short name is the latent's here: `images_config` has that of the images.
     channels: list[int] | int | str = "2,4,8"  # type: ignore[assignment]
     image_channels: Literal[1, 3, 4] | None = None
-    max_minutes: float = 25.0
-    num_images: int = 500
-    num_seeds: int = 2
-    num_inference_steps: int = 20
+    max_minutes: PositiveFloat = 25.0
+    num_images: PositiveInt = 500
+    num_seeds: PositiveInt = 2
+    num_inference_steps: PositiveInt = 20
     preset: Preset = "tiny"
-    block_out_channels: list[int] | None = None
+    block_out_channels: list[PositiveInt] | None = None
     denoiser_preset: Preset = "tiny"
-    kl_weight: float = 1.2e-3
+    kl_weight: NonNegativeFloat = 1.2e-3
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, naming the flag."""
+        super(ImagesConfig, self).__post_init__()  # these channels are not ImagesConfig's
         self.images_config()
         if self.crop == "random":
             raise UserError(
                 "--crop random does not go with latents that are encoded once: use center"
             )
-        check_ranges(
-            self,
-            ("max_minutes", "num_images", "num_seeds", "num_inference_steps"),
-            ("kl_weight",),
-        )
         if self.num_seeds < 2:
             raise UserError(
                 f"--num_seeds {self.num_seeds} must be at least 2: how far their FDs lie apart "
@@ -92,8 +89,8 @@ class SweepConfig(ImagesConfig):
             )
         if self.num_images < 2:
             raise UserError(f"--num_images {self.num_images} must be at least 2")
-        if self.block_out_channels is not None and min(self.block_out_channels, default=0) < 1:
-            raise UserError(f"--block_out_channels {self.block_out_channels} must all be above 0")
+        if self.block_out_channels == []:
+            raise UserError("--block_out_channels [] has no width")
         self.pairs()
 
     def images_config(self) -> ImagesConfig:

@@ -3,13 +3,14 @@
 import re
 from dataclasses import dataclass
 
+from hf_latent.command import Settings
 from hf_latent.errors import UserError
 
 _REPO_ID = re.compile(r"\w([\w.-]*\w)?/\w([\w.-]*\w)?", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PushConfig:
+class PushConfig(Settings):
     """Send a model or a latent cache, with its card, to the Hub.
 
     Attributes:
@@ -43,6 +44,7 @@ class PushConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, naming the flag."""
+        super().__post_init__()
         if (self.model is None) == (self.cache is None):
             raise UserError("pass what to send: either --model or --cache")
         check_repo_id(self.repo_id, "repo_id")

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse.typing import PositiveInt
 
-from hf_latent.command import check_ranges, run_command
+from hf_latent.command import Settings, run_command
 from hf_latent.errors import UserError
 from hf_latent.evaluation.sampling import load_pipeline
 from hf_latent.hub.card.facts import read_model_facts
@@ -26,7 +27,7 @@ OF_ALL_STEPS = {"train_loss", "images_seen", "seconds"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class SynthesizeEmaConfig:
+class SynthesizeEmaConfig(Settings):
     """Make a model of another average of a denoiser's weights, after its training.
 
     Snapshots that the training kept (--ema_snapshot_steps) are summed so that the average has any
@@ -45,13 +46,13 @@ class SynthesizeEmaConfig:
 
     run: str
     sigma_rel: float
-    step: int | None = None
+    step: PositiveInt | None = None
     output_dir: str
     overwrite_output_dir: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, naming the flag."""
-        check_ranges(self, positive=("step",))
+        super().__post_init__()
         gamma_of(self.sigma_rel)
 
 

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from hf_latent.command import check_ranges
+from jsonargparse.typing import NonNegativeInt, PositiveInt
+
 from hf_latent.data.images.config import ImagesConfig
 from hf_latent.errors import UserError
 
@@ -28,11 +29,11 @@ class EncodeConfig(ImagesConfig):
 
     vae: str
     output_dir: str
-    encode_batch_size: int = 64
+    encode_batch_size: PositiveInt = 64
     dtype: Literal["float32", "float16"] = "float32"
-    shard_rows: int | None = None
-    dataloader_num_workers: int = 0
-    max_validation_samples: int | None = None
+    shard_rows: PositiveInt | None = None
+    dataloader_num_workers: NonNegativeInt = 0
+    max_validation_samples: PositiveInt | None = None
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, naming the flag."""
@@ -42,8 +43,3 @@ class EncodeConfig(ImagesConfig):
                 "--crop random does not go with latents that are encoded once: use center, or "
                 "train with --encode_every_step true"
             )
-        check_ranges(
-            self,
-            positive=("encode_batch_size", "shard_rows", "max_validation_samples"),
-            not_negative=("dataloader_num_workers",),
-        )

@@ -13,9 +13,10 @@ import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import InitProcessGroupKwargs, gather_object
 from diffusers.training_utils import EMAModel
+from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import nn
 
-from hf_latent.command import check_ranges
+from hf_latent.command import Share
 from hf_latent.data.images.config import ImagesConfig
 from hf_latent.errors import UserError
 from hf_latent.hub.upload.config import check_repo_id
@@ -71,22 +72,22 @@ class TrainingConfig(ImagesConfig):
 
     output_dir: str
     overwrite_output_dir: bool = False
-    learning_rate: float = 1e-3
-    lr_warmup_ratio: float = 0.05
-    train_batch_size: int = 64
-    max_train_steps: int = 10_000
-    max_train_minutes: float | None = None
-    gradient_accumulation_steps: int = 1
-    max_grad_norm: float = 1.0
-    adam_beta2: float = 0.99
-    adam_weight_decay: float = 1e-2
-    ema_decay: float = 0.999
+    learning_rate: PositiveFloat = 1e-3
+    lr_warmup_ratio: Share = 0.05
+    train_batch_size: PositiveInt = 64
+    max_train_steps: PositiveInt = 10_000
+    max_train_minutes: PositiveFloat | None = None
+    gradient_accumulation_steps: PositiveInt = 1
+    max_grad_norm: PositiveFloat = 1.0
+    adam_beta2: Share = 0.99
+    adam_weight_decay: NonNegativeFloat = 1e-2
+    ema_decay: Share = 0.999
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
-    dataloader_num_workers: int = 0
-    validation_steps: int = 1000
-    max_validation_samples: int = 512
-    checkpointing_steps: int | None = 1000
-    checkpoints_total_limit: int | None = 2
+    dataloader_num_workers: NonNegativeInt = 0
+    validation_steps: PositiveInt = 1000
+    max_validation_samples: PositiveInt = 512
+    checkpointing_steps: PositiveInt | None = 1000
+    checkpoints_total_limit: PositiveInt | None = 2
     resume_from_checkpoint: str | None = None
     report_to: str | None = None
     push_to_hub: bool = False
@@ -96,23 +97,6 @@ class TrainingConfig(ImagesConfig):
     def __post_init__(self) -> None:
         """Refuse values that no training can run with, naming the flag."""
         super().__post_init__()
-        check_ranges(
-            self,
-            positive=(
-                "train_batch_size",
-                "gradient_accumulation_steps",
-                "validation_steps",
-                "max_train_steps",
-                "max_validation_samples",
-                "checkpointing_steps",
-                "checkpoints_total_limit",
-                "learning_rate",
-                "max_grad_norm",
-                "max_train_minutes",
-            ),
-            not_negative=("adam_weight_decay", "dataloader_num_workers"),
-            share=("lr_warmup_ratio", "ema_decay", "adam_beta2"),
-        )
         for tracker in self.trackers():
             if tracker not in TRACKERS:
                 raise UserError(f"--report_to {tracker} is not one of {', '.join(TRACKERS)}")

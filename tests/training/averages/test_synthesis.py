@@ -335,7 +335,7 @@ def test_a_run_that_is_not_fit_is_refused_in_one_line(run, config, spoil, messag
     ("changes", "message"),
     [
         ({"step": 7}, "^--step 7 is after the last snapshot: choose 6 or less"),
-        ({"step": 0}, "^--step must be above 0, not 0"),
+        ({"step": 0}, "^--step must be a whole number above 0, not 0"),
         ({"sigma_rel": 0.4}, "^--sigma_rel must be above 0 and below 0.28, not 0.4"),
         ({"sigma_rel": 0.001}, "^--sigma_rel 0.001 --step 6 cannot be made"),
         ({"run": "/nowhere"}, "^--run /nowhere has no ema_snapshots"),

@@ -10,8 +10,8 @@ from accelerate import Accelerator, DistributedType
 from accelerate.state import AcceleratorState
 
 from hf_latent.errors import UserError
-from hf_latent.training import run as run_module
 from hf_latent.training.autoencoder import train_autoencoder
+from hf_latent.training.run import accelerator as run_module
 from hf_latent.training.run.accelerator import start_accelerator, together
 
 

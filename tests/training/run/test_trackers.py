@@ -10,8 +10,8 @@ from accelerate.utils import LoggerType
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
-from hf_latent.training import run as run_module
 from hf_latent.training.autoencoder import train_autoencoder
+from hf_latent.training.run import accelerator as run_module
 from hf_latent.training.run.log import read_lines
 from tests.training.run.test_log import Killed, KilledAfter
 
