@@ -20,7 +20,7 @@ from hf_latent.pipeline.samplers import get_objective, load_scheduler
 from hf_latent.pipeline.weights import align_weights, load_exactly
 
 Autoencoder: TypeAlias = AutoencoderKL | AutoencoderTiny
-PRETRAINED = Path(__file__).parents[1] / "pretrained"
+PRETRAINED = Path(__file__).parent / "pretrained"
 
 
 @contextmanager

@@ -38,7 +38,7 @@ class ReleasePipelineConfig(Settings):
 
     model: str
     about: str
-    pretrained_dir: str = "hf_latent/pretrained"
+    pretrained_dir: str = "hf_latent/models/pretrained"
     cards_dir: str = "model_cards"
 
 
@@ -72,7 +72,7 @@ def release_pipeline(config: ReleasePipelineConfig) -> dict[str, Any]:
         if (model / name).is_file():
             shutil.copyfile(model / name, card_dir / name)
     metrics = read_json(model / "metrics.json")
-    metrics |= about | {"load_from": f"hf_latent/pretrained/{about['name']}"}
+    metrics |= about | {"load_from": f"hf_latent/models/pretrained/{about['name']}"}
     write_json(card_dir / "metrics.json", metrics)
     card = render_model_card(model_dir, license=about["license"], reports=card_dir)
     write_text(card_dir / CARD, card)

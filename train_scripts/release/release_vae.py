@@ -52,7 +52,7 @@ class ReleaseConfig(Settings):
     recipe: str
     ablation: list[str] | None = None
     comparison: str | None = None
-    pretrained_dir: str = "hf_latent/pretrained"
+    pretrained_dir: str = "hf_latent/models/pretrained"
     cards_dir: str = "model_cards"
 
 
@@ -99,7 +99,7 @@ def release_autoencoder(config: ReleaseConfig) -> dict[str, Any]:
         "recipe": Path(config.recipe).read_text().strip(),
         "train_batch_size": settings.train_batch_size,
         "vae_weights_sha256": hash_weights(vae),
-        "load_from": f"hf_latent/pretrained/{about['name']}",
+        "load_from": f"hf_latent/models/pretrained/{about['name']}",
         "image_shape": compression.image_shape,
         "image_values": compression.image_values,
         "latent_shape": compression.latent_shape,

@@ -39,7 +39,7 @@ def test_a_release_has_a_model_and_a_card_that_its_reports_give(config, pipeline
     metrics = release_pipeline(config)
     model, cards = tmp_path / "pretrained" / "clothes", tmp_path / "cards" / "clothes"
     assert json.loads((cards / "metrics.json").read_text()) == metrics
-    assert metrics == measured(pipeline) | ABOUT | {"load_from": "hf_latent/pretrained/clothes"}
+    assert metrics == measured(pipeline) | ABOUT | {"load_from": "hf_latent/models/pretrained/clothes"}
     saved = LatentDiffusionPipeline.from_pretrained(model)
     for part in ("vae", "unet"):
         assert hash_weights(getattr(saved, part)) == hash_weights(getattr(pipeline, part))
@@ -53,7 +53,7 @@ def test_a_release_has_a_model_and_a_card_that_its_reports_give(config, pipeline
     for text in (
         "# clothes\n\nDraws clothes.\n",
         "license: mit",
-        'LatentDiffusionPipeline.from_pretrained("hf_latent/pretrained/clothes")',
+        'LatentDiffusionPipeline.from_pretrained("hf_latent/models/pretrained/clothes")',
         "## Data\n\nTen kinds of clothes.\n\n60,000 training images of Fashion-MNIST, padded",
         "## Limits\n\nIt knows no shoes for dogs.\n",
         "18,000 steps of 192 images",
