@@ -161,7 +161,7 @@ def test_figures_of_released_autoencoders_are_those_of_their_cards():
 def test_figures_of_the_released_model_are_those_of_its_card():
     folder = ROOT / "model_cards" / "fashion-mnist"
     x, training = (json.loads((folder / f"{y}.json").read_text()) for y in ("metrics", "training"))
-    weights = (ROOT / "hf_latent" / "models" / "pretrained" / "fashion-mnist").rglob("*.safetensors")
+    weights = (ROOT / "hf_latent/models/pretrained/fashion-mnist").rglob("*.safetensors")
     for figure in (
         f"{training['seconds'] / 60:.0f} minutes",
         f"{sum(path.stat().st_size for path in weights) / 1e6:.1f} MB",

@@ -39,7 +39,8 @@ def test_a_release_has_a_model_and_a_card_that_its_reports_give(config, pipeline
     metrics = release_pipeline(config)
     model, cards = tmp_path / "pretrained" / "clothes", tmp_path / "cards" / "clothes"
     assert json.loads((cards / "metrics.json").read_text()) == metrics
-    assert metrics == measured(pipeline) | ABOUT | {"load_from": "hf_latent/models/pretrained/clothes"}
+    source = {"load_from": "hf_latent/models/pretrained/clothes"}
+    assert metrics == measured(pipeline) | ABOUT | source
     saved = LatentDiffusionPipeline.from_pretrained(model)
     for part in ("vae", "unet"):
         assert hash_weights(getattr(saved, part)) == hash_weights(getattr(pipeline, part))
