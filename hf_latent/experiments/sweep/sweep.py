@@ -28,8 +28,7 @@ from hf_latent.experiments.sweep.plan import (
     read_plan,
     write_plan,
 )
-from hf_latent.experiments.sweep.plot import render_plot
-from hf_latent.experiments.sweep.report import render_report, summarize
+from hf_latent.experiments.sweep.report import render_plot, render_report, summarize
 from hf_latent.experiments.time_budget import TimeBudget
 from hf_latent.output import check_output_dir, read_json, replaced_whole, write_json, write_text
 

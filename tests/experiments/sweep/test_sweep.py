@@ -18,8 +18,7 @@ from hf_latent.experiments.sweep import plan as sweep_plan
 from hf_latent.experiments.sweep import sweep as sweep_module
 from hf_latent.experiments.sweep import training as sweep_training
 from hf_latent.experiments.sweep.config import SweepConfig
-from hf_latent.experiments.sweep.plot import render_plot
-from hf_latent.experiments.sweep.report import render_report
+from hf_latent.experiments.sweep.report import render_plot, render_report
 from hf_latent.experiments.sweep.sweep import sweep
 from hf_latent.models.presets import AUTOENCODERS, DENOISERS
 from hf_latent.training import denoiser as denoiser_module

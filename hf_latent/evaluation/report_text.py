@@ -1,0 +1,43 @@
+"""Reports for people: Markdown templates that are filled from the content of report.json alone."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+
+def number(value: float | None, form: str) -> str:
+    """Write a number.
+
+    Args:
+        value: None is what report.json has for a number that is not finite.
+        form: as of `str.format`, such as `{:.2f} dB`.
+
+    Returns:
+        The text; a dash for what is no finite number.
+    """
+    return "-" if value is None or not math.isfinite(value) else form.format(value)
+
+
+def fill_template(template: Path, report: dict[str, Any], **others: Any) -> str:
+    """Write a report.
+
+    Args:
+        template: a Jinja template of Markdown; `report` is its one variable, and it may write
+            numbers with the filter `number`.
+        report: the content of report.json.
+        others: more variables.
+
+    Returns:
+        Markdown.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(template.parent),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["number"] = number
+    return environment.get_template(template.name).render(report=report, **others)
