@@ -4,12 +4,14 @@ import json
 import os
 import subprocess
 import venv
-from importlib.metadata import version
+from importlib.metadata import Distribution, distribution
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from hf_latent.models.frozen import hash_weights
 from hf_latent.pipeline import LatentDiffusionPipeline
@@ -41,16 +43,25 @@ pipe.save_pretrained(again)
 def plain_python(tmp_path_factory) -> Path:
     """An environment with torch, diffusers, transformers, accelerate and safetensors only."""
     folder = tmp_path_factory.mktemp("plain") / "venv"
-    venv.create(folder, with_pip=True, symlinks=True)
-    python = folder / "bin" / "python"
-    wanted = [f"{name}=={version(name).partition('+')[0]}" for name in PACKAGES]
-    constraints = Path(__file__).parents[2] / "constraints.txt"
-    subprocess.run(
-        [python, "-m", "pip", "install", "-q", "--no-compile", "-c", constraints, *wanted],
-        check=True,
-        cwd=folder,
-    )
-    return python
+    venv.create(folder, symlinks=True)
+    (site_packages,) = folder.glob("lib/python*/site-packages")
+    for found in with_dependencies(PACKAGES):
+        for name in {file.parts[0] for file in found.files} - {"..", "__pycache__"}:
+            if not (site_packages / name).exists():  # some packages share a folder
+                (site_packages / name).symlink_to(found.locate_file(name))
+    return folder / "bin" / "python"
+
+
+def with_dependencies(packages) -> list[Distribution]:
+    """Return the installed packages, and all that they need."""
+    found, waiting = {}, list(packages)
+    while waiting:
+        name = canonicalize_name(waiting.pop())
+        if name not in found:
+            found[name] = distribution(name)
+            needed = map(Requirement, found[name].requires or [])
+            waiting += [x.name for x in needed if not x.marker or x.marker.evaluate({"extra": ""})]
+    return list(found.values())
 
 
 def draw_plainly(python, tmp_path, name, labels, environment=None, **options):
