@@ -26,9 +26,7 @@ def running_hub():
 @pytest.fixture(scope="session")
 def running_process(running_hub, tmp_path_factory):
     home = tmp_path_factory.mktemp("hub_process")
-    process = HubProcess(running_hub, home, ("hf_latent.hub.push",))
-    yield process
-    process.close()
+    return HubProcess(running_hub, home, ("hf_latent.hub.push",))
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 import sys
 
 import numpy as np
@@ -14,6 +13,7 @@ from PIL import Image
 from hf_latent.cli import main
 from hf_latent.models.presets import create_scheduler
 from hf_latent.pipeline import LatentDiffusionPipeline
+from tests import forked
 from tests.conftest import make_autoencoder, make_denoiser
 
 TOLERANCE = 1e-4  # in [0, 1], as the command, the card and the README say
@@ -83,9 +83,7 @@ def drawn(tmp_path_factory) -> dict:
         output = root / f"{objective}-{kind}"
         assert run("--model", path, "--format", "ldm", "--output_dir", output, *flags) == 0
     arguments = [sys.executable, "-c", PLAIN_DIFFUSERS, root, STEPS, BATCH, SEED]
-    process = subprocess.run(
-        [*map(str, arguments)], cwd=root.parent, capture_output=True, text=True, check=False
-    )
+    process = forked.run(arguments, cwd=root.parent)
     assert process.returncode == 0, process.stderr[-2000:]
     return {case: (own[case], np.load(root / "-".join(case) / "images.npy")) for case in CASES}
 
@@ -223,9 +221,7 @@ def test_the_code_of_the_card_runs(tmp_path):
     code = 'import sys; sys.modules["hf_latent"] = None\n' + code.replace(
         "path/to/this/folder", "ldm"
     )
-    process = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    process = forked.run([sys.executable, "-c", code], cwd=tmp_path)
     assert process.returncode == 0, process.stderr[-2000:]
     assert Image.open(tmp_path / "sample.png").size == (16, 16)
     assert "Expected types for vqvae" in process.stderr  # as the card says

@@ -1,6 +1,5 @@
 """Models that were pushed are loaded by repository id: here, and with plain diffusers alone."""
 
-import subprocess
 import sys
 
 import numpy as np
@@ -8,6 +7,7 @@ import pytest
 import torch
 
 from hf_latent.models.frozen import hash_weights
+from tests import forked
 from tests.hub.conftest import TOKEN
 
 OURS = """
@@ -44,9 +44,7 @@ def in_its_own_process(hub, folder, code, token=None, **environment):
     """Run code in a new Python whose caches are in the folder."""
     known = hub.environment(folder / "hf", token) | {"OMP_NUM_THREADS": "1"} | environment
     known["HF_MODULES_CACHE"] = str(folder / "modules")
-    return subprocess.run(
-        [sys.executable, "-c", code], env=known, cwd=folder, capture_output=True, text=True
-    )
+    return forked.run([sys.executable, "-c", code], env=known, cwd=folder)
 
 
 @pytest.fixture

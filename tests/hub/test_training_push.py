@@ -38,9 +38,7 @@ def training_process(running_hub, tmp_path_factory):
     """A warm process with the trainings and their data."""
     home = tmp_path_factory.mktemp("training_process")
     modules = ("hf_latent.training.autoencoder", "hf_latent.training.denoiser", "tests.conftest")
-    process = HubProcess(running_hub, home, modules)
-    yield process
-    process.close()
+    return HubProcess(running_hub, home, modules)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from hf_latent.hub.upload.model_folder import open_model_folder
 from hf_latent.models.frozen import hash_weights
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.pipeline.hub_format import MODULES, sent_files
+from tests import forked
 from tests.conftest import draw_latents, make_guide
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -172,10 +172,8 @@ def test_plain_diffusers_loads_it_with_a_guide_and_without(guided, tmp_path):
     assert not torch.equal(*expected.values())
     known = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "OMP_NUM_THREADS": "1"}
     folders = [str(tmp_path / name) for name in expected]
-    done = subprocess.run(
-        [sys.executable, "-c", PLAIN, *folders], cwd=tmp_path, env=known, capture_output=True
-    )
-    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    done = forked.run([sys.executable, "-c", PLAIN, *folders], cwd=tmp_path, env=known)
+    assert done.returncode == 0, done.stderr[-2000:]
     for name, latents in expected.items():
         assert np.array_equal(np.load(tmp_path / name / "images.npy"), latents.numpy())
         index = "model_index.json"

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from hf_latent.training.autoencoder_config import AutoencoderConfig
 from hf_latent.training.denoiser import train_denoiser
 from hf_latent.training.latents import posteriors
 from hf_latent.training.latents.encode import encode_latents
+from tests import forked
 from tests.training.conftest import SHORT
 from tests.training.encoding import encode_settings, save_autoencoder
 from tests.training.run.test_log import figures
@@ -290,13 +292,17 @@ def test_more_held_out_images_on_resuming_encode_nothing_again(
 class Launched:
     """A training in a process of its own, the leader of a group."""
 
-    def __init__(self, run: Path, *arguments: str, program: str = sys.executable):
+    def __init__(self, run: Path, *arguments: str, launcher: Sequence[str] = ()):
         self.run = run
         self.known = self._signs()
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        if not launcher:
+            self.process = forked.start([sys.executable, *arguments], env=environment)
+            return
         self.process = subprocess.Popen(
-            [program, *arguments],
+            [*launcher, *arguments],
             start_new_session=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -441,10 +447,10 @@ def test_a_launcher_that_ends_has_its_training_save_a_checkpoint(launched_traini
     plain = ("--mixed_precision", "no", "--dynamo_backend", "no")
     launcher = Launched(
         run,
-        *("launch", *one, *plain, str(TRAIN_VAE)),
+        str(TRAIN_VAE),
         *launched_trainings.settings(run),
         *SAVED_WHEN_STOPPED,
-        program=str(Path(sys.executable).with_name("accelerate")),
+        launcher=(str(Path(sys.executable).with_name("accelerate")), "launch", *one, *plain),
     )
     launcher.wait_for_a_sign()
     launcher.process.terminate()

@@ -3,7 +3,6 @@
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from dataclasses import asdict, replace
@@ -13,6 +12,7 @@ import pytest
 import yaml
 
 from hf_latent.training.run.stop import BEFORE_TRAINING
+from tests import forked
 from tests.training.encoding import as_flags, encode_settings, save_autoencoder
 
 pytestmark = pytest.mark.slow
@@ -42,17 +42,12 @@ print("never")
 """
 
 
-def start(*arguments: str, **environment: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, *arguments],
-        env=os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"} | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def start(*arguments: str, **environment: str) -> forked.Process:
+    known = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"} | environment
+    return forked.start([sys.executable, *arguments], env=known)
 
 
-def stop_at_the_first_file(process: subprocess.Popen, cache: Path, number: int) -> tuple[str, dict]:
+def stop_at_the_first_file(process: forked.Process, cache: Path, number: int) -> tuple[str, dict]:
     """Send a signal once a file is encoded; return the last line, and the files with their times.
 
     The end must be quick and clean.

@@ -1,7 +1,6 @@
 """A stream from a data set repository, over real HTTP."""
 
 import json
-import subprocess
 import sys
 import tempfile
 from itertools import islice
@@ -12,6 +11,7 @@ import torch
 
 from hf_latent.data.latents.store import open_shard_store
 from hf_latent.data.latents.stream import LatentStream
+from tests import forked
 from tests.data.latent_caches import write_latents
 from tests.hub.hub_process import HubProcess
 from tests.hub.loopback_hub import LoopbackHub
@@ -52,9 +52,7 @@ def running_hub():
 def process(running_hub, tmp_path_factory):
     home = tmp_path_factory.mktemp("stream_process")
     modules = ("hf_latent.data.latents.stream", "hf_latent.data.latents.store", "hf_latent.command")
-    process = HubProcess(running_hub, home, modules)
-    yield process
-    process.close()
+    return HubProcess(running_hub, home, modules)
 
 
 @pytest.fixture
@@ -138,11 +136,9 @@ def test_only_what_the_windows_hold_is_downloaded(read, hub):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_at_the_end_of_the_process_nothing_is_left(hub, tmp_path, temporary, workers):
     code = f"{READ}\nprint(json.dumps(read({str(temporary)!r}, 6, {workers})))"
-    done = subprocess.run(
+    done = forked.run(
         [sys.executable, "-c", code],
         env=hub.environment(tmp_path / "home") | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
         timeout=60,
     )
     assert done.returncode == 0, done.stderr

@@ -2,7 +2,6 @@ import json
 import math
 import os
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -22,6 +21,7 @@ from hf_latent.experiments.sweep.report import render_plot, render_report
 from hf_latent.experiments.sweep.sweep import sweep
 from hf_latent.models.presets import AUTOENCODERS, DENOISERS
 from hf_latent.training import denoiser as denoiser_module
+from tests import forked
 from tests.conftest import NARROW_AUTOENCODER, NARROW_DENOISER
 from tests.evaluation.short_vectors import ShortVectors
 
@@ -356,12 +356,7 @@ def test_a_killed_process_goes_on(tmp_path):
     command = [sys.executable, "-c", code, "sweep", *flags.split()]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
 
-    def start():
-        return subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-
-    process = start()
+    process = forked.start(command, env=environment)
     while not (tmp_path / "sweep" / "f4-c2" / "autoencoder.json").is_file():
         assert process.poll() is None, process.communicate()[1][-2000:]
         time.sleep(0.05)
@@ -371,7 +366,7 @@ def test_a_killed_process_goes_on(tmp_path):
     assert not (tmp_path / "sweep" / "report.json").exists()
     before = files(tmp_path / "sweep" / "f2-c2")
     autoencoder = (tmp_path / "sweep" / "f4-c2" / "autoencoder.json").stat().st_mtime_ns
-    process = start()
+    process = forked.start(command, env=environment)
     output, errors = process.communicate()
     assert process.returncode == 0, errors[-2000:]
     assert "1/2 f2-c2: " in output and "2/2 f4-c2: " in output

@@ -1,7 +1,6 @@
 """The Python blocks of cards run as they stand, each in a process of its own."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from PIL import Image
 
 from hf_latent.hub.card.render import PLACEHOLDER, write_model_card
 from hf_latent.models.load import PRETRAINED, released_models
+from tests import forked
 from tests.hub.saved_models import ROOT, blocks
 
 CARDS = ROOT / "model_cards"
@@ -18,9 +18,7 @@ CARDS = ROOT / "model_cards"
 def run(code: str, cwd: Path, modules: Path) -> str:
     known = os.environ | {"HF_MODULES_CACHE": str(modules), "OMP_NUM_THREADS": "1"}
     known |= {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=cwd, env=known, capture_output=True, text=True
-    )
+    done = forked.run([sys.executable, "-c", code], cwd=cwd, env=known)
     assert done.returncode == 0, f"{code}\n{done.stderr[-2000:]}"
     return done.stdout
 

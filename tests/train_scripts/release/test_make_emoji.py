@@ -1,6 +1,5 @@
 import io
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from make_emoji import (
     list_images,
     make_emoji,
 )
+from tests import forked
 
 SCRIPT = Path(__file__).parents[3] / "train_scripts" / "release" / "make_emoji.py"
 TONES = ["1F3FB", "1F3FC", "1F3FF"]
@@ -316,8 +316,6 @@ def test_an_output_folder_that_cannot_be_written_is_refused(package, tmp_path, c
 
 def test_the_command_runs_as_a_script(package, tmp_path):
     command = [sys.executable, str(SCRIPT), "--package", str(package)]
-    done = subprocess.run(
-        [*command, "--output_dir", str(tmp_path / "new" / "made")], capture_output=True, text=True
-    )
+    done = forked.run([*command, "--output_dir", str(tmp_path / "new" / "made")])
     assert done.returncode == 0 and done.stderr == ""
     assert done.stdout.startswith("train: ") and len(done.stdout.splitlines()) == 2

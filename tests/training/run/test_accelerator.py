@@ -1,7 +1,6 @@
 import importlib.util
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from hf_latent.errors import UserError
 from hf_latent.training.autoencoder import train_autoencoder
 from hf_latent.training.run import accelerator as run_module
 from hf_latent.training.run.accelerator import start_accelerator, together
+from tests import forked
 
 
 def test_processes_that_accelerate_does_not_see_are_refused(autoencoder_config, monkeypatch):
@@ -56,12 +56,10 @@ def test_processes_wait_for_hours_for_the_one_that_works_alone(tmp_path, command
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": "0",
     }
-    process = subprocess.run(
+    process = forked.run(
         [sys.executable, "-c", PRINT_TIMEOUT, command, str(tmp_path)],
         cwd=Path(__file__).parents[3],
         env=os.environ | launched,
-        capture_output=True,
-        text=True,
     )
     assert process.returncode == 0, process.stderr[-2000:]
     assert int(process.stdout.splitlines()[-1]) == 24 * 3600

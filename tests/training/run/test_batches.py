@@ -1,6 +1,5 @@
 import os
 import signal
-import subprocess
 import sys
 from itertools import islice
 
@@ -13,6 +12,7 @@ from hf_latent.training.run.batches import (
     ignore_signals,
     seeded_generator,
 )
+from tests import forked
 
 
 def first_keys(sampler: GlobalBatchSampler, batches: int) -> list[list[tuple[int, int]]]:
@@ -84,9 +84,7 @@ raise RuntimeError("the training fails")
 
 @pytest.mark.slow
 def test_a_program_that_fails_ends_with_its_readers():
-    done = subprocess.run(
-        [sys.executable, "-c", FAILING], capture_output=True, text=True, timeout=100
-    )
+    done = forked.run([sys.executable, "-c", FAILING], timeout=100)
     assert done.returncode == 1
     assert "RuntimeError: the training fails" in done.stderr
     with pytest.raises(ProcessLookupError):
