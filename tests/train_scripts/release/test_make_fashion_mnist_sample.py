@@ -1,4 +1,3 @@
-import subprocess
 import sys
 
 import numpy as np
@@ -8,6 +7,7 @@ from datasets import Dataset
 import make_fashion_mnist_sample
 from hf_latent.data.fashion_mnist import DEBIAN_FOLDER, SAMPLE_FOLDER, read_idx_folder
 from make_fashion_mnist_sample import SampleConfig, first_per_class, make_sample
+from tests import forked
 from tests.data.test_fashion_mnist import pixels, write_idx_folder
 
 
@@ -47,7 +47,7 @@ def test_maker_reproduces_the_sample(original_files, tmp_path):
 def test_maker_refuses_a_missing_source_with_status_2(tmp_path):
     command = [sys.executable, make_fashion_mnist_sample.__file__]
     command += ["--source", str(tmp_path / "none"), "--output_dir", str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = forked.run(command)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1 and "none" in done.stderr
     assert not (tmp_path / "out").exists()
