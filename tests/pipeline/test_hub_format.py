@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from hf_latent.models.frozen import hash_weights
 from hf_latent.pipeline import LatentDiffusionPipeline
-from hf_latent.pipeline.hub_format import MODULES
+from hf_latent.pipeline.hub_format import MODULES, RETIRED_MODULES
 from hf_latent.pipeline.weights import align_weights, load_exactly
 from tests.marking_pickle import MarkingPickle
 
@@ -172,6 +172,23 @@ def test_the_old_weights_are_there_until_the_new_ones_are(pipeline, tmp_path, mo
     after = {path.name: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert after == before
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_model_of_an_earlier_version_keeps_none_of_its_modules_when_it_is_saved_again(
+    pipeline, tmp_path
+):
+    pipeline.save_pretrained(tmp_path)
+    for name in (*RETIRED_MODULES, "my_notes"):
+        (tmp_path / f"{name}.py").write_text("print('stale')")
+    loaded = LatentDiffusionPipeline.from_pretrained(tmp_path)
+    loaded.save_pretrained(tmp_path)
+    assert {path.stem for path in tmp_path.glob("*.py")} == {*MODULES, "my_notes"}
+
+
+def test_modules_of_these_names_in_a_folder_that_is_no_pipeline_stay(pipeline, tmp_path):
+    (tmp_path / "guidance.py").write_text("a file of somebody's own")
+    pipeline.save_pretrained(tmp_path)
+    assert (tmp_path / "guidance.py").is_file()
 
 
 def test_a_component_that_is_given_is_not_loaded(pipeline, tmp_path):

@@ -1,0 +1,28 @@
+"""The released model draws what it drew when it was released."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from hf_latent.models.load import PRETRAINED
+from hf_latent.pipeline import LatentDiffusionPipeline
+
+# Made by the version that released the model: labels Coat, Bag, 7 from the seeds 0, 1, 2.
+DRAWN = Path(__file__).with_name("drawn_by_0_1_0.safetensors")
+
+
+def test_the_released_model_draws_the_same_pixels_as_when_it_was_released():
+    expected = load_file(DRAWN)
+    pipeline = LatentDiffusionPipeline.from_pretrained(
+        PRETRAINED / "fashion-mnist", dtype=torch.float32
+    )
+    pipeline.set_progress_bar_config(disable=True)
+
+    def draw(output_type: str) -> torch.Tensor:
+        seeds = [torch.Generator().manual_seed(seed) for seed in range(3)]
+        return pipeline(["Coat", "Bag", 7], generator=seeds, output_type=output_type).images
+
+    torch.testing.assert_close(draw("latent"), expected["latents"], rtol=0, atol=1e-4)
+    pixels = (draw("pt") * 255).round()
+    torch.testing.assert_close(pixels, expected["pixels"].float(), rtol=0, atol=1)
