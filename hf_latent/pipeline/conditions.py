@@ -1,11 +1,18 @@
 """What a generation is asked for: conditions of the denoiser, and images to begin with."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle, islice
 from typing import TypeAlias
 
 import numpy as np
 import torch
-from diffusers import PNDMScheduler, SchedulerMixin, UNet2DModel
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    PNDMScheduler,
+    SchedulerMixin,
+    UNet2DModel,
+)
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from torch.nn import functional
@@ -37,6 +44,23 @@ def null_conditions(unet: UNet2DModel, count: int, device: torch.device | str) -
     return {"class_labels": torch.full((count,), embeddings - 1, device=device)}
 
 
+def class_conditions(
+    label_ids: Sequence[int], count: int, device: torch.device | str
+) -> Conditions:
+    """Make the conditions of images that have class labels.
+
+    Args:
+        label_ids: numbers of classes, taken in turn.
+        count: B, the number of images.
+        device: of the tensors.
+
+    Returns:
+        `class_labels` `(B,)` int64.
+    """
+    taken = list(islice(cycle(label_ids), count))
+    return {"class_labels": torch.tensor(taken, device=device)}
+
+
 def drop_conditions(conditions: Conditions, null: Conditions, dropped: torch.Tensor) -> Conditions:
     """Replace the conditions of some images by the null conditions (Ho and Salimans 2022).
 
@@ -55,44 +79,39 @@ def drop_conditions(conditions: Conditions, null: Conditions, dropped: torch.Ten
     }
 
 
-def list_labels(class_labels: Labels) -> list[int | str]:
-    """Return labels or class names, one or several in any form, as a list."""
-    if isinstance(class_labels, torch.Tensor | np.ndarray):
-        return class_labels.flatten().tolist()
-    if isinstance(class_labels, str) or not isinstance(class_labels, Sequence):
-        return [class_labels]
-    return list(class_labels)
-
-
 def to_label_ids(
-    class_labels: Labels, num_classes: int | None, id2label: dict[int, str]
+    class_labels: Labels, unet: UNet2DModel, id2label: Mapping[str | int, str] | None
 ) -> list[int]:
     """Translate labels or class names into numbers.
 
     Args:
         class_labels: one or several; a name comes before a number that is written the same.
-        num_classes: of the model; None: it has none.
-        id2label: the classes' names by label, or empty.
+        unet: the denoiser; it has one class embedding more than there are classes.
+        id2label: the classes' names by label, or None.
 
     Returns:
-        Numbers from 0 to `num_classes - 1`.
+        Numbers from 0 to the number of classes - 1.
 
     Raises:
         ValueError: for a label that the model does not have.
     """
-    if num_classes is None:
+    if unet.config.num_class_embeds is None:
         raise ValueError("this model has no classes: ask for num_images without class_labels")
-    numbers = range(num_classes)
-    label_of = {str(label): label for label in numbers}
-    label_of |= {name: label for label, name in id2label.items()}  # names come first
+    if isinstance(class_labels, torch.Tensor | np.ndarray):
+        class_labels = class_labels.flatten().tolist()
+    elif isinstance(class_labels, str) or not isinstance(class_labels, Sequence):
+        class_labels = [class_labels]
+    numbers, names = range(unet.config.num_class_embeds - 1), id2label or {}
+    label_of = dict(zip(map(str, numbers), numbers, strict=True))
+    label_of |= zip(names.values(), map(int, names), strict=True)  # names come first
     label_ids = []
-    for label in list_labels(class_labels):
+    for label in class_labels:
         label_id = label_of.get(label, -1) if isinstance(label, str) else label
         if label_id not in numbers:
-            names = (id2label and f", or one of {', '.join(id2label.values())}") or ""
+            known = f", or one of {', '.join(names.values())}" if names else ""
             raise ValueError(
-                f"class label {label} is not in the model: "
-                f"use a number from 0 to {num_classes - 1}{names}"
+                f"class label {label} is not in the model: use a number from 0 to "
+                f"{numbers[-1]}{known}"
             )
         label_ids.append(int(label_id))
     return label_ids
@@ -111,7 +130,10 @@ def count_images(
     Raises:
         ValueError: if the number is 0, or does not fit.
     """
-    counts = {name: len(x) for name, x in given.items() if x is not None}
+    counts = {}
+    for name, x in given.items():
+        if x is not None:
+            counts[name] = len(x)
     if num_images is None:
         num_images = counts.get("latents", max(counts.values(), default=1))
     if num_images < 1 or 0 in counts.values():
@@ -123,6 +145,31 @@ def count_images(
         if counts.get(name, 1) not in (1, num_images):
             raise ValueError(f"{counts[name]} {name}s were given for {num_images} images")
     return num_images
+
+
+def check_output_type(
+    vae: AutoencoderKL | AutoencoderTiny,
+    output_type: str,
+    known: Sequence[str] = ("pil", "np", "pt", "latent"),
+) -> None:
+    """Refuse an output type that is not known, or not for images of these channels.
+
+    Args:
+        vae: the autoencoder.
+        output_type: as asked for.
+        known: the types that there are.
+
+    Raises:
+        ValueError: if it is none of them, or pil for images that are not grey, RGB or RGBA.
+    """
+    if output_type not in known:
+        names = f"{', '.join(known[:-1])} or {known[-1]}"
+        raise ValueError(f"output_type must be {names}, not {output_type!r}")
+    channels = vae.config.out_channels
+    if output_type == "pil" and channels not in (1, 3, 4):
+        raise ValueError(
+            f"images of {channels} channels are no pictures: set output_type to np or pt"
+        )
 
 
 def read_images(image_processor: VaeImageProcessor, images: Images) -> torch.Tensor:

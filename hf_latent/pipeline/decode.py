@@ -1,7 +1,5 @@
 """Step 4 of 4: latents to images."""
 
-from collections.abc import Sequence
-
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 
@@ -29,31 +27,6 @@ def denormalize_latents(
     if vae.config.get("shift_factor"):
         latents = latents + vae.config.shift_factor
     return latents
-
-
-def check_output_type(
-    vae: AutoencoderKL | AutoencoderTiny,
-    output_type: str,
-    known: Sequence[str] = ("pil", "np", "pt", "latent"),
-) -> None:
-    """Refuse a form of images that there is not, or not for these images.
-
-    Args:
-        vae: the autoencoder.
-        output_type: as asked for.
-        known: which there are.
-
-    Raises:
-        ValueError: if it is none of them, or pil for channels that no picture has.
-    """
-    if output_type not in known:
-        names = f"{', '.join(known[:-1])} or {known[-1]}"
-        raise ValueError(f"output_type must be {names}, not {output_type!r}")
-    channels = vae.config.out_channels
-    if output_type == "pil" and channels not in (1, 3, 4):
-        raise ValueError(
-            f"images of {channels} channels are no pictures: set output_type to np or pt"
-        )
 
 
 def decode_latents(vae: AutoencoderKL | AutoencoderTiny, latents: torch.Tensor) -> torch.Tensor:

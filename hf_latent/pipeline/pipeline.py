@@ -1,7 +1,6 @@
 """The pipeline: images from classes, noise or other images, by the four steps."""
 
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Integral
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -15,12 +14,14 @@ from PIL import Image
 # diffusers copies what this file itself imports, and nothing further.
 from .add_noise import NoisedLatents, add_noise, is_flow, mix_noise
 from .conditions import (
+    Conditions,
     Images,
     Labels,
     Masks,
+    check_output_type,
+    class_conditions,
     count_images,
     keep_unmasked,
-    list_labels,
     null_conditions,
     read_images,
     read_mask,
@@ -28,7 +29,7 @@ from .conditions import (
     slerp,
     to_label_ids,
 )
-from .decode import check_output_type, decode_latents
+from .decode import decode_latents
 from .denoise import Guidance, check_guide, check_latents, denoise_latents
 from .encode import downsampling_factor, encode_images
 from .hub_format import HubFormat
@@ -47,6 +48,8 @@ Generators: TypeAlias = torch.Generator | list[torch.Generator] | None
 class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
     """Unconditional or class-conditional latent diffusion, from plain diffusers parts.
 
+    A derived class has to take all of these arguments.
+
     Args:
         vae: the autoencoder (`AutoencoderKL` or `AutoencoderTiny`).
         unet: the denoiser; N classes have N + 1 embeddings, the last the null label.
@@ -57,14 +60,12 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
             only the shapes can be checked. It may also be set later, on the denoiser's device and
             before any offloading. None: classifier-free guidance.
         guidance: `guidance_scale` and `guidance_interval`, either or both, for calls that do not
-            say them; changed later by `register_to_config`. None: 2 at all noise levels. A derived
-            class has to take guide_unet, guidance and objective, too.
+            say them; changed later by `register_to_config`. None: 2 at all noise levels.
         objective: what the denoiser was trained for; a scheduler of another objective is refused.
             None: the scheduler's, see `samplers.get_objective`.
 
     Raises:
-        ValueError: if a model lacks weights, or the scheduler, the guide or the guidance does not
-            fit.
+        ValueError: if a model lacks weights, or scheduler, guide or guidance does not fit.
     """
 
     # The guide is in no sequence: it would leave the accelerator, and come back, at every step.
@@ -117,7 +118,7 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
 
     def get_label_ids(self, class_labels: Labels) -> list[int]:
         """Translate labels or class names into numbers; ValueError for what is not in the model."""
-        return to_label_ids(class_labels, self.num_classes, self.id2label)
+        return to_label_ids(class_labels, self.unet, self.config.id2label)
 
     def use_sampler(self, sampler: str) -> None:
         """Sample with euler, heun, dpm++, unipc or ddim from now on, see `create_sampler`."""
@@ -137,10 +138,7 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
     def add_noise(
         self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
     ) -> NoisedLatents:
-        """Mix latents and noise as in the training, as `add_noise.add_noise`.
-
-        The noise levels and the target are the training's, whatever the sampler.
-        """
+        """Mix latents and noise as the training does, whatever the sampler, see `add_noise`."""
         scheduler = self.trained_scheduler
         if not is_flow(scheduler):
             scheduler = create_sampler(scheduler, "ddim")  # the one sampler without a state
@@ -159,6 +157,7 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
         image_latents: torch.Tensor | None = None,
         strength: float = 1.0,
         mask: torch.Tensor | None = None,
+        conditions: Conditions | None = None,
     ) -> torch.Tensor:
         """Turn noise, or latents of images with noise, into latents, step by step.
 
@@ -173,6 +172,7 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
             image_latents: `(B, c, h, w)`, of images to begin with.
             strength: the part of the steps that is made of them, 0 to 1; 1 begins with noise only.
             mask: `(B or 1, 1, h, w)` bool, true to make the images anew; None: everywhere.
+            conditions: named tensors of B images, instead of class_labels; see `Conditions`.
 
         Returns:
             `(B, c, h, w)`, noise-free latents.
@@ -180,7 +180,10 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
         Raises:
             ValueError: if an argument does not fit the model.
         """
-        guidable = class_labels is not None or self.guide_unet is not None
+        if class_labels is not None:
+            label_ids = self.get_label_ids(class_labels)
+            conditions = class_conditions(label_ids, len(label_ids), self._execution_device)
+        guidable = conditions is not None or self.guide_unet is not None
         own = self.config.get("guidance")
         guidance = Guidance.choose(guidable, guidance_scale, guidance_interval, own)
         check_sampler(self.trained_scheduler, self.scheduler)
@@ -211,18 +214,15 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
                 latents = keep_unmasked(scheduler, latents, kept, noise, mask, following)
             return latents if after_step is None else after_step(i, t, latents)
 
+        scales = guidance_by_step(guidance, scheduler, timesteps)
         null = null_conditions(self.unet, len(noise), device)
-        conditions = null
-        if class_labels is not None:
-            label_ids = self.get_label_ids(class_labels)
-            conditions = {"class_labels": torch.tensor(label_ids, device=device)}
         latents = denoise_latents(
             self.unet,
             scheduler,
             latents,
             self.progress_bar(timesteps),
-            conditions,
-            guidance_by_step(guidance, scheduler, timesteps),
+            conditions or null,
+            scales,
             null,
             self.guide_unet,
             generator,
@@ -286,6 +286,8 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
         Raises:
             ValueError: if an argument does not fit the model.
         """
+        device = self._execution_device
+        label_ids = None if class_labels is None else self.get_label_ids(class_labels)
         check_output_type(self.vae, output_type)
         if unknown := set(callback_on_step_end_tensor_inputs) - {"latents"}:
             raise ValueError(f"callback_on_step_end_tensor_inputs has no {sorted(unknown)}")
@@ -302,29 +304,26 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
             mask = read_mask(mask_image, image_latents.shape[2:], downsampling_factor(self.vae))
         if strength is None:
             strength = 0.8 if mask is None else 1.0
-        labels = None if class_labels is None else list_labels(class_labels)
-        given = {"latents": latents, "image": image_latents, "mask": mask, "class_labels": labels}
-        given["generators"] = generator if isinstance(generator, list) else None
-        num_images = count_images(num_images, given)
-        if labels is not None:
-            labels = [labels[i % len(labels)] for i in range(num_images)]
+        generators = generator if isinstance(generator, list) else None
+        given = {"latents": latents, "generators": generators, "image": image_latents, "mask": mask}
+        num_images = count_images(num_images, given | {"class_labels": label_ids})
+        conditions = None if label_ids is None else class_conditions(label_ids, num_images, device)
         if image_latents is not None:
             image_latents = image_latents.expand(num_images, -1, -1, -1)
         if latents is None:
             size = self.latent_size if image_latents is None else image_latents.shape[2:]
             shape = (num_images, self.unet.config.in_channels, *size)
-            latents = randn_tensor(shape, generator, self._execution_device, self.unet.dtype)
+            latents = randn_tensor(shape, generator, device, self.unet.dtype)
+        callback = callback_on_step_end or (lambda *given: {})
 
         def after_step(i: int, t: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
-            if callback_on_step_end is None:
-                return latents
             tensors = {"latents": latents} if callback_on_step_end_tensor_inputs else {}
-            return (callback_on_step_end(self, i, t, tensors) or {}).get("latents", latents)
+            return (callback(self, i, t, tensors) or {}).get("latents", latents)
 
         latents = self.denoise_latents(
             latents,
             num_inference_steps,
-            labels,
+            None,
             guidance_scale,
             generator,
             after_step,
@@ -332,6 +331,7 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
             image_latents,
             strength,
             mask,
+            conditions,
         )
         images = latents
         if output_type != "latent":
@@ -375,7 +375,7 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
         """
         if begins := {"latents", "image", "image_latents", "mask_image"} & settings.keys():
             raise ValueError(f"interpolate takes no {', '.join(sorted(begins))}")
-        seeds = [isinstance(end, Integral) for end in (first, second)]
+        seeds = [isinstance(end, int | np.integer) for end in (first, second)]
         if num_images < 2 or len(set(seeds)) > 1:
             raise ValueError("interpolate from seed to seed or image to image, in 2 or more images")
         if all(seeds) and strength is not None:
@@ -383,7 +383,7 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
         shape = (1, self.unet.config.in_channels, *self.latent_size)
         ends = [
             randn_tensor(shape, torch.Generator().manual_seed(int(end)), dtype=self.unet.dtype)
-            if isinstance(end, Integral)
+            if isinstance(end, int | np.integer)
             else self.encode_images(end, sample_posterior=False)
             for end in (first, second)
         ]

@@ -6,7 +6,6 @@ samplers are made here, and schedulers from elsewhere are compared with the trai
 """
 
 import inspect
-from collections.abc import Collection, Iterable
 from typing import Any, Literal, get_args
 
 import diffusers
@@ -233,41 +232,42 @@ def _same_signal(trained: SchedulerMixin, scheduler: SchedulerMixin) -> bool:
     return torch.allclose(ours.cpu(), theirs.cpu(), rtol=1e-4, atol=1e-6)
 
 
-def noise_levels(scheduler: SchedulerMixin, timesteps: Iterable[torch.Tensor]) -> list[float]:
+def noise_levels(scheduler: SchedulerMixin, timesteps: torch.Tensor) -> torch.Tensor:
     """Return how much of the noisy latents is noise, on one scale for all objectives.
 
     `sigma / (1 + sigma)` of noisy = clean + sigma noise; flow's own sigma is the same.
 
     Args:
         scheduler: a stock scheduler.
-        timesteps: some of its timesteps.
+        timesteps: `(n,)`, some of its timesteps.
 
     Returns:
-        A level in [0, 1] a timestep; 1 is noise only.
+        `(n,)` float64 in [0, 1], on the CPU; 1 is noise only.
     """
-    levels = torch.stack(list(timesteps)).cpu().double()  # not every device has float64
+    timesteps = timesteps.cpu().double()  # not every device has float64
     if is_flow(scheduler):
-        return (levels / scheduler.config.num_train_timesteps).tolist()
-    signal_share = scheduler.alphas_cumprod.cpu().double()[levels.round().long()]
+        return timesteps / scheduler.config.num_train_timesteps
+    signal_share = scheduler.alphas_cumprod.cpu().double()[timesteps.round().long()]
     signal, noise = signal_share.sqrt(), (1 - signal_share).sqrt()
-    return (noise / (signal + noise)).tolist()
+    return noise / (signal + noise)
 
 
 def guidance_by_step(
-    guidance: Guidance, scheduler: SchedulerMixin, timesteps: Collection[torch.Tensor]
+    guidance: Guidance, scheduler: SchedulerMixin, timesteps: torch.Tensor
 ) -> list[float]:
     """Return the guidance scale of every step: 1 outside the guidance's interval.
 
     Args:
         guidance: scale and interval.
         scheduler: a stock scheduler.
-        timesteps: those of the steps that will be made.
+        timesteps: `(n,)`, those of the steps that will be made.
     """
     if guidance.interval is None:
-        return [guidance.scale for _ in timesteps]
+        return [guidance.scale] * len(timesteps)
     lowest, highest = guidance.interval
     levels = noise_levels(scheduler, timesteps)
-    return [guidance.scale if lowest <= level <= highest else 1.0 for level in levels]
+    inside = (lowest <= levels) & (levels <= highest)
+    return torch.where(inside, guidance.scale, 1.0).tolist()
 
 
 def set_inference_steps(
@@ -288,14 +288,14 @@ def set_inference_steps(
     """
     if num_inference_steps < 1:
         raise ValueError(f"num_inference_steps must be at least 1, not {num_inference_steps}")
-    check_steps(scheduler, num_inference_steps)
     if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
-        sigmas = [1 - i / num_inference_steps for i in range(num_inference_steps)]
-        scheduler.set_timesteps(sigmas=sigmas, device=device)
+        sigmas = 1 - torch.arange(num_inference_steps, dtype=torch.float64) / num_inference_steps
+        scheduler.set_timesteps(sigmas=sigmas.tolist(), device=device)
     elif isinstance(scheduler, FlowMatchHeunDiscreteScheduler):
         scheduler.sigma_min = 1 / num_inference_steps  # the last sigma before 0
         scheduler.set_timesteps(num_inference_steps, device=device)
     else:
+        check_steps(scheduler, num_inference_steps)
         scheduler.set_timesteps(num_inference_steps, device=device)
     if scheduler.config.get("use_flow_sigmas"):
         # Cut to integers, they would tell the denoiser of another noise level than there is.
