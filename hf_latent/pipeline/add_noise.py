@@ -31,7 +31,7 @@ class NoisedLatents:
 
 
 def is_flow(scheduler: SchedulerMixin) -> bool:
-    """Tell whether a scheduler belongs to a denoiser of the flow objective."""
+    """Return whether a scheduler belongs to a denoiser of the flow objective."""
     return (
         type(scheduler).__name__.startswith("FlowMatch")
         or scheduler.config.get("prediction_type") == "flow_prediction"

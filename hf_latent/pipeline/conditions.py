@@ -225,7 +225,7 @@ def read_mask(mask_image: Masks, latent_size: Sequence[int], f: int) -> torch.Te
         f: the downsampling factor: the images are f times as high and as wide.
 
     Returns:
-        `(B, 1, h, w)` bool, true where latents are made anew; B may be 1.
+        `(B, 1, h, w)` bool, true for latents that are made anew; B may be 1.
 
     Raises:
         ValueError: if the mask has another size than the image, or values outside [0, 1].
@@ -277,7 +277,7 @@ def keep_unmasked(
         latents: `(B, c, h, w)`, after a step.
         kept: `(B, c, h, w)`, the given image's, without noise.
         noise: `(B, c, h, w)`, what the denoising began with.
-        mask: `(B or 1, 1, h, w)` bool, true where latents are made anew.
+        mask: `(B or 1, 1, h, w)` bool, true for latents that are made anew.
         next_timestep: 0-d; None after the last step, when `kept` is put in as it is.
     """
     if next_timestep is not None:

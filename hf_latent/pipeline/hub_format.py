@@ -93,7 +93,7 @@ class HubFormat:
         """Make a pipeline of another one's components, as `DiffusionPipeline.from_pipe`.
 
         Args:
-            pipeline: whose denoiser was trained as its `trained_scheduler` says, where it has one.
+            pipeline: if it has a `trained_scheduler`, its denoiser was trained with that.
             **kwargs: components that replace its own, and settings. With another `unet` the
                 scheduler says the objective.
 
@@ -249,7 +249,7 @@ def add_code(folder: Path, class_name: str) -> None:
     index = folder / DiffusionPipeline.config_name
     config = json.loads(index.read_text(encoding="utf-8"))
     config["_class_name"] = [MODULES[0], class_name]
-    config.pop("_name_or_path", None)  # where this was loaded from
+    config.pop("_name_or_path", None)  # a path of this machine
     for name, none in (("guide_unet", [None, None]), ("guidance", None)):
         if name in config and config[name] == none:
             del config[name]  # as in files from before there was any

@@ -41,9 +41,9 @@ DIFFUSION_SAMPLERS: dict[str, type[SchedulerMixin]] = {
     "unipc": UniPCMultistepScheduler,
     "ddim": DDIMScheduler,
 }
-# These go down by a whole number of timesteps, wherever the next of them is.
+# These go down by `N // steps` timesteps, whatever the next timestep is.
 WHOLE_STEPS = (DDIMScheduler, DDIMParallelScheduler, PNDMScheduler)
-# What says the objective, the noise levels, and which of them the steps visit.
+# Entries of the configuration for the objective, the noise levels, and which of them are visited.
 CARRIED = (
     *("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "trained_betas"),
     *("rescale_betas_zero_snr", "prediction_type", "timestep_spacing", "steps_offset"),
@@ -69,7 +69,7 @@ def load_scheduler(name: str, **kwargs: Any) -> SchedulerMixin:
 
 
 def get_objective(scheduler: SchedulerMixin) -> str:
-    """Tell what a scheduler takes the denoiser's answer for.
+    """Return the objective for which a scheduler takes the denoiser's answer.
 
     Args:
         scheduler: a stock scheduler.
@@ -168,7 +168,7 @@ def _create_flow(scheduler: SchedulerMixin, sampler: str) -> SchedulerMixin:
 
 
 def _create_diffusion(scheduler: SchedulerMixin, sampler: str) -> SchedulerMixin:
-    """Hand over what says objective and noise levels; `from_config` drops what was a default."""
+    """Pass on objective and noise levels; `from_config` drops entries that were defaults."""
     scheduler_class = DIFFUSION_SAMPLERS[sampler]
     settings = {name: scheduler.config[name] for name in CARRIED if name in scheduler.config}
     settings |= {"clip_sample": False, "thresholding": False}  # latents have no bounds
@@ -205,14 +205,14 @@ def check_sampler(trained: SchedulerMixin, scheduler: SchedulerMixin) -> None:
 
 
 def same_noise_levels(trained: SchedulerMixin, scheduler: SchedulerMixin) -> bool:
-    """Tell whether a timestep stands for the same noise in two schedulers of one objective."""
+    """Return whether a timestep stands for the same noise in two schedulers of one objective."""
     if type(scheduler) is type(trained) and scheduler.config == trained.config:
         return True
     return (_same_flow if is_flow(trained) else _same_signal)(trained, scheduler)
 
 
 def _same_flow(trained: SchedulerMixin, scheduler: SchedulerMixin) -> bool:
-    """Compare the scale of timesteps; other sigmas than flow's go beyond 1."""
+    """Compare the scale of timesteps; sigmas that are not flow's go beyond 1."""
     config = scheduler.config
     if not type(scheduler).__name__.startswith("FlowMatch"):
         others = ("karras_sigmas", "exponential_sigmas", "beta_sigmas", "lu_lambdas")
@@ -222,7 +222,7 @@ def _same_flow(trained: SchedulerMixin, scheduler: SchedulerMixin) -> bool:
 
 
 def _same_signal(trained: SchedulerMixin, scheduler: SchedulerMixin) -> bool:
-    """Compare signal shares; at zero terminal SNR some samplers keep a last rest of signal."""
+    """Compare signal shares; at zero terminal SNR some samplers keep a little signal."""
     config = scheduler.config
     if config.get("use_flow_sigmas") or config.get("timestep_type", "discrete") != "discrete":
         return False
@@ -275,16 +275,16 @@ def set_inference_steps(
 ) -> None:
     """Spread a scheduler's steps over its noise levels.
 
-    Left to themselves, flow's Euler and Heun go down to sigma = 1/1000 and spend their last step on
-    nothing; here sigma falls from 1 in equal steps that end at 0.
+    By default flow's Euler and Heun go down to sigma = 1/1000 and waste their last step. Here sigma
+    falls from 1 to 0 in equal steps.
 
     Args:
         scheduler: its `set_timesteps` is called.
-        num_inference_steps: how many, at least 1.
-        device: for the timesteps.
+        num_inference_steps: at least 1.
+        device: of the timesteps.
 
     Raises:
-        ValueError: for fewer than 1, or a number that is not for the scheduler, see `check_steps`.
+        ValueError: for fewer than 1, or a number that the scheduler gets wrong, see `check_steps`.
     """
     if num_inference_steps < 1:
         raise ValueError(f"num_inference_steps must be at least 1, not {num_inference_steps}")
@@ -298,7 +298,7 @@ def set_inference_steps(
         check_steps(scheduler, num_inference_steps)
         scheduler.set_timesteps(num_inference_steps, device=device)
     if scheduler.config.get("use_flow_sigmas"):
-        # Cut to integers, they would tell the denoiser of another noise level than there is.
+        # These schedulers cut timesteps to integers, which are other noise levels.
         sigmas = scheduler.sigmas[:-1].to(device)
         scheduler.timesteps = sigmas * scheduler.config.num_train_timesteps
     elif scheduler.config.get("timestep_spacing") == "trailing" and (scheduler.timesteps < 0).any():
@@ -309,11 +309,11 @@ def set_inference_steps(
 
 
 def check_steps(scheduler: SchedulerMixin, num_inference_steps: int) -> None:
-    """Refuse a number of steps of which a stock scheduler makes wrong ones without a word.
+    """Refuse step counts for which DDIM and PNDM silently use the wrong noise level.
 
-    Of N timesteps, DDIM goes down by `N // steps` each time, and then tells the denoiser of the
-    rounded next one: where steps do not divide N, of other noise than there is, and the last step
-    may leave some. Steps from the end (`leading`) are as long as it thinks.
+    With N timesteps, DDIM removes the noise of `N // steps` timesteps in each step, and tells the
+    denoiser the rounded next timestep. If steps do not divide N, the two drift apart and the last
+    step may leave noise. With `leading` spacing both are equal.
 
     Args:
         scheduler: a stock scheduler.
@@ -323,7 +323,7 @@ def check_steps(scheduler: SchedulerMixin, num_inference_steps: int) -> None:
         ValueError: naming numbers that fit; or if there are fewer timesteps than steps.
     """
     if is_flow(scheduler):
-        return  # its timesteps are no whole numbers
+        return  # flow's timesteps need not be whole numbers
     name, total = type(scheduler).__name__, scheduler.config.num_train_timesteps
     if num_inference_steps > total:
         raise ValueError(f"{name} has {total} timesteps, too few for {num_inference_steps} steps")
