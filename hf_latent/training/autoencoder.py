@@ -172,7 +172,7 @@ def train_autoencoder(
             clock.log_pending_losses()
             save_checkpoint(config, accelerator, state, clock.step)
         if stopping:
-            leave(config, "autoencoder", accelerator)
+            leave(output_dir, "autoencoder", accelerator)
 
     if stop is not None:
         stop.release()

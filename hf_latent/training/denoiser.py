@@ -214,7 +214,7 @@ def train_denoiser(
             clock.log_pending_losses()
             save_checkpoint(config, accelerator, state, clock.step)
         if stopping:
-            leave(config, "denoiser", accelerator)
+            leave(output_dir, "denoiser", accelerator)
 
     if stop is not None:
         stop.release()

@@ -3,7 +3,6 @@
 import atexit
 import multiprocessing.util  # registers its own end of a program first
 import signal
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,8 +11,6 @@ from zlib import crc32
 
 import numpy as np
 import torch
-
-GRACE_SECONDS = 2
 
 
 def seeded_generator(seed: int, purpose: str, *place: int) -> torch.Generator:
@@ -81,24 +78,16 @@ def ignore_signals(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def end_readers() -> None:
-    """End what is left of the reading processes, as a program that failed leaves them.
-
-    multiprocessing sends all daemons a SIGTERM at exit and waits for them: for ever, as readers
-    ignore it. So who does not end by it in time is killed.
-    """
-    daemons = [process for process in multiprocessing.active_children() if process.daemon]
-    for process in daemons:
-        process.terminate()
-    deadline = time.monotonic() + GRACE_SECONDS
-    for process in daemons:
-        process.join(max(0, deadline - time.monotonic()))
-        if process.is_alive():
-            process.kill()
-
-
 # What is registered later is called earlier: before what multiprocessing registered.
-atexit.register(end_readers)
+@atexit.register
+def end_readers() -> None:
+    """End the reading processes that are left, as they are if a program fails.
+
+    At exit, multiprocessing sends them a SIGTERM, which readers ignore, and waits for their end.
+    """
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
 
 
 class GlobalBatchSampler:

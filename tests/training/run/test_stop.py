@@ -1,13 +1,13 @@
 import os
 import shlex
 import signal
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate import Accelerator
 
-from hf_latent.training.run.accelerator import TrainingConfig
 from hf_latent.training.run.stop import StopSignal, leave
 
 
@@ -62,6 +62,15 @@ def test_released_the_earlier_handlers_are_back():
             signal.signal(number, handler)
 
 
+def test_the_end_of_the_launcher_counts_as_a_signal(monkeypatch, stop):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    launched = StopSignal()
+    assert not launched.requested(Accelerator())
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    assert launched.requested(Accelerator())
+    assert not stop.requested(Accelerator()), "it was not launched: its parent may end"
+
+
 @pytest.mark.parametrize(("others", "wanted"), [(0.0, False), (1.0, True)])
 def test_a_signal_in_another_process_stops_this_one_too(stop, others, wanted):
     def reduce(flag: torch.Tensor, reduction: str) -> torch.Tensor:
@@ -78,10 +87,9 @@ def test_a_signal_in_another_process_stops_this_one_too(stop, others, wanted):
     ("processes", "launcher"), [(1, ["python"]), (2, ["accelerate", "launch"])]
 )
 def test_leaving_says_how_to_go_on(capsys, processes, launcher):
-    config = TrainingConfig(output_dir="runs/a b")
     accelerator = SimpleNamespace(num_processes=processes, end_training=list, print=print)
     with pytest.raises(SystemExit) as left:
-        leave(config, "autoencoder", accelerator)
+        leave(Path("runs/a b"), "autoencoder", accelerator)
     assert left.value.code == 0
     said, command = capsys.readouterr().out.strip().split("; to go on: ")
     assert said == "stopped, with a checkpoint"
