@@ -11,7 +11,8 @@ Each file is whole or absent, so that a killed sweep knows what is done.
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import redirect_stdout
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,24 +29,30 @@ from hf_latent.evaluation.inspection.arithmetic import describe_rate
 from hf_latent.evaluation.inspection.latent_figures import PosteriorRate
 from hf_latent.evaluation.reference import RealImages
 from hf_latent.evaluation.sampling import count_evaluations, load_pipeline, sample_images
+from hf_latent.experiments.quickstart import AUTOENCODER, DENOISER
 from hf_latent.experiments.sweep.config import Pair, SweepConfig
 from hf_latent.experiments.sweep.plan import (
     BATCH_SIZE,
+    FOLD_SAMPLES,
+    WATCHED_IMAGES,
     Plan,
     create_models,
-)
-from hf_latent.experiments.sweep.training import (
-    autoencoder_config,
-    denoiser_config,
-    train_once,
 )
 from hf_latent.models.load import Autoencoder
 from hf_latent.models.presets import Compression, measure_compression
 from hf_latent.output import read_json, write_json
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.training.autoencoder import train_autoencoder
+from hf_latent.training.autoencoder_config import AutoencoderConfig
 from hf_latent.training.denoiser import train_denoiser
+from hf_latent.training.denoiser_config import DenoiserConfig
+from hf_latent.training.run.clock import TrainingSummary
 from hf_latent.training.run.folder import list_checkpoints, remove_checkpoint
+
+# A killed training loses what came after its last checkpoint.
+CHECKPOINTING_STEPS = 200
+# Only at the end: validation between steps would take of a training's minutes, more of a slow one.
+VALIDATION_STEPS = 10**9
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,88 @@ class RealSide:
     extractor: FeatureExtractor
 
 
+def latent_kl_weight(kl_weight: float, compression: Compression) -> float:
+    """Return the trainer's weight of the KL for a price of a nat that is equal for all pairs.
+
+    The trainer's loss is `D + w K`: D the mean error of an image value, K the mean KL of a latent
+    value. With M image values and N latent values a nat of an image then costs `w M / N` of its
+    summed error: LDM's weight. Were w equal, small latents would pay more for each bit than large
+    ones, and the sweep would compare prices. At an equal price every autoencoder stops at the
+    same slope of its rate-distortion curve, `dD/dR` (Alemi et al. 2018, section 3), and pairs
+    differ in what their shape can hold.
+
+    Args:
+        kl_weight: LDM's.
+        compression: of the pair.
+    """
+    return kl_weight / compression.ratio
+
+
+def training_configs(
+    config: SweepConfig, plan: Plan, pair: Pair, folder: Path, compression: Compression
+) -> tuple[AutoencoderConfig, DenoiserConfig]:
+    """Return the settings of a pair's two trainings: quickstart's, with the released recipe's L2.
+
+    The released recipe's weight of the KL, 3e-4 at 4 times fewer values, is LDM's 1.2e-3.
+    """
+    shared = {
+        **asdict(config.images_config()),
+        "overwrite_output_dir": True,
+        "resume_from_checkpoint": "latest",
+        "checkpointing_steps": CHECKPOINTING_STEPS,
+        "checkpoints_total_limit": 1,
+        "validation_fingerprint": plan.validation_fingerprint,
+        "validation_steps": VALIDATION_STEPS,
+        "max_validation_samples": WATCHED_IMAGES,
+    }
+    autoencoder = {
+        "reconstruction_loss": "l2",
+        "kl_weight": latent_kl_weight(config.kl_weight, compression),
+        "preset": config.preset,
+        "latent_channels": pair.channels,
+        "block_out_channels": list(config.widths(pair.factor)),
+        "fold_samples": FOLD_SAMPLES,
+        "max_train_minutes": plan.autoencoder_minutes,
+        "output_dir": str(folder / "autoencoder"),
+    }
+    denoiser = {
+        "vae": str(folder / "autoencoder" / "model"),
+        "preset": config.denoiser_preset,
+        "max_train_minutes": plan.denoiser_minutes,
+        "output_dir": str(folder / "denoiser"),
+    }
+    return (
+        AutoencoderConfig(**AUTOENCODER | shared | autoencoder),
+        DenoiserConfig(**DENOISER | shared | denoiser),
+    )
+
+
+def train_once(path: Path, batch_size: int, train: Callable[[], TrainingSummary]) -> dict[str, Any]:
+    """Train, or read what a finished training did.
+
+    Args:
+        path: `NAME.json` of the training, which is written once it is over.
+        batch_size: images a step.
+        train: the training.
+
+    Returns:
+        Figures, the name before each. Images a second are those of the whole training, so that
+        they mean the same where it was killed and went on.
+    """
+    if not path.is_file():
+        with open(path.with_name("training.log"), "a") as log, redirect_stdout(log):
+            summary = train()
+        figures = {
+            "steps": summary.steps,
+            "minutes": summary.seconds / 60,
+            "train_images_per_second": summary.steps * batch_size / summary.seconds,
+            "train_loss": summary.train_loss,
+            "held_out_loss": list(summary.validation_losses.values())[-1],
+        }
+        write_json(path, {f"{path.stem}_{name}": value for name, value in figures.items()})
+    return read_json(path)
+
+
 @torch.no_grad()
 def measure_rate(
     vae: Autoencoder, held_out: ImageDataset, compression: Compression
@@ -79,31 +168,38 @@ def measure_rate(
     rate = PosteriorRate(vae)
     for rows in torch.arange(len(held_out)).split(BATCH_SIZE):
         rate.update(vae.encode(held_out.read(rows).to(vae.device)).latent_dist)
-    described = describe_rate(rate, compression)
     bits = {f"{name}_per_image": value for name, value in rate.bits_per_image().items()}
+    described = describe_rate(rate, compression)
     return bits | {x: described[x] for x in ("kl_bits_per_pixel", "rate_bits_per_pixel")}
 
 
 def measure_generated(
-    config: SweepConfig,
     pipeline: LatentDiffusionPipeline,
     real: RealSide,
+    first_seeds: range,
+    num_inference_steps: int,
     now: Callable[[], float],
 ) -> dict[str, Any]:
-    """Generate images without guidance, labels as often as in the reference, and compare them."""
-    labels = real.images.subset(real.images.reference).labels
-    conditional = pipeline.num_classes is not None and labels is not None
+    """Generate images without guidance, labels as often as in the reference, and compare them.
+
+    Args:
+        pipeline: the pair's model.
+        real: what it is compared with.
+        first_seeds: the seed of the first image of each turn; a turn makes as many images as the
+            reference has.
+        num_inference_steps: of the sampling.
+        now: the clock, in seconds.
+
+    Returns:
+        Flat figures.
+    """
+    reference = real.images.subset(real.images.reference)
+    labels = None if reference.labels is None else reference.labels.tolist()
     distances, seconds = [], 0.0
-    for turn in range(config.num_seeds):
+    for seed in first_seeds:
         start = now()
         samples = sample_images(
-            pipeline,
-            labels.tolist() if conditional and labels is not None else None,
-            config.num_images,
-            config.seed + turn * config.num_images,
-            BATCH_SIZE,
-            1.0,
-            config.num_inference_steps,
+            pipeline, labels, len(reference), seed, BATCH_SIZE, 1.0, num_inference_steps
         )
         seconds += now() - start
         blocks = [real.extractor(to_uint8(x * 2 - 1)) for x in samples.split(BATCH_SIZE)]
@@ -112,8 +208,8 @@ def measure_generated(
         "generated_fd": sum(distances) / len(distances),
         "generated_fd_by_seed": distances,
         "generated_fd_spread": max(distances) - min(distances),
-        "sampling_images_per_second": config.num_seeds * config.num_images / seconds,
-        "denoiser_evaluations_per_image": count_evaluations(pipeline, config.num_inference_steps),
+        "sampling_images_per_second": len(distances) * len(reference) / seconds,
+        "denoiser_evaluations_per_image": count_evaluations(pipeline, num_inference_steps),
     }
 
 
@@ -139,8 +235,7 @@ def run_pair(
         with torch.device("meta"):
             models = create_models(config, pair, splits.image_shape, splits.num_classes)
         compression = measure_compression(models[0], splits.image_shape)
-        first = autoencoder_config(config, plan, pair, folder, compression)
-        second = denoiser_config(config, plan, folder)
+        first, second = training_configs(config, plan, pair, folder, compression)
         trained = train_once(
             folder / "autoencoder.json",
             first.train_batch_size,
@@ -151,8 +246,13 @@ def run_pair(
             lambda: train_denoiser(second, splits, now=now),
         )
         pipeline = load_pipeline(str(folder / "denoiser" / "model"))
+        vae, extractor, bar = pipeline.vae, real.extractor, tqdm(disable=True)
         parameters = [sum(x.numel() for x in model.parameters()) for model in models]
-        start, bar = now(), tqdm(disable=True)
+        others = real.images.subset(real.images.other)
+        first_seeds = range(
+            config.seed, config.seed + config.num_seeds * config.num_images, config.num_images
+        )
+        start = now()
         figures = {
             "name": pair.name,
             "factor": pair.factor,
@@ -163,30 +263,18 @@ def run_pair(
             "autoencoder_parameters": parameters[0],
             "denoiser_parameters": parameters[1],
             **trained,
-            **measure_rate(pipeline.vae, real.held_out, compression),
-            **measure_kept(
-                pipeline.vae, real.held_out, real.held_out_vectors, real.extractor, BATCH_SIZE, bar
-            ),
+            **measure_rate(vae, real.held_out, compression),
+            **measure_kept(vae, real.held_out, real.held_out_vectors, extractor, BATCH_SIZE, bar),
             "floor_fd": measure_floor(
-                pipeline.vae,
-                real.images.subset(real.images.other),
-                real.reference,
-                real.extractor,
-                BATCH_SIZE,
-                config.seed,
-                bar,
+                vae, others, real.reference, extractor, BATCH_SIZE, config.seed, bar
             ),
-            **measure_generated(config, pipeline, real, now),
+            **measure_generated(pipeline, real, first_seeds, config.num_inference_steps, now),
             "measuring_minutes": (now() - start) / 60,
         }
         write_json(folder / "figures.json", figures)
-    clear_pair(folder)
-    return read_json(folder / "figures.json")
-
-
-def clear_pair(folder: Path) -> None:
-    """Remove what a finished pair needs no more: checkpoints and encoded images."""
+    # A finished pair needs its checkpoints and encoded images no more.
     for name in ("autoencoder", "denoiser"):
         for checkpoint in list_checkpoints(folder / name):
             remove_checkpoint(checkpoint)
     shutil.rmtree(folder / "denoiser" / "latents", ignore_errors=True)
+    return read_json(folder / "figures.json")

@@ -1,6 +1,6 @@
 """How a sweep divides its time: what is measured is timed and reserved, the rest is trained."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from hf_latent.evaluation.sampling import sample_images
 from hf_latent.experiments.sweep.config import Pair, SweepConfig
 from hf_latent.experiments.time_budget import SAFETY, TimeBudget
 from hf_latent.models.presets import create_autoencoder, create_denoiser, create_scheduler
-from hf_latent.output import read_json, write_json
+from hf_latent.output import read_json
 from hf_latent.pipeline import LatentDiffusionPipeline
 
 AUTOENCODER_SHARE = 0.4  # of the training time; a denoiser learns for longer
@@ -83,19 +83,6 @@ def create_models(
     return vae, unet
 
 
-def check_pairs(
-    config: SweepConfig, image_shape: tuple[int, int, int], num_classes: int | None
-) -> None:
-    """Make sure that every pair can be made, before anything is trained; nothing is computed.
-
-    Raises:
-        UserError: naming the first pair that cannot.
-    """
-    with torch.device("meta"):
-        for pair in config.pairs():
-            create_models(config, pair, image_shape, num_classes)
-
-
 def reserve_measuring(
     config: SweepConfig, splits: ImageSplits, extractor: FeatureExtractor, budget: TimeBudget
 ) -> None:
@@ -111,29 +98,13 @@ def reserve_measuring(
     encoded += min(len(splits.train), FOLD_SAMPLES) + held_out + 3 * WATCHED_IMAGES
     decoded = held_out + config.num_images + WATCHED_IMAGES
     generated = config.num_seeds * config.num_images
+    steps = generated * config.num_inference_steps + GRID_IMAGE_STEPS
     for factor in {pair.factor: None for pair in pairs}:
         same = [pair for pair in pairs if pair.factor == factor]
         vae, unet = create_models(config, same[-1], splits.image_shape, splits.num_classes)
         pipeline = LatentDiffusionPipeline(vae.eval(), unet.eval(), create_scheduler("flow"))
-        if torch.accelerator.is_available():
-            pipeline.to(torch.accelerator.current_accelerator())
-        pipeline.set_progress_bar_config(disable=True)
-        parts = len(same) / len(images)
-        budget.reserve(lambda p=pipeline: p.encode_images(images), encoded * parts)  # type: ignore[misc]
-        budget.reserve(lambda v=vae: reconstruct(v, images), decoded * parts)  # type: ignore[misc]
-        budget.reserve(
-            lambda p=pipeline: sample_images(  # type: ignore[misc]
-                p,
-                None if p.num_classes is None else [0],
-                TIMED_IMAGES,
-                0,
-                TIMED_IMAGES,
-                None if p.num_classes is None else 1.0,
-                TIMED_STEPS,
-            ),
-            len(same)
-            * (generated * config.num_inference_steps + GRID_IMAGE_STEPS)
-            / (TIMED_IMAGES * TIMED_STEPS),
+        _reserve_model(
+            budget, pipeline, images, *(len(same) * x for x in (encoded, decoded, steps))
         )
     pixels = to_uint8(images)
     real = held_out + 2 * config.num_images
@@ -143,6 +114,29 @@ def reserve_measuring(
     distances = 1 + len(pairs) * (2 + config.num_seeds)
     budget.reserve(lambda: frechet_distance(vectors, vectors), distances)
     budget.reserved_seconds += SAFETY * len(pairs) * SECONDS_AROUND_A_PAIR
+
+
+def _reserve_model(
+    budget: TimeBudget,
+    pipeline: LatentDiffusionPipeline,
+    images: torch.Tensor,
+    encoded: int,
+    decoded: int,
+    image_steps: int,
+) -> None:
+    """Reserve time to encode, decode and denoise so many images; of the last, times their steps."""
+    if torch.accelerator.is_available():
+        pipeline.to(torch.accelerator.current_accelerator())
+    pipeline.set_progress_bar_config(disable=True)
+    labels, scale = (None, None) if pipeline.num_classes is None else ([0], 1.0)
+    count = TIMED_IMAGES
+
+    def sample() -> torch.Tensor:
+        return sample_images(pipeline, labels, count, 0, count, scale, TIMED_STEPS)
+
+    budget.reserve(lambda: pipeline.encode_images(images), encoded / len(images))
+    budget.reserve(lambda: reconstruct(pipeline.vae, images), decoded / len(images))
+    budget.reserve(sample, image_steps / (count * TIMED_STEPS))
 
 
 def divide_minutes(minutes: float, pairs: int) -> tuple[float, float]:
@@ -155,10 +149,8 @@ def divide_minutes(minutes: float, pairs: int) -> tuple[float, float]:
     Returns:
         Minutes of each autoencoder's training, and of each denoiser's.
     """
-    return (
-        AUTOENCODER_SHARE * minutes / pairs,
-        (1 - AUTOENCODER_SHARE) * minutes / pairs,
-    )
+    each = minutes / pairs
+    return AUTOENCODER_SHARE * each, (1 - AUTOENCODER_SHARE) * each
 
 
 def make_plan(
@@ -184,11 +176,6 @@ def make_plan(
         denoiser,
         budget.reserved_seconds / 60 / count,
     )
-
-
-def write_plan(path: Path, plan: Plan) -> None:
-    """Write plan.json, whole."""
-    write_json(path, asdict(plan))
 
 
 def read_plan(path: Path, config: SweepConfig) -> Plan:

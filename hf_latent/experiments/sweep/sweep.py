@@ -3,6 +3,7 @@
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,9 @@ from hf_latent.experiments.sweep.plan import (
     HELD_OUT_IMAGES,
     Plan,
     check_images,
-    check_pairs,
+    create_models,
     make_plan,
     read_plan,
-    write_plan,
 )
 from hf_latent.experiments.sweep.report import render_plot, render_report, summarize
 from hf_latent.experiments.time_budget import TimeBudget
@@ -49,7 +49,9 @@ def check_splits(config: SweepConfig, splits: ImageSplits) -> None:
             f"{config.data} has {len(splits.validation)} held-out image, which is too few: raise "
             "--validation_fraction"
         )
-    check_pairs(config, splits.image_shape, splits.num_classes)
+    with torch.device("meta"):  # nothing is computed
+        for pair in config.pairs():
+            create_models(config, pair, splits.image_shape, splits.num_classes)
 
 
 def start_sweep(
@@ -78,7 +80,7 @@ def start_sweep(
     if plan is None:
         plan = make_plan(config, splits, extractor, budget)
         output_dir.mkdir(parents=True, exist_ok=True)
-        write_plan(path, plan)
+        write_json(path, asdict(plan))
     else:
         check_images(plan, splits, output_dir)
     return splits, plan

@@ -1,23 +1,24 @@
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
+import torch
 
 from hf_latent.command import parse_config
 from hf_latent.errors import UserError
 from hf_latent.experiments.sweep import plan as sweep_plan
 from hf_latent.experiments.sweep.config import Pair, SweepConfig
+from hf_latent.experiments.sweep.pair import latent_kl_weight
 from hf_latent.experiments.sweep.plan import (
     Plan,
     check_images,
-    check_pairs,
+    create_models,
     divide_minutes,
     read_plan,
-    write_plan,
 )
-from hf_latent.experiments.sweep.training import latent_kl_weight
 from hf_latent.models.presets import Compression
+from hf_latent.output import write_json
 
 
 @pytest.mark.parametrize("given", ["8,2,4", "[8,2,4]", [8, 2, 4], "2, 4, 8"])
@@ -86,6 +87,12 @@ def test_a_nat_of_an_image_costs_all_pairs_the_same():
 
 def test_a_factor_that_does_not_fit_is_refused_before_anything_is_trained():
     config = SweepConfig(factors="4,16", channels="4")
+
+    def check_pairs(config, image_shape, num_classes):
+        with torch.device("meta"):
+            for pair in config.pairs():
+                create_models(config, pair, image_shape, num_classes)
+
     check_pairs(config, (1, 32, 32), 10)
     with pytest.raises(UserError, match=r"f16-c4 is not possible.*of 16 to be encoded.*of 32 to"):
         check_pairs(config, (1, 48, 32), 10)
@@ -108,14 +115,14 @@ def plan():
 
 
 def test_a_plan_is_read_as_it_was_written(plan, tmp_path):
-    write_plan(tmp_path / "plan.json", plan)
+    write_json(tmp_path / "plan.json", asdict(plan))
     config = SweepConfig(factors=[2, 4], max_minutes=3.0, output_dir="elsewhere")
     assert read_plan(tmp_path / "plan.json", config) == plan
     assert plan.pair_minutes == pytest.approx(0.6)
 
 
 def test_other_settings_are_refused_by_name(plan, tmp_path):
-    write_plan(tmp_path / "plan.json", plan)
+    write_json(tmp_path / "plan.json", asdict(plan))
     config = SweepConfig(factors="2,4,8", max_minutes=5.0)
     message = r"--factors \[2, 4\] \(now \[2, 4, 8\]\), --max_minutes 3.0 \(now 5.0\); give them"
     with pytest.raises(UserError, match=message):

@@ -15,7 +15,6 @@ from hf_latent.errors import UserError
 from hf_latent.experiments.sweep import pair as sweep_pair
 from hf_latent.experiments.sweep import plan as sweep_plan
 from hf_latent.experiments.sweep import sweep as sweep_module
-from hf_latent.experiments.sweep import training as sweep_training
 from hf_latent.experiments.sweep.config import SweepConfig
 from hf_latent.experiments.sweep.report import render_plot, render_report
 from hf_latent.experiments.sweep.sweep import sweep
@@ -33,7 +32,7 @@ def small(monkeypatch):
     monkeypatch.setitem(DENOISERS, "tiny", DENOISERS["tiny"] | NARROW_DENOISER)
     monkeypatch.setattr(sweep_module, "load_feature_extractor", lambda name: ShortVectors())
     monkeypatch.setattr(sweep_module, "HELD_OUT_IMAGES", 20)
-    for module in (sweep_plan, sweep_training):
+    for module in (sweep_plan, sweep_pair):
         monkeypatch.setattr(module, "WATCHED_IMAGES", 4)
     monkeypatch.setattr(sweep_plan, "divide_minutes", lambda minutes, pairs: (0.005, 0.008))
 
@@ -205,7 +204,7 @@ def test_killed_after_the_first_pair_it_goes_on_with_the_second(
 def test_killed_within_a_denoisers_training_it_goes_on_from_the_checkpoint(
     config, trained, tmp_path, monkeypatch, has_checkpoint
 ):
-    monkeypatch.setattr(sweep_training, "CHECKPOINTING_STEPS", 1)
+    monkeypatch.setattr(sweep_pair, "CHECKPOINTING_STEPS", 1)
     save_checkpoint = denoiser_module.save_checkpoint
     folder = tmp_path / "sweep"
 
