@@ -1,13 +1,77 @@
-"""Send a model or a latent cache, with its card, to the Hub: `hf-latent push`."""
+"""Send a model or a latent cache, with its card, to the Hub: `hf-latent push`.
+
+A push looks up what the Hub has and sends the rest, so a push that was killed goes on where it
+stopped. The last commit brings the entry, the file without which nothing takes the others for a
+whole.
+"""
 
 import sys
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from hf_latent.hub.upload.cache import CacheContents
-from hf_latent.hub.upload.config import PushConfig
-from hf_latent.hub.upload.model import ModelContents
-from hf_latent.hub.upload.retry import insist
-from hf_latent.hub.upload.upload import Upload
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoCard
+
+from hf_latent.command import Settings
+from hf_latent.errors import UserError
+from hf_latent.hub.card.signature import is_unedited
+from hf_latent.hub.contents import CacheContents, ModelContents, refuse_other_model
+from hf_latent.hub.remote import (
+    PULL_REQUEST,
+    RemoteFiles,
+    check_repo_id,
+    insist,
+    open_repository,
+)
+
+WEIGHTS_PER_COMMIT = 100
+Operations = list[CommitOperationAdd | CommitOperationDelete]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushConfig(Settings):
+    """Send a model or a latent cache, with its card, to the Hub.
+
+    Attributes:
+        model: The folder of a model: of a pipeline or of an autoencoder; or the folder of the run
+            that it was trained in. Sent are its configurations, safetensors, code, card with its
+            pictures and figures, nothing else.
+        cache: The folder of a latent cache, in place of a model; it becomes a data set. Its shards
+            and manifest.json are sent, nothing else.
+        repo_id: The repository on the Hub, user/name. It is made if it is missing.
+        private: Make a new repository private; refuse one that is there and public.
+        revision: The branch to send to, made if it is missing, or a pull request as refs/pr/1. By
+            default main.
+        create_pr: Propose it as a pull request; the same command goes on in the same one.
+        license: The licence of the model, or of the cache's images, as the Hub calls it, like mit
+            or cc-by-4.0. By default the card goes on naming the one that it names on the Hub.
+        overwrite_card: Replace a README.md that was edited on the Hub; otherwise it is kept.
+        checkpoints: Send the checkpoints of the run along, for which `--model` is the run's folder.
+            They name the run's settings, with paths of this machine. Those on the Hub of other
+            steps stay there.
+    """
+
+    repo_id: str
+    model: str | None = None
+    cache: str | None = None
+    private: bool = False
+    revision: str | None = None
+    create_pr: bool = False
+    license: str | None = None
+    overwrite_card: bool = False
+    checkpoints: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work, naming the flag."""
+        super().__post_init__()
+        if (self.model is None) == (self.cache is None):
+            raise UserError("pass what to send: either --model or --cache")
+        check_repo_id(self.repo_id, "repo_id")
+        if self.create_pr and self.revision:
+            raise UserError("--create_pr makes a revision of its own: leave --revision out")
+        if self.checkpoints and self.cache:
+            raise UserError("--checkpoints go with a --model, not with a --cache")
 
 
 def push(config: PushConfig) -> str:
@@ -24,20 +88,108 @@ def push(config: PushConfig) -> str:
     """
     contents: ModelContents | CacheContents
     if config.model is not None:
-        contents = ModelContents(Path(config.model), config)
+        contents = ModelContents(
+            Path(config.model), config.repo_id, config.license, config.checkpoints
+        )
         if contents.left_out:
             print(f"not sent, as no part of a model: {contents.left_out}", file=sys.stderr)
     else:
         contents = CacheContents(Path(config.cache or ""), config.repo_id)
-    upload = Upload(config, contents)
-    insist(upload.prepare, config.repo_id)
-    while insist(upload.send_next, config.repo_id):
-        pass
-    if upload.card_is_kept:
+    revision, is_sent, is_card_kept = insist(partial(_send, config, contents), config.repo_id)
+    if is_card_kept:
         print(
             f"the README.md of {config.repo_id} was edited and is kept; "
             "--overwrite_card true replaces it",
             file=sys.stderr,
         )
-    print(f"{contents}, {'sent' if upload.sent else 'already there'}: {upload.url()}")
-    return upload.url()
+    url = f"{HfApi().endpoint}/{'datasets/' * (contents.kind == 'dataset')}{config.repo_id}"
+    proposal = PULL_REQUEST.fullmatch(revision)
+    if proposal:
+        url += f"/discussions/{proposal[1]}"
+    elif revision != "main":
+        url += f"/tree/{revision}"
+    print(f"{contents}, {'sent' if is_sent else 'already there'}: {url}")
+    return url
+
+
+def _send(config: PushConfig, contents: ModelContents | CacheContents) -> tuple[str, bool, bool]:
+    """Send what is missing.
+
+    Returns:
+        The revision that has it now, whether anything was sent, whether an edited card was kept.
+    """
+    api = HfApi(token=True)  # a token is required
+    repo: dict[str, Any] = {"repo_id": config.repo_id, "repo_type": contents.kind}
+    revision = None if config.create_pr else config.revision or "main"
+    RepoCard(contents.card(config.license)).validate(contents.kind)
+    open_repository(api, **repo, private=config.private, revision=revision)
+    revision = revision or _find_pull_request(api, repo, contents.title)
+    remote = RemoteFiles(api, repo, revision)
+    if isinstance(contents, ModelContents):
+        refuse_other_model(config.repo_id, remote, contents.class_name)
+    card, is_card_kept = _choose_card(config, contents, remote)
+    for operations in _plan_commits(contents, remote, card):
+        commit = api.create_commit(  # which leaves out files that did not change
+            **repo,
+            operations=operations,
+            commit_message=contents.title,
+            revision=revision,
+            create_pr=revision is None,
+        )
+        revision = revision or commit.pr_revision or "main"
+    after = RemoteFiles(api, repo, revision)
+    for name in contents.files:
+        if name not in after:
+            raise UserError(
+                f"{config.repo_id} still lacks {name} after it was sent: a .gitignore there may "
+                "leave it out"
+            )
+    return revision or "main", after.commit != remote.commit, is_card_kept
+
+
+def _find_pull_request(api: HfApi, repo: dict[str, Any], title: str) -> str | None:
+    """Return the revision of an open one that an earlier push of the same contents made."""
+    found = api.get_repo_discussions(
+        **repo,
+        author=api.whoami()["name"],
+        discussion_type="pull_request",
+        discussion_status="open",
+    )
+    return next((x.git_reference for x in found if x.title == title), None)
+
+
+def _choose_card(
+    config: PushConfig, contents: ModelContents | CacheContents, remote: RemoteFiles
+) -> tuple[bytes, bool]:
+    """Return the README.md that the repository shall have, and whether an edited one is kept."""
+    before = remote.read("README.md")
+    text = before.decode(errors="replace")
+    license, edited = config.license, bool(before) and not is_unedited(text)
+    if before and not edited:
+        license = license or RepoCard(text).data.get("license")
+    card = contents.card(license).encode()
+    is_kept = edited and before != card and not config.overwrite_card
+    return before if is_kept else card, is_kept
+
+
+def _plan_commits(
+    contents: ModelContents | CacheContents, remote: RemoteFiles, card: bytes
+) -> list[Operations]:
+    """Plan what each commit deletes and adds; the last one makes the contents whole."""
+    entry, pictures = contents.entry, contents.pictures(card.decode(errors="replace"))
+    last: dict[str, Path | bytes] = {**contents.files, **pictures, "README.md": card}
+    last[entry] = contents.folder / entry
+    weights = [name for name in last if name.endswith(".safetensors")]
+    missing = [name for name in weights if remote.sha256.get(name) != contents.sha256[name]]
+    deleted = [name for name in contents.stale(remote) if name not in pictures]
+    if len(missing) > WEIGHTS_PER_COMMIT and entry in remote:
+        deleted.append(entry)  # it would not fit the first of them: for a while there is none
+    operations: Operations = [CommitOperationDelete(name) for name in deleted]
+    commits = []
+    for number, name in enumerate(missing, start=1):
+        operations.append(CommitOperationAdd(name, last[name]))
+        if number % WEIGHTS_PER_COMMIT == 0 and number < len(missing):
+            commits.append(operations)
+            operations = []
+    operations += [CommitOperationAdd(x, last[x]) for x in last if x not in weights]
+    return [*commits, operations]

@@ -8,12 +8,9 @@ from accelerate import Accelerator
 from huggingface_hub import HfApi
 
 from hf_latent.errors import UserError
-from hf_latent.hub.push import push
-from hf_latent.hub.upload.config import PushConfig, check_repo_id
-from hf_latent.hub.upload.model import refuse_other_model
-from hf_latent.hub.upload.remote_files import RemoteFiles
-from hf_latent.hub.upload.retry import insist
-from hf_latent.hub.upload.upload import open_repository
+from hf_latent.hub.contents import refuse_other_model
+from hf_latent.hub.push import PushConfig, push
+from hf_latent.hub.remote import RemoteFiles, check_repo_id, insist, open_repository
 from hf_latent.training.run.accelerator import TrainingConfig, together
 from hf_latent.training.run.folder import check_run_folder
 
@@ -44,9 +41,10 @@ def open_hub_model(
     with together(accelerator):
         if accelerator.is_main_process:
             check_run_folder(config)
-            destination = _destination(config)
-            insist(partial(_open, destination, class_name), destination.repo_id)
-            return destination
+            repo_id, private = _repo_id(config), config.hub_private_repo
+            insist(partial(_open_repository, repo_id, private, class_name), repo_id)
+            model = Path(config.output_dir, "model")
+            return PushConfig(model=str(model), repo_id=repo_id, private=private)
     return None
 
 
@@ -65,41 +63,33 @@ def push_model(destination: PushConfig | None) -> None:
         push(destination)
     except (UserError, OSError, KeyboardInterrupt) as error:
         reason = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
+        words = ["hf-latent", "push", "--model", str(destination.model)]
+        words += ["--repo_id", destination.repo_id, *["--private"] * destination.private]
         raise UserError(
             f"the model is whole, in {destination.model}, but not on the Hub ({reason}); to push "
-            f"it: {_command(destination)}"
+            f"it: {shlex.join(words)}"
         ) from None
 
 
-def _destination(config: TrainingConfig) -> PushConfig:
-    """Return where to push, with the account's name where the flag does not have one."""
-    output_dir = Path(config.output_dir)
+def _repo_id(config: TrainingConfig) -> str:
+    """Return the repository's name, with the account's where the flag has none."""
     name = config.hub_model_id
     if name is None:
-        name = output_dir.absolute().name
+        name = Path(config.output_dir).absolute().name
         try:
             check_repo_id(name, "output_dir", account="user")
         except UserError:
             raise UserError(
-                f"--output_dir {output_dir}: a repository on the Hub cannot be called {name!r}; "
-                "name one with --hub_model_id"
+                f"--output_dir {config.output_dir}: a repository on the Hub cannot be called "
+                f"{name!r}; name one with --hub_model_id"
             ) from None
-    if "/" not in name:
-        account = insist(lambda: HfApi(token=True).whoami()["name"], name)
-        name = f"{account}/{name}"
-    return PushConfig(
-        model=str(output_dir / "model"), repo_id=name, private=config.hub_private_repo
-    )
+    if "/" in name:
+        return name
+    return f"{insist(lambda: HfApi(token=True).whoami()['name'], name)}/{name}"
 
 
-def _open(destination: PushConfig, class_name: str) -> None:
-    """Make the repository, or make sure that it is the model's; insist repeats it."""
-    api = HfApi(token=True)
-    open_repository(api, destination, "model")
-    repo = {"repo_id": destination.repo_id, "repo_type": "model"}
-    refuse_other_model(destination.repo_id, RemoteFiles(api, repo, None), class_name)
-
-
-def _command(destination: PushConfig) -> str:
-    words = ["hf-latent", "push", "--model", destination.model, "--repo_id", destination.repo_id]
-    return shlex.join([*map(str, words), *(["--private"] if destination.private else [])])
+def _open_repository(repo_id: str, private: bool, class_name: str) -> None:
+    """Make the repository, or make sure that it is the model's; it may be repeated."""
+    api, repo = HfApi(token=True), {"repo_id": repo_id, "repo_type": "model"}
+    open_repository(api, **repo, private=private)
+    refuse_other_model(repo_id, RemoteFiles(api, repo, "main"), class_name)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hf_latent.hub.ldm_pipeline import to_ldm_pipeline
-from hf_latent.hub.upload.model_folder import open_model_folder
+from hf_latent.hub.model_files import open_model_folder
 from hf_latent.models.frozen import hash_weights
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.pipeline.hub_format import MODULES, sent_files

@@ -18,7 +18,7 @@ from hf_latent.errors import UserError
 from hf_latent.evaluation.sampling import load_pipeline
 from hf_latent.hub.card.facts import PICTURES, read_model_facts
 from hf_latent.hub.card.render import CARD, render_model_card
-from hf_latent.hub.upload.model_folder import open_model_folder
+from hf_latent.hub.model_files import open_model_folder
 from hf_latent.output import read_json, replaced_whole, write_json, write_text
 
 REPORTS = ("training.json", "config.yaml")

@@ -19,7 +19,7 @@ from torch import nn
 from hf_latent.command import Share
 from hf_latent.data.images.config import ImagesConfig
 from hf_latent.errors import UserError
-from hf_latent.hub.upload.config import check_repo_id
+from hf_latent.hub.remote import check_repo_id
 from hf_latent.training.run.batches import ProcessRows
 
 # They split a model's weights, which checkpoints and averages here take as a whole.

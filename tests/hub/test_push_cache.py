@@ -3,7 +3,7 @@ import pytest
 from tests.hub.conftest import TOKEN, write_cache
 
 REPO = "ada/latents"
-TWO_A_COMMIT = "import hf_latent.hub.upload.upload as upload; upload.FILES_PER_COMMIT = 2"
+TWO_A_COMMIT = "import hf_latent.hub.push as push; push.WEIGHTS_PER_COMMIT = 2"
 
 
 def files(hub, rev="main", repo_id=REPO):

@@ -11,7 +11,7 @@ from tests.conftest import make_autoencoder
 from tests.hub.conftest import assert_model_is_whole, folder_files, model_files
 
 REPO = "ada/model"
-THREE_A_COMMIT = "import hf_latent.hub.upload.upload as upload; upload.FILES_PER_COMMIT = 3"
+THREE_A_COMMIT = "import hf_latent.hub.push as push; push.WEIGHTS_PER_COMMIT = 3"
 CARD = "---\nlicense: mit\n---\n# Mine\n"
 
 

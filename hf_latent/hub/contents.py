@@ -1,0 +1,234 @@
+"""What a push sends of a model and of a latent cache: an explicit list of files, and a card."""
+
+import hashlib
+import re
+from pathlib import Path
+
+from huggingface_hub import RepoCard
+
+from hf_latent.data.latents.cache import LatentCache
+from hf_latent.data.latents.manifest import hash_file
+from hf_latent.errors import UserError
+from hf_latent.hub.card.cache import render_cache_card
+from hf_latent.hub.card.render import card_pictures, render_model_card
+from hf_latent.hub.card.signature import is_unedited
+from hf_latent.hub.model_files import (
+    ABOUT,
+    AUTOENCODERS,
+    CODE,
+    COMPONENT,
+    CONFIGS,
+    ENTRIES,
+    INDEX,
+    PIPELINE,
+    WEIGHTS,
+    check_files,
+    checkpoint_files,
+    is_file,
+    open_model_folder,
+)
+from hf_latent.hub.remote import RemoteFiles
+from hf_latent.pipeline.hub_format import MODULES, RETIRED_MODULES
+
+SHOWN_NAMES = 5
+_PICTURE = re.compile(r"\w[\w.-]*\.png", re.ASCII)
+_SHARD = re.compile(r"(train|validation)-\d{6}\.safetensors")
+
+
+class _Contents:
+    """What a push sends.
+
+    Attributes:
+        kind: of the repository: model or dataset.
+        what: the kind of contents, in words.
+        title: of the commits; other contents have another title, by which a push finds its own pull
+            request again.
+        folder: where the entry and the card's pictures lie.
+        entry: the name of the file without which nothing takes the others for a whole.
+        files: where all other files lie, by their names in the repository; no card, no pictures.
+        sha256: of the same files, by the same names.
+    """
+
+    kind: str
+    what: str
+    entry: str
+
+    def __init__(self, folder: Path, files: dict[str, Path], sha256: dict[str, str]):
+        self.folder, self.files, self.sha256 = folder, files, sha256
+        known = [f"{digest} {name}" for name, digest in sorted(sha256.items())]
+        text = "\n".join([hash_file(folder / self.entry), *known])
+        self.title = f"Add the {self.what} {hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+    def pictures(self, card: str) -> dict[str, Path]:
+        """Return where the pictures lie that a card shows, by their names in it."""
+        return {
+            name: self.folder / name
+            for name in card_pictures(card)
+            if _PICTURE.fullmatch(name) and is_file(self.folder / name)
+        }
+
+
+class CacheContents(_Contents):
+    """A whole latent cache, whose files are all its own.
+
+    Args:
+        folder: of the cache.
+        repo_id: of the data set, for the card.
+
+    Raises:
+        UserError: if the cache is not whole.
+    """
+
+    kind, what, entry = "dataset", "latent cache", "manifest.json"
+
+    def __init__(self, folder: Path, repo_id: str):
+        """Verify every file."""
+        if not folder.is_dir():
+            raise UserError(f"--cache {folder} is not a folder")
+        latents = LatentCache(folder)
+        shards = latents.manifest["shards"]
+        check_files(folder, [self.entry, *shards])
+        latents.verify()
+        self.manifest, self.repo_id = latents.manifest, repo_id
+        sha256 = {name: known["sha256"] for name, known in shards.items()}
+        super().__init__(folder, {name: folder / name for name in shards}, sha256)
+
+    def __str__(self) -> str:
+        """Say what it is, in a few words."""
+        rows = sum(split["rows"] for split in self.manifest["splits"].values())
+        return f"latents of {rows:,} images in {len(self.files):,} files"
+
+    def card(self, license: str | None) -> str:
+        """Return the card that the manifest gives."""
+        return render_cache_card(self.manifest, self.repo_id, license)
+
+    def stale(self, remote: RemoteFiles) -> list[str]:
+        """Return the shards of the cache there; others of such names are not a cache's."""
+        shards = remote.read_json(self.entry).get("shards")
+        names = shards if isinstance(shards, dict) else {}
+        return [x for x in names if _SHARD.fullmatch(x) and x in remote and x not in self.files]
+
+
+class ModelContents(_Contents):
+    """A whole model.
+
+    Args:
+        folder: of the model, or of the run that it was trained in.
+        repo_id: of the model on the Hub, for the card.
+        license: that was asked for; an edited card goes without.
+        checkpoints: send those of the run, too.
+
+    Raises:
+        UserError: if the model is not whole, or its card cannot be read.
+    """
+
+    kind, what = "model", "model"
+
+    def __init__(self, folder: Path, repo_id: str, license: str | None, checkpoints: bool):
+        """Check every file."""
+        model = open_model_folder(_find_model(folder))
+        self.class_name, self.entry, self.repo_id = model.class_name, model.entry, repo_id
+        files = {name: model.folder / name for name in model.files}
+        if checkpoints:
+            files |= {name: folder / name for name in checkpoint_files(folder)}
+        super().__init__(model.folder, files, {x: hash_file(path) for x, path in files.items()})
+        self._edited, self._cards = self._edited_card(license), dict[str | None, str]()
+        shown = self.pictures(self.card(license))
+        self.left_out = _left_out(self.folder, {*model.files, self.entry, "README.md", *shown})
+
+    def __str__(self) -> str:
+        """Say what it is, in a few words."""
+        size = sum(path.stat().st_size for path in self.files.values())
+        return f"{self.class_name} of {size / 1e6:,.1f} MB in {len(self.files) + 1:,} files"
+
+    def card(self, license: str | None) -> str:
+        """Return the folder's card if it was edited, otherwise a new one for the repository."""
+        if self._edited is not None:
+            return self._edited
+        if license not in self._cards:  # each takes a look at all the weights
+            self._cards[license] = render_model_card(self.folder, self.repo_id, license)
+        return self._cards[license]
+
+    def stale(self, remote: RemoteFiles) -> list[str]:
+        """Return what the same list names there: of a model's repository, it is the model's."""
+        parts = {name.rpartition("/")[0] for name in self.files if name not in (*ABOUT, *CODE)}
+        index = remote.read_json("model_index.json")
+        if self.entry == "model_index.json":
+            parts |= {x for x in index if COMPONENT.fullmatch(x) and isinstance(index[x], list)}
+        others = set()
+        if index.get("_class_name") == [MODULES[0], PIPELINE]:
+            others |= {f"{module}.py" for module in RETIRED_MODULES}
+        card = remote.read("README.md").decode(errors="replace")
+        if is_unedited(card):  # otherwise reports and pictures of these names may be anybody's
+            others |= {*ABOUT, *card_pictures(card)}
+        found = []
+        for name in remote.names - self.files.keys():
+            part, _, file = name.rpartition("/")
+            weights = WEIGHTS.fullmatch(file) or INDEX.fullmatch(file)
+            if name in others or (part in parts and (weights or (part and file in CONFIGS))):
+                found.append(name)
+        return sorted(found)
+
+    def _edited_card(self, license: str | None) -> str | None:
+        """Return the folder's card, if there is one that was edited or is another's."""
+        path, ours = self.folder / "README.md", self.class_name in (PIPELINE, *AUTOENCODERS)
+        if not is_file(path):
+            if not ours:
+                raise UserError(f"{self.folder} has no card: write one, README.md")
+            return None
+        card = path.read_text(encoding="utf-8", errors="replace")
+        if ours and is_unedited(card):
+            return None
+        if license:
+            raise UserError(f"{path} is sent as it is, without --license: write the licence there")
+        try:
+            RepoCard(card)
+        except Exception as error:  # YAML's errors have no common class with the others
+            cause = " ".join(str(error).split())[:200]
+            raise UserError(f"the metadata of {path} cannot be read: {cause}") from error
+        return card
+
+
+def refuse_other_model(repo_id: str, remote: RemoteFiles, class_name: str) -> None:
+    """Refuse to put a model over one of another class.
+
+    Args:
+        repo_id: of the repository.
+        remote: its files.
+        class_name: of the model that is to come.
+
+    Raises:
+        UserError: if another is there.
+    """
+    entry = next((entry for entry in ENTRIES if entry in remote), None)
+    if entry is None:
+        return
+    name = remote.read_json(entry).get("_class_name")
+    there = name[-1] if isinstance(name, list) and name else name
+    if there != class_name:
+        raise UserError(
+            f"{repo_id} has the {entry} of {there or 'another kind of model'} on the Hub, and this "
+            f"is {class_name}: choose another name"
+        )
+
+
+def _find_model(folder: Path) -> Path:
+    """Return the model's folder: the one given, or `model` in that of a run."""
+    if not folder.is_dir():
+        raise UserError(f"--model {folder} is not a folder")
+    for place in (folder, folder / "model"):
+        if any((place / entry).is_file() for entry in ENTRIES):
+            return place
+    raise UserError(
+        f"--model {folder} holds no model: there is neither model_index.json nor config.json"
+    )
+
+
+def _left_out(folder: Path, sent: set[str]) -> str:
+    """Name what is not sent of a model's folder and of its parts' folders."""
+    parts = {Path(name).parent.as_posix() for name in sent}
+    paths = [path for part in sorted(parts) for path in sorted((folder / part).iterdir())]
+    names = [path.relative_to(folder).as_posix() for path in paths if path.name[0] != "."]
+    left = [repr(name)[1:-1] for name in names if name not in sent | parts]
+    more = f" and {len(left) - SHOWN_NAMES} more" if len(left) > SHOWN_NAMES else ""
+    return ", ".join(left[:SHOWN_NAMES]) + more

@@ -1,0 +1,219 @@
+"""Which files of a folder are a model: an explicit list, each checked before it may be sent."""
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from hf_latent.errors import UserError
+from hf_latent.output import read_json
+from hf_latent.pipeline.hub_format import MODULES
+
+PIPELINE, AUTOENCODERS = "LatentDiffusionPipeline", ("AutoencoderKL", "AutoencoderTiny")
+ENTRIES = ("model_index.json", "config.json")
+ABOUT = ("training.json", "config.yaml", "metrics.json")
+CODE = tuple(f"{module}.py" for module in MODULES)
+CONFIGS = ("config.json", "scheduler_config.json")
+# One file, or the shards of a large model, and perhaps of a variant, like fp16.
+WEIGHTS = re.compile(
+    r"diffusion_pytorch_model(\.\w+)?(?P<shard>-\d{5}-of-\d{5})?(\.\w+)?\.safetensors", re.ASCII
+)
+INDEX = re.compile(r"diffusion_pytorch_model\.safetensors\.index(\.\w+)?\.json", re.ASCII)
+COMPONENT = re.compile(r"[a-z]\w*", re.ASCII)
+_CHECKPOINT = re.compile(r"checkpoint-\d+")
+_MOMENTS = re.compile(r"\w+_optimizer\.safetensors", re.ASCII)
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A whole model.
+
+    Attributes:
+        folder: where it lies.
+        entry: `model_index.json` of a pipeline, or `config.json` of an autoencoder.
+        class_name: of the pipeline or the autoencoder.
+        files: the names of its other files, with slashes; no card and no pictures.
+    """
+
+    folder: Path
+    entry: str
+    class_name: str
+    files: tuple[str, ...]
+
+
+def open_model_folder(folder: Path) -> ModelFolder:
+    """Find a model's files, and make sure that it is whole.
+
+    Args:
+        folder: of a pipeline or an autoencoder.
+
+    Returns:
+        The model.
+
+    Raises:
+        UserError: if there is none, if one of its files is missing, damaged or a link, or if one
+            names files that are none of a model.
+    """
+    entry = next((name for name in ENTRIES if (folder / name).is_file()), ENTRIES[-1])
+    values = read_json(folder / entry)
+    if entry == "model_index.json":
+        class_name, files = _pipeline_class(folder, values)
+        for part in _components(folder, values):
+            files += _component_files(folder, part)
+    else:
+        class_name = str(values.get("_class_name"))
+        if class_name not in AUTOENCODERS:
+            raise UserError(
+                f"{folder / entry} is of a {class_name}, and not of an autoencoder "
+                f"({' or '.join(AUTOENCODERS)}) or a pipeline: push the model's own folder"
+            )
+        files = _weight_files(folder)
+    files += [name for name in ABOUT if is_file(folder / name)]
+    check_files(folder, [entry, *files])
+    return ModelFolder(folder, entry, class_name, tuple(files))
+
+
+def checkpoint_files(run: Path) -> list[str]:
+    """Find the files of a run's checkpoints, each checked like a model's.
+
+    Args:
+        run: the run's folder.
+
+    Returns:
+        Their names in the run's folder, with slashes.
+
+    Raises:
+        UserError: if there are none, or one is damaged.
+    """
+    names = []
+    for checkpoint in sorted(run.iterdir()):
+        if not _CHECKPOINT.fullmatch(checkpoint.name):
+            continue
+        names.append(f"{checkpoint.name}/state.json")
+        for path in sorted(checkpoint.iterdir()):
+            if path.is_dir() and COMPONENT.fullmatch(path.name):
+                names += _component_files(run, f"{checkpoint.name}/{path.name}")
+            elif _MOMENTS.fullmatch(path.name):
+                names.append(f"{checkpoint.name}/{path.name}")
+    if not names:
+        raise UserError(
+            f"--checkpoints: {run} has no checkpoint-N: pass the folder of the run as --model"
+        )
+    check_files(run, names)
+    return names
+
+
+def check_files(folder: Path, names: Iterable[str]) -> None:
+    """Make sure that each file lies in the folder itself, and is what its name says.
+
+    Args:
+        folder: the files' root.
+        names: of the files, with slashes.
+
+    Raises:
+        UserError: for the first one that is missing, a link, no JSON object or cut short.
+    """
+    for name in names:
+        path = folder / name
+        if path.resolve() != folder.resolve() / name:
+            raise UserError(f"{path} is a link: put the file itself in its place")
+        if path.suffix == ".json":
+            read_json(path)
+        elif path.suffix == ".safetensors":
+            _weight_names(path)
+        elif not path.is_file():
+            raise UserError(f"{path} is missing: save the model again")
+
+
+def is_file(path: Path) -> bool:
+    """Return whether something is a file itself, and no link to one."""
+    return path.is_file() and not path.is_symlink()
+
+
+def _pipeline_class(folder: Path, index: dict[str, Any]) -> tuple[str, list[str]]:
+    """Return a pipeline's class, and the files of the code that travels with it."""
+    name = index.get("_class_name")
+    if name == [MODULES[0], PIPELINE]:
+        return PIPELINE, list(CODE)
+    if isinstance(name, str) and name != PIPELINE:
+        return name, []  # one of diffusers' own
+    raise UserError(
+        f"{folder / 'model_index.json'} names the class {json.dumps(name)}, without the code "
+        "beside it that others would need: load it with LatentDiffusionPipeline and save it again"
+    )
+
+
+def _components(folder: Path, index: dict[str, Any]) -> list[str]:
+    """Return the names of a pipeline's components that have folders of their own."""
+    found = []
+    for name, value in index.items():
+        if not isinstance(value, list) or name == "_class_name" or value == [None, None]:
+            continue
+        if not COMPONENT.fullmatch(name) or len(value) != 2 or value[0] != "diffusers":
+            raise UserError(
+                f"{folder / 'model_index.json'} names {name!r} as {json.dumps(value)}, which is no "
+                "part of diffusers: push such a model with `hf upload`"
+            )
+        found.append(name)
+    return found
+
+
+def _component_files(folder: Path, name: str) -> list[str]:
+    """Return the names of a component's files in the model's folder, with slashes."""
+    part = folder / name
+    if not part.is_dir():
+        raise UserError(f"{folder} has no folder {name}, which it needs: save the model again")
+    if (part / "scheduler_config.json").is_file():
+        return [f"{name}/scheduler_config.json"]
+    return [f"{name}/{file}" for file in ("config.json", *_weight_files(part))]
+
+
+def _weight_files(folder: Path) -> list[str]:
+    """Return the files that hold a part's weights; of shards, those that an index names."""
+    found = []
+    for path in sorted(folder.iterdir()):
+        match = WEIGHTS.fullmatch(path.name)
+        if match and not match["shard"]:
+            found.append(path.name)
+        elif INDEX.fullmatch(path.name):
+            found += [path.name, *_shards(path)]
+    if not found:
+        raise UserError(
+            f"{folder} has no weights (diffusion_pytorch_model.safetensors): save the model again"
+        )
+    return found
+
+
+def _shards(index: Path) -> list[str]:
+    """Return the shards that an index names; they must have the weights that it says."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"{index} has no weight_map: save the model again")
+    shards: dict[str, set[str]] = {}
+    for weight, shard in weight_map.items():
+        match = WEIGHTS.fullmatch(shard) if isinstance(shard, str) else None
+        if not match or not match["shard"]:
+            raise UserError(f"{index} names {shard!r}, which is no file of weights")
+        shards.setdefault(shard, set()).add(weight)
+    for shard, weights in shards.items():
+        if _weight_names(index.parent / shard) != weights:
+            raise UserError(
+                f"{index.parent / shard} has not the weights that {index.name} says: save the "
+                "model again"
+            )
+    return sorted(shards)
+
+
+def _weight_names(path: Path) -> set[str]:
+    """Read the names in a safetensors file; its header must fit its size."""
+    try:
+        with safe_open(path, "np") as file:
+            return set(file.keys())
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{path} is missing, cut short or damaged ({error}): save the model again"
+        ) from error

@@ -1,0 +1,195 @@
+"""A repository on the Hub: opened or made, its files read, its refusals put in one line.
+
+huggingface_hub repeats most requests that fail by itself, but neither a commit nor what makes or
+looks up a repository: so `insist` repeats a whole step.
+"""
+
+import json
+import re
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HTTPError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+from hf_latent.errors import UserError
+
+Result = TypeVar("Result")
+PULL_REQUEST = re.compile(r"refs/pr/(\d+)")
+WAITS_SECONDS = (1, 2, 4, 8, 8)  # those of huggingface_hub
+_MAY_PASS = (408, 429, 500, 502, 503, 504)
+_BAD_TOKEN = ("LocalProtocolError", "UnicodeEncodeError")  # it cannot stand in a header
+
+
+class RemoteFiles:
+    """The files of one revision of a repository, as the Hub has them now.
+
+    Args:
+        api: asks the Hub.
+        repo: `repo_id` and `repo_type`.
+        revision: a branch, a pull request or a commit; None: main.
+
+    Attributes:
+        commit: the revision's last commit.
+        names: of all files.
+        sha256: of those that are kept in LFS, by their names.
+    """
+
+    def __init__(self, api: HfApi, repo: dict[str, Any], revision: str | None):
+        """List them."""
+        self._api = api
+        self.commit = api.repo_info(**repo, revision=revision).sha
+        self._where: dict[str, Any] = {**repo, "revision": self.commit}
+        listed = api.list_repo_tree(**self._where, recursive=True)
+        files = {x.path: x.lfs for x in listed if isinstance(x, RepoFile)}
+        self.names = set(files)
+        self.sha256 = {name: lfs.sha256 for name, lfs in files.items() if lfs}
+
+    def __contains__(self, name: object) -> bool:
+        """Return whether there is a file of this name."""
+        return name in self.names
+
+    def read(self, name: str) -> bytes:
+        """Download a small file, past the cache of loaded models; empty if there is none."""
+        if name not in self:
+            return b""
+        with tempfile.TemporaryDirectory() as folder:
+            path = self._api.hf_hub_download(**self._where, filename=name, local_dir=folder)
+            return Path(path).read_bytes()
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Download a JSON object; one that is not there, or cannot be read, is empty."""
+        try:
+            values = json.loads(self.read(name))
+        except (ValueError, RecursionError):
+            return {}
+        return values if isinstance(values, dict) else {}
+
+
+def check_repo_id(name: str, flag: str, account: str | None = None) -> None:
+    """Refuse a name that no repository on the Hub can have.
+
+    Args:
+        name: of the repository.
+        flag: that gave it, for the message.
+        account: accept a name without one, as if it were this account's.
+
+    Raises:
+        UserError: if it is not `user/name`.
+    """
+    whole = f"{account}/{name}" if account and "/" not in name else name
+    try:
+        validate_repo_id(whole)
+    except HFValidationError:
+        whole = ""
+    if "/" not in whole:
+        raise UserError(f"--{flag} {name} is not of the form user/name")
+
+
+def open_repository(
+    api: HfApi, repo_id: str, repo_type: str, private: bool, revision: str | None = "main"
+) -> None:
+    """Make a repository if it is missing, and make sure that this token may write to it.
+
+    Args:
+        api: asks the Hub.
+        repo_id: `user/name`.
+        repo_type: model or dataset.
+        private: whether it must be private.
+        revision: a branch, made if it is missing, or a pull request; None: a new pull request.
+
+    Raises:
+        UserError: if it is public and must not be, or if a cache was to get the name of a model.
+    """
+    repo: dict[str, Any] = {"repo_id": repo_id, "repo_type": repo_type}
+    if repo_type == "dataset" and not api.repo_exists(**repo) and api.repo_exists(repo_id):
+        raise UserError(f"{repo_id} is a model on the Hub: choose another --repo_id for the cache")
+    api.create_repo(**repo, private=private or None, exist_ok=True)
+    if private and not api.repo_info(**repo).private:
+        raise UserError(
+            f"{repo_id} is public on the Hub, and was to be private: make it private in its "
+            "settings, or choose another name"
+        )
+    if revision is None or PULL_REQUEST.fullmatch(revision):
+        return  # anybody may propose
+    api.auth_check(**repo, write=True)
+    if revision != "main":
+        api.create_branch(**repo, branch=revision, exist_ok=True)
+
+
+def insist(step: Callable[[], Result], repo_id: str) -> Result:
+    """Do something on the Hub, again if it fails for a reason that may pass.
+
+    Args:
+        step: what to do; it looks up what the Hub has, so it is safe to repeat.
+        repo_id: of the repository, for the messages.
+
+    Returns:
+        What the step returns.
+
+    Raises:
+        UserError: in one line, without the token, if it keeps failing or is refused.
+    """
+    for wait in (*WAITS_SECONDS, None):
+        try:
+            return step()
+        except UserError:
+            raise
+        except (HTTPError, OSError, RuntimeError, ValueError) as error:
+            cause = error.__cause__ if isinstance(error, RuntimeError) else None
+            reason = cause or error  # the failure of an upload is wrapped in a RuntimeError
+            if wait is None or not _may_pass(reason):
+                raise UserError(_explain(reason, repo_id)) from None
+            time.sleep(wait)
+    raise AssertionError("the last round returns or raises")
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Return whether a failure is a broken connection or a server in trouble, and no refusal."""
+    if isinstance(error, HfHubHTTPError):
+        return error.response.status_code in _MAY_PASS
+    if isinstance(error, OfflineModeIsEnabled) or type(error).__name__ in _BAD_TOKEN:
+        return False
+    # A proxy's page about an error is no JSON.
+    return isinstance(error, HTTPError | ConnectionError | TimeoutError | json.JSONDecodeError)
+
+
+def _explain(error: BaseException, repo_id: str) -> str:
+    """Say what went wrong, and how to mend it."""
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    said = getattr(error, "server_message", None) or str(error) or type(error).__name__
+    if isinstance(error, LocalTokenNotFoundError):
+        return "there is no token for the Hub: run hf auth login, or set HF_TOKEN"
+    if isinstance(error, OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set, so nothing can be sent: unset it"
+    if type(error).__name__ in _BAD_TOKEN:
+        return "the token for the Hub has characters that no token has: run hf auth login again"
+    if isinstance(error, RevisionNotFoundError):
+        return f"{repo_id} has no such --revision on the Hub ({said})"
+    if status == 401 and re.search("Invalid (credentials|user token)", said):
+        return "the Hub does not know this token: run hf auth login, or set HF_TOKEN"
+    if isinstance(error, RepositoryNotFoundError) or status == 401:
+        return f"the Hub has no {repo_id} that this token may see: look at the name and the token"
+    if status == 403:
+        return f"this token may not write to {repo_id} ({said}): use one that may"
+    if _may_pass(error):
+        code = f"{status}: " if status else ""
+        return (
+            f"the Hub cannot be reached or is in trouble ({code}{said}); "
+            "the same command goes on where it stopped"
+        )
+    if status or isinstance(error, ValueError):
+        return f"the Hub refused {repo_id}: {said}"
+    return f"sending to {repo_id} failed ({said}); the same command goes on where it stopped"
