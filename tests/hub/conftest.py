@@ -26,7 +26,8 @@ def running_hub():
 @pytest.fixture(scope="session")
 def running_process(running_hub, tmp_path_factory):
     home = tmp_path_factory.mktemp("hub_process")
-    return HubProcess(running_hub, home, ("hf_latent.hub.push",))
+    modules = ("hub.push", "training.autoencoder", "training.denoiser")
+    return HubProcess(running_hub, home, [f"hf_latent.{name}" for name in modules])
 
 
 @pytest.fixture

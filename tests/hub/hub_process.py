@@ -1,6 +1,7 @@
 """Python programs that take the loopback Hub for the Hub."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +26,7 @@ class HubProcess:
         imports: modules to have at hand.
     """
 
-    def __init__(self, hub: LoopbackHub, home: Path, imports: tuple[str, ...] = ()):
+    def __init__(self, hub: LoopbackHub, home: Path, imports: Sequence[str] = ()):
         self.home = home
         self.environment = hub.environment(home / "hf") | {"OMP_NUM_THREADS": "1"}
         forked.warm(self.environment, imports)

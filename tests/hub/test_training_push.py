@@ -15,7 +15,6 @@ from hf_latent.hub.card.signature import is_unedited
 from hf_latent.training.autoencoder_config import AutoencoderConfig
 from hf_latent.training.push import open_hub_model
 from tests.hub.conftest import TOKEN, model_files
-from tests.hub.hub_process import HubProcess
 
 NARROW = """
 from hf_latent.models.presets import AUTOENCODERS, DENOISERS
@@ -33,16 +32,8 @@ SHORT = shlex.split(
 WHOLE = "the model is whole, in {model}, but not on the Hub ({reason}"
 
 
-@pytest.fixture(scope="module")
-def training_process(running_hub, tmp_path_factory):
-    """A warm process with the trainings and their data."""
-    home = tmp_path_factory.mktemp("training_process")
-    modules = ("hf_latent.training.autoencoder", "hf_latent.training.denoiser", "tests.conftest")
-    return HubProcess(running_hub, home, modules)
-
-
 @pytest.fixture
-def train(hub, training_process, tmp_path):
+def train(process, tmp_path):
     """Train an autoencoder, or a denoiser, for a step."""
 
     def run(*flags, what="autoencoder", token=TOKEN, before="", push=True):
@@ -52,7 +43,7 @@ def train(hub, training_process, tmp_path):
             words += ["--vae", "fashion-mnist-f4"]
         config = f"{what.capitalize()}Config"
         code = f"{before}{NARROW}run_command({config}, train_{what}, {words!r})"
-        outcome = training_process.run(code, token)
+        outcome = process.run(code, token)
         assert TOKEN not in outcome.out + outcome.err
         return outcome
 

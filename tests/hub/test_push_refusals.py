@@ -1,4 +1,4 @@
-"""What `hf-latent push --model` refuses: one line, status 2, nothing sent, and never the token."""
+"""What `hf-latent push` refuses: one line, status 2, nothing sent, and never the token."""
 
 import json
 import os
@@ -18,6 +18,8 @@ READ_ONLY = "this token may not write to ada/model"
         ("hf_unknown", "the Hub does not know this token"),
         ("hf_reader", READ_ONLY),
         ("hf_other", READ_ONLY),
+        ("hf_ctrl\x0bsecret", "the token for the Hub has characters that no token has"),
+        ("hf_schlüsselsecret", "the token for the Hub has characters that no token has"),
     ],
 )
 @pytest.mark.parametrize("there", [False, True])
@@ -31,6 +33,7 @@ def test_a_token_that_may_not_is_one_line_before_anything_is_sent(
     outcome = push_model(token=token)
     assert outcome.status == 2
     assert outcome.err.startswith(f"error: {says}") and outcome.err.count("\n") == 1
+    assert "secret" not in outcome.err
     assert not hub.asked("preupload|lfs|commit")
     assert ("models", "ada/model") in hub.repos if there else hub.repos == {}
 
