@@ -17,6 +17,7 @@ cover anything else of its file stand in.
 
 import argparse
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -30,11 +31,20 @@ from pathlib import Path
 from queue import Queue
 from xml.etree import ElementTree
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.measure.covering_tests import choose_tests, durations_key, read_contexts, read_durations
 from tests.measure.mutants import Mutant, apply, draw_mutants
 
+OWN_TREE = Path(__file__).parents[2]
+FORKS = multiprocessing.get_context("forkserver")
+PRELOADED = [
+    *("pytest", "torch", "accelerate", "datasets", "jsonargparse", "matplotlib.pyplot"),
+    *("torchmetrics", "transformers", "diffusers.training_utils"),
+    *("diffusers.pipelines.pipeline_utils", "diffusers.models.unets.unet_2d"),
+]
 MARGIN_SECONDS = 120  # to import torch, on a busy machine
 TIMES_SLOWER = 10
 
@@ -59,6 +69,22 @@ class Result:
     def is_caught(self) -> bool:
         """Return whether the tests noticed the change."""
         return self.verdict in ("caught", "timed out")
+
+
+def run_pytest(folder: Path, options: list[str]) -> None:
+    """Run pytest in a new process, which has imported the large packages, and nothing of a tree."""
+    os.setsid()
+    os.chdir(folder)
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 1)
+    os.dup2(silence, 2)
+    os.environ["PYTHONPATH"] = str(folder)
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    sys.dont_write_bytecode = True  # a mutant of the same size and second looks the same
+    sys.path[:] = [str(folder), *(path for path in sys.path if path != str(OWN_TREE))]
+    for name in [name for name in sys.modules if name.split(".")[0] == "tests"]:
+        del sys.modules[name]  # those of the copy have the same names
+    os._exit(pytest.main(options))
 
 
 @dataclass
@@ -97,35 +123,15 @@ class Copy:
         names.write_text("\n".join(tests), encoding="utf-8")
         report.unlink(missing_ok=True)
         options = ["-x", "-q", "-n0", "-p", "no:cacheprovider", f"--junitxml={report}"]
-        environment = {
-            "PYTHONPATH": str(self.folder),
-            "PYTHONDONTWRITEBYTECODE": "1",  # a mutant of the same size and second looks the same
-            "OMP_NUM_THREADS": "1",
-        }
-        process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "pytest",
-                *options,
-                f"--basetemp={self.folder}.tmp",
-                f"@{names}",
-            ],
-            cwd=self.folder,
-            env=os.environ | environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        try:
-            status = process.wait(limit)
-        except subprocess.TimeoutExpired:
+        options += [f"--basetemp={self.folder}.tmp", f"@{names}"]
+        process = FORKS.Process(target=run_pytest, args=(self.folder, options))
+        process.start()
+        process.join(limit)
+        if process.is_alive():
+            os.killpg(process.pid, signal.SIGKILL)
+            process.join()
             return None
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-        if status == 0:
+        if process.exitcode == 0:
             return []
         failed = set()
         if report.is_file():
@@ -188,6 +194,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
+    os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    FORKS.set_forkserver_preload(PRELOADED)
     contexts = read_contexts(arguments.coverage)
     durations = read_durations(arguments.durations) if arguments.durations else {}
     drawn = draw_mutants(arguments.tree.resolve() / "hf_latent", arguments.seed, arguments.count)
