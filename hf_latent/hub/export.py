@@ -10,14 +10,12 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 from hf_latent.command import Settings
 from hf_latent.errors import UserError
-from hf_latent.hub.card.signature import sign
-from hf_latent.hub.card.text import plain
+from hf_latent.hub.card.render import render_card
 from hf_latent.hub.ldm_pipeline import to_ldm_pipeline
 from hf_latent.models.load import find_released, loading
 from hf_latent.output import check_output_dir, replaced_whole
 from hf_latent.pipeline import LatentDiffusionPipeline
 
-TEMPLATE = Path(__file__).with_name("export_card.md")
 EXPORTED = {"README.md", "model_index.json", "scheduler", "unet", "vqvae"}
 
 
@@ -106,10 +104,10 @@ def render_export_card(
         tags=["latent-diffusion", "hf-latent", "safetensors"],
     )
     config = pipeline.scheduler.config
-    card = huggingface_hub.ModelCard.from_template(
+    return render_card(
+        "export_card.md",
         data,
-        template_path=str(TEMPLATE),
-        drawn=plain(_drawn(pipeline, class_label)),
+        drawn=_drawn(pipeline, class_label),
         class_label=class_label,
         num_classes=pipeline.num_classes,
         guided=pipeline.guide_unet is not None,
@@ -119,7 +117,6 @@ def render_export_card(
         num_train_timesteps=config.num_train_timesteps,
         diffusers_version=diffusers.__version__,
     )
-    return sign(str(card))
 
 
 def _chosen_label(config: ExportConfig, pipeline: LatentDiffusionPipeline) -> int | None:

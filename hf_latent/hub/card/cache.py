@@ -2,16 +2,13 @@
 
 import math
 import re
-from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 
-from hf_latent.hub.card.signature import sign
-from hf_latent.hub.card.text import plain, size_text
+from hf_latent.hub.card.render import render_card
+from hf_latent.hub.card.text import plain
 
-TEMPLATE = Path(__file__).with_name("cache_card.md")
-SHOWN_CLASSES = 100
 _NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")  # safe to paste into a shell and into Python
 
 
@@ -29,51 +26,31 @@ def render_cache_card(
         The card: metadata as YAML, then Markdown, then a comment with the hash of both.
     """
     rows = sum(split["rows"] for split in manifest["splits"].values())
-    data, autoencoder = (plain(manifest.get(key)) for key in ("data", "autoencoder"))
-    title = f"Latents of {data}" if data else "Latents of images"
+    title = f"Latents of {manifest.get('data') or 'images'}"
+    autoencoder = str(manifest.get("autoencoder") or "")
+    image_shape, latent_shape = manifest.get("image_shape"), manifest.get("latent_shape")
     card_data = huggingface_hub.DatasetCardData(
         license=license,
-        pretty_name=title,
+        pretty_name=str(plain(title)),
         tags=["latent-diffusion", "latents", "hf-latent", "safetensors"],
         task_categories=["unconditional-image-generation"],
         size_categories=[size_category(rows)],
         viewer=False,  # it cannot show safetensors
     )
-    image_shape, latent_shape = manifest.get("image_shape"), manifest.get("latent_shape")
-    labels = sorted((manifest.get("id2label") or {}).items(), key=lambda item: int(item[0]))
-    shards = manifest["shards"]
-    card = huggingface_hub.DatasetCard.from_template(
+    labels = manifest.get("id2label") or {}
+    return render_card(
+        "cache_card.md",
         card_data,
-        template_path=str(TEMPLATE),
+        manifest=manifest,
         title=title,
         repo_id=repo_id,
         rows=rows,
-        data=data,
-        autoencoder=autoencoder,
-        vae=autoencoder if _NAME.fullmatch(autoencoder or "") else None,
-        autoencoder_sha256=plain(manifest.get("autoencoder_sha256")),
-        preprocessing=plain(manifest.get("preprocessing")),
-        dtype=plain(manifest.get("dtype")),
-        mirrored=manifest.get("mirrored"),
-        image_shape=image_shape,
-        image_values=math.prod(image_shape) if image_shape else None,
-        latent_shape=latent_shape,
-        latent_values=math.prod(latent_shape) if latent_shape else None,
-        resolution=_resolution(image_shape),
-        resize_mode=_resize_mode(manifest.get("preprocessing")),
-        splits=[
-            (plain(name), split["rows"], plain(split.get("fingerprint")))
-            for name, split in manifest["splits"].items()
-        ],
-        shards=shards,
-        first_shard=min(shards),
-        size=size_text(sum(shard["bytes"] for shard in shards.values())),
-        latents_mean=manifest.get("latents_mean"),
-        latents_std=manifest.get("latents_std"),
-        classes=[(int(label), plain(name)) for label, name in labels[:SHOWN_CLASSES]],
-        more_classes=len(labels[SHOWN_CLASSES:]),
+        vae=autoencoder if _NAME.fullmatch(autoencoder) else None,
+        image_values=math.prod(image_shape or ()),
+        latent_values=math.prod(latent_shape or ()),
+        size=sum(shard["bytes"] for shard in manifest["shards"].values()),
+        class_names={int(label): labels[label] for label in sorted(labels, key=int)},
     )
-    return sign(str(card))
 
 
 def size_category(rows: int) -> str:
@@ -90,16 +67,3 @@ def size_category(rows: int) -> str:
     if place == len(limits):
         return "n>1T"
     return f"{limits[place - 1]}<n<{limits[place]}" if place else "n<1K"
-
-
-def _resolution(image_shape: list[int] | None) -> str | None:
-    """Return what `--resolution` takes: one number for a square, else "H,W"."""
-    if not image_shape:
-        return None
-    height, width = image_shape[1:]
-    return str(height) if height == width else f"{height},{width}"
-
-
-def _resize_mode(preprocessing: str | None) -> str | None:
-    """Return what `--resize_mode` takes, where it is not the default."""
-    return "pad" if str(preprocessing).startswith("pad ") else None

@@ -10,7 +10,7 @@ A report names the weights that it is about by their hash. One about other weigh
 its pictures too: so no card shows a figure of another model.
 """
 
-import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,10 +18,13 @@ from typing import Any, Literal
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 
+from hf_latent.data.fashion_mnist import HUB_ID as FASHION_MNIST
 from hf_latent.errors import UserError
+from hf_latent.hub.card.text import one_line
 from hf_latent.hub.card.weights import SavedWeights, read_saved_weights
 from hf_latent.models.load import loading
 from hf_latent.models.presets import Compression, measure_compression
+from hf_latent.output import read_json
 from hf_latent.pipeline.encode import downsampling_factor
 
 # By the reports that a picture goes with; the first one for what a training leaves too.
@@ -32,6 +35,9 @@ PICTURES = {
     "closest_by_latents.png": ("metrics",),
 }
 VAE_CLASSES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
+HELD_OUT = "held-out images"
+_HUB_IDS = {"fashion_mnist": FASHION_MNIST, "fashion_mnist_full": FASHION_MNIST}
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,78 @@ class ModelFacts:
     metrics: dict[str, Any]
     recipe: str | None
     pictures: list[str]
+
+    @property
+    def measured(self) -> dict[str, Any]:
+        """What the figures are taken from: an autoencoder's training measures too."""
+        return self.metrics if self.kind == "pipeline" else self.training | self.metrics
+
+    @property
+    def trained(self) -> dict[str, Any]:
+        """What is known of the training. A release's report adds to it: all of an autoencoder's."""
+        added = {k: v for k, v in self.metrics.items() if k == "data_name"}
+        return self.training | added if self.kind == "pipeline" else self.measured
+
+    @property
+    def autoencoder(self) -> dict[str, Any]:
+        """What a pipeline's training.json carries along of its autoencoder's training."""
+        prefix = "autoencoder_"
+        found = {k: v for k, v in self.training.items() if k.startswith(prefix)}
+        return {k.removeprefix(prefix): v for k, v in found.items()}
+
+    @property
+    def prefix(self) -> str:
+        """What the keys of the figures of reconstructions begin with."""
+        if self.kind == "pipeline":
+            return "reconstruction_"
+        return "test_" if "test_psnr_db" in self.measured else "held_out_"
+
+    @property
+    def unseen(self) -> bool:
+        """Whether the figures are of images that are known to be held out of the training.
+
+        They are if an autoencoder's training measured them, and if both reports have one
+        fingerprint. A release of an autoencoder has one report of both.
+        """
+        if self.kind == "autoencoder" and (self.prefix == "held_out_" or not self.training):
+            return True
+        fingerprint = self.metrics.get("validation_fingerprint")
+        return (
+            fingerprint is not None and self.training.get("validation_fingerprint") == fingerprint
+        )
+
+    @property
+    def held_out(self) -> str:
+        """What to call the images that an evaluation held out."""
+        return HELD_OUT if self.unseen else "images held out in the evaluation"
+
+    @property
+    def guide(self) -> str | None:
+        """The name of the denoiser that guided the measured samples; None: none did."""
+        metrics = self.metrics
+        if metrics.get("guidance_scale") == 1 or "guide_unet_weights_sha256" not in metrics:
+            return None
+        return one_line(metrics.get("guide") or "guide_unet")
+
+    @property
+    def title(self) -> str:
+        """The name of a release, or what the model is."""
+        name = self.trained.get("data_name", self.trained.get("data"))
+        what = "Latent diffusion model" if self.kind == "pipeline" else "Autoencoder"
+        return str(self.measured.get("name") or (f"{what} of {name}" if name else what))
+
+
+def hub_id(data: Any) -> str | None:
+    """Return a data set's id on the Hub.
+
+    Args:
+        data: as a report names it; a local folder has no slash there.
+
+    Returns:
+        None if it has no id.
+    """
+    name = _HUB_IDS.get(str(data), str(data))
+    return name if _HUB_ID.fullmatch(name) else None
 
 
 def read_model_facts(folder: Path, reports: Path | None = None) -> ModelFacts:
@@ -112,7 +190,7 @@ def read_model_facts(folder: Path, reports: Path | None = None) -> ModelFacts:
         names = index.get("id2label") or {}
         class_names = {int(label): str(names[label]) for label in sorted(names, key=int)}
     guidance = index.get("guidance")
-    known = {"training": training, "metrics": metrics}
+    known, recipe = {"training": training, "metrics": metrics}, reports / "config.yaml"
     return ModelFacts(
         kind="pipeline" if is_pipeline else "autoencoder",
         compression=compression,
@@ -127,7 +205,9 @@ def read_model_facts(folder: Path, reports: Path | None = None) -> ModelFacts:
         class_names=class_names,
         training=training,
         metrics=metrics,
-        recipe=_read_recipe(reports / "config.yaml") if training else None,
+        recipe=recipe.read_text(encoding="utf-8", errors="replace")
+        if training and _is_file(recipe)
+        else None,
         pictures=[
             name
             for name, needed in PICTURES.items()
@@ -153,7 +233,7 @@ def _measure(
 
 
 def _about(report: dict[str, Any], weights: dict[str, SavedWeights]) -> dict[str, Any]:
-    """Return a report, or nothing where it is about other weights, those of a guide included."""
+    """Return a report, or nothing if it is about other weights, those of a guide included."""
     ours = all(
         report.get(f"{name}_weights_sha256") == (weights[name].sha256 if name in weights else None)
         for name in {*weights, "guide_unet"}
@@ -162,24 +242,13 @@ def _about(report: dict[str, Any], weights: dict[str, SavedWeights]) -> dict[str
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """Read a file, without its nulls; nothing where there is none."""
-    if not _is_file(path):
-        return {}
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}): mend or remove it") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} has no keys and values: mend or remove it")
+    """Read a file, without its nulls; nothing if there is none."""
+    values = read_json(path) if _is_file(path) else {}
     return {key: value for key, value in values.items() if value is not None}
 
 
-def _read_recipe(path: Path) -> str | None:
-    return path.read_text(encoding="utf-8", errors="replace") if _is_file(path) else None
-
-
 def _is_file(path: Path) -> bool:
-    """Tell whether a file is there: a link may lead to one that is no part of the model."""
+    """Return whether a file is there. A link may lead to one that is no part of the model."""
     return path.is_file() and not path.is_symlink()
 
 

@@ -1,4 +1,4 @@
-"""The card of a saved model, made from what lies in its folder; what is not there is left out."""
+"""The cards: templates beside this file say what the facts of a model's folder give."""
 
 import re
 from pathlib import Path, PurePosixPath
@@ -6,26 +6,65 @@ from typing import Any
 from urllib.parse import unquote
 
 import huggingface_hub
+import jinja2
 from huggingface_hub.utils import HFValidationError, validate_repo_id
+from markupsafe import Markup
 
 from hf_latent.errors import UserError
-from hf_latent.hub.card.autoencoder import autoencoder_texts
-from hf_latent.hub.card.facts import read_model_facts
-from hf_latent.hub.card.pipeline import pipeline_texts
-from hf_latent.hub.card.results import GENERATION, RECONSTRUCTION
+from hf_latent.hub.card import text
+from hf_latent.hub.card.facts import hub_id, read_model_facts
+from hf_latent.hub.card.results import (
+    GENERATION,
+    RECONSTRUCTION,
+    eval_results,
+    model_figures,
+    reconstruction_figures,
+)
 from hf_latent.hub.card.signature import is_unedited, sign
-from hf_latent.hub.card.text import one_line, size_text
-from hf_latent.hub.card.training import hub_id
+from hf_latent.models.load import released_models
 from hf_latent.output import write_text
+from hf_latent.pipeline.denoise import DEFAULT_GUIDANCE_SCALE
 
 CARD = "README.md"
 PLACEHOLDER = "path/to/model"
-_TEXTS = {"pipeline": pipeline_texts, "autoencoder": autoencoder_texts}
-_TEMPLATES = {kind: Path(__file__).with_name(f"{kind}_card.md") for kind in _TEXTS}
-_TASKS = {"pipeline": GENERATION, "autoencoder": RECONSTRUCTION}
 _SOURCE = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)  # safe to paste into code
 _LOADED = re.compile(r'from_pretrained\("(\w[\w.-]*/\w[\w.-]*)"', re.ASCII)
 _PICTURE = re.compile(r"!\[[^\]]*\]\(\s*<?([^)>\s]+)[^)]*\)")
+ENVIRONMENT = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent),
+    autoescape=True,  # so that a macro's result is not escaped again
+    finalize=text.plain,
+    keep_trailing_newline=True,
+)
+ENVIRONMENT.filters |= {
+    "code_block": text.code_block,
+    "counted": text.counted,
+    "duration": text.duration_text,
+    "interval": text.interval_text,
+    "number": text.number,
+    "python_string": text.python_string,
+    "size": text.size_text,
+    "whole": text.whole,
+}
+ENVIRONMENT.tests["fingerprint"] = lambda value: (
+    re.fullmatch("[0-9a-f]{16}", str(value)) is not None
+)
+ENVIRONMENT.globals["DEFAULT_GUIDANCE_SCALE"] = DEFAULT_GUIDANCE_SCALE
+
+
+def render_card(template: str, card_data: huggingface_hub.CardData, **facts: Any) -> str:
+    """Write a card.
+
+    Args:
+        template: the file's name.
+        card_data: the metadata.
+        facts: what the template shows; each text in it stays a text.
+
+    Returns:
+        The card: metadata as YAML, then Markdown, then its signature.
+    """
+    front = Markup(card_data.to_yaml())
+    return sign(ENVIRONMENT.get_template(template).render(card_data=front, **facts))
 
 
 def render_model_card(
@@ -58,22 +97,31 @@ def render_model_card(
         except HFValidationError as error:
             raise UserError(f"{repo_id} is no name of a model on the Hub ({error})") from error
     source = repo_id or _source(facts.metrics)
-    texts, results = _TEXTS[facts.kind](facts, source)
-    name = repo_id.rpartition("/")[2] if repo_id else one_line(texts["name"])
-    data_id = hub_id(facts.training.get("data"))
+    tags, task = ["autoencoder"], RECONSTRUCTION
+    if facts.kind == "pipeline":
+        tags, task = ["class-conditional-image-generation"] if facts.num_classes else [], GENERATION
+    figures = model_figures(facts)
+    results = eval_results(facts, figures)
+    model_name = repo_id.rpartition("/")[2] if repo_id else text.one_line(facts.title)
+    data_id, name = hub_id(facts.training.get("data")), facts.measured.get("name")
     card_data = huggingface_hub.ModelCardData(
         license=license or kept_license or facts.metrics.get("license"),
         library_name="diffusers",
-        pipeline_tag=_TASKS[facts.kind][0],
-        tags=[*texts["tags"], "latent-diffusion", "hf-latent", "safetensors"],
+        pipeline_tag=task[0],
+        tags=[*tags, "latent-diffusion", "hf-latent", "safetensors"],
         datasets=facts.metrics.get("datasets") or ([data_id] if data_id else None),
-        model_name=name if results else None,
+        model_name=model_name if results else None,
         eval_results=results or None,
     )
-    card = huggingface_hub.ModelCard.from_template(
-        card_data, template_path=str(_TEMPLATES[facts.kind]), size=size_text, **texts
+    return render_card(
+        f"{facts.kind}_card.md",
+        card_data,
+        facts=facts,
+        source=source,
+        load_name=name if name in released_models() else source,
+        autoencoder_kept=reconstruction_figures(facts.autoencoder, "held_out_"),
+        **figures,
     )
-    return sign(str(card))
 
 
 def write_model_card(
@@ -113,8 +161,8 @@ def card_pictures(card: str) -> list[str]:
         Their file names, each once. What lies elsewhere, in the Internet or in another folder, is
         not among them.
     """
-    text = re.sub(r"^(`{3,}).*?^\1`*$", "", card, flags=re.DOTALL | re.MULTILINE)
-    names = [unquote(target) for target in _PICTURE.findall(text)]
+    prose = re.sub(r"^(`{3,}).*?^\1`*$", "", card, flags=re.DOTALL | re.MULTILINE)
+    names = [unquote(target) for target in _PICTURE.findall(prose)]
     return [name for name in dict.fromkeys(names) if _is_file_name(name)]
 
 
@@ -129,15 +177,15 @@ def _read(path: Path) -> str:
 
 def _kept(path: Path) -> tuple[str | None, str | None]:
     """Return the licence and the repository's name that an unedited card has."""
-    text = _read(path) if path.is_file() else ""
-    if not is_unedited(text):
+    card = _read(path) if path.is_file() else ""
+    if not is_unedited(card):
         return None, None
-    found = _LOADED.search(text)
-    license = huggingface_hub.ModelCard(text).data.to_dict().get("license")
+    found = _LOADED.search(card)
+    license = huggingface_hub.ModelCard(card).data.to_dict().get("license")
     return license, found and found[1]
 
 
 def _source(known: dict[str, Any]) -> str:
-    """Return what the examples load, where the model is not on the Hub."""
+    """Return what the examples load, if the model is not on the Hub."""
     source = str(known.get("load_from", PLACEHOLDER))
     return source if _SOURCE.fullmatch(source) else PLACEHOLDER

@@ -1,24 +1,30 @@
 """Values from files as text that is only text in a card: in Markdown, in tables, in numbers."""
 
 import html
+import json
 import math
 import re
 from typing import Any
 
+from markupsafe import Markup
 
-def plain(value: Any) -> str | None:
-    """Return a text so that it is only a text in Markdown, in any table.
+
+def plain(value: Any) -> Markup:
+    r"""Return a value so that it is only a text in Markdown, in any table.
+
+    A card's templates pass every value through this, unless it is `Markup` already: what a template
+    itself writes, or a value that it marks as `safe`.
 
     Args:
         value: whatever a file holds.
 
     Returns:
-        One line; None for None.
+        One line; empty for None. Markdown's and HTML's own characters are escaped, like `\*`.
     """
-    if value is None:
-        return None
-    text = html.escape(one_line(value), quote=False)
-    return re.sub(r"([\\`*\[\]|])", r"\\\1", text)
+    if isinstance(value, Markup):
+        return value
+    text = html.escape(one_line("" if value is None else value), quote=False)
+    return Markup(re.sub(r"([\\`*\[\]|])", r"\\\1", text))
 
 
 def one_line(value: Any) -> str:
@@ -46,6 +52,34 @@ def number(value: Any, form: str) -> str | None:
     return format(value, form)
 
 
+def whole(value: Any) -> int:
+    """Return a positive whole number of a report; 0 for anything else."""
+    return value if isinstance(value, int) and value > 0 else 0
+
+
+def counted(count: Any, noun: str) -> str | None:
+    """Write a number and its noun, like 1 image or 1,000 images.
+
+    Args:
+        count: whatever a report holds.
+        noun: of one.
+
+    Returns:
+        None for what is no whole number.
+    """
+    shown = number(count, ",d")
+    return shown and f"{shown} {noun}{'' if count == 1 else 's'}"
+
+
+def interval_text(report: dict[str, Any]) -> str:
+    """Return between which noise levels samples are guided, after a blank; empty: at all."""
+    interval = report.get("guidance_interval")
+    if not isinstance(interval, list) or len(interval) != 2:
+        return ""
+    low, high = (number(x, "g") for x in interval)
+    return Markup(f" between the noise levels {low} and {high}") if low and high else ""
+
+
 def size_text(size: int) -> str:
     """Write a number of bytes in the unit that suits it."""
     unit, name = next(
@@ -57,16 +91,11 @@ def size_text(size: int) -> str:
 def duration_text(seconds: float) -> str:
     """Write a duration in the unit that suits it."""
     if seconds < 120:
-        return counted(max(1, round(seconds)), "second")
+        return str(counted(max(1, round(seconds)), "second"))
     return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
 
 
-def counted(count: int, noun: str) -> str:
-    """Write a number and its noun, like 1 image or 1,000 images."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
-
-
-def code_block(text: str, language: str) -> str:
+def code_block(text: str, language: str) -> Markup:
     """Write a block of code whose fence nothing inside can close.
 
     Args:
@@ -75,4 +104,9 @@ def code_block(text: str, language: str) -> str:
     """
     longest = max([2, *map(len, re.findall(r"`+", text))])
     fence = "`" * (longest + 1)
-    return f"{fence}{language}\n{text.strip()}\n{fence}"
+    return Markup(f"{fence}{language}\n{text.strip()}\n{fence}")
+
+
+def python_string(text: str) -> Markup:
+    """Write a text as Python does: it cannot leave its quotes, and hides no character."""
+    return Markup(json.dumps(text, ensure_ascii=not text.isprintable()))
