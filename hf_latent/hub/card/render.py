@@ -28,7 +28,7 @@ from hf_latent.pipeline.denoise import DEFAULT_GUIDANCE_SCALE
 CARD = "README.md"
 PLACEHOLDER = "path/to/model"
 _SOURCE = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)  # safe to paste into code
-_LOADED = re.compile(r'from_pretrained\("(\w[\w.-]*/\w[\w.-]*)"', re.ASCII)
+_LOADED = re.compile(r'from_pretrained\(\s*"(\w[\w.-]*/\w[\w.-]*)"', re.ASCII)
 _PICTURE = re.compile(r"!\[[^\]]*\]\(\s*<?([^)>\s]+)[^)]*\)")
 ENVIRONMENT = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),

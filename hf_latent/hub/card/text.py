@@ -54,7 +54,7 @@ def number(value: Any, form: str) -> str | None:
 
 def whole(value: Any) -> int:
     """Return a positive whole number of a report; 0 for anything else."""
-    return value if isinstance(value, int) and value > 0 else 0
+    return value if number(value, "d") and value > 0 else 0
 
 
 def counted(count: Any, noun: str) -> str | None:

@@ -8,9 +8,11 @@ import pytest
 from hf_latent.command import parse_config
 from hf_latent.data.images.config import ImagesConfig
 from hf_latent.data.latents.manifest import check_fits
-from hf_latent.hub.card.cache import SHOWN_CLASSES, render_cache_card, size_category
+from hf_latent.hub.card.cache import render_cache_card, size_category
 from hf_latent.hub.card.signature import is_unedited
 from tests.hub.conftest import TOKEN, write_cache
+
+SHOWN_CLASSES = 100
 
 
 @pytest.fixture

@@ -1,72 +1,114 @@
-"""The Python blocks of cards run as they stand, each in a process of its own."""
+"""The Python blocks of cards run as they stand: one process with this package, one without."""
 
+import json
 import os
 import sys
-from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from hf_latent.hub.card.render import PLACEHOLDER, write_model_card
 from hf_latent.models.load import PRETRAINED, released_models
+from hf_latent.models.presets import create_scheduler
+from hf_latent.pipeline import LatentDiffusionPipeline
 from tests import forked
+from tests.conftest import make_autoencoder, make_denoiser
 from tests.hub.saved_models import ROOT, blocks
 
+pytestmark = pytest.mark.slow
 CARDS = ROOT / "model_cards"
+OWN, PLAIN = "with this package", "with diffusers alone"
+# Each block in a folder and with names of its own; what it made is told by its names.
+RUN = """
+import json, os, sys
+known = {
+    "pipe": lambda x: type(x).__module__,
+    "vae": lambda x: type(x).__name__,
+    "images": lambda x: list(x.shape),
+    "latents": lambda x: list(x.shape),
+    "reconstructions": lambda x: list(x.shape),
+}
+found = {}
+for name, (folder, code) in json.loads(sys.argv[1]).items():
+    os.makedirs(folder)
+    os.chdir(folder)
+    os.symlink(sys.argv[2], "hf_latent")  # where a reader of the repository is
+    names = {}
+    exec(code, names)
+    found[name] = {key: tell(names[key]) for key, tell in known.items() if key in names}
+print(json.dumps([found, "hf_latent" in sys.modules]))
+"""
 
 
-def run(code: str, cwd: Path, modules: Path) -> str:
-    known = os.environ | {"HF_MODULES_CACHE": str(modules), "OMP_NUM_THREADS": "1"}
-    known |= {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-    done = forked.run([sys.executable, "-c", code], cwd=cwd, env=known)
-    assert done.returncode == 0, f"{code}\n{done.stderr[-2000:]}"
-    return done.stdout
+def saved_models(folder) -> dict:
+    """The cards of freshly saved models, by name."""
+    vae = make_autoencoder()
+    models = {"autoencoder": vae}
+    for name, classes in (("pipeline", 3), ("unconditional", None)):
+        unet = make_denoiser(vae, classes)
+        models[name] = LatentDiffusionPipeline(vae, unet, create_scheduler("flow"))
+    cards = {}
+    for name, model in models.items():
+        model.save_pretrained(folder / name)
+        write_model_card(folder / name)
+        card = (folder / name / "README.md").read_text()
+        assert f'"{PLACEHOLDER}"' in card
+        cards[name] = card.replace(PLACEHOLDER, str(folder / name))
+    return cards
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["pipeline", "unconditional"])
-def test_a_pipelines_card_loads_and_draws_both_ways(kind, request, tmp_path):
-    request.getfixturevalue(kind).save_pretrained(tmp_path / "model")
-    write_model_card(tmp_path / "model")
-    ours, plain = blocks((tmp_path / "model" / "README.md").read_text(), "python")
-    for number, code in enumerate((ours, plain)):
-        assert code.count(f'"{PLACEHOLDER}"') == 1
-        code = code.replace(PLACEHOLDER, str(tmp_path / "model"))
-        code += "\nimport sys; print(type(pipe).__module__, 'hf_latent' in sys.modules)"
-        said = run(code, tmp_path, tmp_path / f"modules{number}").split()
-        if number == 0:
-            assert said == ["hf_latent.pipeline.pipeline", "True"]
-        else:
-            assert said[0].startswith("diffusers_modules") and said[1] == "False"
-        assert Image.open(tmp_path / "sample.png").size == (16, 16)
-        (tmp_path / "sample.png").unlink()
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """What each card's blocks made, by way and name; the folder that they ran in."""
+    root = tmp_path_factory.mktemp("cards")
+    cards = saved_models(root / "models")
+    cards |= {name: (CARDS / name / "README.md").read_text() for name in released_models()}
+    environment = os.environ | {"HF_MODULES_CACHE": str(root / "modules"), "HF_HUB_OFFLINE": "1"}
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    made = {}
+    for number, way in enumerate((OWN, PLAIN)):
+        jobs = {}
+        for name, card in cards.items():
+            python = blocks(card, "python")
+            if "load_autoencoder" in card:
+                *loading, use = python
+                python = [code + use for code in loading]
+            if number < len(python):  # the code of a released pipeline is this package's
+                jobs[name] = (str(root / way / name), python[number])
+        arguments = [sys.executable, "-c", RUN, json.dumps(jobs), str(ROOT / "hf_latent")]
+        done = forked.run(arguments, environment)
+        assert done.returncode == 0, done.stderr[-2000:]
+        made[way], uses_package = json.loads(done.stdout.splitlines()[-1])
+        assert uses_package == (way == OWN)
+    return made, root
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("way", [0, 1])
-def test_an_autoencoders_card_loads_both_ways(vae, tmp_path, way):
-    vae.save_pretrained(tmp_path / "model")
-    write_model_card(tmp_path / "model")
-    *loading, use = blocks((tmp_path / "model" / "README.md").read_text(), "python")
-    code = (loading[way] + use).replace(PLACEHOLDER, str(tmp_path / "model"))
-    code += "\nprint(type(vae).__name__, *latents.shape, *reconstructions.shape)"
-    assert run(code, tmp_path, tmp_path) == "AutoencoderKL 1 4 4 4 1 1 16 16\n"
+@pytest.mark.parametrize("way", [OWN, PLAIN])
+@pytest.mark.parametrize("name", ["pipeline", "unconditional"])
+def test_a_pipelines_card_loads_and_draws(ran, name, way):
+    made, root = ran
+    module = made[way][name]["pipe"]
+    assert module.startswith("hf_latent.pipeline." if way == OWN else "diffusers_modules.")
+    assert Image.open(root / way / name / "sample.png").size == (16, 16)
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("way", [OWN, PLAIN])
+def test_an_autoencoders_card_loads_encodes_and_decodes(ran, way):
+    images = [1, 1, 16, 16]
+    assert ran[0][way]["autoencoder"] == {
+        "vae": "AutoencoderKL",
+        "images": images,
+        "latents": [1, 4, 4, 4],
+        "reconstructions": images,
+    }
+
+
 @pytest.mark.parametrize("name", released_models())
-def test_a_released_models_card_runs_as_it_stands(name, tmp_path):
-    (tmp_path / "hf_latent").symlink_to(ROOT / "hf_latent")  # where a reader of the repository is
-    python = blocks((CARDS / name / "README.md").read_text(), "python")
+def test_a_released_models_card_runs_as_it_stands(ran, name):
+    made, root = ran
     if (PRETRAINED / name / "model_index.json").is_file():
-        for number, code in enumerate(python):
-            run(code, tmp_path, tmp_path / f"modules{number}")
-            assert Image.open(tmp_path / "sample.png").size[0] >= 16
+        assert name in made[OWN] and name not in made[PLAIN]
+        assert Image.open(root / OWN / name / "sample.png").size[0] >= 16
         return
-    *loading, use = python
-    for code in loading:
-        said = run(
-            f"{code}{use}\nprint(*images.shape)\nprint(*reconstructions.shape)", tmp_path, tmp_path
-        )
-        shapes = said.splitlines()
-        assert shapes[0] == shapes[1]
+    for way in (OWN, PLAIN):
+        assert made[way][name]["images"] == made[way][name]["reconstructions"]

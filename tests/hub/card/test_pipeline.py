@@ -8,13 +8,13 @@ import huggingface_hub
 import pytest
 
 from hf_latent.errors import UserError
-from hf_latent.hub.card.pipeline import SHOWN_CLASSES
 from hf_latent.hub.card.render import card_pictures, render_model_card
 from hf_latent.output import write_json
 from hf_latent.pipeline import LatentDiffusionPipeline
 from tests.conftest import make_denoiser
 from tests.hub.saved_models import blocks, measured, results, section, unlisted, write_reports
 
+SHOWN_CLASSES = 100
 PICTURES = ("samples.png", "closest_by_latents.png")
 
 
@@ -351,8 +351,8 @@ def test_models_without_names_of_classes_and_without_classes(pipeline, unconditi
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("metrics.json", "{", "metrics.json is not JSON"),
-        ("training.json", "[1]", "training.json has no keys and values"),
+        ("metrics.json", "{", "metrics.json cannot be read"),
+        ("training.json", "[1]", "training.json is no JSON object"),
         ("vae/config.json", '{"_class_name": "Evil"}', "holds neither a pipeline nor"),
         ("model_index.json", '{"id2label": {"a": "b"}}', "no model found at"),
         ("unet/config.json", '{"sample_size": "big"}', "no model found at"),

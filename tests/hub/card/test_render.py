@@ -3,13 +3,14 @@ import shutil
 from pathlib import Path
 
 import huggingface_hub
+import jinja2.meta
 import pytest
 from PIL import Image
 
 from hf_latent.evaluation.sampling import load_pipeline, resolve_guidance
 from hf_latent.experiments.generate import GenerateConfig
 from hf_latent.hub.card.facts import read_model_facts
-from hf_latent.hub.card.render import card_pictures, render_model_card
+from hf_latent.hub.card.render import ENVIRONMENT, card_pictures, render_model_card
 from hf_latent.hub.card.signature import is_unedited
 from hf_latent.models.load import PRETRAINED, load_autoencoder, released_models
 
@@ -19,6 +20,27 @@ CARDS = ROOT / "model_cards"
 
 def read_metrics(name):
     return json.loads((CARDS / name / "metrics.json").read_text())
+
+
+def test_templates_name_only_what_they_are_given():
+    given = {
+        "autoencoder_card.md": {"facts", "source", "load_name", "kept", "latents"},
+        "cache_card.md": {
+            *("manifest", "title", "repo_id", "rows", "vae", "image_values", "latent_values"),
+            *("size", "class_names"),
+        },
+        "export_card.md": {
+            *("drawn", "class_label", "num_classes", "guided", "base_model", "flow", "shifted"),
+            *("num_train_timesteps", "diffusers_version"),
+        },
+        "pipeline_card.md": {"facts", "source", "generated", "copied", "kept", "autoencoder_kept"},
+        "sentences.md": set(),
+    }
+    assert ENVIRONMENT.list_templates(["md"]) == sorted(given)
+    for name, names in given.items():
+        source = ENVIRONMENT.loader.get_source(ENVIRONMENT, name)[0]
+        named = jinja2.meta.find_undeclared_variables(ENVIRONMENT.parse(source))
+        assert named - {"card_data", *ENVIRONMENT.globals} == names, name
 
 
 def test_every_released_model_has_a_card():

@@ -10,7 +10,9 @@ from hf_latent.hub.card.text import (
     number,
     one_line,
     plain,
+    python_string,
     size_text,
+    whole,
 )
 
 
@@ -18,7 +20,7 @@ def test_a_text_stays_a_text():
     assert plain("a|b`<script>\n# *x* [y](z) \\") == (
         "a\\|b\\`&lt;script&gt; # \\*x\\* \\[y\\](z) \\\\"
     )
-    assert plain(None) is None
+    assert plain(None) == ""
     assert plain(0.5) == "0.5"
 
 
@@ -72,9 +74,25 @@ def test_sizes_and_counts():
         "3.0 GB",
     ]
     assert [counted(x, "image") for x in (0, 1, 1000)] == ["0 images", "1 image", "1,000 images"]
+    assert [counted(x, "image") for x in (None, "1", 1.0, True)] == [None] * 4
 
 
 def test_nothing_inside_closes_a_block_of_code():
     assert code_block("a: 1\n\n", "yaml") == "```yaml\na: 1\n```"
     assert code_block("a: `x`", "yaml").startswith("```yaml\n")
     assert code_block("a\n```\n# title\n````", "yaml") == "`````yaml\na\n```\n# title\n````\n`````"
+
+
+def test_what_a_template_wrote_is_not_escaped_again():
+    text = plain("a*b")
+    assert plain(text) is text
+    assert plain(code_block("*", "yaml")) == "```yaml\n*\n```"
+
+
+def test_a_python_string_keeps_within_its_quotes():
+    assert python_string('a"\\') == '"a\\"\\\\"'
+    assert python_string("\u202ex") == '"\\u202ex"'
+
+
+def test_only_a_positive_whole_number_counts():
+    assert [whole(x) for x in (3, 0, -1, 2.0, "3", True, None)] == [3, 0, 0, 0, 0, 0, 0]

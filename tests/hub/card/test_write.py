@@ -37,6 +37,14 @@ def test_licence_and_name_are_kept_when_it_is_written_anew(folder, pipeline):
     assert licence(card) == "apache-2.0" and '"bob/clothes"' in card and '"ada/' not in card
 
 
+@pytest.mark.parametrize("call", ['from_pretrained("ada/vae", ', 'from_pretrained(\n    "ada/vae"'])
+def test_the_name_of_an_autoencoder_is_kept_however_its_card_is_wrapped(vae, tmp_path, call):
+    vae.save_pretrained(tmp_path)
+    (tmp_path / "README.md").write_text(sign(f"---\n---\n\n# Vae\n\nvae = X.{call}\n"))
+    assert write_model_card(tmp_path)
+    assert (tmp_path / "README.md").read_text().count('"ada/vae"') == 2
+
+
 def test_a_card_without_them_goes_on_without_them(folder):
     write_model_card(folder)
     write_model_card(folder)

@@ -1,13 +1,11 @@
+"""The sentences that several cards have, as their macros say them."""
+
 import pytest
 
-from hf_latent.hub.card.training import (
-    data_text,
-    hub_id,
-    machine_text,
-    training_text,
-    versions_text,
-)
+from hf_latent.hub.card.facts import hub_id
+from hf_latent.hub.card.render import ENVIRONMENT
 
+SENTENCES = ENVIRONMENT.get_template("sentences.md").module
 CPU = {"device": "cpu", "cpu_cores": 2, "torch_threads": 1}
 
 
@@ -21,44 +19,44 @@ CPU = {"device": "cpu", "cpu_cores": 2, "torch_threads": 1}
         (CPU | {"device": "NVIDIA A100", "processes": 8}, "8 processes, each on NVIDIA A100"),
         (CPU | {"device": "a|b"}, "a\\|b"),
         (CPU | {"processes": "many"}, "1 thread of a machine of 2 CPU cores"),
-        ({}, None),
+        ({}, ""),
     ],
 )
 def test_what_it_ran_on(report, text):
-    assert machine_text(report) == text
+    assert SENTENCES.machine(report) == text
 
 
 @pytest.mark.parametrize("absent", ["steps", "seconds", "train_batch_size"])
 def test_a_training_without_its_length_is_not_told(absent):
     report = {"steps": 1, "seconds": 200, "train_batch_size": 2}
-    assert training_text(report) == "1 step of 2 images (2 images seen) in 3 minutes."
-    assert training_text(report | {absent: None}) is None
-    assert training_text(report | {absent: "1"}) is None
+    assert SENTENCES.training(report) == "1 step of 2 images (2 images seen) in 3 minutes"
+    assert SENTENCES.training(report | {absent: None}) == ""
+    assert SENTENCES.training(report | {absent: "1"}) == ""
 
 
 def test_a_training_that_went_on_with_other_batches_tells_what_it_saw():
     report = {"steps": 10, "seconds": 60, "train_batch_size": 4, "processes": 2}
-    assert training_text(report | {"images_seen": 80, "images_per_second": 1.4}) == (
-        "10 steps of 8 images (80 images seen) in 60 seconds, 1 images a second."
+    assert SENTENCES.training(report | {"images_seen": 80, "images_per_second": 1.4}) == (
+        "10 steps of 8 images (80 images seen) in 60 seconds, 1 images a second"
     )
-    assert training_text(report | {"images_seen": 1060}) == (
-        "10 steps (1,060 images seen) in 60 seconds."
+    assert SENTENCES.training(report | {"images_seen": 1060}) == (
+        "10 steps (1,060 images seen) in 60 seconds"
     )
-    assert training_text(report | {"images_seen": "many"}) == (
-        "10 steps of 8 images (80 images seen) in 60 seconds."
+    assert SENTENCES.training(report | {"images_seen": "many"}) == (
+        "10 steps of 8 images (80 images seen) in 60 seconds"
     )
 
 
 def test_data_is_told_as_far_as_it_is_known():
-    assert data_text({}) is None and data_text({"train_images": "1"}) is None
-    assert data_text({"train_images": 1}) == "1 training image."
+    assert SENTENCES.origin({}) == SENTENCES.origin({"train_images": "1"}) == ""
+    assert SENTENCES.origin({"train_images": 1}) == "1 training image"
     known = {"train_images": 2, "data": "a|b", "image_shape": [3, 8, 16], "horizontal_flip": True}
     text = "2 training images of a\\|b, of 8x16 pixels, 3 channels, half of them mirrored at random"
-    assert data_text(known) == f"{text}."
-    assert "cropped to 8x16 pixels" in str(data_text(known | {"resize_mode": "crop"}))
+    assert SENTENCES.origin(known) == text
+    assert "cropped to 8x16 pixels" in SENTENCES.origin(known | {"resize_mode": "crop"})
     held_out = known | {"held_out_split_images": 1, "validation_fingerprint": "`x`"}
     # A fingerprint stands in a span of code, which nothing may close.
-    assert data_text(held_out) == f"{text}. 1 other image was held out and never trained on."
+    assert SENTENCES.origin(held_out) == f"{text}. 1 other image was held out and never trained on"
 
 
 @pytest.mark.parametrize(
@@ -77,5 +75,6 @@ def test_only_a_data_set_of_the_hub_has_an_id(data, known):
 
 
 def test_versions():
-    assert versions_text({"torch_version": "2|3", "python_version": "3"}) == "Python 3, torch 2\\|3"
-    assert versions_text({}) is None
+    report = {"torch_version": "2|3", "python_version": "3"}
+    assert SENTENCES.versions(report) == "Python 3, torch 2\\|3"
+    assert SENTENCES.versions({}) == ""
