@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_latent.data.latents.shards import Selection, Shards
-from hf_latent.evaluation.evaluate_config import EvaluateConfig
+from hf_latent.evaluation.config import EvaluateConfig
 from hf_latent.evaluation.evaluate_pictures import save_pictures
 from hf_latent.evaluation.feature_extractors import LatentVectors, load_feature_extractor
 from hf_latent.evaluation.floor import measure_floor, measure_kept
@@ -94,7 +94,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     labels = real.subset(real.reference).labels if conditional else None
     with stages.stage("sampling", count) as bar:
         samples = write_samples(pipeline, labels, count, config, spaces, bar)
-    vectors = vectors_by_space(real, spaces, config, stages)
+    vectors = vectors_by_space(
+        real, spaces, config.cache_dir, config.batch_size, config.dataloader_num_workers, stages
+    )
     features = {name: shards.select("vectors") for name, shards in vectors["features"].items()}
     reference, other = (
         Selection(features["train"].shards, "vectors", rows)
@@ -125,7 +127,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "guide_unet_weights_sha256": None if guide is None else hash_weights(guide),
         "data": shown_name(config.data),
         "feature_extractor": config.feature_extractor,
-        **identify(config, real, extractor),
+        **identify(real, extractor, config.seed),
         "train_images": len(real.train),
         "train_exact_duplicates": real.train.exact_duplicates,
         "held_out_images": len(real.held_out),

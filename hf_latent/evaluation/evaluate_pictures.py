@@ -7,10 +7,9 @@ import torch
 from hf_latent.data.images.dataset import ImageDataset
 from hf_latent.data.latents.shards import Shards
 from hf_latent.evaluation.memorisation import Closeness, Duplicates
-from hf_latent.evaluation.pictures import image_grid, interleave, labelled_rows
+from hf_latent.evaluation.pictures import image_grid, interleave, labelled_rows, save_picture
 from hf_latent.evaluation.reconstruction import reconstruct
 from hf_latent.evaluation.reference import RealImages
-from hf_latent.output import replaced_whole
 from hf_latent.pipeline import LatentDiffusionPipeline
 
 SAMPLES_PER_CLASS, MOST_CLASSES = 8, 20
@@ -34,8 +33,7 @@ def save_samples(path: Path, samples: Shards, pipeline: LatentDiffusionPipeline)
         rows = torch.stack(by_class, dim=1).flatten()
         images = samples.read("images", rows) / 255
         picture = labelled_rows(images, classes, pipeline.id2label or {})
-    with replaced_whole(path) as temporary:
-        picture.save(temporary)
+    save_picture(path, picture)
 
 
 def save_closest(path: Path, samples: Shards, train: ImageDataset, closeness: Closeness) -> None:
@@ -45,8 +43,7 @@ def save_closest(path: Path, samples: Shards, train: ImageDataset, closeness: Cl
     mirrored = closeness.mirrored[rows].view(-1, 1, 1, 1)
     originals = torch.where(mirrored, originals.flip(3), originals)
     pairs = interleave(samples.read("images", rows), originals)
-    with replaced_whole(path) as temporary:
-        image_grid(pairs / 255, COLUMNS).save(temporary)
+    save_picture(path, image_grid(pairs / 255, COLUMNS))
 
 
 def save_duplicates(path: Path, train: ImageDataset, duplicates: Duplicates) -> None:
@@ -54,8 +51,7 @@ def save_duplicates(path: Path, train: ImageDataset, duplicates: Duplicates) -> 
     order = duplicates.ratios.argsort()[: 4 * PAIRS].tolist()
     pairs = list(dict.fromkeys(tuple(sorted((x, int(duplicates.places[x])))) for x in order))
     places = torch.tensor(pairs[:PAIRS]).flatten()
-    with replaced_whole(path) as temporary:
-        image_grid(train.read_uint8(places) / 255, COLUMNS).save(temporary)
+    save_picture(path, image_grid(train.read_uint8(places) / 255, COLUMNS))
 
 
 def save_pictures(
@@ -77,12 +73,10 @@ def save_pictures(
         duplicates: among the training images, by space.
     """
     save_samples(output_dir / "samples.png", samples, pipeline)
-    shown = real.held_out.evenly_spaced(PAIRS)
-    images = shown.read()
-    with replaced_whole(output_dir / "reconstructions.png") as temporary:
-        decoded = torch.cat([reconstruct(pipeline.vae, x) for x in images.split(4)])
-        pairs = interleave(images, decoded)
-        image_grid(pairs / 2 + 0.5, COLUMNS).save(temporary)
+    images = real.held_out.evenly_spaced(PAIRS).read()
+    decoded = torch.cat([reconstruct(pipeline.vae, x) for x in images.split(4)])
+    pairs = interleave(images, decoded) / 2 + 0.5
+    save_picture(output_dir / "reconstructions.png", image_grid(pairs, COLUMNS))
     for space, own in closeness.items():
         save_closest(output_dir / f"closest_by_{space}.png", samples, real.train, own)
         save_duplicates(output_dir / f"duplicates_by_{space}.png", real.train, duplicates[space])

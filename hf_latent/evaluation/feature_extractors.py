@@ -3,7 +3,7 @@
 import hashlib
 import os
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +11,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
 
+from hf_latent.data.images.pixels import to_uint8
 from hf_latent.errors import UserError
 from hf_latent.evaluation.features import (
     DINOV2,
@@ -73,9 +75,7 @@ def as_rgb_pixels(images: torch.Tensor) -> torch.Tensor:
     Returns:
         `(B, 3, H, W)` float32 in [0, 1].
     """
-    pixels = images / 255
-    pixels = composite(pixels, 1.0) if images.shape[1] == 4 else pixels
-    return pixels.expand(-1, 3, -1, -1)
+    return composite(images / 255, 1.0).expand(-1, 3, -1, -1)
 
 
 class EfficientNetVectors(FeatureExtractor):
@@ -178,6 +178,31 @@ class LatentVectors(FeatureExtractor):
     def vectors(self, images: torch.Tensor) -> torch.Tensor:
         """See the class."""
         return encode_images(self.vae, images / 127.5 - 1, sample_posterior=False).flatten(1)
+
+
+def image_vectors(
+    images: Dataset,
+    extractor: FeatureExtractor,
+    batch_size: int,
+    on_images: Callable[[int], object] = lambda count: None,
+    num_workers: int = 0,
+) -> Iterator[torch.Tensor]:
+    """Compute the vectors of a data set, batch by batch.
+
+    Args:
+        images: without anything random.
+        extractor: from images to vectors.
+        batch_size: images at a time.
+        on_images: called with the number of images after each batch.
+        num_workers: processes that decode images.
+
+    Yields:
+        `(B, d)` float32 on the CPU.
+    """
+    batches: DataLoader = DataLoader(images, batch_size, num_workers=num_workers)
+    for batch in batches:
+        yield extractor(to_uint8(batch["images"]))
+        on_images(len(batch["images"]))
 
 
 def load_feature_extractor(name: FeatureExtractorName) -> FeatureExtractor:

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from hf_latent.data.images.dataset import ImageDataset
 from hf_latent.data.images.pixels import to_uint8
 from hf_latent.evaluation.feature_extractors import FeatureExtractor
-from hf_latent.evaluation.generation import FrechetDistance
+from hf_latent.evaluation.generation import FrechetDistance, frechet_distance
 from hf_latent.evaluation.neighbours import Blocks
 from hf_latent.evaluation.reconstruction import measure_reconstructions, reconstruct
 from hf_latent.models.load import Autoencoder
@@ -81,12 +81,12 @@ def measure_floor(
         seed: of the posterior samples.
         bar: is told how many images are done.
     """
-    distance = FrechetDistance()
     generator = torch.Generator().manual_seed(seed)
-    for batch in DataLoader(other, batch_size):
-        decoded = reconstruct(vae, batch["images"], generator, sample_posterior=True)
-        distance.update(extractor(to_uint8(decoded)), real=False)
-        bar.update(len(decoded))
-    for block in reference:
-        distance.update(block, real=True)
-    return distance.compute()
+
+    def vectors() -> Iterator[torch.Tensor]:
+        for batch in DataLoader(other, batch_size):
+            decoded = reconstruct(vae, batch["images"], generator, sample_posterior=True)
+            bar.update(len(decoded))
+            yield extractor(to_uint8(decoded))
+
+    return frechet_distance(vectors(), reference)

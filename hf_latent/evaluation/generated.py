@@ -15,7 +15,7 @@ from hf_latent.evaluation.classifier import (
     measure_accuracy,
     train_classifier,
 )
-from hf_latent.evaluation.evaluate_config import EvaluateConfig
+from hf_latent.evaluation.config import EvaluateConfig
 from hf_latent.evaluation.feature_extractors import FeatureExtractor
 from hf_latent.evaluation.reference import RealImages
 from hf_latent.evaluation.sampling import resolve_guidance, sample_images

@@ -11,17 +11,16 @@ from torch.utils.data import DataLoader
 
 from hf_latent.data.images.dataset import ImageDataset
 from hf_latent.data.images.open import ImageSplits, open_images
-from hf_latent.data.images.pixels import to_uint8
 from hf_latent.errors import UserError
+from hf_latent.evaluation.config import ImagesOfModelConfig
 from hf_latent.evaluation.feature_extractors import (
     FeatureExtractor,
     FeatureExtractorName,
+    image_vectors,
     load_feature_extractor,
 )
-from hf_latent.evaluation.generation import FrechetDistance
-from hf_latent.evaluation.images_of_model import ImagesOfModelConfig
-from hf_latent.evaluation.inspection.arithmetic import describe_compression, describe_rate
-from hf_latent.evaluation.inspection.latent_figures import measure_smoothness
+from hf_latent.evaluation.generation import frechet_distance
+from hf_latent.evaluation.inspection.latent_figures import describe_rate, measure_smoothness
 from hf_latent.evaluation.inspection.pictures import save_pictures
 from hf_latent.evaluation.inspection.report import render_report
 from hf_latent.evaluation.inspection.round_trip import RoundTrip
@@ -92,17 +91,31 @@ def open_fitting_images(
     return splits, held_out, compression
 
 
+def describe_compression(compression: Compression) -> dict[str, Any]:
+    """Return the arithmetic of a compression, flat."""
+    images, latents = compression.image_values, compression.latent_values
+    return {
+        "image_shape": compression.image_shape,
+        "latent_shape": compression.latent_shape,
+        "image_values": images,
+        "latent_values": latents,
+        "compression_ratio": compression.ratio,
+        "images_uint8_mb_per_100000": images / 10,
+        "latents_float32_mb_per_100000": 4 * latents / 10,
+        "latents_float16_mb_per_100000": 2 * latents / 10,
+    }
+
+
 def measure_real_distance(
     splits: ImageSplits, count: int, extractor: FeatureExtractor, stages: Stages
 ) -> float:
     """Return the Fréchet distance of `count` held-out images to as many training images."""
-    distance = FrechetDistance()
     with stages.stage("real distance", 2 * count) as bar:
-        for real, dataset in ((True, splits.train.view(False)), (False, splits.validation)):
-            for batch in DataLoader(dataset.evenly_spaced(count), 100):
-                distance.update(extractor(to_uint8(batch["images"])), real)
-                bar.update(len(batch["images"]))
-        return distance.compute()
+        train, held_out = (
+            image_vectors(dataset.evenly_spaced(count), extractor, 100, bar.update)
+            for dataset in (splits.train, splits.validation)
+        )
+        return frechet_distance(held_out, train)
 
 
 def inspect_autoencoder(config: InspectConfig) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Pictures of images in rows and columns."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from diffusers.image_processor import VaeImageProcessor
@@ -8,6 +9,7 @@ from diffusers.utils import make_image_grid
 from PIL import Image, ImageDraw
 
 from hf_latent.errors import UserError
+from hf_latent.output import replaced_whole
 
 MINIMUM_TILE = 64
 LABEL_WIDTH = 96
@@ -81,6 +83,12 @@ def labelled_rows(
     blank = images.new_ones(rows * columns - len(images), *images.shape[1:])
     images = torch.cat([images, blank]).unflatten(0, (columns, rows)).transpose(0, 1).flatten(0, 1)
     return image_grid(images, columns, [names.get(label, str(label)) for label in class_labels])
+
+
+def save_picture(path: Path, picture: Image.Image) -> None:
+    """Save a picture whole, in the format of its suffix."""
+    with replaced_whole(path) as temporary:
+        picture.save(temporary)
 
 
 def interleave(*batches: torch.Tensor) -> torch.Tensor:

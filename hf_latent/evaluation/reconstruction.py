@@ -77,18 +77,14 @@ def measure_reconstructions(
     columns: dict[str, list[torch.Tensor]] = {}
     for originals, reconstructions in pairs:
         pair = (reconstructions.clamp(0, 1), originals)
+        white, grey = ([composite(x, level) for x in pair] for level in BACKGROUNDS)
+        figures = {"psnr_db": image_psnr(*white), "ssim": _ssim(*white)}
         if originals.shape[1] == 4:
-            white, grey = ([composite(x, level) for x in pair] for level in BACKGROUNDS)
-            figures = {
-                "psnr_db": image_psnr(*white),
-                "ssim": _ssim(*white),
+            figures |= {
                 "grey_psnr_db": image_psnr(*grey),
                 "grey_ssim": _ssim(*grey),
                 "alpha_psnr_db": image_psnr(*(x[:, 3:] for x in pair)),
             }
-        else:
-            white = list(pair)
-            figures = {"psnr_db": image_psnr(*pair), "ssim": _ssim(*pair)}
         if box is not None:
             inside = [box.cut(x) for x in white]
             figures |= {"unpadded_psnr_db": image_psnr(*inside), "unpadded_ssim": _ssim(*inside)}
@@ -121,28 +117,17 @@ def reconstruct(
 
 
 def composite(images: torch.Tensor, background: float) -> torch.Tensor:
-    """Put RGBA images on a plain background.
+    """Put RGBA images on a plain background, and leave all others as they are.
 
     Args:
-        images: `(B, 4, H, W)` float in [0, 1], alpha last and not multiplied into the colours.
+        images: `(B, C, H, W)` float in [0, 1]; four channels are RGBA, alpha last and not
+            multiplied into the colours.
         background: its grey, in [0, 1].
 
     Returns:
-        `(B, 3, H, W)` float in [0, 1].
+        `(B, 3, H, W)` float in [0, 1] for four channels; otherwise the same.
     """
+    if images.shape[1] != 4:
+        return images
     colour, alpha = images[:, :3], images[:, 3:]
     return colour * alpha + background * (1 - alpha)
-
-
-def center_crop(images: torch.Tensor, size: int) -> torch.Tensor:
-    """Cut the middle out of images, for example what padding was put around.
-
-    Args:
-        images: `(B, C, H, W)`.
-        size: height and width of the crop, at most H and W.
-
-    Returns:
-        `(B, C, size, size)`.
-    """
-    top, left = (images.shape[2] - size) // 2, (images.shape[3] - size) // 2
-    return images[:, :, top : top + size, left : left + size]

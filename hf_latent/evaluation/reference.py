@@ -8,16 +8,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from hf_latent.data.images.dataset import ImageDataset
 from hf_latent.data.images.open import ImageSplits, open_images
-from hf_latent.data.images.pixels import to_uint8
 from hf_latent.data.latents.shards import Shards, write_shards
 from hf_latent.errors import UserError
-from hf_latent.evaluation.evaluate_config import LARGEST_DEFAULT, EvaluateConfig
-from hf_latent.evaluation.feature_extractors import FeatureExtractor
+from hf_latent.evaluation.config import LARGEST_DEFAULT, EvaluateConfig
+from hf_latent.evaluation.feature_extractors import FeatureExtractor, image_vectors
 from hf_latent.evaluation.memorisation import LOCAL_NEIGHBOURS
 from hf_latent.evaluation.neighbours import nearest_neighbours
 from hf_latent.evaluation.stages import Stages
@@ -119,11 +117,9 @@ def cached_vectors(
 
     @torch.no_grad()
     def make_rows(rows: range) -> dict[str, torch.Tensor]:
-        part: DataLoader = DataLoader(
-            torch.utils.data.Subset(dataset, rows), batch_size, num_workers=num_workers
-        )
-        vectors = [extractor(to_uint8(batch["images"])) for batch in part]
-        return {"vectors": torch.cat(vectors)}
+        part = torch.utils.data.Subset(dataset, rows)
+        vectors = image_vectors(part, extractor, batch_size, num_workers=num_workers)
+        return {"vectors": torch.cat(list(vectors))}
 
     on_rows = (lambda count: None) if bar is None else bar.update
     return write_shards(Path(cache_dir) / key, len(dataset), make_rows, identity, on_rows)
@@ -157,9 +153,22 @@ def cached_neighbours(vectors: Shards, bar: tqdm) -> tuple[torch.Tensor, torch.T
 
 
 def vectors_by_space(
-    real: RealImages, spaces: dict[str, FeatureExtractor], config: EvaluateConfig, stages: Stages
+    real: RealImages,
+    spaces: dict[str, FeatureExtractor],
+    cache_dir: str | Path,
+    batch_size: int,
+    num_workers: int,
+    stages: Stages,
 ) -> dict[str, dict[str, Shards]]:
     """Compute, or read, the vectors of all real images in each space.
+
+    Args:
+        real: the images.
+        spaces: extractors by name.
+        cache_dir: as of `cached_vectors`.
+        batch_size: images at a time.
+        num_workers: processes that decode images.
+        stages: a stage is added.
 
     Returns:
         For each space those of `train`, `held_out` and `held_out_mirrored`.
@@ -173,23 +182,14 @@ def vectors_by_space(
     with stages.stage("real vectors", total) as bar:
         return {
             space: {
-                name: cached_vectors(
-                    dataset,
-                    extractor,
-                    config.cache_dir,
-                    config.batch_size,
-                    bar,
-                    config.dataloader_num_workers,
-                )
+                name: cached_vectors(dataset, extractor, cache_dir, batch_size, bar, num_workers)
                 for name, dataset in datasets.items()
             }
             for space, extractor in spaces.items()
         }
 
 
-def identify(
-    config: EvaluateConfig, real: RealImages, extractor: FeatureExtractor
-) -> dict[str, Any]:
+def identify(real: RealImages, extractor: FeatureExtractor, seed: int) -> dict[str, Any]:
     """Return what makes two reports' figures comparable, or tells that they are not."""
     reference = real.subset(real.reference)
     identity = {
@@ -198,4 +198,4 @@ def identify(
         "preprocessing": f"{reference.preprocessing}; {extractor.preprocessing}",
     }
     digest = hashlib.sha256(repr(sorted(identity.items())).encode()).hexdigest()[:16]
-    return identity | {"comparable_if_equal": digest, "seed": config.seed}
+    return identity | {"comparable_if_equal": digest, "seed": seed}

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from hf_latent.errors import UserError
+from hf_latent.evaluation.config import EvaluateConfig
 from hf_latent.evaluation.evaluate import evaluate
-from hf_latent.evaluation.evaluate_config import EvaluateConfig
 from hf_latent.hub.card.facts import PICTURES as REPORTS_OF
 from hf_latent.hub.card.facts import read_model_facts
 from hf_latent.hub.card.pictures import copy_picture

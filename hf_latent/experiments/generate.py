@@ -9,10 +9,9 @@ from PIL import Image
 
 from hf_latent.command import Seed
 from hf_latent.errors import UserError
-from hf_latent.evaluation.pictures import check_pictures, image_grid, labelled_rows
+from hf_latent.evaluation.config import SamplingConfig
+from hf_latent.evaluation.pictures import check_pictures, image_grid, labelled_rows, save_picture
 from hf_latent.evaluation.sampling import count_evaluations, load_pipeline, sample_images
-from hf_latent.evaluation.sampling_config import SamplingConfig
-from hf_latent.output import replaced_whole
 from hf_latent.pipeline import LatentDiffusionPipeline
 
 RELEASED = "fashion-mnist"
@@ -87,7 +86,6 @@ def generate(config: GenerateConfig) -> Path:
         picture = image_grid(images, UNCONDITIONAL_COLUMNS)
     else:
         picture = labelled_rows(images, labels[:num_images], pipeline.id2label)
-    with replaced_whole(output) as temporary:
-        picture.save(temporary)
+    save_picture(output, picture)
     print(f"{num_images} images: {output}")
     return output

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt
-from torch.utils.data import DataLoader
 
 from hf_latent.command import Seed, Settings
 from hf_latent.data.images.config import ImagesConfig
@@ -19,7 +18,6 @@ from hf_latent.evaluation.machine import describe_machine
 from hf_latent.evaluation.sampling import load_pipeline, sample_images
 from hf_latent.experiments.evaluate_model import update_card
 from hf_latent.experiments.quickstart_report import (
-    Sampling,
     card_metrics,
     measure_kept,
     measure_samples,
@@ -97,9 +95,8 @@ def load_tensors(dataset: ImageDataset) -> tuple[torch.Tensor, torch.Tensor]:
     Returns:
         Images `(N, C, H, W)` float32 in [-1, 1], and labels `(N,)` int64.
     """
-    batches = list(DataLoader(dataset.view(mirrored=False), batch_size=500))
-    images, labels = (torch.cat([b[key] for b in batches]) for key in ("images", "class_labels"))
-    return images, labels
+    assert dataset.labels is not None
+    return dataset.view(mirrored=False).read(), dataset.labels
 
 
 def reserve_evaluation(
@@ -236,11 +233,19 @@ def run_quickstart(
     training = train(config, splits, budget)
     with budget.stage("evaluation"):
         pipeline = load_pipeline(str(output_dir / "model"))
-        sampling = Sampling(
-            config.evaluation_images, config.seed, config.guidance_scale, config.num_inference_steps
+        box = splits.validation.unpadded_box()
+        assert box is not None, "28x28 pixels are padded to 32x32"
+        figures = measure_kept(pipeline, test_images, box, output_dir)
+        figures |= measure_samples(
+            pipeline,
+            classifier,
+            config.evaluation_images,
+            config.seed,
+            config.guidance_scale,
+            config.num_inference_steps,
+            output_dir,
+            now,
         )
-        figures = measure_kept(pipeline, test_images, output_dir)
-        figures |= measure_samples(pipeline, sampling, classifier, output_dir, now)
     report = {
         **asdict(config),
         "train_images": len(splits.train),

@@ -1,54 +1,36 @@
 """What quickstart measures of its model, and how it says it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from hf_latent.data.images.pixels import Box
 from hf_latent.evaluation.classifier import LabelledImages, measure_accuracy
 from hf_latent.evaluation.machine import describe_machine
-from hf_latent.evaluation.pictures import image_grid, interleave, labelled_rows
-from hf_latent.evaluation.reconstruction import center_crop, measure_reconstructions
+from hf_latent.evaluation.pictures import image_grid, interleave, labelled_rows, save_picture
+from hf_latent.evaluation.reconstruction import measure_reconstructions
 from hf_latent.evaluation.sampling import count_evaluations, resolve_guidance, sample_images
 from hf_latent.models.frozen import hash_weights
 from hf_latent.models.presets import measure_compression
-from hf_latent.output import replaced_whole
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.training.run.clock import TrainingSummary
 
 SAMPLES_PER_CLASS = 8
 PAIRS = 40
-UNPADDED = 28
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How samples are drawn.
-
-    Attributes:
-        num_images: how many are scored; those of the picture are among them where that is enough.
-        seed: of the first image.
-        guidance_scale: classifier-free guidance, 1 is off.
-        num_inference_steps: sampling steps.
-    """
-
-    num_images: int
-    seed: int
-    guidance_scale: float
-    num_inference_steps: int
 
 
 def measure_kept(
-    pipeline: LatentDiffusionPipeline, test_images: torch.Tensor, output_dir: Path
+    pipeline: LatentDiffusionPipeline, test_images: torch.Tensor, box: Box, output_dir: Path
 ) -> dict[str, Any]:
     """Measure reconstructions of test images, and save reconstructions.png.
 
     Args:
         pipeline: the model.
-        test_images: `(N, 1, 32, 32)` in [-1, 1], 28x28 pixels padded.
+        test_images: `(N, C, H, W)` in [-1, 1].
+        box: what padding was put around.
         output_dir: for the picture: images and reconstructions in turn.
 
     Returns:
@@ -58,15 +40,11 @@ def measure_kept(
     reconstructions = torch.cat(
         [torch.as_tensor(pipeline.reconstruct(x)).cpu() for x in test_images.split(200)]
     )
-    kept = measure_reconstructions([(originals, reconstructions)])
-    unpadded = measure_reconstructions(
-        [(center_crop(originals, UNPADDED), center_crop(reconstructions, UNPADDED))]
-    )
+    kept = measure_reconstructions([(originals, reconstructions)], box)
     channels, height, width = test_images.shape[1:]
     compression = measure_compression(pipeline.vae, (channels, height, width))
-    with replaced_whole(output_dir / "reconstructions.png") as temporary:
-        pairs = interleave(originals[:PAIRS], reconstructions[:PAIRS])
-        image_grid(pairs, 2 * SAMPLES_PER_CLASS).save(temporary)
+    pairs = interleave(originals[:PAIRS], reconstructions[:PAIRS])
+    save_picture(output_dir / "reconstructions.png", image_grid(pairs, 2 * SAMPLES_PER_CLASS))
     return {
         "image_shape": compression.image_shape,
         "latent_shape": compression.latent_shape,
@@ -74,15 +52,18 @@ def measure_kept(
         "test_images": kept.images,
         "test_psnr_db": kept.psnr_db,
         "test_ssim": kept.ssim,
-        "test_unpadded_psnr_db": unpadded.psnr_db,
-        "test_unpadded_ssim": unpadded.ssim,
+        "test_unpadded_psnr_db": kept.unpadded_psnr_db,
+        "test_unpadded_ssim": kept.unpadded_ssim,
     }
 
 
 def measure_samples(
     pipeline: LatentDiffusionPipeline,
-    sampling: Sampling,
     classifier: nn.Module,
+    num_images: int,
+    seed: int,
+    guidance_scale: float,
+    num_inference_steps: int,
     output_dir: Path,
     now: Callable[[], float],
 ) -> dict[str, Any]:
@@ -90,8 +71,11 @@ def measure_samples(
 
     Args:
         pipeline: the model.
-        sampling: how many samples, and how they are drawn.
         classifier: trained on real images.
+        num_images: how many are scored; those of the picture are among them where that is enough.
+        seed: of the first image.
+        guidance_scale: classifier-free guidance, 1 is off.
+        num_inference_steps: sampling steps.
         output_dir: for the picture: a row a class.
         now: the clock, in seconds.
 
@@ -100,30 +84,22 @@ def measure_samples(
     """
     labels = list(pipeline.id2label)
     shown = SAMPLES_PER_CLASS * len(labels)
-    count = max(sampling.num_images, shown)
+    count = max(num_images, shown)
     start = now()
-    samples = sample_images(
-        pipeline,
-        labels,
-        count,
-        sampling.seed,
-        batch_size=100,
-        guidance_scale=sampling.guidance_scale,
-        num_inference_steps=sampling.num_inference_steps,
-    )
+    samples = sample_images(pipeline, labels, count, seed, 100, guidance_scale, num_inference_steps)
     seconds = now() - start
-    scored = samples[: sampling.num_images]
+    scored = samples[:num_images]
     asked_for = torch.arange(len(scored)) % len(labels)
-    with replaced_whole(output_dir / "samples.png") as temporary:
-        labelled_rows(samples[:shown], labels, pipeline.id2label).save(temporary)
-    guidance = resolve_guidance(pipeline, sampling.guidance_scale, None)
+    picture = labelled_rows(samples[:shown], labels, pipeline.id2label)
+    save_picture(output_dir / "samples.png", picture)
+    guidance = resolve_guidance(pipeline, guidance_scale, None)
     return {
         "label_agreement": measure_accuracy(
             classifier, LabelledImages.from_tensors(scored * 2 - 1, asked_for)
         ),
         "label_agreement_images": len(scored),
         "denoiser_evaluations_per_image": count_evaluations(
-            pipeline, sampling.num_inference_steps, guidance
+            pipeline, num_inference_steps, guidance
         ),
         "sampling_images_per_second": count / seconds,
     }

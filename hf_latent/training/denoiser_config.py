@@ -7,7 +7,7 @@ from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from hf_latent.command import Share
 from hf_latent.errors import UserError
-from hf_latent.evaluation.sampling_config import read_interval
+from hf_latent.evaluation.config import read_interval
 from hf_latent.models.presets import Objective, Preset
 from hf_latent.training.losses import TimestepSampling
 from hf_latent.training.run.accelerator import TrainingConfig

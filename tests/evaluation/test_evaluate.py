@@ -12,8 +12,8 @@ from hf_latent.data.images.open import open_images
 from hf_latent.data.latents import shards
 from hf_latent.data.latents.shards import Shards
 from hf_latent.errors import UserError
+from hf_latent.evaluation.config import EvaluateConfig
 from hf_latent.evaluation.evaluate import evaluate
-from hf_latent.evaluation.evaluate_config import EvaluateConfig
 from hf_latent.evaluation.generation import compare_sets
 from hf_latent.evaluation.reference import RealImages
 from hf_latent.models.presets import create_denoiser, create_scheduler

@@ -10,7 +10,7 @@ from hf_latent.data.images.open import open_images
 from hf_latent.data.latents import shards
 from hf_latent.data.latents.shards import write_shards
 from hf_latent.errors import UserError
-from hf_latent.evaluation.evaluate_config import EvaluateConfig
+from hf_latent.evaluation.config import EvaluateConfig
 from hf_latent.evaluation.feature_extractors import LatentVectors
 from hf_latent.evaluation.generated import generated_images, measure_classes, write_samples
 from hf_latent.evaluation.reference import RealImages

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hf_latent.data.images.pixels import Box
-from hf_latent.evaluation.reconstruction import center_crop, measure_reconstructions
+from hf_latent.evaluation.reconstruction import measure_reconstructions
 
 
 def test_psnr_is_the_mean_of_per_image_values():
@@ -105,9 +105,10 @@ def test_images_smaller_than_the_window_have_no_ssim(size, channels):
     assert math.isfinite(measure_reconstructions([(larger, larger.flip(3))]).ssim)
 
 
-def test_center_crop_undoes_padding():
+def test_a_box_undoes_padding():
     image = torch.rand(2, 1, 28, 28)
-    assert torch.equal(center_crop(torch.nn.functional.pad(image, (2, 2, 2, 2)), 28), image)
+    padded = torch.nn.functional.pad(image, (2, 2, 2, 2))
+    assert torch.equal(Box(2, 2, 28, 28).cut(padded), image)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])

@@ -10,7 +10,7 @@ from hf_latent.data.images.open import open_images
 from hf_latent.data.latents import shards
 from hf_latent.errors import UserError
 from hf_latent.evaluation import reference
-from hf_latent.evaluation.evaluate_config import EvaluateConfig
+from hf_latent.evaluation.config import EvaluateConfig
 from hf_latent.evaluation.memorisation import LOCAL_NEIGHBOURS
 from hf_latent.evaluation.reference import (
     RealImages,
@@ -140,7 +140,7 @@ def test_neighbours_are_found_once(splits, tmp_path, monkeypatch):
 def test_each_space_has_vectors_of_all_real_images(splits, tmp_path):
     real, spaces = RealImages.choose(splits, 30, 0), {x: ShortVectors(x) for x in ("one", "two")}
     stages = Stages(1)
-    found = vectors_by_space(real, spaces, evaluation(tmp_path, batch_size=25), stages)
+    found = vectors_by_space(real, spaces, tmp_path / "cache", 25, 0, stages)
     assert list(stages.report()) == ["real_vectors_seconds", "total_seconds"]
     for space, extractor in spaces.items():
         assert list(found[space]) == ["train", "held_out", "held_out_mirrored"]
@@ -154,27 +154,25 @@ def test_each_space_has_vectors_of_all_real_images(splits, tmp_path):
         assert extractor.seen == as_bytes(torch.cat([train, held_out, held_out.flip(3)]))
 
 
-def test_reports_can_be_compared_only_if_images_and_preprocessing_are_the_same(splits, tmp_path):
-    config = evaluation(tmp_path)
+def test_reports_can_be_compared_only_if_images_and_preprocessing_are_the_same(splits):
     real, extractor = RealImages.choose(splits, 30, 0), ShortVectors()
-    identity = identify(config, real, extractor)
+    identity = identify(real, extractor, 0)
     assert identity["num_images"] == 30
     assert identity["reference_fingerprint"] == real.subset(real.reference).fingerprint
     assert "pad to 32x32, 1 channels; short vectors" in identity["preprocessing"]
     same = [
-        identify(config, RealImages.choose(splits, 30, 0), ShortVectors()),
-        identify(replace(config, num_inference_steps=3, model="other"), real, extractor),
+        identify(RealImages.choose(splits, 30, 0), ShortVectors(), 0),
         # The same set in another order.
-        identify(config, replace(real, reference=real.reference.flip(0)), extractor),
+        identify(replace(real, reference=real.reference.flip(0)), extractor, 0),
     ]
     assert {x["comparable_if_equal"] for x in same} == {identity["comparable_if_equal"]}
     resized = open_images(replace(CONFIG, resize_mode="crop"))
     different = [
-        identify(config, RealImages.choose(splits, 30, 1), extractor),
-        identify(config, RealImages.choose(splits, 29, 0), extractor),
-        identify(config, replace(real, reference=real.other), extractor),
-        identify(config, real, ShortVectors("other")),
-        identify(config, RealImages.choose(resized, 30, 0), extractor),
+        identify(RealImages.choose(splits, 30, 1), extractor, 0),
+        identify(RealImages.choose(splits, 29, 0), extractor, 0),
+        identify(replace(real, reference=real.other), extractor, 0),
+        identify(real, ShortVectors("other"), 0),
+        identify(RealImages.choose(resized, 30, 0), extractor, 0),
     ]
     digests = {x["comparable_if_equal"] for x in (identity, *different)}
     assert len(digests) == 1 + len(different)

@@ -12,10 +12,10 @@ from torch.utils.data import DataLoader
 from hf_latent.data.images.dataset import ImageDataset
 from hf_latent.errors import UserError
 from hf_latent.evaluation.features import FeatureNetworkName, load_feature_network
-from hf_latent.evaluation.pictures import image_grid
+from hf_latent.evaluation.pictures import image_grid, save_picture
 from hf_latent.evaluation.reconstruction import measure_reconstructions, reconstruct
 from hf_latent.models.load import load_autoencoder
-from hf_latent.output import read_json, replaced_whole
+from hf_latent.output import read_json
 from hf_latent.training.autoencoder_config import AutoencoderConfig
 from hf_latent.training.losses import perceptual_loss
 from hf_latent.training.run.checkpoints import HARMLESS
@@ -111,8 +111,8 @@ def measure_ablation(
         shown.append(reconstruct(vae, images))
         kept = {k: figures[f"test_{k}"] for k in ("psnr_db", "ssim", "perceptual_distance")}
         rows.append({"name": name, "steps": report["steps"], **kept})
-    with replaced_whole(card_dir / "ablation.png") as temporary:
-        image_grid(torch.cat(shown) / 2 + 0.5, ABLATION_IMAGES).save(temporary)
+    picture = image_grid(torch.cat(shown) / 2 + 0.5, ABLATION_IMAGES)
+    save_picture(card_dir / "ablation.png", picture)
     return rows
 
 

@@ -20,10 +20,10 @@ from hf_latent.errors import UserError
 from hf_latent.evaluation.feature_extractors import load_feature_extractor
 from hf_latent.evaluation.generation import frechet_distance
 from hf_latent.evaluation.machine import describe_machine
-from hf_latent.evaluation.pictures import image_grid
+from hf_latent.evaluation.pictures import image_grid, save_picture
 from hf_latent.evaluation.sampling import count_evaluations, load_pipeline, sample_images
 from hf_latent.models.presets import measure_compression
-from hf_latent.output import check_output_dir, replaced_whole, write_json
+from hf_latent.output import check_output_dir, write_json
 
 SHOWN, BATCH_SIZE = 32, 100
 
@@ -104,8 +104,7 @@ def compare_models(config: CompareConfig) -> dict[str, Any]:
                 config.num_inference_steps,
             )
             distances.append(frechet_distance(vectors(to_uint8(samples * 2 - 1)), real))
-        with replaced_whole(output_dir / f"{name}.png") as temporary:
-            image_grid(samples[:SHOWN], SHOWN // 4).save(temporary)
+        save_picture(output_dir / f"{name}.png", image_grid(samples[:SHOWN], SHOWN // 4))
         rows.append(
             {
                 "name": name,

@@ -20,7 +20,7 @@ from autoencoder_figures import (
 from hf_latent.command import Settings, parse_config, run_command
 from hf_latent.data.images.open import open_images
 from hf_latent.errors import UserError
-from hf_latent.evaluation.pictures import image_grid, interleave
+from hf_latent.evaluation.pictures import image_grid, interleave, save_picture
 from hf_latent.evaluation.reconstruction import reconstruct
 from hf_latent.hub.card.render import render_model_card
 from hf_latent.models.frozen import hash_weights
@@ -89,9 +89,8 @@ def release_autoencoder(config: ReleaseConfig) -> dict[str, Any]:
         vae.save_pretrained(temporary)
 
     images = splits.validation.evenly_spaced(PAIRS).read()
-    with replaced_whole(card_dir / "reconstructions.png") as temporary:
-        pairs = interleave(images, reconstruct(vae, images))
-        image_grid(pairs / 2 + 0.5, COLUMNS).save(temporary)
+    pairs = interleave(images, reconstruct(vae, images)) / 2 + 0.5
+    save_picture(card_dir / "reconstructions.png", image_grid(pairs, COLUMNS))
     compression = measure_compression(vae, splits.image_shape)
     weights = model_dir / "diffusion_pytorch_model.safetensors"
     metrics = {

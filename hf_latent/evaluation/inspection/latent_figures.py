@@ -8,10 +8,11 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from hf_latent.data.images.dataset import ImageDataset
 from hf_latent.evaluation.inspection.frequencies import BandPower
-from hf_latent.evaluation.inspection.latent_pictures import NOISE_LEVELS, noisy_latents
+from hf_latent.evaluation.inspection.pictures import NOISE_LEVELS, noisy_latents
 from hf_latent.evaluation.reconstruction import image_psnr
 from hf_latent.models.fold import FOLDED_MEAN, FOLDED_STD
 from hf_latent.models.load import Autoencoder
+from hf_latent.models.presets import Compression
 
 # A channel less of whose variance than this comes from the image, not from the posterior's noise,
 # carries next to nothing (the inactive units of Burda et al. 2016, section 5.2).
@@ -150,6 +151,23 @@ class PosteriorRate:
             (x.sum() * values_per_channel / math.log(2)).item() for x in (kl, rate)
         )
         return {"kl_bits": kl_bits, "rate_bits": rate_bits}
+
+
+def describe_rate(rate: PosteriorRate | None, compression: Compression) -> dict[str, Any]:
+    """Return the bits of the posterior, and the bytes that the yardsticks get for an image.
+
+    Without a posterior there is no rate: a latent is then taken at one byte a value.
+    """
+    if rate is None:
+        return {"budget_bytes": float(compression.latent_values), "budget": "one byte a value"}
+    bits = rate.bits_per_image()
+    pixels = compression.image_shape[1] * compression.image_shape[2]
+    return {
+        "kl_bits_per_pixel": bits["kl_bits"] / pixels,
+        "rate_bits_per_pixel": bits["rate_bits"] / pixels,
+        "budget_bytes": bits["rate_bits"] / 8,
+        "budget": "the posterior's rate",
+    }
 
 
 def measure_smoothness(

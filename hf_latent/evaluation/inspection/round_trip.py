@@ -28,8 +28,7 @@ MS_SSIM_SMALLEST = 176  # a window of 11 pixels at the fifth scale
 
 def shown(images: torch.Tensor) -> torch.Tensor:
     """Map images `(B, C, H, W)` float in [-1, 1] to [0, 1], RGBA composited on white."""
-    pixels = images / 2 + 0.5
-    return composite(pixels, 1.0) if pixels.shape[1] == 4 else pixels
+    return composite(images / 2 + 0.5, 1.0)
 
 
 class RoundTrip:

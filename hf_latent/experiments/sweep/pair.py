@@ -25,8 +25,7 @@ from hf_latent.data.images.pixels import to_uint8
 from hf_latent.evaluation.feature_extractors import FeatureExtractor
 from hf_latent.evaluation.floor import measure_floor, measure_kept
 from hf_latent.evaluation.generation import frechet_distance
-from hf_latent.evaluation.inspection.arithmetic import describe_rate
-from hf_latent.evaluation.inspection.latent_figures import PosteriorRate
+from hf_latent.evaluation.inspection.latent_figures import PosteriorRate, describe_rate
 from hf_latent.evaluation.reference import RealImages
 from hf_latent.evaluation.sampling import count_evaluations, load_pipeline, sample_images
 from hf_latent.experiments.quickstart import AUTOENCODER, DENOISER

@@ -12,7 +12,11 @@ import torch
 from hf_latent.data.images.dataset import ImageDataset
 from hf_latent.data.images.open import ImageSplits, open_images
 from hf_latent.errors import UserError
-from hf_latent.evaluation.feature_extractors import FeatureExtractor, load_feature_extractor
+from hf_latent.evaluation.feature_extractors import (
+    FeatureExtractor,
+    image_vectors,
+    load_feature_extractor,
+)
 from hf_latent.evaluation.generation import frechet_distance
 from hf_latent.evaluation.machine import describe_machine, shown_name
 from hf_latent.evaluation.reference import FEWEST_HELD_OUT, RealImages
@@ -96,8 +100,7 @@ def look_at_real_images(
     """
 
     def vectors(dataset: ImageDataset) -> list[torch.Tensor]:
-        rows = torch.arange(len(dataset)).split(BATCH_SIZE)
-        return [extractor(dataset.read_uint8(x)) for x in rows]
+        return list(image_vectors(dataset, extractor, BATCH_SIZE))
 
     images = RealImages.choose(splits, config.num_images, config.seed)
     held_out = images.held_out.evenly_spaced(HELD_OUT_IMAGES)

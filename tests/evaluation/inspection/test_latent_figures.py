@@ -14,7 +14,7 @@ from hf_latent.evaluation.inspection.latent_figures import (
     measure_smoothness,
     normal_distance,
 )
-from hf_latent.evaluation.inspection.latent_pictures import NOISE_LEVELS
+from hf_latent.evaluation.inspection.pictures import NOISE_LEVELS
 from hf_latent.models.fold import LatentStatistics, fold_latent_scale
 from hf_latent.models.load import load_autoencoder
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hf_latent.evaluation.inspection.latent_pictures import (
+from hf_latent.evaluation.inspection.pictures import (
     NOISE_LEVELS,
     STEPS,
     channel_maps,

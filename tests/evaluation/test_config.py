@@ -3,8 +3,7 @@ from dataclasses import replace
 import pytest
 
 from hf_latent.errors import UserError
-from hf_latent.evaluation.evaluate_config import EvaluateConfig
-from hf_latent.evaluation.images_of_model import ImagesOfModelConfig
+from hf_latent.evaluation.config import EvaluateConfig, ImagesOfModelConfig
 
 
 @pytest.fixture
