@@ -50,7 +50,7 @@ COMMANDS = {
     ),
     "evaluate": Command(
         "hf_latent.experiments.evaluate_model",
-        "EvaluateModelConfig",
+        "EvaluateConfig",
         "evaluate_model",
         "measure a model: reconstruction, generation, memorisation; and tell it on its card",
     ),

@@ -129,6 +129,9 @@ class EvaluateConfig(ImagesOfModelConfig, SamplingConfig):
         batch_size: images at a time.
         dataloader_num_workers: processes that decode images.
         cache_dir: where vectors of real images are kept, to be computed once.
+        update_card: put metrics.json and the pictures into the folder of a local model too, and
+            write its card anew; a card that was edited by hand is kept. Not with --guide, which is
+            no part of the model.
     """
 
     model: str
@@ -139,6 +142,7 @@ class EvaluateConfig(ImagesOfModelConfig, SamplingConfig):
     batch_size: PositiveInt = 100
     dataloader_num_workers: NonNegativeInt = 0
     cache_dir: str = str(CACHE_DIR)
+    update_card: bool = True
 
     def count(self, train_images: int) -> int:
         """Return how many images to generate and to compare with.

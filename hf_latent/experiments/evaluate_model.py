@@ -1,6 +1,5 @@
 """`hf-latent evaluate`: measure a model, and write the figures into its card."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +16,7 @@ from hf_latent.output import read_json, write_json
 PICTURES = ("samples.png", "reconstructions.png", "closest_by_latents.png")
 
 
-@dataclass(frozen=True, kw_only=True)
-class EvaluateModelConfig(EvaluateConfig):
-    """Measure a model: what its autoencoder keeps, how close its images come, whether it copies.
-
-    Attributes:
-        update_card: put metrics.json and the pictures into the folder of a local model too, and
-            write its card anew; a card that was edited by hand is kept. Not with --guide, which is
-            no part of the model.
-    """
-
-    update_card: bool = True
-
-
-def evaluate_model(config: EvaluateModelConfig) -> dict[str, Any]:
+def evaluate_model(config: EvaluateConfig) -> dict[str, Any]:
     """Measure a model and, where it is a local folder, tell the figures on its card.
 
     Args:

@@ -15,7 +15,7 @@ from hf_latent.data.images.dataset import ImageDataset
 from hf_latent.data.images.open import ImageSplits, open_images
 from hf_latent.evaluation.classifier import LabelledImages, measure_accuracy, train_classifier
 from hf_latent.evaluation.machine import describe_machine
-from hf_latent.evaluation.sampling import load_pipeline, sample_images
+from hf_latent.evaluation.sampling import load_pipeline
 from hf_latent.experiments.evaluate_model import update_card
 from hf_latent.experiments.quickstart_report import (
     card_metrics,
@@ -56,6 +56,8 @@ DENOISER = {
 RELEASED_AUTOENCODER = "fashion-mnist-f4"
 AUTOENCODER_SHARE = 0.25
 MINIMUM_MINUTES = 0.05
+# Sample grid at the end of a denoiser's training: images times steps.
+GRID_IMAGE_STEPS = 80 * 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,18 +111,13 @@ def reserve_evaluation(
         vae = load_autoencoder(RELEASED_AUTOENCODER)
     unet = create_denoiser("tiny", vae, splits.image_shape, splits.num_classes)
     pipeline = LatentDiffusionPipeline(vae.eval(), unet.eval(), create_scheduler("flow"))
-    pipeline.set_progress_bar_config(disable=True)
     images = test_images[:200]
     # The latents of all images, and before them the latent scale.
     encoded = len(splits.train) * (2 if config.train_vae else 1) + len(splits.validation)
-    budget.reserve(lambda: pipeline.encode_images(images), encoded / len(images))
-    budget.reserve(lambda: pipeline.reconstruct(images), len(test_images) / len(images))
     # Samples to score, and the grid at the end of the denoiser's training.
-    count, steps = min(config.evaluation_images, 100), 2
-    image_steps = config.evaluation_images * config.num_inference_steps + 80 * 20
-    budget.reserve(
-        lambda: sample_images(pipeline, [0], count, 0, count, config.guidance_scale, steps),
-        image_steps / (count * steps),
+    image_steps = config.evaluation_images * config.num_inference_steps + GRID_IMAGE_STEPS
+    budget.reserve_model(
+        pipeline, images, encoded, len(test_images), image_steps, config.guidance_scale
     )
 
 

@@ -4,8 +4,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from hf_latent.errors import UserError
+import torch
 
+from hf_latent.errors import UserError
+from hf_latent.evaluation.reconstruction import reconstruct
+from hf_latent.evaluation.sampling import sample_images
+from hf_latent.pipeline import LatentDiffusionPipeline
+
+# Of the images to generate, so many are timed, at so many steps.
+TIMED_IMAGES, TIMED_STEPS = 100, 2
 SAFETY = 1.2  # machines slow down: what was timed once is taken to last this much longer
 
 
@@ -58,6 +65,37 @@ class TimeBudget:
         start = self.now()
         work()
         self.reserved_seconds += SAFETY * times * (self.now() - start)
+
+    def reserve_model(
+        self,
+        pipeline: LatentDiffusionPipeline,
+        images: torch.Tensor,
+        encoded: int,
+        decoded: int,
+        image_steps: int,
+        guidance_scale: float = 1.0,
+    ) -> None:
+        """Reserve the time that a model takes, timed on an untrained one of the same shape.
+
+        Args:
+            pipeline: the untrained model.
+            images: some to time it with, `(B, C, H, W)` float in [-1, 1].
+            encoded: how many images will be encoded.
+            decoded: how many will be encoded and decoded.
+            image_steps: how many will be generated, times their steps.
+            guidance_scale: of the generated ones.
+        """
+        if torch.accelerator.is_available():
+            pipeline.to(torch.accelerator.current_accelerator())
+        pipeline.set_progress_bar_config(disable=True)
+        labels, scale = (None, None) if pipeline.num_classes is None else ([0], guidance_scale)
+        count = min(len(images), TIMED_IMAGES)
+        timed = count, 0, count, scale, TIMED_STEPS
+        self.reserve(lambda: pipeline.encode_images(images), encoded / len(images))
+        self.reserve(lambda: reconstruct(pipeline.vae, images), decoded / len(images))
+        self.reserve(
+            lambda: sample_images(pipeline, labels, *timed), image_steps / (count * TIMED_STEPS)
+        )
 
     def check(self, minimum_minutes: float, advice: str) -> None:
         """Refuse to start where the rest is too short.

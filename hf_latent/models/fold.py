@@ -3,11 +3,16 @@
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TypeAlias
 
 import torch
 from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
+from hf_latent.pipeline.encode import LatentPosteriors
+
+# Both have a mean and a variance, `(B, c, h, w)` each.
+Posterior: TypeAlias = LatentPosteriors | DiagonalGaussianDistribution
 MINIMUM_DEVIATION = 1e-3
 # diffusers passes over private configuration entries, and keeps them when a model is saved again.
 FOLDED_MEAN, FOLDED_STD = "_folded_latents_mean", "_folded_latents_std"
@@ -24,18 +29,6 @@ class LatentStatistics:
 
     mean: torch.Tensor
     std: torch.Tensor
-
-
-class Posterior(Protocol):
-    """What the statistics need of a posterior, `(B, c, h, w)` each."""
-
-    @property
-    def mean(self) -> torch.Tensor:
-        """Its mean."""
-
-    @property
-    def var(self) -> torch.Tensor:
-        """Its variance."""
 
 
 def sum_latents(posteriors: Iterable[Posterior]) -> torch.Tensor:

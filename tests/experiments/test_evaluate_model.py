@@ -7,7 +7,7 @@ from PIL import Image
 from hf_latent.cli import main
 from hf_latent.experiments.evaluate_model import (
     PICTURES,
-    EvaluateModelConfig,
+    EvaluateConfig,
     evaluate_model,
     update_card,
 )
@@ -32,13 +32,13 @@ def short(monkeypatch):
 
 
 @pytest.fixture
-def config(tmp_path) -> EvaluateModelConfig:
+def config(tmp_path) -> EvaluateConfig:
     vae = make_autoencoder()
     unet = create_denoiser("tiny", vae, (1, 32, 32), None, **NARROW_DENOISER)
     pipeline = LatentDiffusionPipeline(vae, unet, create_scheduler("flow"))
     pipeline.save_pretrained(tmp_path / "model")
     write_model_card(tmp_path / "model", "ada/clothes", "mit")
-    return EvaluateModelConfig(
+    return EvaluateConfig(
         model=str(tmp_path / "model"),
         output_dir=str(tmp_path / "out"),
         cache_dir=str(tmp_path / "cache"),

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers import AutoencoderKL, UNet2DModel
 
 from hf_latent.data.images.open import ImageSplits
@@ -12,8 +11,7 @@ from hf_latent.data.images.pixels import to_uint8
 from hf_latent.errors import UserError
 from hf_latent.evaluation.feature_extractors import FeatureExtractor
 from hf_latent.evaluation.generation import frechet_distance
-from hf_latent.evaluation.reconstruction import reconstruct
-from hf_latent.evaluation.sampling import sample_images
+from hf_latent.experiments.quickstart import GRID_IMAGE_STEPS
 from hf_latent.experiments.sweep.config import Pair, SweepConfig
 from hf_latent.experiments.time_budget import SAFETY, TimeBudget
 from hf_latent.models.presets import create_autoencoder, create_denoiser, create_scheduler
@@ -26,9 +24,7 @@ HELD_OUT_IMAGES = 2000  # at most so many are reconstructed
 FOLD_SAMPLES = 2000  # training images that the latent scale is measured on
 WATCHED_IMAGES = 200  # held-out images at the end of each training
 BATCH_SIZE = 100
-TIMED_IMAGES, TIMED_STEPS = 50, 2
-# Sample grid at the end of a denoiser's training: images times steps.
-GRID_IMAGE_STEPS = 80 * 20
+TIMED_IMAGES = 50
 # Starting a training, saving, hashing and loading its model, by the wall clock of a small CPU.
 SECONDS_AROUND_A_PAIR = 5.0
 
@@ -103,9 +99,8 @@ def reserve_measuring(
         same = [pair for pair in pairs if pair.factor == factor]
         vae, unet = create_models(config, same[-1], splits.image_shape, splits.num_classes)
         pipeline = LatentDiffusionPipeline(vae.eval(), unet.eval(), create_scheduler("flow"))
-        _reserve_model(
-            budget, pipeline, images, *(len(same) * x for x in (encoded, decoded, steps))
-        )
+        counts = [len(same) * x for x in (encoded, decoded, steps)]
+        budget.reserve_model(pipeline, images, *counts)
     pixels = to_uint8(images)
     real = held_out + 2 * config.num_images
     made = held_out + config.num_images + generated  # reconstructed, for the floor, generated
@@ -114,29 +109,6 @@ def reserve_measuring(
     distances = 1 + len(pairs) * (2 + config.num_seeds)
     budget.reserve(lambda: frechet_distance(vectors, vectors), distances)
     budget.reserved_seconds += SAFETY * len(pairs) * SECONDS_AROUND_A_PAIR
-
-
-def _reserve_model(
-    budget: TimeBudget,
-    pipeline: LatentDiffusionPipeline,
-    images: torch.Tensor,
-    encoded: int,
-    decoded: int,
-    image_steps: int,
-) -> None:
-    """Reserve time to encode, decode and denoise so many images; of the last, times their steps."""
-    if torch.accelerator.is_available():
-        pipeline.to(torch.accelerator.current_accelerator())
-    pipeline.set_progress_bar_config(disable=True)
-    labels, scale = (None, None) if pipeline.num_classes is None else ([0], 1.0)
-    count = TIMED_IMAGES
-
-    def sample() -> torch.Tensor:
-        return sample_images(pipeline, labels, count, 0, count, scale, TIMED_STEPS)
-
-    budget.reserve(lambda: pipeline.encode_images(images), encoded / len(images))
-    budget.reserve(lambda: reconstruct(pipeline.vae, images), decoded / len(images))
-    budget.reserve(sample, image_steps / (count * TIMED_STEPS))
 
 
 def divide_minutes(minutes: float, pairs: int) -> tuple[float, float]:
