@@ -1,4 +1,7 @@
+from itertools import count
+
 import pytest
+import torch
 
 from hf_latent.errors import UserError
 from hf_latent.experiments.time_budget import SAFETY, TimeBudget
@@ -40,3 +43,11 @@ def test_too_little_time_is_refused_with_what_would_do(clock):
     budget = TimeBudget(1.0, clock() - 90, clock)
     with pytest.raises(UserError, match=r"needs at least 1\.60 for the whole command \(advice\)"):
         budget.check(0.1, "advice")
+
+
+def test_a_models_time_is_reserved_by_its_parts(pipeline):
+    looks = count()
+    budget = TimeBudget(10.0, now=lambda: float(next(looks)))  # a part takes a second
+    images = torch.zeros(4, 1, 16, 16)
+    budget.reserve_model(pipeline, images, encoded=40, decoded=20, image_steps=80)
+    assert budget.reserved_seconds == pytest.approx(SAFETY * (40 / 4 + 20 / 4 + 80 / (4 * 2)))
