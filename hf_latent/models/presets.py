@@ -15,6 +15,7 @@ from diffusers import (
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from hf_latent.errors import UserError
+from hf_latent.pipeline.denoise import size_multiple
 from hf_latent.pipeline.encode import check_images, downsampling_factor, encode_images
 
 Preset = Literal["tiny", "small", "base", "ldm-f4", "ldm-f8"]
@@ -199,17 +200,10 @@ def create_denoiser(
     config = DENOISERS[preset] | changes
     attention = config.pop("attention")
     channels, height, width = measure_compression(vae, image_shape).latent_shape
-    f, multiple = downsampling_factor(vae), 2 ** (len(attention) - 1)
-    if height % multiple or width % multiple:
-        raise UserError(
-            f"images of {image_shape[1]}x{image_shape[2]} do not fit the denoiser preset "
-            f"{preset!r}: height and width must be multiples of {f} to be encoded and of "
-            f"{f * multiple} to be denoised; choose another --resolution"
-        )
     down, up = "DownBlock2D", "UpBlock2D"
     if config.get("downsample_type") == "resnet":
         down, up = "ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D"
-    return UNet2DModel(
+    unet = UNet2DModel(
         **config,
         in_channels=channels,
         out_channels=channels,
@@ -218,6 +212,14 @@ def create_denoiser(
         up_block_types=tuple("AttnUpBlock2D" if level else up for level in reversed(attention)),
         num_class_embeds=None if num_classes is None else num_classes + 1,
     )
+    f, multiple = downsampling_factor(vae), size_multiple(unet)
+    if height % multiple or width % multiple:
+        raise UserError(
+            f"images of {image_shape[1]}x{image_shape[2]} do not fit the denoiser preset "
+            f"{preset!r}: height and width must be multiples of {f} to be encoded and of "
+            f"{f * multiple} to be denoised; choose another --resolution"
+        )
+    return unet
 
 
 def create_scheduler(objective: Objective, zero_terminal_snr: bool = False) -> SchedulerMixin:

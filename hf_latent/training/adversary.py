@@ -16,21 +16,21 @@ from hf_latent.training.losses import (
     discriminator_hinge_loss,
     generator_hinge_loss,
 )
+from hf_latent.training.run.accelerator import create_optimizer
 from hf_latent.training.run.checkpoints import TrainingState
 
 
-def check_image_size(config: AutoencoderConfig, image_shape: tuple[int, int, int]) -> None:
-    """Make sure that the discriminator, if there is one, finds a patch in every image.
+def check_image_size(num_layers: int, height: int, width: int) -> None:
+    """Make sure that a discriminator of so many layers finds a patch in every image.
 
     Raises:
-        UserError: if the images are too small for its layers.
+        UserError: if the images are too small.
     """
-    smallest = 3 * 2**config.discriminator_num_layers
-    if config.discriminator_weight and min(image_shape[1:]) < smallest:
+    smallest = 3 * 2**num_layers
+    if min(height, width) < smallest:
         raise UserError(
-            f"images of {image_shape[1]}x{image_shape[2]} are too small for a discriminator with "
-            f"{config.discriminator_num_layers} layers, which needs {smallest} pixels: "
-            "lower --discriminator_num_layers"
+            f"images of {height}x{width} are too small for a discriminator with {num_layers} "
+            f"layers, which needs {smallest} pixels: lower --discriminator_num_layers"
         )
 
 
@@ -72,12 +72,8 @@ class Adversary:
             config.discriminator_num_layers,
         )
         # LDM's betas: a slow first moment would chase an opponent that has moved on.
-        optimizer = torch.optim.AdamW(
-            self.discriminator.parameters(),
-            lr=config.learning_rate,
-            betas=(0.5, 0.9),
-            weight_decay=config.adam_weight_decay,
-            fused=True,
+        optimizer = create_optimizer(
+            self.discriminator, config.learning_rate, config.adam_weight_decay, (0.5, 0.9)
         )
         wrapped, optimizer = accelerator.prepare(self.discriminator, optimizer)
         self.wrapped = (wrapped,)
@@ -87,11 +83,11 @@ class Adversary:
         state.others["adversary"] = self
 
     def plays(self, step: int) -> bool:
-        """Tell whether the discriminator trains, and pulls, in a step."""
+        """Return whether the discriminator trains, and pulls, in a step."""
         return bool(self.wrapped) and step >= self.config.discriminator_start
 
     def measures(self, step: int) -> bool:
-        """Tell whether gradients are measured in a step: from the one before the first play."""
+        """Return whether gradients are measured in a step: from the one before the first play."""
         return bool(self.wrapped) and step >= self.config.discriminator_start - 1
 
     def pull(

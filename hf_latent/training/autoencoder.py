@@ -7,42 +7,49 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from diffusers import AutoencoderKL
 from torch.utils.data import DataLoader
 
 from hf_latent.command import run_command
 from hf_latent.data.images.open import ImageSplits
 from hf_latent.evaluation.features import load_feature_network
-from hf_latent.evaluation.machine import shown_name
 from hf_latent.models.fold import fold_latent_scale
 from hf_latent.models.frozen import freeze, hash_weights
 from hf_latent.models.presets import measure_compression
-from hf_latent.output import replaced_whole, write_json
+from hf_latent.output import write_json
 from hf_latent.training.adversary import Adversary, check_image_size
 from hf_latent.training.autoencoder_config import AutoencoderConfig
 from hf_latent.training.latents.scale import measure_latent_scale
 from hf_latent.training.losses import kl_per_latent_value, perceptual_loss, reconstruction_loss
 from hf_latent.training.push import open_hub_model, push_model
-from hf_latent.training.reports import describe_training, write_model_reports
+from hf_latent.training.reports import (
+    describe_images,
+    describe_training,
+    portable_settings,
+    save_model,
+)
 from hf_latent.training.run.accelerator import (
     create_ema,
     create_optimizer,
     process_rows,
     start_accelerator,
 )
-from hf_latent.training.run.batches import GlobalBatchSampler, ignore_signals, seeded_generator
+from hf_latent.training.run.batches import global_batches, ignore_signals, seeded_generator
 from hf_latent.training.run.checkpoints import TrainingState, resume_training, save_checkpoint
 from hf_latent.training.run.clock import TrainingClock, TrainingSummary
 from hf_latent.training.run.ema import ema_weights
-from hf_latent.training.run.folder import describe_counts, open_run_images, start_run_folder
+from hf_latent.training.run.folder import (
+    describe_counts,
+    find_checkpoint,
+    open_run_images,
+    start_run_folder,
+)
 from hf_latent.training.run.guard import NonFiniteGuard
 from hf_latent.training.run.pictures import picture_path
 from hf_latent.training.run.stop import StopSignal, leave
+from hf_latent.training.run.trackers import end_trackers
 from hf_latent.training.start_autoencoder import TrainableAutoencoder, start_autoencoder
 from hf_latent.training.validation.autoencoder import HeldOutFigures, validate_autoencoder
 from hf_latent.training.validation.diagnosis import diagnose
@@ -87,43 +94,45 @@ def train_autoencoder(
     """
     accelerator = start_accelerator(config)
     splits = splits or open_run_images(config, accelerator)
-    check_image_size(config, splits.image_shape)
-    vae = start_autoencoder(config, splits.image_shape)
-    compression = measure_compression(vae, splits.image_shape)
+    image_shape = splits.image_shape
+    if config.discriminator_weight:
+        check_image_size(config.discriminator_num_layers, *image_shape[1:])
+    vae = start_autoencoder(config, image_shape)
+    compression = measure_compression(vae, image_shape)
     accelerator.print(f"autoencoder: {compression}")
-    network = None
-    if config.perceptual_network is not None:
-        network = load_feature_network(config.perceptual_network).to(accelerator.device)
+    name = config.perceptual_network
+    network = load_feature_network(name).to(accelerator.device) if name else None
     hub_model = open_hub_model(config, "AutoencoderKL", accelerator)
     output_dir = start_run_folder(
         config, describe_counts(splits), splits.validation_fingerprint, accelerator
     )
 
-    ema = create_ema(config, vae, accelerator.device)
-    model, optimizer = accelerator.prepare(TrainableAutoencoder(vae), create_optimizer(config, vae))
+    ema = create_ema(vae, config.ema_decay, accelerator.device)
+    betas = (0.9, config.adam_beta2)
+    optimizer = create_optimizer(vae, config.learning_rate, config.adam_weight_decay, betas)
+    model, optimizer = accelerator.prepare(TrainableAutoencoder(vae), optimizer)
     clock = TrainingClock(config, accelerator, "autoencoder", now)
     guard = NonFiniteGuard(output_dir, accelerator)
     state = TrainingState({"vae": vae}, {"vae": optimizer}, {"vae": {"ema": ema}}, {"clock": clock})
-    adversary = Adversary(config, splits.image_shape[0], vae, state, accelerator)
-    resume_training(config, accelerator, state)
+    adversary = Adversary(config, image_shape[0], vae, state, accelerator)
+    checkpoint = find_checkpoint(output_dir, config.resume_from_checkpoint)
+    resume_training(checkpoint, state, asdict(config), accelerator)
 
     rows = process_rows(config, accelerator)
-    sampler = GlobalBatchSampler(
-        len(splits.train), rows, config.seed, clock.step * config.gradient_accumulation_steps
-    )
-    loader: DataLoader = DataLoader(
-        splits.train,
-        batch_sampler=sampler,
-        num_workers=config.dataloader_num_workers,
-        worker_init_fn=ignore_signals,
-    )
-    batches = iter(loader)
+    done, workers = clock.step * config.gradient_accumulation_steps, config.dataloader_num_workers
+    batches = global_batches(splits.train, rows, config.seed, done, workers)
     held_out_images = splits.validation.evenly_spaced(config.max_validation_samples)
+    held_out_loader: DataLoader = DataLoader(
+        held_out_images, rows.batch_size, num_workers=workers, worker_init_fn=ignore_signals
+    )
     seen: list[HeldOutFigures] = []
 
     def validate() -> HeldOutFigures:
+        picture = picture_path(output_dir, clock.step)
         with clock.validation():
-            figures = validate_autoencoder(vae, held_out_images, config, clock.step, network)
+            figures = validate_autoencoder(
+                vae, held_out_loader, config.reconstruction_loss, picture, network
+            )
             game = adversary.figures()
             clock.log_validation_loss(figures.loss, **figures.scalars(), **game)
             for line in diagnose(figures, seen[-1] if seen else None, game):
@@ -170,7 +179,8 @@ def train_autoencoder(
         stopping = stop is not None and stop.requested(accelerator)
         if stopping or clock.checkpoint_is_due:
             clock.log_pending_losses()
-            save_checkpoint(config, accelerator, state, clock.step)
+            limit = config.checkpoints_total_limit
+            save_checkpoint(output_dir, clock.step, state, asdict(config), limit, accelerator)
         if stopping:
             leave(output_dir, "autoencoder", accelerator)
 
@@ -179,41 +189,10 @@ def train_autoencoder(
     ema.copy_to(vae.parameters())
     freeze(vae)
     (held_out,) = broadcast_object_list([validate() if accelerator.is_main_process else None])
-    summary = finish(config, splits, vae, clock, held_out, accelerator)
-    push_model(hub_model)
-    return summary
-
-
-def finish(
-    config: AutoencoderConfig,
-    splits: ImageSplits,
-    vae: AutoencoderKL,
-    clock: TrainingClock,
-    held_out: HeldOutFigures,
-    accelerator: Accelerator,
-) -> AutoencoderSummary:
-    """Fold the latent scale in, save the model, and report what was done.
-
-    Args:
-        config: the settings.
-        splits: the images.
-        vae: trained, averaged and frozen.
-        clock: stopped.
-        held_out: figures before the fold.
-        accelerator: its first process writes.
-
-    Returns:
-        The summary.
-    """
-    output_dir = Path(config.output_dir)
     # A decoder that was trained alone keeps the latents, and so the scale, of its encoder.
     if not config.train_decoder_only:
         measured_on = splits.train.evenly_spaced(config.fold_samples or len(splits.train))
         vae = fold_latent_scale(vae, measure_latent_scale(vae, measured_on, config, accelerator))
-    if accelerator.is_main_process:
-        with replaced_whole(output_dir / "model") as temporary:
-            vae.save_pretrained(temporary)
-    held_out_images = splits.validation.evenly_spaced(config.max_validation_samples)
     residual = measure_latent_scale(vae, held_out_images, config, accelerator)
     summary = AutoencoderSummary(
         **vars(clock.summary(output_dir / "model")),
@@ -222,29 +201,20 @@ def finish(
         residual_std=residual.std.tolist(),
     )
     if accelerator.is_main_process:
-        compression = measure_compression(vae, splits.image_shape)
         figures = {
-            **describe_training(config, summary, accelerator),
-            "data": shown_name(config.data),
-            "train_images": len(splits.train),
-            "held_out_split_images": len(splits.validation),
-            "validation_fingerprint": splits.validation_fingerprint,
-            "image_shape": compression.image_shape,
-            "latent_shape": compression.latent_shape,
-            "compression_ratio": compression.ratio,
+            **describe_training(summary, accelerator),
+            **describe_images(config.data, splits, compression),
             **{f"held_out_{name}": value for name, value in held_out.scalars().items()},
             "residual_mean": summary.residual_mean,
             "residual_std": summary.residual_std,
             "vae_weights_sha256": hash_weights(vae),
         }
+        settings = portable_settings(config)
+        save_model(vae, output_dir, settings, figures, "reconstructions.png")
         report = asdict(config) | figures | {"data": config.data}
         write_json(output_dir / "report.json", report)
-        picture = picture_path(config, clock.step)
-        write_model_reports(output_dir / "model", config, figures, picture, "reconstructions.png")
-    accelerator.wait_for_everyone()
-    # Not end_training: the process group may be needed for a second training.
-    for tracker in accelerator.trackers:
-        tracker.finish()
+    end_trackers(accelerator)
+    push_model(hub_model)
     return summary
 
 

@@ -5,7 +5,7 @@ Read from top to bottom: data, latents, model, steps, save.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 import torch
@@ -17,7 +17,6 @@ from hf_latent.data.latents.cache import LatentPosteriors
 from hf_latent.models.frozen import FrozenWeights, freeze, hash_weights
 from hf_latent.models.load import load_autoencoder
 from hf_latent.models.presets import create_scheduler, measure_compression
-from hf_latent.output import replaced_whole
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.pipeline.add_noise import NoisedLatents, add_noise
 from hf_latent.training.averages.snapshots import EmaSnapshots
@@ -28,7 +27,8 @@ from hf_latent.training.push import open_hub_model, push_model
 from hf_latent.training.reports import (
     describe_denoiser,
     describe_training,
-    write_model_reports,
+    portable_settings,
+    save_model,
 )
 from hf_latent.training.run.accelerator import (
     create_ema,
@@ -45,10 +45,11 @@ from hf_latent.training.run.checkpoints import (
 )
 from hf_latent.training.run.clock import TrainingClock, TrainingSummary
 from hf_latent.training.run.ema import ema_weights
-from hf_latent.training.run.folder import start_run_folder
+from hf_latent.training.run.folder import find_checkpoint, start_run_folder
 from hf_latent.training.run.guard import NonFiniteGuard
 from hf_latent.training.run.pictures import picture_path
 from hf_latent.training.run.stop import StopSignal, leave
+from hf_latent.training.run.trackers import end_trackers
 from hf_latent.training.start_denoiser import start_denoiser
 from hf_latent.training.validation.denoiser import eval_mode, held_out_denoising_loss, save_samples
 
@@ -147,7 +148,11 @@ def train_denoiser(
     id2label = source.id2label if config.conditional else None
     num_classes = None if id2label is None else len(id2label)
     unet = start_denoiser(config, vae, source.image_shape, num_classes)
-    scheduler = create_scheduler(config.objective, config.zero_terminal_snr)
+    scheduler, sampler = (
+        create_scheduler(config.objective, config.zero_terminal_snr) for _ in range(2)
+    )
+    pipeline = LatentDiffusionPipeline(vae, unet, sampler, id2label, guidance=config.guidance)
+    pipeline.set_progress_bar_config(disable=True)
     accelerator.print(f"latents: {measure_compression(vae, source.image_shape)}")
     hub_model = open_hub_model(config, "LatentDiffusionPipeline", accelerator)
     output_dir = start_run_folder(config, source.counts, source.validation_fingerprint, accelerator)
@@ -159,9 +164,13 @@ def train_denoiser(
     if num_classes is None:
         held_out = replace(held_out, class_labels=None)
 
-    ema = create_ema(config, unet, accelerator.device)
-    snapshots = EmaSnapshots(config, unet, frozen_vae.sha256, accelerator)
-    optimizer = create_optimizer(config, unet)
+    ema = create_ema(unet, config.ema_decay, accelerator.device)
+    settings = asdict(config)
+    identity = settings | {"vae": frozen_vae.sha256}
+    every = config.ema_snapshot_steps
+    snapshots = EmaSnapshots(unet, every, output_dir, identity, accelerator)
+    betas = (0.9, config.adam_beta2)
+    optimizer = create_optimizer(unet, config.learning_rate, config.adam_weight_decay, betas)
     model, optimizer = accelerator.prepare(unet, optimizer)
     clock = TrainingClock(config, accelerator, "denoiser", now)
     guard = NonFiniteGuard(output_dir, accelerator)
@@ -169,7 +178,8 @@ def train_denoiser(
     others |= {"snapshots": snapshots} if snapshots.averages else {}
     averages = {"unet": {"ema": ema, **snapshots.averages}}
     state = TrainingState({"unet": unet}, {"unet": optimizer}, averages, others)
-    resume_training(config, accelerator, state)
+    checkpoint = find_checkpoint(output_dir, config.resume_from_checkpoint)
+    resume_training(checkpoint, state, settings, accelerator)
     snapshots.forget_after(clock.step)
 
     rows = process_rows(config, accelerator)
@@ -177,9 +187,9 @@ def train_denoiser(
 
     def validate() -> None:
         with clock.validation(), eval_mode(unet):
-            loss = held_out_denoising_loss(unet, scheduler, held_out, config)
+            loss = held_out_denoising_loss(unet, scheduler, held_out, rows.batch_size, config.seed)
             clock.log_validation_loss(loss.mean, **loss.scalars())
-            save_samples(vae, unet, scheduler, config, clock.step)
+            save_samples(pipeline, picture_path(output_dir, clock.step), config.seed)
 
     if stop is not None:
         stop.defer(accelerator)
@@ -212,7 +222,8 @@ def train_denoiser(
         stopping = stop is not None and stop.requested(accelerator)
         if stopping or clock.checkpoint_is_due:
             clock.log_pending_losses()
-            save_checkpoint(config, accelerator, state, clock.step)
+            limit = config.checkpoints_total_limit
+            save_checkpoint(output_dir, clock.step, state, settings, limit, accelerator)
         if stopping:
             leave(output_dir, "denoiser", accelerator)
 
@@ -229,32 +240,26 @@ def train_denoiser(
         raise RuntimeError("the frozen autoencoder changed while the denoiser trained")
     if accelerator.is_main_process:
         validate()
-        pipeline = LatentDiffusionPipeline(vae, unet, scheduler, id2label, guidance=config.guidance)
-        if in_half:
-            unet.half()
-        with replaced_whole(output_dir / "model") as temporary:
-            pipeline.save_pretrained(temporary)
-        unet.float()
-        figures = {
-            **describe_training(config, clock.summary(output_dir / "model"), accelerator),
-            **describe_denoiser(config, source, pipeline),
-            "held_out_images": len(held_out),
-            **({"ema_training": snapshots.training} if snapshots.averages else {}),
-        }
-        picture = picture_path(config, clock.step)
-        write_model_reports(output_dir / "model", config, figures, picture, "samples.png")
-    accelerator.wait_for_everyone()
-    # Not end_training: the process group may be needed for a second training.
-    for tracker in accelerator.trackers:
-        tracker.finish()
-    push_model(hub_model)
-    return DenoiserSummary(
+    summary = DenoiserSummary(
         **vars(clock.summary(output_dir / "model")),
         encode_seconds=source.encode_seconds,
         encoded_images=source.encoded_images,
         vae_hash_before=frozen_vae.sha256,
         vae_hash_after=vae_hash_after,
     )
+    if accelerator.is_main_process:
+        figures = {
+            **describe_training(summary, accelerator),
+            **describe_denoiser(config.vae, source, pipeline),
+            "held_out_images": len(held_out),
+            **({"ema_training": snapshots.training} if snapshots.averages else {}),
+        }
+        if in_half:
+            unet.half()
+        save_model(pipeline, output_dir, portable_settings(config), figures, "samples.png")
+    end_trackers(accelerator)
+    push_model(hub_model)
+    return summary
 
 
 if __name__ == "__main__":

@@ -40,7 +40,8 @@ def open_hub_model(
         return None
     with together(accelerator):
         if accelerator.is_main_process:
-            check_run_folder(config)
+            overwrite, resume = config.overwrite_output_dir, config.resume_from_checkpoint
+            check_run_folder(Path(config.output_dir), overwrite, resume)
             repo_id, private = _repo_id(config), config.hub_private_repo
             insist(partial(_open_repository, repo_id, private, class_name), repo_id)
             model = Path(config.output_dir, "model")

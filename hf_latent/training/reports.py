@@ -11,28 +11,25 @@ from typing import Any
 import torch
 import yaml
 from accelerate import Accelerator
+from diffusers.models.modeling_utils import ModelMixin
 
+from hf_latent.data.images.open import ImageSplits
 from hf_latent.evaluation.machine import describe_machine, shown_name
 from hf_latent.hub.card.pictures import copy_picture
 from hf_latent.hub.card.render import write_model_card
 from hf_latent.hub.card.text import one_line
 from hf_latent.models.frozen import hash_weights
 from hf_latent.models.load import find_released
-from hf_latent.models.presets import measure_compression
-from hf_latent.output import write_json, write_text
+from hf_latent.models.presets import Compression, measure_compression
+from hf_latent.output import replaced_whole, write_json, write_text
 from hf_latent.pipeline import LatentDiffusionPipeline
-from hf_latent.training.denoiser_config import DenoiserConfig
 from hf_latent.training.latents.source import LatentSource
-from hf_latent.training.run.accelerator import TrainingConfig
+from hf_latent.training.run.accelerator import PLACE, TrainingConfig
 from hf_latent.training.run.clock import TrainingSummary
+from hf_latent.training.run.pictures import picture_path
 
 # Settings that name files of this machine.
 PATHS = {"data", "vae", "pretrained_vae", "pretrained_unet", "latents"}
-# Settings that say where a run is kept, and nothing of the model.
-WHERE = {
-    *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "report_to"),
-    *("push_to_hub", "hub_model_id", "hub_private_repo"),
-}
 CARRIED = {
     *("data", "train_images", "image_shape", "resize_mode", "horizontal_flip", "steps", "seconds"),
     *("pretrained_vae", "images_seen"),
@@ -53,17 +50,14 @@ def portable_settings(config: TrainingConfig) -> dict[str, Any]:
     return {
         name: shown_name(value) if name in PATHS and value is not None else value
         for name, value in asdict(config).items()
-        if name not in WHERE
+        if name not in PLACE
     }
 
 
-def describe_training(
-    config: TrainingConfig, summary: TrainingSummary, accelerator: Accelerator
-) -> dict[str, Any]:
+def describe_training(summary: TrainingSummary, accelerator: Accelerator) -> dict[str, Any]:
     """Return the figures that both trainings report.
 
     Args:
-        config: of the run.
         summary: of the training.
         accelerator: says how many processes there were, and on what.
 
@@ -86,13 +80,35 @@ def describe_training(
     }
 
 
+def describe_images(data: str, splits: ImageSplits, compression: Compression) -> dict[str, Any]:
+    """Return what an autoencoder was trained on.
+
+    Args:
+        data: the images, as the settings name them.
+        splits: the images.
+        compression: of the autoencoder.
+
+    Returns:
+        Flat figures.
+    """
+    return {
+        "data": shown_name(data),
+        "train_images": len(splits.train),
+        "held_out_split_images": len(splits.validation),
+        "validation_fingerprint": splits.validation_fingerprint,
+        "image_shape": compression.image_shape,
+        "latent_shape": compression.latent_shape,
+        "compression_ratio": compression.ratio,
+    }
+
+
 def describe_denoiser(
-    config: DenoiserConfig, source: LatentSource, pipeline: LatentDiffusionPipeline
+    vae: str, source: LatentSource, pipeline: LatentDiffusionPipeline
 ) -> dict[str, Any]:
     """Return what a denoiser was trained on: images, latents and autoencoder.
 
     Args:
-        config: of the run.
+        vae: the autoencoder, as the settings name it.
         source: of the latents.
         pipeline: trained.
 
@@ -102,7 +118,7 @@ def describe_denoiser(
     """
     compression = measure_compression(pipeline.vae, source.image_shape)
     vae_sha256 = hash_weights(pipeline.vae)
-    is_local = find_released(config.vae) == config.vae and Path(config.vae).exists()
+    is_local = find_released(vae) == vae and Path(vae).exists()
     encoding = {"encode_seconds": source.encode_seconds, "encoded_images": source.encoded_images}
     return {
         "data": source.data,
@@ -113,10 +129,10 @@ def describe_denoiser(
         "latent_shape": compression.latent_shape,
         "compression_ratio": compression.ratio,
         **(encoding if source.encoded_images else {}),
-        "autoencoder": None if is_local else config.vae,
+        "autoencoder": None if is_local else vae,
         "vae_weights_sha256": vae_sha256,
         "unet_weights_sha256": hash_weights(pipeline.unet),
-        **autoencoder_figures(config.vae, vae_sha256),
+        **autoencoder_figures(vae, vae_sha256),
     }
 
 
@@ -145,9 +161,32 @@ def autoencoder_figures(vae: str, weights_sha256: str) -> dict[str, Any]:
     }
 
 
+def save_model(
+    model: ModelMixin | LatentDiffusionPipeline,
+    output_dir: Path,
+    settings: dict[str, Any],
+    figures: dict[str, Any],
+    picture_name: str,
+) -> None:
+    """Save a trained model whole, and its reports beside it.
+
+    Args:
+        model: with the averaged weights.
+        output_dir: the run's folder; the model goes to `model` in it.
+        settings: of the run, as `portable_settings` gives them.
+        figures: of the training, with the number of `steps` and the hash of each part's weights.
+        picture_name: of the last step's picture, beside the model.
+    """
+    folder = output_dir / "model"
+    with replaced_whole(folder) as temporary:
+        model.save_pretrained(temporary)
+    picture = picture_path(output_dir, figures["steps"])
+    write_model_reports(folder, settings, figures, picture, picture_name)
+
+
 def write_model_reports(
     folder: Path,
-    config: TrainingConfig,
+    settings: dict[str, Any],
     figures: dict[str, Any],
     picture: Path,
     picture_name: str,
@@ -159,13 +198,12 @@ def write_model_reports(
 
     Args:
         folder: the saved model's.
-        config: of the run.
+        settings: of the run, as `portable_settings` gives them.
         figures: of the training, with the hash of each part's weights.
         picture: the last one of the run; where there is none, the card shows none.
         picture_name: beside the model.
     """
-    settings = portable_settings(config)
-    settings |= {key: figures[key] for key in settings if key in figures}
+    settings = settings | {key: figures[key] for key in settings if key in figures}
     if settings["data"] is None:  # what a latent cache was made of need not be known
         del settings["data"]
     write_json(folder / "training.json", settings | figures)

@@ -6,6 +6,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DModel
 from hf_latent.errors import UserError
 from hf_latent.models.load import load_denoiser
 from hf_latent.models.presets import create_denoiser, measure_compression
+from hf_latent.pipeline.denoise import check_latents
 from hf_latent.pipeline.samplers import get_objective
 from hf_latent.training.denoiser_config import DenoiserConfig
 
@@ -38,8 +39,9 @@ def start_denoiser(
     if config.pretrained_unet is None:
         unet = create_denoiser(config.preset, vae, image_shape, num_classes)
     else:
-        unet = _load_pretrained(config, config.pretrained_unet, num_classes)
-        _fit_latents(unet, config, vae, image_shape)
+        unet = _load_pretrained(config.pretrained_unet, config.objective, num_classes)
+        latent_shape = measure_compression(vae, image_shape).latent_shape
+        _fit_latents(unet, config.pretrained_unet, config.vae, latent_shape)
     unet.train().requires_grad_(True)
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
@@ -48,14 +50,14 @@ def start_denoiser(
     return unet
 
 
-def _load_pretrained(config: DenoiserConfig, name: str, num_classes: int | None) -> UNet2DModel:
+def _load_pretrained(name: str, objective: str, num_classes: int | None) -> UNet2DModel:
     """Load a denoiser of this run's objective and classes."""
     unet, scheduler = load_denoiser(name)
-    objective = None if scheduler is None else get_objective(scheduler)
-    if objective not in (None, config.objective):
+    before = None if scheduler is None else get_objective(scheduler)
+    if before not in (None, objective):
         raise UserError(
-            f"--pretrained_unet {name} was trained with --objective {objective}, and this run has "
-            f"{config.objective}: pass --objective {objective}"
+            f"--pretrained_unet {name} was trained with --objective {before}, and this run has "
+            f"{objective}: pass --objective {before}"
         )
     embeddings = unet.config.num_class_embeds
     needed = None if num_classes is None else num_classes + 1  # the last is the null label's
@@ -69,25 +71,17 @@ def _load_pretrained(config: DenoiserConfig, name: str, num_classes: int | None)
     return unet
 
 
-def _fit_latents(
-    unet: UNet2DModel,
-    config: DenoiserConfig,
-    vae: AutoencoderKL | AutoencoderTiny,
-    image_shape: tuple[int, int, int],
-) -> None:
+def _fit_latents(unet: UNet2DModel, name: str, vae: str, latent_shape: tuple[int, ...]) -> None:
     """Refuse a denoiser of other latents, and tell a fitting one their size."""
-    channels, height, width = measure_compression(vae, image_shape).latent_shape
+    channels, height, width = latent_shape
     found = (unet.config.in_channels, unet.config.out_channels)
     if found != (channels, channels):
         raise UserError(
-            f"--pretrained_unet {config.pretrained_unet} takes {found[0]} channels and gives "
-            f"{found[1]}, and the latents of --vae {config.vae} have {channels}: name the "
-            "autoencoder that it was trained with"
+            f"--pretrained_unet {name} takes {found[0]} channels and gives {found[1]}, and the "
+            f"latents of --vae {vae} have {channels}: name the autoencoder that it was trained with"
         )
-    multiple = 2 ** (len(unet.config.block_out_channels) - 1)
-    if height % multiple or width % multiple:
-        raise UserError(
-            f"latents of {height}x{width} do not fit --pretrained_unet {config.pretrained_unet}: "
-            f"height and width must be multiples of {multiple}; choose another --resolution"
-        )
+    try:
+        check_latents(unet, (1, *latent_shape))
+    except ValueError as error:
+        raise UserError(f"--pretrained_unet {name}: {error}; choose another --resolution") from None
     unet.register_to_config(sample_size=height if height == width else (height, width))

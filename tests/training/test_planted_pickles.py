@@ -2,16 +2,14 @@
 
 import pytest
 import torch
-from accelerate import Accelerator
 
 from hf_latent.data.latents.cache import LatentCache
 from hf_latent.data.latents.manifest import hash_file
 from hf_latent.errors import UserError
 from hf_latent.training.autoencoder_config import AutoencoderConfig
-from hf_latent.training.run.checkpoints import resume_training, save_checkpoint
 from tests.data.latent_caches import read_json, write_latents, write_manifest
 from tests.marking_pickle import MarkingPickle
-from tests.training.run.test_checkpoints import assert_equal, spoil, start, train
+from tests.training.run.test_checkpoints import assert_equal, resume, save, spoil, start, train
 
 BESIDE = ("pytorch_model.bin", "optimizer.bin", "random_states_0.pkl", "scheduler.bin", "state.pt")
 SHARD = "train-000001.safetensors"
@@ -30,7 +28,7 @@ def checkpoint(tmp_path):
     config = AutoencoderConfig(output_dir=str(tmp_path / "run"), resume_from_checkpoint="latest")
     (tmp_path / "run").mkdir()
     state = train(start(config), 1)
-    save_checkpoint(config, Accelerator(), state, 1)
+    save(config, state, 1)
     return tmp_path / "run" / "checkpoint-1", state, config
 
 
@@ -41,7 +39,7 @@ def test_pickles_beside_a_checkpoints_files_are_passed_over(checkpoint, planted)
         planted.write(folder / "vae" / name)
     planted.write(folder / "vae" / "diffusion_pytorch_model.bin")
     loaded = spoil(start(config))
-    resume_training(config, Accelerator(), loaded)
+    resume(config, loaded)
     assert_equal(loaded, state)
 
 
@@ -59,7 +57,7 @@ def test_a_pickle_in_place_of_a_checkpoints_file_is_refused(checkpoint, planted,
     planted.write(folder / name)
     config = AutoencoderConfig(output_dir=config.output_dir, resume_from_checkpoint=str(folder))
     with pytest.raises(UserError, match="checkpoint-1 is damaged"):
-        resume_training(config, Accelerator(), start(config))
+        resume(config, start(config))
 
 
 def test_pickles_beside_a_caches_files_are_passed_over(tmp_path, planted):

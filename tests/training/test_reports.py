@@ -19,7 +19,7 @@ from hf_latent.training.autoencoder_config import AutoencoderConfig
 from hf_latent.training.denoiser import train_denoiser
 from hf_latent.training.denoiser_config import DenoiserConfig
 from hf_latent.training.reports import (
-    WHERE,
+    PLACE,
     autoencoder_figures,
     portable_settings,
     write_model_reports,
@@ -91,7 +91,7 @@ def test_the_autoencoders_report_is_the_runs_without_its_paths(
     train_autoencoder(autoencoder_config(data=str(images), max_train_steps=1))
     folder = tmp_path / "autoencoder" / "model"
     run, own = json.loads((folder.parent / "report.json").read_text()), read(folder)
-    assert set(run) - set(own) == WHERE
+    assert set(run) - set(own) == PLACE
     # The run's own report says what was given, the model's what may be shown.
     assert {key: (run[key], own[key]) for key in own if own[key] != run[key]} == {
         "data": (str(images), "images")
@@ -229,7 +229,9 @@ def test_a_picture_that_cannot_be_copied_costs_the_picture_only(
     make_autoencoder().save_pretrained(folder)
     (tmp_path / "broken.png").write_bytes(b"no picture")
     config = autoencoder_config(data="fashion_mnist")
-    write_model_reports(folder, config, {"steps": 1}, tmp_path / "broken.png", "samples.png")
+    write_model_reports(
+        folder, portable_settings(config), {"steps": 1}, tmp_path / "broken.png", "samples.png"
+    )
     assert read(folder)["steps"] == 1
     assert is_unedited((folder / "README.md").read_text())
     assert {path.name for path in folder.iterdir()} == {
@@ -241,7 +243,9 @@ def test_a_picture_that_cannot_be_copied_costs_the_picture_only(
     # The line can be printed, whatever the folder is called.
     odd = tmp_path / "na\udcffme"
     odd.mkdir()
-    write_model_reports(odd, config, {"steps": 1}, tmp_path / "none.png", "samples.png")
+    write_model_reports(
+        odd, portable_settings(config), {"steps": 1}, tmp_path / "none.png", "samples.png"
+    )
     assert f"{tmp_path}/na?me; its card could not be made (UserError: " in capsys.readouterr().out
 
 
@@ -251,7 +255,9 @@ def test_names_that_are_not_utf8_are_no_hindrance(autoencoder_config, tmp_path, 
     figures = {"train_images": 2, "image_shape": [1, 32, 32], "data": "im\udcffages"}
     figures["vae_weights_sha256"] = hash_weights(vae)
     config = autoencoder_config(data="im\udcffages")
-    write_model_reports(tmp_path / "model", config, figures, tmp_path / "none.png", "samples.png")
+    write_model_reports(
+        tmp_path / "model", portable_settings(config), figures, tmp_path / "none.png", "samples.png"
+    )
     assert capsys.readouterr().out == ""
     card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
     assert "2 training images of im?ages" in card and is_unedited(card)

@@ -124,7 +124,11 @@ def test_the_preset_is_ignored_and_the_size_is_that_of_the_latents(
             {"objective": "sample"},
             "trained with --objective flow, and this run has sample",
         ),
-        ({}, {"resolution": 36}, "latents of 9x9 do not fit --pretrained_unet .* multiples of 2"),
+        (
+            {},
+            {"resolution": 36},
+            "--pretrained_unet .*: latents of 9x9 do not fit the denoiser: .* multiples of 2",
+        ),
         ({}, {"pretrained_unet": "/nowhere/unet"}, "no denoiser found at /nowhere/unet"),
     ],
 )

@@ -8,7 +8,6 @@ A file tells its step and the length of its average in its name, and again in it
 which training it is, since the folder may see another one after it.
 """
 
-import dataclasses
 import hashlib
 import json
 import re
@@ -24,7 +23,6 @@ from torch import nn
 from hf_latent.errors import UserError
 from hf_latent.output import replaced_whole
 from hf_latent.training.averages.power_function import PowerFunctionEMA
-from hf_latent.training.denoiser_config import DenoiserConfig
 from hf_latent.training.run.checkpoints import HARMLESS
 
 FOLDER = "ema_snapshots"
@@ -55,28 +53,32 @@ class EmaSnapshots:
     """The averages of a training from which its snapshots are saved.
 
     Args:
-        config: the run's; without `ema_snapshot_steps` there are no averages.
         model: whose weights are averaged.
-        vae_sha256: of the autoencoder's weights.
+        every: steps between snapshots; None: there are no averages.
+        output_dir: the run's folder.
+        settings: that the training began with, and what stands for the autoencoder.
         accelerator: every process averages, the first one saves.
 
     Attributes:
         averages: by what is after the model's name in a checkpoint.
-        training: 16 hexadecimal digits of the settings that it began with and of the autoencoder.
+        training: 16 hexadecimal digits of the settings that change what a training computes.
     """
 
     def __init__(
-        self, config: DenoiserConfig, model: nn.Module, vae_sha256: str, accelerator: Accelerator
+        self,
+        model: nn.Module,
+        every: int | None,
+        output_dir: Path,
+        settings: dict[str, Any],
+        accelerator: Accelerator,
     ):
         """Start the averages; see the class."""
-        settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in HARMLESS}
-        told = json.dumps([settings | {"vae": vae_sha256}], sort_keys=True)
+        told = json.dumps([{k: settings[k] for k in settings if k not in HARMLESS}], sort_keys=True)
         self.training = hashlib.sha256(told.encode()).hexdigest()[:16]
-        self.every, self.model = config.ema_snapshot_steps, model
-        self.output_dir = Path(config.output_dir)
+        self.model, self.every, self.output_dir = model, every, output_dir
         self.saves = accelerator.is_main_process
         self.averages: dict[str, PowerFunctionEMA] = {}
-        if self.every is not None:
+        if every is not None:
             for sigma_rel in SIGMA_RELS:
                 average = PowerFunctionEMA(model.parameters(), sigma_rel)
                 average.to(accelerator.device)

@@ -25,6 +25,11 @@ from hf_latent.training.run.batches import ProcessRows
 # They split a model's weights, which checkpoints and averages here take as a whole.
 UNSUPPORTED = (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MEGATRON_LM)
 TRACKERS = ("tensorboard", "trackio", "wandb")
+# Settings that say where a run is kept, and nothing of the model.
+PLACE = {
+    *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "report_to"),
+    *("push_to_hub", "hub_model_id", "hub_private_repo"),
+}
 # How long processes wait for each other. The first one decodes images, downloads a cache, validates
 # and saves alone, for hours with much data; NCCL ends the others after 10 minutes, gloo after 30.
 # Who waits for a process that failed is ended by the launcher; if one is stopped alone before the
@@ -185,25 +190,21 @@ def together(accelerator: Accelerator) -> Iterator[None]:
         raise UserError(messages[0])
 
 
-def create_optimizer(config: TrainingConfig, model: nn.Module) -> torch.optim.Optimizer:
+def create_optimizer(
+    model: nn.Module, learning_rate: float, weight_decay: float, betas: tuple[float, float]
+) -> torch.optim.Optimizer:
     """Create AdamW (Loshchilov and Hutter 2019) over all of a model's parameters.
 
     Fused: on a CPU too its step takes a quarter of the time.
     """
     return torch.optim.AdamW(
-        model.parameters(),
-        lr=config.learning_rate,
-        betas=(0.9, config.adam_beta2),
-        weight_decay=config.adam_weight_decay,
-        fused=True,
+        model.parameters(), learning_rate, betas, weight_decay=weight_decay, fused=True
     )
 
 
-def create_ema(config: TrainingConfig, model: nn.Module, device: torch.device) -> EMAModel:
+def create_ema(model: nn.Module, decay: float, device: torch.device) -> EMAModel:
     """Create the moving average of a model's weights, with diffusers' warm-up for short runs."""
-    ema = EMAModel(
-        model.parameters(), decay=config.ema_decay, use_ema_warmup=True, power=0.75, foreach=True
-    )
+    ema = EMAModel(model.parameters(), decay=decay, use_ema_warmup=True, power=0.75, foreach=True)
     ema.to(device)
     return ema
 

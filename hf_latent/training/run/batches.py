@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
+from typing import Any
 from zlib import crc32
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader, Dataset
 
 
 def seeded_generator(seed: int, purpose: str, *place: int) -> torch.Generator:
@@ -131,3 +133,25 @@ class GlobalBatchSampler:
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         """Yield one list of (epoch, index) keys a batch, without end."""
         return (self.keys(batch) for batch in count(self.start_batch))
+
+
+def global_batches(
+    dataset: Dataset, rows: ProcessRows, seed: int, start_batch: int, num_workers: int
+) -> Iterator[Any]:
+    """Read this process's rows of every global batch, without end.
+
+    Args:
+        dataset: takes (epoch, index) keys.
+        rows: which rows this process takes.
+        seed: the run's.
+        start_batch: how many batches to pass over.
+        num_workers: processes that read; 0: this one reads.
+    """
+    sampler = GlobalBatchSampler(len(dataset), rows, seed, start_batch)  # type: ignore[arg-type]
+    loader: DataLoader = DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        num_workers=num_workers,
+        worker_init_fn=ignore_signals,
+    )
+    return iter(loader)

@@ -10,11 +10,11 @@ a training goes on bit for bit; on a GPU as far as its kernels are deterministic
 user's to ask for (torch.use_deterministic_algorithms).
 """
 
-import dataclasses
 import json
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,32 +27,19 @@ from safetensors.torch import load_file, save_file
 
 from hf_latent.errors import UserError
 from hf_latent.output import replaced_whole, write_json
-from hf_latent.training.run.accelerator import TrainingConfig
+from hf_latent.training.run.accelerator import PLACE
 from hf_latent.training.run.ema import ema_weights
 from hf_latent.training.run.folder import (
     TEMPORARY_CHECKPOINT,
-    find_checkpoint,
     list_checkpoints,
     remove_checkpoint,
 )
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 # Settings that change nothing about what a training computes.
-HARMLESS = {
-    "output_dir",
-    "overwrite_output_dir",
-    "resume_from_checkpoint",
-    "checkpointing_steps",
-    "checkpoints_total_limit",
-    "report_to",
-    "push_to_hub",
-    "hub_model_id",
-    "hub_private_repo",
-    "dataloader_num_workers",
-    "validation_fingerprint",
-    "validation_steps",
-    "max_validation_samples",
-    "latents",
+HARMLESS = PLACE | {
+    *("checkpointing_steps", "checkpoints_total_limit", "dataloader_num_workers", "latents"),
+    *("validation_fingerprint", "validation_steps", "max_validation_samples"),
 }
 
 
@@ -66,7 +53,7 @@ class HasState(Protocol):
         """Take them back."""
 
 
-@dataclasses.dataclass
+@dataclass
 class TrainingState:
     """The moving parts of a training.
 
@@ -142,17 +129,23 @@ def _load_moments(model: torch.nn.Module, optimizer: torch.optim.Optimizer, path
 
 
 def save_checkpoint(
-    config: TrainingConfig, accelerator: Accelerator, state: TrainingState, step: int
+    output_dir: Path,
+    step: int,
+    state: TrainingState,
+    settings: dict[str, Any],
+    limit: int | None,
+    accelerator: Accelerator,
 ) -> None:
     """Save a checkpoint whole, then remove the oldest beyond the limit; all processes call it.
 
     Args:
-        config: the run's folder and the limit.
-        accelerator: its first process writes.
+        output_dir: the run's folder.
+        step: names the checkpoint.
         state: what is saved.
-        step: names the folder.
+        settings: of the run, to tell a resumed one which are other.
+        limit: so many checkpoints are kept; None: all.
+        accelerator: its first process writes.
     """
-    output_dir = Path(config.output_dir)
     if accelerator.is_main_process:
         path = output_dir / f"checkpoint-{step}"
         with replaced_whole(path, TEMPORARY_CHECKPOINT) as temporary:
@@ -168,11 +161,11 @@ def save_checkpoint(
                 },
                 "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
                 "others": {name: other.state() for name, other in state.others.items()},
-                "settings": dataclasses.asdict(config),
+                "settings": settings,
             }
             write_json(temporary / "state.json", values)
-        if config.checkpoints_total_limit is not None:
-            for old in list_checkpoints(output_dir)[: -config.checkpoints_total_limit]:
+        if limit is not None:
+            for old in list_checkpoints(output_dir)[:-limit]:
                 remove_checkpoint(old)
     accelerator.wait_for_everyone()
 
@@ -213,18 +206,23 @@ def _load_weights(state: TrainingState, folder: Path) -> None:
         _load_moments(state.models[name], optimizer, folder / f"{name}_optimizer.safetensors")
 
 
-def resume_training(config: TrainingConfig, accelerator: Accelerator, state: TrainingState) -> None:
-    """Load the checkpoint that the configuration names, if any; all processes call it.
+def resume_training(
+    checkpoint: Path | None,
+    state: TrainingState,
+    settings: dict[str, Any],
+    accelerator: Accelerator,
+) -> None:
+    """Load a checkpoint; all processes call it.
 
     Args:
-        config: names the checkpoint; settings that differ from the checkpoint's are told.
-        accelerator: the run's.
+        checkpoint: its folder; None: there is none to go on from.
         state: changed in place.
+        settings: of the run; those that differ from the checkpoint's are told.
+        accelerator: the run's.
 
     Raises:
         UserError: if it is damaged, or does not fit the training.
     """
-    checkpoint = find_checkpoint(config)
     if checkpoint is None:
         return
     try:
@@ -244,7 +242,7 @@ def resume_training(config: TrainingConfig, accelerator: Accelerator, state: Tra
             f"{checkpoint} is damaged or of another training ({type(error).__name__}: {cause}): "
             "resume from another, with the settings that it was made with"
         ) from error
-    now = json.loads(json.dumps(dataclasses.asdict(config)))
+    now = json.loads(json.dumps(settings))
     now["num_processes"], before["num_processes"] = accelerator.num_processes, processes
     changed = [k for k in before if k not in HARMLESS and now.get(k) != before[k]]
     for name in changed:

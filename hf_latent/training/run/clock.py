@@ -237,7 +237,7 @@ class TrainingClock:
             shown["held-out"] = f"{list(self.validation_losses.values())[-1]:.4f}"
         self._bar.set_postfix(shown)
         append_line(self.config.output_dir, {"step": self.step, **values})
-        log_to_trackers(self.config, self.accelerator, values, self.step)
+        log_to_trackers(Path(self.config.output_dir), self.accelerator, values, self.step)
 
     @contextmanager
     def validation(self) -> Iterator[None]:

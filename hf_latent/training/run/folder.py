@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -43,8 +44,12 @@ def remove_checkpoint(path: Path) -> None:
     shutil.rmtree(path.rename(temporary))
 
 
-def find_checkpoint(config: TrainingConfig) -> Path | None:
+def find_checkpoint(output_dir: Path, resume_from_checkpoint: str | None) -> Path | None:
     """Return the checkpoint that `--resume_from_checkpoint` names.
+
+    Args:
+        output_dir: the run's folder.
+        resume_from_checkpoint: the flag's value: a folder, latest, or None.
 
     Returns:
         Its folder; None where none is asked for, or `latest` is and there is none yet.
@@ -52,12 +57,12 @@ def find_checkpoint(config: TrainingConfig) -> Path | None:
     Raises:
         UserError: if the named folder is no checkpoint.
     """
-    if config.resume_from_checkpoint is None:
+    if resume_from_checkpoint is None:
         return None
-    if config.resume_from_checkpoint == "latest":
-        found = list_checkpoints(Path(config.output_dir))
+    if resume_from_checkpoint == "latest":
+        found = list_checkpoints(output_dir)
         return found[-1] if found else None
-    path = Path(config.resume_from_checkpoint)
+    path = Path(resume_from_checkpoint)
     if not (path / "state.json").is_file():
         raise UserError(
             f"--resume_from_checkpoint {path} is no checkpoint: name a checkpoint-N, or latest"
@@ -82,7 +87,8 @@ def open_run_images(
     """
     with accelerator.main_process_first():
         if accelerator.is_main_process:
-            check_run_folder(config)
+            overwrite, resume = config.overwrite_output_dir, config.resume_from_checkpoint
+            check_run_folder(Path(config.output_dir), overwrite, resume)
         workers = config.dataloader_num_workers
         # Every worker would fill a memory of its own.
         keep_in_memory = False if workers else keep_in_memory
@@ -92,16 +98,21 @@ def open_run_images(
     return splits
 
 
-def check_run_folder(config: TrainingConfig) -> Path:
+def check_run_folder(output_dir: Path, overwrite: bool, resume_from_checkpoint: str | None) -> None:
     """Make sure that the run's folder can be written; one that is resumed may have files in it.
+
+    Args:
+        output_dir: the run's folder.
+        overwrite: accept a folder with files in it.
+        resume_from_checkpoint: as of `find_checkpoint`.
 
     Raises:
         UserError: if it cannot be written, or has files and may not be overwritten.
     """
-    resumed = find_checkpoint(config) is not None or (
-        config.resume_from_checkpoint == "latest" and _has_only_a_beginning(Path(config.output_dir))
+    resumed = find_checkpoint(output_dir, resume_from_checkpoint) is not None or (
+        resume_from_checkpoint == "latest" and _has_only_a_beginning(output_dir)
     )
-    return check_output_dir(config.output_dir, config.overwrite_output_dir or resumed)
+    check_output_dir(output_dir, overwrite or resumed)
 
 
 def _has_only_a_beginning(output_dir: Path) -> bool:
@@ -136,16 +147,16 @@ def start_run_folder(
     Raises:
         UserError: if it cannot be written, or has files and may not be overwritten.
     """
-    output_dir = Path(config.output_dir)
+    output_dir, resume = Path(config.output_dir), config.resume_from_checkpoint
     if accelerator.is_main_process:
-        check_run_folder(config)
+        check_run_folder(output_dir, config.overwrite_output_dir, resume)
         for name in ("logs", "samples"):
             (output_dir / name).mkdir(parents=True, exist_ok=True)
-        if find_checkpoint(config) is None:
+        if find_checkpoint(output_dir, resume) is None:
             _remove_old_run(output_dir)
         resolved = dump_config(config, validation_fingerprint=validation_fingerprint)
         write_text(output_dir / "config.yaml", f"# {counts}\n{resolved}")
-    start_trackers(config, find_checkpoint(config), accelerator)
+    start_trackers(output_dir, asdict(config), find_checkpoint(output_dir, resume), accelerator)
     accelerator.wait_for_everyone()
     return output_dir
 

@@ -40,7 +40,7 @@ class NonFiniteGuard:
         gradient_norms: list[torch.Tensor],
         batch: dict[str, torch.Tensor],
     ) -> bool:
-        """Tell whether the weights may be updated; the same answer in every process.
+        """Return whether the weights may be updated; the same answer in every process.
 
         With fp16, gradients that overflow are the gradient scaler's to skip: only the loss counts,
         until there are too many of them.

@@ -42,7 +42,7 @@ def forget_after(output_dir: str | Path, state: dict[str, Any]) -> None:
 
 
 def is_before(line: dict[str, Any], state: dict[str, Any]) -> bool:
-    """Tell whether a line was logged before a checkpoint was saved.
+    """Return whether a line was logged before a checkpoint was saved.
 
     Args:
         line: of the log.

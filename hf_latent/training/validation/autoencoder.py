@@ -3,20 +3,18 @@
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from diffusers import AutoencoderKL
 from torch.utils.data import DataLoader
 
-from hf_latent.data.images.dataset import ImageDataset
 from hf_latent.evaluation.features import FeatureNetwork
 from hf_latent.evaluation.pictures import interleave
 from hf_latent.evaluation.reconstruction import ReconstructionFigures, measure_reconstructions
 from hf_latent.models.fold import measure_latents, sum_latents
-from hf_latent.training.autoencoder_config import AutoencoderConfig
 from hf_latent.training.losses import kl_per_latent_value, perceptual_loss, reconstruction_loss
-from hf_latent.training.run.batches import ignore_signals
 from hf_latent.training.run.pictures import GRID_COLUMNS, MAX_GRID_ROWS, save_picture
 
 # A channel whose posterior mean hardly moves from image to image carries nothing (the inactive
@@ -64,29 +62,23 @@ class HeldOutFigures:
 @torch.no_grad()
 def validate_autoencoder(
     vae: AutoencoderKL,
-    dataset: ImageDataset,
-    config: AutoencoderConfig,
-    step: int,
+    loader: DataLoader,
+    loss_kind: Literal["l1", "l2"],
+    picture: Path,
     network: FeatureNetwork | None = None,
 ) -> HeldOutFigures:
     """Reconstruct held-out images from the posterior's mean, and save pairs of them.
 
     Args:
         vae: with the averaged weights.
-        dataset: the held-out images.
-        config: the batch size and the run's folder.
-        step: the picture's number.
+        loader: of the held-out images.
+        loss_kind: l1 or l2, as in training.
+        picture: the file that shows the first pairs.
         network: measures the perceptual distance; None leaves it out.
 
     Returns:
         The figures.
     """
-    loader: DataLoader = DataLoader(
-        dataset,
-        config.train_batch_size,
-        num_workers=config.dataloader_num_workers,
-        worker_init_fn=ignore_signals,
-    )
     sums, moments = torch.zeros(3), torch.zeros(4, vae.config.latent_channels, dtype=torch.float64)
 
     def reconstruct() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -94,12 +86,12 @@ def validate_autoencoder(
             images = batch["images"].to(vae.device)
             posterior = vae.encode(images).latent_dist
             reconstructions = vae.decode(posterior.mean).sample
-            if number == 0 and images.shape[1] in (1, 3, 4):
+            if number == 0:
                 shown = interleave(images, reconstructions)[: GRID_COLUMNS * MAX_GRID_ROWS]
-                save_picture(shown, config, step)
+                save_picture(shown, picture)
             figures = torch.stack(
                 [
-                    reconstruction_loss(reconstructions, images, config.reconstruction_loss),
+                    reconstruction_loss(reconstructions, images, loss_kind),
                     kl_per_latent_value(posterior.mean, posterior.logvar),
                     torch.zeros(()).to(images)
                     if network is None

@@ -3,18 +3,17 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DModel
+from diffusers import UNet2DModel
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import nn
 
 from hf_latent.data.latents.cache import LatentPosteriors
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.pipeline.add_noise import add_noise, is_flow
-from hf_latent.training.denoiser_config import DenoiserConfig
 from hf_latent.training.losses import denoising_loss
-from hf_latent.training.run.accelerator import TrainingConfig
 from hf_latent.training.run.batches import seeded_generator
 from hf_latent.training.run.pictures import GRID_COLUMNS, MAX_GRID_ROWS, save_picture
 
@@ -79,7 +78,8 @@ def held_out_denoising_loss(
     unet: UNet2DModel,
     scheduler: SchedulerMixin,
     posteriors: LatentPosteriors,
-    config: TrainingConfig,
+    batch_size: int,
+    seed: int,
 ) -> HeldOutLoss:
     """Measure the loss on held-out latents, with noise and noise levels that never change.
 
@@ -87,20 +87,21 @@ def held_out_denoising_loss(
         unet: with the averaged weights.
         scheduler: says the objective.
         posteriors: of held-out images, on the CPU.
-        config: the batch size and the seed of the noise.
+        batch_size: images at a time.
+        seed: of the noise.
 
     Returns:
         The mean squared error over evenly spaced noise levels, and over each part of them.
     """
     count = len(posteriors)
-    generator = seeded_generator(config.seed, "validation")
+    generator = seeded_generator(seed, "validation")
     posterior_noise, noise = torch.randn(2, *posteriors.mean.shape, generator=generator)
     latents = posteriors.sample(posterior_noise)
     # Shuffled, so that the noise level does not go with the order of the data.
     timesteps = evenly_spaced_timesteps(scheduler, count)
     timesteps = timesteps[torch.randperm(count, generator=generator)]
     loss, errors = 0.0, torch.empty(count)
-    for rows in torch.arange(count).split(config.train_batch_size):
+    for rows in torch.arange(count).split(batch_size):
         noised = add_noise(scheduler, latents[rows], noise[rows], timesteps[rows]).to(unet.device)
         labels = posteriors.class_labels
         if labels is not None:
@@ -124,33 +125,21 @@ def _mean_by_timesteps(
     }
 
 
-def save_samples(
-    vae: AutoencoderKL | AutoencoderTiny,
-    unet: UNet2DModel,
-    scheduler: SchedulerMixin,
-    config: DenoiserConfig,
-    step: int,
-) -> None:
+def save_samples(pipeline: LatentDiffusionPipeline, path: Path, seed: int) -> None:
     """Generate images from noise that never changes, one row a class, and save them.
 
     Args:
-        vae: the frozen autoencoder.
-        unet: with the averaged weights.
-        scheduler: the objective's; sampling is done with a copy.
-        config: the run's folder, the seed of the noise and the guidance.
-        step: the picture's number.
+        pipeline: with the averaged weights.
+        path: the picture's.
+        seed: of the noise.
     """
-    sampler = type(scheduler).from_config(scheduler.config)
-    pipeline = LatentDiffusionPipeline(vae, unet, sampler, guidance=config.guidance)
-    pipeline.set_progress_bar_config(disable=True)
     rows = min(pipeline.num_classes or 2, MAX_GRID_ROWS)
     labels = [row for row in range(rows) for _ in range(GRID_COLUMNS)]
     (images,) = pipeline(
         class_labels=None if pipeline.num_classes is None else labels,
         num_images=len(labels),
-        generator=seeded_generator(config.seed, "samples"),
+        generator=seeded_generator(seed, "samples"),
         output_type="pt",
         return_dict=False,
     )
-    if images.shape[1] in (1, 3, 4):
-        save_picture(images * 2 - 1, config, step)
+    save_picture(images * 2 - 1, path)

@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import asdict
 from functools import partialmethod
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,20 @@ from hf_latent.training.run.checkpoints import TrainingState, resume_training, s
 from hf_latent.training.run.folder import find_checkpoint, list_checkpoints, remove_checkpoint
 from hf_latent.training.start_autoencoder import TrainableAutoencoder
 from tests.conftest import make_autoencoder
+
+
+def save(config: AutoencoderConfig, state: TrainingState, step: int) -> None:
+    limit = config.checkpoints_total_limit
+    save_checkpoint(Path(config.output_dir), step, state, asdict(config), limit, Accelerator())
+
+
+def latest(config: AutoencoderConfig) -> Path | None:
+    return find_checkpoint(Path(config.output_dir), "latest")
+
+
+def resume(config: AutoencoderConfig, state: TrainingState) -> None:
+    checkpoint = find_checkpoint(Path(config.output_dir), config.resume_from_checkpoint)
+    resume_training(checkpoint, state, asdict(config), Accelerator())
 
 
 class Steps:
@@ -43,8 +58,8 @@ def start(config: AutoencoderConfig, decoder_only: bool = False, **changes) -> T
     if decoder_only:
         vae.encoder.requires_grad_(False)
         vae.quant_conv.requires_grad_(False)
-    optimizer = create_optimizer(config, vae)
-    ema = create_ema(config, vae, torch.device("cpu"))
+    optimizer = create_optimizer(vae, config.learning_rate, 1e-2, (0.9, 0.99))
+    ema = create_ema(vae, config.ema_decay, torch.device("cpu"))
     return TrainingState(
         {"vae": vae}, {"vae": optimizer}, {"vae": {"ema": ema}}, {"steps": Steps()}
     )
@@ -98,9 +113,9 @@ def spoil(state: TrainingState) -> TrainingState:
 @pytest.mark.parametrize("steps", [0, 2])
 def test_a_loaded_state_goes_on_bit_for_bit(config, steps, decoder_only):
     uninterrupted = train(start(config(), decoder_only), steps)
-    save_checkpoint(config(), Accelerator(), uninterrupted, steps)
+    save(config(), uninterrupted, steps)
     loaded = spoil(start(config(), decoder_only))
-    resume_training(config(resume_from_checkpoint="latest"), Accelerator(), loaded)
+    resume(config(resume_from_checkpoint="latest"), loaded)
     assert_equal(loaded, uninterrupted)
     assert_equal(train(loaded, 3), train(uninterrupted, 3))
     moments = loaded.optimizers["vae"].state_dict()["state"]
@@ -115,15 +130,15 @@ def test_a_model_above_the_size_of_a_shard_is_saved_in_one_file(config, tmp_path
     uninterrupted = train(start(config()), 1)
     uninterrupted.models["vae"].save_pretrained(tmp_path / "in_shards")
     assert len(list((tmp_path / "in_shards").glob("*-of-*.safetensors"))) > 1
-    save_checkpoint(config(), Accelerator(), uninterrupted, 1)
+    save(config(), uninterrupted, 1)
     loaded = spoil(start(config()))
-    resume_training(config(resume_from_checkpoint="latest"), Accelerator(), loaded)
+    resume(config(resume_from_checkpoint="latest"), loaded)
     assert_equal(loaded, uninterrupted)
 
 
 def test_a_checkpoint_is_safetensors_and_json(config, tmp_path):
     state = train(start(config()), 1)
-    save_checkpoint(config(), Accelerator(), state, 1)
+    save(config(), state, 1)
     files = [path for path in (tmp_path / "checkpoint-1").rglob("*") if path.is_file()]
     assert {path.suffix for path in files} == {".safetensors", ".json"}
     for path in files:
@@ -142,7 +157,7 @@ def test_a_checkpoint_is_safetensors_and_json(config, tmp_path):
 
 def test_saving_leaves_the_training_as_it_was(config):
     state, untouched = train(start(config()), 2), train(start(config()), 2)
-    save_checkpoint(config(), Accelerator(), state, 2)
+    save(config(), state, 2)
     assert_equal(state, untouched)
 
 
@@ -150,7 +165,7 @@ def test_saving_leaves_the_training_as_it_was(config):
 def test_the_limit_keeps_the_newest(config, tmp_path, limit, kept):
     state = start(config())
     for step in (1, 2, 9, 10):
-        save_checkpoint(config(checkpoints_total_limit=limit), Accelerator(), state, step)
+        save(config(checkpoints_total_limit=limit), state, step)
     expected = [tmp_path / f"checkpoint-{step}" for step in kept]
     assert list_checkpoints(tmp_path) == expected
     assert sorted(tmp_path.iterdir()) == sorted(expected)
@@ -159,23 +174,22 @@ def test_the_limit_keeps_the_newest(config, tmp_path, limit, kept):
 def test_after_going_back_the_latest_is_what_was_saved_last(config, tmp_path):
     state = start(config())
     for step in (1, 3, 4):
-        save_checkpoint(config(checkpoints_total_limit=None), Accelerator(), state, step)
+        save(config(checkpoints_total_limit=None), state, step)
     back = config(resume_from_checkpoint=str(tmp_path / "checkpoint-1"), checkpoints_total_limit=2)
-    resume_training(back, Accelerator(), state)
+    resume(back, state)
     kept = {2: [4, 2], 3: [2, 3], 4: [3, 4]}
     for step in (2, 3, 4):
-        save_checkpoint(back, Accelerator(), state, step)
+        save(back, state, step)
         expected = [tmp_path / f"checkpoint-{one}" for one in kept[step]]
         assert list_checkpoints(tmp_path) == expected
         assert sorted(tmp_path.iterdir()) == sorted(expected)
-        latest = find_checkpoint(config(resume_from_checkpoint="latest"))
-        assert latest == tmp_path / f"checkpoint-{step}"
+        assert latest(config()) == tmp_path / f"checkpoint-{step}"
 
 
 def test_a_checkpoint_that_is_half_removed_is_none_any_more(config, tmp_path, monkeypatch):
     state = start(config())
     for step in (1, 2):
-        save_checkpoint(config(), Accelerator(), state, step)
+        save(config(), state, step)
 
     def die(path):
         (path / "vae_optimizer.safetensors").unlink()
@@ -187,14 +201,14 @@ def test_a_checkpoint_that_is_half_removed_is_none_any_more(config, tmp_path, mo
             remove_checkpoint(tmp_path / "checkpoint-2")
     assert list_checkpoints(tmp_path) == [tmp_path / "checkpoint-1"]
     assert len(list(tmp_path.iterdir())) == 2, "the test leaves a part of it"
-    save_checkpoint(config(), Accelerator(), state, 3)
+    save(config(), state, 3)
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["checkpoint-1", "checkpoint-3"], "the next one removes the rest"
 
 
 def test_a_half_written_checkpoint_is_never_taken_for_a_whole_one(config, tmp_path):
     state = train(start(config()), 1)
-    save_checkpoint(config(), Accelerator(), state, 1)
+    save(config(), state, 1)
     for name in (".checkpoint.tmp", "checkpoint-7", "checkpoint-x"):
         (tmp_path / name).mkdir()
     for name in (".checkpoint.tmp", "checkpoint-x"):
@@ -202,15 +216,15 @@ def test_a_half_written_checkpoint_is_never_taken_for_a_whole_one(config, tmp_pa
     (tmp_path / "checkpoint-7" / "vae_optimizer.safetensors").write_bytes(b"")
     assert list_checkpoints(tmp_path) == [tmp_path / "checkpoint-1"]
     loaded = spoil(start(config()))
-    resume_training(config(resume_from_checkpoint="latest"), Accelerator(), loaded)
+    resume(config(resume_from_checkpoint="latest"), loaded)
     assert_equal(loaded, state)
-    save_checkpoint(config(), Accelerator(), state, 7)
+    save(config(), state, 7)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "checkpoint-1",
         "checkpoint-7",
         "checkpoint-x",
     ]
-    assert find_checkpoint(config(resume_from_checkpoint="latest")) == tmp_path / "checkpoint-7"
+    assert latest(config()) == tmp_path / "checkpoint-7"
 
 
 def test_saving_that_fails_leaves_no_checkpoint(config, tmp_path, monkeypatch):
@@ -221,24 +235,24 @@ def test_saving_that_fails_leaves_no_checkpoint(config, tmp_path, monkeypatch):
 
     monkeypatch.setattr("hf_latent.training.run.checkpoints.save_file", fill_the_disk)
     with pytest.raises(OSError, match="No space left"):
-        save_checkpoint(config(), Accelerator(), state, 3)
+        save(config(), state, 3)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_latest_with_none_there_starts_anew(config):
     state, untouched = start(config()), start(config())
-    resume_training(config(resume_from_checkpoint="latest"), Accelerator(), state)
+    resume(config(resume_from_checkpoint="latest"), state)
     assert_equal(state, untouched)
-    assert find_checkpoint(config()) is None
+    assert find_checkpoint(Path(config().output_dir), None) is None
 
 
 def test_a_named_checkpoint_is_taken(config, tmp_path, capsys):
     state = start(config())
     for step in (1, 2):
-        save_checkpoint(config(), Accelerator(), train(state, 1), step)
+        save(config(), train(state, 1), step)
     loaded = start(config())
     name = str(tmp_path / "checkpoint-1")
-    resume_training(config(resume_from_checkpoint=name), Accelerator(), loaded)
+    resume(config(resume_from_checkpoint=name), loaded)
     assert loaded.others["steps"].done == 1
     assert capsys.readouterr().out == f"resumed from {name}\n"
 
@@ -248,7 +262,7 @@ def test_a_folder_that_is_no_checkpoint_is_named(config, tmp_path, name):
     (tmp_path / "logs").mkdir()
     asked = str(tmp_path / name)
     with pytest.raises(UserError, match=f"^--resume_from_checkpoint {asked} is no checkpoint"):
-        resume_training(config(resume_from_checkpoint=asked), Accelerator(), start(config()))
+        resume(config(resume_from_checkpoint=asked), start(config()))
 
 
 def truncate(path: Path) -> None:
@@ -266,11 +280,11 @@ def truncate(path: Path) -> None:
 )
 @pytest.mark.parametrize("damage", [truncate, Path.unlink])
 def test_a_damaged_checkpoint_is_named(config, tmp_path, file, damage):
-    save_checkpoint(config(), Accelerator(), train(start(config()), 1), 1)
+    save(config(), train(start(config()), 1), 1)
     damage(tmp_path / "checkpoint-1" / file)
     asked = str(tmp_path / "checkpoint-1")
     with pytest.raises(UserError, match=asked) as raised:
-        resume_training(config(resume_from_checkpoint=asked), Accelerator(), start(config()))
+        resume(config(resume_from_checkpoint=asked), start(config()))
     assert "\n" not in str(raised.value)
 
 
@@ -278,26 +292,26 @@ def test_a_damaged_checkpoint_is_named(config, tmp_path, file, damage):
     "changes", [{"block_out_channels": (8, 8, 16)}, {"latent_channels": 3}, {"layers_per_block": 2}]
 )
 def test_a_checkpoint_of_another_architecture_is_named(config, tmp_path, changes):
-    save_checkpoint(config(), Accelerator(), train(start(config()), 1), 1)
+    save(config(), train(start(config()), 1), 1)
     with pytest.raises(UserError, match=f"^{tmp_path / 'checkpoint-1'} is damaged or of") as raised:
         other = start(config(), **changes)
-        resume_training(config(resume_from_checkpoint="latest"), Accelerator(), other)
+        resume(config(resume_from_checkpoint="latest"), other)
     assert "\n" not in str(raised.value)
 
 
 def test_a_checkpoint_of_another_training_is_named(config, tmp_path):
-    save_checkpoint(config(), Accelerator(), start(config()), 1)
+    save(config(), start(config()), 1)
     state = start(config())
     other = TrainingState(
         *({"unet": x["vae"]} for x in (state.models, state.optimizers, state.averages)), {}
     )
     with pytest.raises(UserError, match=str(tmp_path / "checkpoint-1")):
-        resume_training(config(resume_from_checkpoint="latest"), Accelerator(), other)
+        resume(config(resume_from_checkpoint="latest"), other)
 
 
 def test_changed_settings_are_told(config, tmp_path, capsys):
     before = config(learning_rate=1e-3, block_out_channels=[8, 8, 8], checkpointing_steps=5)
-    save_checkpoint(before, Accelerator(), start(before), 1)
+    save(before, start(before), 1)
     after = config(
         learning_rate=2e-3,
         block_out_channels=[8, 8, 8],
@@ -306,7 +320,7 @@ def test_changed_settings_are_told(config, tmp_path, capsys):
         resume_from_checkpoint="latest",
         dataloader_num_workers=2,
     )
-    resume_training(after, Accelerator(), start(after))
+    resume(after, start(after))
     assert capsys.readouterr().out.splitlines() == [
         "--learning_rate is 0.002 from now on, 0.001 until now",
         "--kl_weight is 1.0 from now on, 0.001 until now",
@@ -315,15 +329,15 @@ def test_changed_settings_are_told(config, tmp_path, capsys):
 
 
 def test_another_number_of_processes_is_told(config, tmp_path, capsys):
-    save_checkpoint(config(), Accelerator(), start(config()), 1)
+    save(config(), start(config()), 1)
     path = tmp_path / "checkpoint-1" / "state.json"
     values = json.loads(path.read_text())
     assert values["num_processes"] == 1
-    latest = config(resume_from_checkpoint="latest")
-    resume_training(latest, Accelerator(), start(config()))
+    again = config(resume_from_checkpoint="latest")
+    resume(again, start(config()))
     assert capsys.readouterr().out == f"resumed from {path.parent}\n"
     path.write_text(json.dumps(values | {"num_processes": 4}))
-    resume_training(latest, Accelerator(), start(config()))
+    resume(again, start(config()))
     told, resumed = capsys.readouterr().out.splitlines()
     assert told == "--num_processes is 1 from now on, 4 until now"
     assert resumed == f"resumed from {path.parent}"
@@ -333,14 +347,14 @@ def test_another_frozen_autoencoder_is_refused(config, tmp_path):
     frozen = make_autoencoder()
     state = start(config())
     state.others["vae"] = FrozenWeights(frozen)
-    save_checkpoint(config(), Accelerator(), state, 1)
-    latest = config(resume_from_checkpoint="latest")
-    resume_training(latest, Accelerator(), state)
+    save(config(), state, 1)
+    again = config(resume_from_checkpoint="latest")
+    resume(again, state)
     with torch.no_grad():
         frozen.decoder.conv_out.bias[0] += 1e-6
     state.others["vae"] = FrozenWeights(frozen)
     with pytest.raises(UserError, match="autoencoder is not the one that it was trained") as raised:
-        resume_training(latest, Accelerator(), state)
+        resume(again, state)
     assert str(tmp_path / "checkpoint-1") in str(raised.value)
     assert "\n" not in str(raised.value)
 
@@ -351,7 +365,7 @@ def test_under_a_gradient_scaler_both_players_step_by_unscaled_gradients(config)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     models = {name: torch.nn.Linear(3, 2) for name in ("vae", "discriminator")}
     optimizers = {
-        name: AcceleratedOptimizer(create_optimizer(config(), model), scaler=scaler)
+        name: AcceleratedOptimizer(create_optimizer(model, 1e-3, 1e-2, (0.9, 0.99)), scaler=scaler)
         for name, model in models.items()
     }
     state = TrainingState(models, optimizers, {}, {})

@@ -1,14 +1,21 @@
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from hf_latent.data.images.open import open_images
 from hf_latent.evaluation.features import load_feature_network
 from hf_latent.models.frozen import hash_weights
-from hf_latent.training.validation.autoencoder import DEAD_CHANNEL_VARIANCE, validate_autoencoder
+from hf_latent.training.run.pictures import picture_path
+from hf_latent.training.validation.autoencoder import (
+    DEAD_CHANNEL_VARIANCE,
+    HeldOutFigures,
+    validate_autoencoder,
+)
 from tests.conftest import make_autoencoder
 
 
@@ -24,6 +31,12 @@ def setting(autoencoder_config, tmp_path):
     return vae, held_out, config
 
 
+def validate(vae, held_out, config, step, network=None) -> HeldOutFigures:
+    loader = DataLoader(held_out, config.train_batch_size)
+    picture = picture_path(Path(config.output_dir), step)
+    return validate_autoencoder(vae, loader, config.reconstruction_loss, picture, network)
+
+
 def stack(held_out) -> torch.Tensor:
     return torch.stack([held_out[i]["images"] for i in range(len(held_out))])
 
@@ -35,7 +48,7 @@ def kill_channel(vae: AutoencoderKL, channel: int) -> None:
 
 def test_figures_equal_those_of_one_batch(setting):
     vae, held_out, config = setting
-    figures = validate_autoencoder(vae, held_out, config, 0)
+    figures = validate(vae, held_out, config, 0)
     images = stack(held_out)
     with torch.no_grad():
         posterior = vae.encode(images).latent_dist
@@ -63,7 +76,7 @@ def test_the_deviation_is_that_of_posterior_samples(setting):
         # Channel 1 knows nothing about the image, and is all noise of deviation 3.
         vae.quant_conv.weight[5], vae.quant_conv.bias[5] = 0, 2 * math.log(3)
     kill_channel(vae, 1)
-    figures = validate_autoencoder(vae, held_out, config, 0)
+    figures = validate(vae, held_out, config, 0)
     assert figures.latent_std[1] == pytest.approx(3, rel=1e-4)
     assert figures.latent_mean[1] == pytest.approx(vae.quant_conv.bias[1].item(), abs=1e-5)
     assert figures.dead_channels == [1]
@@ -74,7 +87,7 @@ def test_dead_channels_are_numbered(setting, dead):
     vae, held_out, config = setting
     for channel in dead:
         kill_channel(vae, channel)
-    figures = validate_autoencoder(vae, held_out, config, 0)
+    figures = validate(vae, held_out, config, 0)
     assert figures.dead_channels == dead
     assert figures.scalars()["dead_channels"] == len(dead)
 
@@ -86,7 +99,7 @@ def test_a_channel_lives_from_a_variance_of_its_mean_on(setting):
         for channel, factor in ((0, 1.1), (1, 0.9)):
             scale = (factor * DEAD_CHANNEL_VARIANCE / variance[channel]).sqrt()
             vae.quant_conv.weight[channel] *= scale
-    assert validate_autoencoder(vae, held_out, config, 0).dead_channels == [1]
+    assert validate(vae, held_out, config, 0).dead_channels == [1]
 
 
 def test_the_loss_is_the_configured_one(setting, autoencoder_config):
@@ -96,14 +109,14 @@ def test_the_loss_is_the_configured_one(setting, autoencoder_config):
     with torch.no_grad():
         reconstructions = vae.decode(vae.encode(images).latent_dist.mean).sample
     expected = torch.nn.functional.mse_loss(reconstructions, images).item()
-    loss = validate_autoencoder(vae, held_out, config, 0).loss
+    loss = validate(vae, held_out, config, 0).loss
     assert loss == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_perceptual_distance_is_the_mean_over_images(setting):
     vae, held_out, config = setting
     network = load_feature_network("efficientnet-lite0")
-    figures = validate_autoencoder(vae, held_out, config, 0, network)
+    figures = validate(vae, held_out, config, 0, network)
     distances = []
     with torch.no_grad():
         for image in stack(held_out).split(1):
@@ -116,7 +129,7 @@ def test_the_perceptual_distance_is_the_mean_over_images(setting):
 
 def test_scalars_are_flat_and_what_was_not_measured_is_left_out(setting):
     vae, held_out, config = setting
-    figures = validate_autoencoder(vae, held_out, config, 0)
+    figures = validate(vae, held_out, config, 0)
     scalars = figures.scalars()
     assert sorted(scalars) == [
         "dead_channels",
@@ -131,14 +144,14 @@ def test_scalars_are_flat_and_what_was_not_measured_is_left_out(setting):
     assert scalars["latent_std_largest"] == max(figures.latent_std)
     assert all(isinstance(value, int | float) for value in scalars.values())
     network = load_feature_network("efficientnet-lite0")
-    measured = validate_autoencoder(vae, held_out, config, 0, network).scalars()
+    measured = validate(vae, held_out, config, 0, network).scalars()
     assert set(measured) - set(scalars) == {"perceptual_distance"}
 
 
 def test_pairs_are_saved_and_the_autoencoder_is_left_as_it_is(setting, tmp_path):
     vae, held_out, config = setting
     before = hash_weights(vae.train())
-    figures = [validate_autoencoder(vae, held_out, config, step) for step in (3, 4)]
+    figures = [validate(vae, held_out, config, step) for step in (3, 4)]
     assert figures[0] == figures[1], "nothing random is in it"
     assert hash_weights(vae) == before
     assert vae.training

@@ -28,24 +28,30 @@ def test_noise_levels_cover_the_range():
     assert timesteps.dtype == torch.int64
 
 
-def test_held_out_loss_is_that_of_the_target_and_never_changes(denoiser_config):
+def test_held_out_loss_is_that_of_the_target_and_never_changes():
     mean = torch.full((300, 4, 4, 4), 3.0)
     posteriors = LatentPosteriors(mean, torch.zeros_like(mean))
-    config, scheduler = denoiser_config(train_batch_size=64), create_scheduler("flow")
-    loss = held_out_denoising_loss(ZeroDenoiser(), scheduler, posteriors, config)
+    scheduler = create_scheduler("flow")
+    loss = held_out_denoising_loss(
+        ZeroDenoiser(), scheduler, posteriors, config.train_batch_size, 0
+    )
     # E (noise - 3)^2 = 1 + 9
     assert abs(loss.mean - 10) < 0.3
-    assert loss == held_out_denoising_loss(ZeroDenoiser(), scheduler, posteriors, config)
+    assert loss == held_out_denoising_loss(
+        ZeroDenoiser(), scheduler, posteriors, config.train_batch_size, 0
+    )
 
 
 @pytest.mark.parametrize("objective", ["flow", "v_prediction"])
-def test_held_out_loss_of_each_part_of_the_noise_levels(denoiser_config, objective):
+def test_held_out_loss_of_each_part_of_the_noise_levels(objective):
     generator = torch.Generator().manual_seed(4)
     posteriors = LatentPosteriors(*torch.rand(2, 53, 4, 4, 4, generator=generator))
     config, scheduler = denoiser_config(train_batch_size=8), create_scheduler(objective)
-    found = held_out_denoising_loss(ZeroDenoiser(), scheduler, posteriors, config)
+    found = held_out_denoising_loss(
+        ZeroDenoiser(), scheduler, posteriors, config.train_batch_size, 0
+    )
 
-    generator = seeded_generator(config.seed, "validation")
+    generator = seeded_generator(0, "validation")
     posterior_noise, noise = torch.randn(2, 53, 4, 4, 4, generator=generator)
     timesteps = evenly_spaced_timesteps(scheduler, 53)
     timesteps = timesteps[torch.randperm(53, generator=generator)]
@@ -66,10 +72,10 @@ def test_held_out_loss_of_each_part_of_the_noise_levels(denoiser_config, objecti
     assert found.mean == total / 53
 
 
-def test_parts_without_images_are_left_out(denoiser_config):
+def test_parts_without_images_are_left_out():
     posteriors = LatentPosteriors(*torch.rand(2, 2, 4, 4, 4))
     scheduler = create_scheduler("flow")
-    loss = held_out_denoising_loss(ZeroDenoiser(), scheduler, posteriors, denoiser_config())
+    loss = held_out_denoising_loss(ZeroDenoiser(), scheduler, posteriors, 8, 0)
     assert list(loss.by_timesteps) == [(200, 400), (600, 800)]
 
 
