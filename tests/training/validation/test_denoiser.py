@@ -32,24 +32,18 @@ def test_held_out_loss_is_that_of_the_target_and_never_changes():
     mean = torch.full((300, 4, 4, 4), 3.0)
     posteriors = LatentPosteriors(mean, torch.zeros_like(mean))
     scheduler = create_scheduler("flow")
-    loss = held_out_denoising_loss(
-        ZeroDenoiser(), scheduler, posteriors, config.train_batch_size, 0
-    )
+    loss = held_out_denoising_loss(ZeroDenoiser(), scheduler, posteriors, 64, 0)
     # E (noise - 3)^2 = 1 + 9
     assert abs(loss.mean - 10) < 0.3
-    assert loss == held_out_denoising_loss(
-        ZeroDenoiser(), scheduler, posteriors, config.train_batch_size, 0
-    )
+    assert loss == held_out_denoising_loss(ZeroDenoiser(), scheduler, posteriors, 64, 0)
 
 
 @pytest.mark.parametrize("objective", ["flow", "v_prediction"])
 def test_held_out_loss_of_each_part_of_the_noise_levels(objective):
     generator = torch.Generator().manual_seed(4)
     posteriors = LatentPosteriors(*torch.rand(2, 53, 4, 4, 4, generator=generator))
-    config, scheduler = denoiser_config(train_batch_size=8), create_scheduler(objective)
-    found = held_out_denoising_loss(
-        ZeroDenoiser(), scheduler, posteriors, config.train_batch_size, 0
-    )
+    scheduler = create_scheduler(objective)
+    found = held_out_denoising_loss(ZeroDenoiser(), scheduler, posteriors, 8, 0)
 
     generator = seeded_generator(0, "validation")
     posterior_noise, noise = torch.randn(2, 53, 4, 4, 4, generator=generator)
