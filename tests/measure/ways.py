@@ -83,7 +83,8 @@ def record_label_to_pixels(package: Path, folder: Path) -> tuple[dict[str, Any],
         recorder.stop()
         raise FirstForward
 
-    pipeline = LatentDiffusionPipeline.from_pretrained(package / "pretrained" / "fashion-mnist")
+    released = next(package.rglob("fashion-mnist/model_index.json")).parent
+    pipeline = LatentDiffusionPipeline.from_pretrained(released)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.save_pretrained(folder)
     recorder = Recorder(package)
