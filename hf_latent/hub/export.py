@@ -67,7 +67,7 @@ def export(config: ExportConfig) -> Path:
     model = find_released(config.model)
     with loading(model, "model"):
         pipeline = LatentDiffusionPipeline.from_pretrained(model)
-    class_label = _chosen_label(config, pipeline)
+    class_label = _chosen_label(pipeline, config.class_label)
     exported = to_ldm_pipeline(pipeline, class_label)
     base_model = None if Path(model).is_dir() else model
     card = render_export_card(pipeline, class_label, base_model)
@@ -119,11 +119,11 @@ def render_export_card(
     )
 
 
-def _chosen_label(config: ExportConfig, pipeline: LatentDiffusionPipeline) -> int | None:
-    if config.class_label is None:
+def _chosen_label(pipeline: LatentDiffusionPipeline, asked: int | str | None) -> int | None:
+    if asked is None:
         return None
     try:
-        (label,) = pipeline.get_label_ids([str(config.class_label)])
+        (label,) = pipeline.get_label_ids([str(asked)])
     except ValueError as error:
         raise UserError(f"--class_label: {error}") from error
     return label

@@ -56,45 +56,36 @@ def to_ldm_pipeline(
     Raises:
         UserError: if `LDMPipeline` cannot draw this model's images.
     """
-    unet, size = pipeline.unet, pipeline.unet.config.sample_size
+    unet, size = copy.deepcopy(pipeline.unet), pipeline.unet.config.sample_size
     if not isinstance(size, int):
         raise UserError(
             f"the denoiser's sample_size is {size}, and LDMPipeline draws squares only: share the "
             "model itself"
         )
     if pipeline.num_classes is not None:
-        unet = fold_class(unet, pipeline.num_classes if class_label is None else class_label)
+        _fold_class(unet, pipeline.num_classes if class_label is None else class_label)
     scheduler = pipeline.scheduler
     if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
         scheduler, factor = convert_flow_scheduler(scheduler)
-        unet = scale_output(unet, factor)
+        _scale_output(unet, factor)
     elif not isinstance(scheduler, DDIMScheduler):
         raise UserError(
             f"this model's scheduler is {type(scheduler).__name__}: give it a DDIMScheduler or, "
             "for a flow, a FlowMatchEulerDiscreteScheduler, and save it again"
         )
-    return LDMPipeline(vqvae=fold_foreign_scale(pipeline.vae), unet=unet, scheduler=scheduler)
+    return LDMPipeline(vqvae=_fold_foreign_scale(pipeline.vae), unet=unet, scheduler=scheduler)
 
 
-def fold_class(unet: UNet2DModel, class_label: int) -> UNet2DModel:
-    """Make a denoiser of one class, which takes no class labels.
+def _fold_class(unet: UNet2DModel, class_label: int) -> None:
+    """Make a class-conditional denoiser, in place, one of a single class that takes no labels.
 
-    A class's embedding is added to that of the timestep, whose last layer is linear: so it can be
-    added to that layer's bias.
-
-    Args:
-        unet: a class-conditional denoiser; it is left as it is.
-        class_label: the row of its class embedding.
-
-    Returns:
-        A copy without the class embedding.
+    The embedding of a class is added to that of the timestep, whose last layer is linear. So it can
+    be added to the bias of that layer.
     """
-    unet = copy.deepcopy(unet)
     with torch.no_grad():
         unet.time_embedding.linear_2.bias += unet.class_embedding.weight[class_label]
     unet.class_embedding = None
     unet.register_to_config(num_class_embeds=None)
-    return unet
 
 
 def convert_flow_scheduler(
@@ -138,15 +129,8 @@ def convert_flow_scheduler(
     return converted, shift / (first + shift - 1)
 
 
-def scale_output(unet: UNet2DModel, factor: float) -> UNet2DModel:
-    """Multiply a denoiser's output, by its last layer.
-
-    Args:
-        unet: it is left as it is.
-        factor: what to multiply with.
-
-    Returns:
-        A copy.
+def _scale_output(unet: UNet2DModel, factor: float) -> None:
+    """Multiply the output of a denoiser, in place, by its last layer.
 
     Raises:
         UserError: if something is added after that layer.
@@ -156,24 +140,19 @@ def scale_output(unet: UNet2DModel, factor: float) -> UNet2DModel:
             f"the denoiser has a {skips[0]}, after which its output cannot be scaled, as "
             "LDMPipeline needs it of a flow: share the model itself"
         )
-    unet = copy.deepcopy(unet)
     with torch.no_grad():
         unet.conv_out.weight *= factor
         unet.conv_out.bias *= factor
-    return unet
 
 
-def fold_foreign_scale(vae: Autoencoder) -> Autoencoder:
+def _fold_foreign_scale(vae: Autoencoder) -> Autoencoder:
     """Fold what `LDMPipeline` does not know of a latent scale into the weights.
 
     It divides by `scaling_factor`, and knows none of `shift_factor`, `latents_mean` and
     `latents_std`.
 
-    Args:
-        vae: any autoencoder; it is left as it is.
-
     Returns:
-        The same one if it has none of them, else a copy that has none.
+        The same autoencoder if it has none of them, else a copy that has none.
 
     Raises:
         UserError: if it has them, and is no AutoencoderKL.

@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import json
+from collections.abc import Iterable
 
 import torch
 from diffusers.models.modeling_utils import ModelMixin
@@ -30,8 +31,20 @@ def hash_weights(model: nn.Module) -> str:
     Returns:
         SHA-256 as 64 hex digits, the same on every device.
     """
+    return hash_tensors(sorted(model.state_dict().items()))
+
+
+def hash_tensors(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """Hash tensors with their names, dtypes and shapes.
+
+    Args:
+        tensors: with their names, in the order of these; on any device.
+
+    Returns:
+        SHA-256 as 64 hex digits, the same on every device.
+    """
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in tensors:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -235,12 +235,12 @@ def latent_figures(report: dict[str, Any]) -> Figures:
     """
     found = {}
     for key, kind, form in (("mean", "latent_mean", "+.3f"), ("std", "latent_deviation", ".3f")):
-        values = report.get(f"residual_{key}")
-        texts = [number(x, form) for x in values] if isinstance(values, list) else []
-        if None in texts:
+        values: Any = report.get(f"residual_{key}")
+        texts = [number(x, form) or "" for x in values] if isinstance(values, list) else []
+        if "" in texts:
             continue
+        label = kind.replace("_", " ")
         for i, text in enumerate(texts, 1):
-            label = kind.replace("_", " ")
             name = f"{label}, channel {i} of {len(texts)}"
             found[f"{kind} {i}"] = Figure(values[i - 1], kind, name, label, text)
     return found

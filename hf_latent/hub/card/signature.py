@@ -1,4 +1,4 @@
-"""The last line of a card that was written here: it tells whether the card was edited since."""
+"""The last line of a card that was written here: it shows whether the card was edited since."""
 
 import hashlib
 import re
@@ -21,7 +21,7 @@ def sign(card: str) -> str:
 
 
 def is_unedited(card: str) -> bool:
-    """Tell whether a card is as `sign` once left it.
+    """Return whether a card is as `sign` once left it.
 
     Args:
         card: the whole text of a README.md.

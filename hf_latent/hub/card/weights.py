@@ -1,15 +1,16 @@
 """The saved weights of a model's part, read from safetensors without making the model."""
 
-import hashlib
-import json
 import re
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from hf_latent.errors import UserError
+from hf_latent.models.frozen import hash_tensors
+from hf_latent.output import read_json
 
 # Not a variant in another precision beside them.
 _FILE = "diffusion_pytorch_model.safetensors"
@@ -48,23 +49,24 @@ def read_saved_weights(folder: Path) -> SavedWeights:
     if not paths:
         raise UserError(f"{folder} has no diffusion_pytorch_model.safetensors: save it again")
     place_of: dict[str, Path] = {}
+    parameters = 0
     for path in paths:
         try:
             with safe_open(path, "pt") as file:
-                place_of |= dict.fromkeys(file.keys(), path)
+                names = list(file.keys())
+                parameters += sum(prod(file.get_slice(name).get_shape()) for name in names)
+                place_of |= dict.fromkeys(names, path)
         except (OSError, SafetensorError) as error:
             raise UserError(f"{path} cannot be read ({error}): save the model again") from error
-    digest, parameters = hashlib.sha256(), 0
-    for name in sorted(place_of):
-        with safe_open(place_of[name], "pt") as file:
-            tensor = file.get_tensor(name)
-        if tensor.is_floating_point():
-            tensor = tensor.float()
-        parameters += tensor.numel()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
-    size = sum(path.stat().st_size for path in paths)
-    return SavedWeights(digest.hexdigest(), parameters, size)
+    sha256 = hash_tensors((name, _read_tensor(place_of[name], name)) for name in sorted(place_of))
+    return SavedWeights(sha256, parameters, sum(path.stat().st_size for path in paths))
+
+
+def _read_tensor(path: Path, name: str) -> torch.Tensor:
+    """Read a tensor as a model has it that is loaded in float32."""
+    with safe_open(path, "pt") as file:
+        tensor: torch.Tensor = file.get_tensor(name)
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def _weight_paths(folder: Path) -> list[Path]:
@@ -72,10 +74,8 @@ def _weight_paths(folder: Path) -> list[Path]:
     index = folder / f"{_FILE}.index.json"
     if not index.is_file():
         return [path for path in [folder / _FILE] if path.is_file()]
-    try:
-        names = set(json.loads(index.read_bytes())["weight_map"].values())
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{index} cannot be read ({error}): save the model again") from error
-    if other := [name for name in names if not _SHARD.fullmatch(str(name))]:
+    weight_map = read_json(index).get("weight_map")
+    names = {str(name) for name in weight_map.values()} if isinstance(weight_map, dict) else set()
+    if other := [name for name in names if not _SHARD.fullmatch(name)]:
         raise UserError(f"{index} names {other[0]!r}, which is no file of weights")
     return [folder / name for name in sorted(names)]
