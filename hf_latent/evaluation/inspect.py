@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -28,11 +27,12 @@ from hf_latent.evaluation.inspection.verdict import judge
 from hf_latent.evaluation.inspection.yardsticks import compare_yardsticks
 from hf_latent.evaluation.machine import describe_machine, shown_name
 from hf_latent.evaluation.reconstruction import measure_reconstructions
+from hf_latent.evaluation.report_text import write_report
 from hf_latent.evaluation.stages import Stages
 from hf_latent.models.frozen import freeze, hash_weights
 from hf_latent.models.load import Autoencoder, load_autoencoder
 from hf_latent.models.presets import Compression, measure_compression
-from hf_latent.output import check_output_dir, read_json, write_json, write_text
+from hf_latent.output import check_output_dir
 
 YARDSTICK_IMAGES = 200
 SMOOTHNESS_IMAGES = 32
@@ -186,18 +186,11 @@ def inspect_autoencoder(config: InspectConfig) -> dict[str, Any]:
         **figures,
     }
     output_dir.mkdir(parents=True, exist_ok=True)
-    write_report(output_dir, report | stages.report() | describe_machine())
+    write_report(output_dir, report | stages.report() | describe_machine(), render_report)
     with stages.stage("pictures"):
         save_pictures(output_dir, vae, held_out, torch.cat(trip.psnr_db), report, config.batch_size)
     report |= stages.report() | describe_machine()
-    write_report(output_dir, report)
+    write_report(output_dir, report, render_report)
     print("\n".join([f"{report['vae']}: {verdict}", *(f"- {reason}" for reason in reasons)]))
     print(f"{output_dir / 'report.md'}")
     return report
-
-
-def write_report(output_dir: Path, report: dict[str, Any]) -> None:
-    """Write report.json, and report.md from its content."""
-    write_json(output_dir / "report.json", report)
-    report = read_json(output_dir / "report.json")
-    write_text(output_dir / "report.md", render_report(report))

@@ -1,10 +1,13 @@
 """Reports for people: Markdown templates that are filled from the content of report.json alone."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jinja2
+
+from hf_latent.output import read_json, write_json, write_text
 
 
 def number(value: float | None, form: str) -> str:
@@ -41,3 +44,22 @@ def fill_template(template: Path, report: dict[str, Any], **others: Any) -> str:
     )
     environment.filters["number"] = number
     return environment.get_template(template.name).render(report=report, **others)
+
+
+def write_report(
+    output_dir: Path, report: dict[str, Any], render: Callable[[dict[str, Any]], str]
+) -> dict[str, Any]:
+    """Write report.json, and report.md from what stands there.
+
+    Args:
+        output_dir: the folder of both.
+        report: the content of report.json.
+        render: from that content to Markdown.
+
+    Returns:
+        The report as it can be read again.
+    """
+    write_json(output_dir / "report.json", report)
+    report = read_json(output_dir / "report.json")
+    write_text(output_dir / "report.md", render(report))
+    return report

@@ -121,29 +121,6 @@ def reserve_evaluation(
     )
 
 
-def train_vae(
-    config: QuickstartConfig, shared: dict[str, Any], splits: ImageSplits, budget: TimeBudget
-) -> tuple[str, dict[str, Any]]:
-    """Train an autoencoder in its share of what is left of the time.
-
-    Returns:
-        Its folder, and figures for the report.
-    """
-    with budget.stage("autoencoder"):
-        summary = train_autoencoder(
-            AutoencoderConfig(
-                **shared | AUTOENCODER,
-                output_dir=str(Path(config.output_dir) / "autoencoder"),
-                max_train_minutes=budget.minutes_left * AUTOENCODER_SHARE,
-            ),
-            splits,
-            now=budget.now,
-        )
-    kl = summary.held_out.kl_nats_per_latent_value
-    figures = training_figures("autoencoder", summary)
-    return str(summary.model_dir), figures | {"autoencoder_kl_nats_per_latent_value": kl}
-
-
 def train(config: QuickstartConfig, splits: ImageSplits, budget: TimeBudget) -> dict[str, Any]:
     """Train the denoiser, and before it the autoencoder if asked, in what is left of the time.
 
@@ -158,7 +135,19 @@ def train(config: QuickstartConfig, splits: ImageSplits, budget: TimeBudget) -> 
     }
     vae, figures = RELEASED_AUTOENCODER, dict[str, Any]()
     if config.train_vae:
-        vae, figures = train_vae(config, shared, splits, budget)
+        with budget.stage("autoencoder"):
+            autoencoder = train_autoencoder(
+                AutoencoderConfig(
+                    **shared | AUTOENCODER,
+                    output_dir=str(output_dir / "autoencoder"),
+                    max_train_minutes=budget.minutes_left * AUTOENCODER_SHARE,
+                ),
+                splits,
+                now=budget.now,
+            )
+        vae, figures = str(autoencoder.model_dir), training_figures("autoencoder", autoencoder)
+        kl = autoencoder.held_out.kl_nats_per_latent_value
+        figures["autoencoder_kl_nats_per_latent_value"] = kl
     with budget.stage("denoiser"):
         denoiser = train_denoiser(
             DenoiserConfig(

@@ -45,31 +45,38 @@ class CheckedImages:
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """Which rows train and which are held out.
+class Side:
+    """The images to train on, or those held out.
 
     Attributes:
-        train: data set of the training rows.
-        train_rows: `(n,)` int64, ascending.
-        train_hashes: `(n,)`, their content hashes.
-        validation: data set of the held-out rows; the same one as `train` if it was split.
-        validation_rows: `(m,)` int64, ascending, at least one.
-        validation_hashes: `(m,)`, their content hashes.
+        dataset: has them; the same one for both sides if it was split.
+        rows: `(n,)` int64, ascending, at least one.
+        hashes: `(n,)`, the rows' content hashes.
+    """
+
+    dataset: Dataset
+    rows: np.ndarray
+    hashes: np.ndarray
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Which images train and which are held out.
+
+    Attributes:
+        train: the images to train on.
+        validation: those held out.
         bad_images: how many images were skipped.
     """
 
-    train: Dataset
-    train_rows: np.ndarray
-    train_hashes: np.ndarray
-    validation: Dataset
-    validation_rows: np.ndarray
-    validation_hashes: np.ndarray
+    train: Side
+    validation: Side
     bad_images: int
 
     @property
     def fingerprint(self) -> str:
         """The fingerprint of the held-out images, see `fingerprint`."""
-        return fingerprint(self.validation_hashes)
+        return fingerprint(self.validation.hashes)
 
 
 def content_hash(array: np.ndarray) -> str:
@@ -190,26 +197,18 @@ def hold_out(
     if errors and on_bad_image == "stop":
         raise UserError(_name_bad_images(errors))
     if held_out is not None and source.held_out is not None:
-        train_rows = train.good_rows
-        validation, validation_rows = source.held_out, held_out.good_rows
-        validation_hashes = held_out.hashes[validation_rows]
+        found = [(source.train, train, train.good_rows)]
+        found += [(source.held_out, held_out, held_out.good_rows)]
     else:
-        train_rows, validation_rows = split_by_hash(train, validation_fraction)
-        validation, validation_hashes = source.train, train.hashes[validation_rows]
-    if not len(train_rows) or not len(validation_rows):
+        sides = split_by_hash(train, validation_fraction)
+        found = [(source.train, train, rows) for rows in sides]
+    training, validation = (Side(dataset, rows, x.hashes[rows]) for dataset, x, rows in found)
+    if not len(training.rows) or not len(validation.rows):
         raise UserError(
-            f"{len(train_rows)} images to train on and {len(validation_rows)} held out: both need "
-            "at least one; give more different images or another --validation_fraction"
+            f"{len(training.rows)} images to train on and {len(validation.rows)} held out: both "
+            "need at least one; give more different images or another --validation_fraction"
         )
-    return HeldOut(
-        source.train,
-        train_rows,
-        train.hashes[train_rows],
-        validation,
-        validation_rows,
-        validation_hashes,
-        len(errors),
-    )
+    return HeldOut(training, validation, len(errors))
 
 
 def split_by_hash(checked: CheckedImages, fraction: float) -> tuple[np.ndarray, np.ndarray]:

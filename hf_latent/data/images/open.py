@@ -68,30 +68,29 @@ def open_images(
             f"{expected}: give the same data and --validation_fraction as then, or leave out "
             "--validation_fingerprint"
         )
-    first = decode_row(split.train, split.train_rows[0])
+    train, validation = split.train, split.validation
+    first = decode_row(train.dataset, train.rows[0])
     channels = config.channels or OWN_CHANNELS[first.shape[2]]
     # At random, because folders are sorted by class. Four numbers, as for flips and crops, so that
     # the last one keeps the draws apart.
-    shuffled = np.random.default_rng((config.seed, 0, 0, SUBSET)).permutation(split.train_rows)
+    shuffled = np.random.default_rng((config.seed, 0, 0, SUBSET)).permutation(train.rows)
     rows = np.sort(shuffled[: config.max_train_samples])
-    hashes = split.train_hashes[np.searchsorted(split.train_rows, rows)]
+    hashes = train.hashes[np.searchsorted(train.rows, rows)]
     if keep_in_memory is None:
         height, width = parse_resolution(config.resolution)
         image_bytes = channels * height * width * first.dtype.itemsize
-        keep_in_memory = (len(rows) + len(split.validation_rows)) * image_bytes <= (
-            MEMORY_LIMIT_BYTES
-        )
+        keep_in_memory = (len(rows) + len(validation.rows)) * image_bytes <= MEMORY_LIMIT_BYTES
     label = source.train.features.get("label")
     still = replace(config, crop="center", horizontal_flip=False)
     return ImageSplits(
-        train=ImageDataset(split.train, rows, config, channels, keep_in_memory, hashes=hashes),
+        train=ImageDataset(train.dataset, rows, config, channels, keep_in_memory, hashes=hashes),
         validation=ImageDataset(
-            split.validation,
-            split.validation_rows,
+            validation.dataset,
+            validation.rows,
             still,
             channels,
             keep_in_memory,
-            hashes=split.validation_hashes,
+            hashes=validation.hashes,
         ),
         id2label=None if label is None else dict(enumerate(label.names)),
         validation_fingerprint=split.fingerprint,

@@ -20,6 +20,7 @@ from hf_latent.evaluation.feature_extractors import (
 from hf_latent.evaluation.generation import frechet_distance
 from hf_latent.evaluation.machine import describe_machine, shown_name
 from hf_latent.evaluation.reference import FEWEST_HELD_OUT, RealImages
+from hf_latent.evaluation.report_text import write_report
 from hf_latent.experiments.sweep.choice import pareto_front, recommend
 from hf_latent.experiments.sweep.config import SweepConfig
 from hf_latent.experiments.sweep.pair import RealSide, run_pair
@@ -34,7 +35,7 @@ from hf_latent.experiments.sweep.plan import (
 )
 from hf_latent.experiments.sweep.report import render_plot, render_report, summarize
 from hf_latent.experiments.time_budget import TimeBudget
-from hf_latent.output import check_output_dir, read_json, replaced_whole, write_json, write_text
+from hf_latent.output import check_output_dir, replaced_whole, write_json
 
 
 def check_splits(config: SweepConfig, splits: ImageSplits) -> None:
@@ -142,20 +143,6 @@ def sweep_pairs(
     return finished, failed
 
 
-def write_reports(output_dir: Path, report: dict[str, Any]) -> dict[str, Any]:
-    """Write report.json, and from what stands there report.md and sweep.png.
-
-    Returns:
-        The report as it can be read again.
-    """
-    write_json(output_dir / "report.json", report)
-    report = read_json(output_dir / "report.json")
-    write_text(output_dir / "report.md", render_report(report))
-    with replaced_whole(output_dir / "sweep.png") as temporary:
-        temporary.write_bytes(render_plot(report))
-    return report
-
-
 def sweep(
     config: SweepConfig,
     started: float | None = None,
@@ -210,6 +197,8 @@ def sweep(
         "last_run_minutes": budget.total_seconds / 60,
         **describe_machine(),
     }
-    report = write_reports(output_dir, report)
+    report = write_report(output_dir, report, render_report)
+    with replaced_whole(output_dir / "sweep.png") as temporary:
+        temporary.write_bytes(render_plot(report))
     print(summarize(report, str(output_dir)))
     return report

@@ -33,7 +33,7 @@ def write(folder, pictures):
 
 def held_out_hashes(data, **options):
     split = hold_out(open_source(data), **options)
-    images = split.validation.select(split.validation_rows)["image"]
+    images = split.validation.dataset.select(split.validation.rows)["image"]
     return {content_hash(decode_image(image["path"])) for image in images}
 
 
@@ -149,7 +149,7 @@ def test_bad_images_are_skipped_and_counted(tmp_path):
     spoil(tmp_path / "2.png", "text")
     split = hold_out(open_source(data), on_bad_image="skip")
     assert split.bad_images == 1
-    rows = sorted([*split.train_rows, *split.validation_rows])
+    rows = sorted([*split.train.rows, *split.validation.rows])
     assert rows == [0, 1, 3, 4, 5]
 
 
@@ -184,11 +184,11 @@ def test_duplicates_stay_together_however_encoded(tmp_path):
     images = source.train["image"]
     sides = [
         {content_hash(decode_image(images[int(row)]["path"])) for row in rows}
-        for rows in (split.train_rows, split.validation_rows)
+        for rows in (split.train.rows, split.validation.rows)
     ]
     assert not sides[0] & sides[1]
-    assert len(split.train_rows) == 3 * len(sides[0])
-    assert len(split.validation_rows) == 3 * len(sides[1])
+    assert len(split.train.rows) == 3 * len(sides[0])
+    assert len(split.validation.rows) == 3 * len(sides[1])
 
 
 def test_split_ignores_names_order_and_encoding(tmp_path):
@@ -252,9 +252,9 @@ def test_an_existing_split_is_used_as_it_is(tmp_path):
     pictures |= {f"test/{i}.png": picture(i) for i in range(10, 14)}
     source = open_source(write(tmp_path, pictures))
     split = hold_out(source)
-    assert split.train_rows.tolist() == list(range(6))
-    assert split.validation_rows.tolist() == list(range(4))
-    assert split.validation is source.held_out
+    assert split.train.rows.tolist() == list(range(6))
+    assert split.validation.rows.tolist() == list(range(4))
+    assert split.validation.dataset is source.held_out
 
 
 def test_bad_held_out_images_are_named_too(tmp_path):
