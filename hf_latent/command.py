@@ -5,6 +5,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from functools import cache
 from types import UnionType
 from typing import (
@@ -60,7 +61,8 @@ class Settings:
             if value is None and type(None) not in get_args(types[name]):
                 raise UserError(f"--{name} needs a value, not null")
         try:
-            values = _parser(kind).parse_object(vars(self)).as_dict()
+            # The parser changes lists in place, and another configuration may have the same list.
+            values = _parser(kind).parse_object(deepcopy(vars(self))).as_dict()
         except jsonargparse.ArgumentError as error:
             raise UserError(_one_line(error, types)) from error
         # The restricted types are subclasses of int and float, which YAML does not know.

@@ -1,4 +1,4 @@
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 import pytest
@@ -94,6 +94,13 @@ def test_values_are_plain_and_of_their_type():
     for config in (made, parse_config(Config, arguments)):
         assert {type(value) for value in asdict(config).values()} <= {str, bool, int, float, list}
         assert type(config.spices[0]) is float
+
+
+def test_a_changed_copy_leaves_a_list_of_the_first_as_it_is():
+    first = Config(dish="soup", spices=[1.5, 2.5])
+    replace(first)
+    assert [type(value) for value in first.spices] == [float, float]
+    assert "spices:\n- 1.5\n- 2.5\n" in dump_config(first)
 
 
 def test_unknown_key_in_a_recipe_is_refused(tmp_path, capsys):
