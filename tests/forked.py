@@ -289,6 +289,18 @@ def start(
     return process
 
 
+def start_ranks(
+    arguments: Sequence[object], count: int = 2, env: Mapping[str, str] | None = None
+) -> list[Process]:
+    """Start a program in processes that find each other, as torchrun starts it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    place = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    known = {**(os.environ if env is None else env), **place}
+    return [start(arguments, known | {"RANK": x, "LOCAL_RANK": x}) for x in map(str, range(count))]
+
+
 def run(
     arguments: Sequence[object],
     env: Mapping[str, str] | None = None,

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from hf_latent.training.denoiser import train_denoiser
+from tests.kills import KILLS
 from tests.training.encoding import save_autoencoder
 from tests.training.run.test_log import figures
 from tests.training.test_resume import MIN_SNR, Launched, assert_same_weights
@@ -39,8 +40,11 @@ def test_a_killed_denoiser_ends_bit_for_bit_as_an_uninterrupted_one(denoiser_con
     )
     whole = launch(replace(config, output_dir=str(tmp_path / "whole")))
     resume = ("--resume_from_checkpoint", "latest")
-    moments = random.Random(0)
-    for signs in (1, 2, 3, 2, 4):  # what it saves until then; the first has no checkpoint yet
+    seed = random.SystemRandom().randrange(10**6)
+    print(f"seed of the random moments: {seed}")  # pytest shows it if the test fails
+    moments = random.Random(seed)
+    # What it saves until it is killed; the first time it has no checkpoint yet.
+    for signs in (1, *(moments.randint(2, 4) for _ in range(KILLS - 1))):
         training = launch(config, *resume)
         for _ in range(signs):
             training.wait_for_a_sign()

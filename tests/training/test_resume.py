@@ -20,6 +20,7 @@ from hf_latent.training.denoiser import train_denoiser
 from hf_latent.training.latents import posteriors
 from hf_latent.training.latents.encode import encode_latents
 from tests import forked
+from tests.kills import KILLS
 from tests.training.conftest import SHORT
 from tests.training.encoding import encode_settings, save_autoencoder
 from tests.training.run.test_log import figures
@@ -386,7 +387,7 @@ def test_killed_at_random_moments_it_ends_bit_for_bit(launched_trainings, tmp_pa
     print(f"seed of the random moments: {seed}")  # pytest shows it if the test fails
     draw = random.Random(seed)
     run = tmp_path / "killed"
-    for _ in range(5):
+    for _ in range(KILLS):
         training = launched_trainings.start(run, "--resume_from_checkpoint", "latest")
         for _ in range(draw.randint(1, 6)):
             training.wait_for_a_sign()

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import sys
 import time
 from dataclasses import asdict, replace
@@ -42,9 +41,11 @@ print("never")
 """
 
 
-def start(*arguments: str, **environment: str) -> forked.Process:
-    known = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"} | environment
-    return forked.start([sys.executable, *arguments], env=known)
+ENVIRONMENT = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+
+
+def start(*arguments: str) -> forked.Process:
+    return forked.start([sys.executable, *arguments], env=ENVIRONMENT)
 
 
 def stop_at_the_first_file(process: forked.Process, cache: Path, number: int) -> tuple[str, dict]:
@@ -103,13 +104,7 @@ def test_encoding_ends_at_once_and_goes_on(tmp_path, number):
 
 @pytest.mark.parametrize("both", [True, False])
 def test_a_process_that_waits_for_another_ends_too(both):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    first, second = (
-        start("-c", WAITING, RANK=rank, LOCAL_RANK=rank, **place) for rank in ("0", "1")
-    )
+    first, second = forked.start_ranks([sys.executable, "-c", WAITING], env=ENVIRONMENT)
     try:
         for process in (first, second):
             assert process.stdout.readline() == "ready\n", process.communicate()

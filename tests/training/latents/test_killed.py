@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -14,13 +13,19 @@ from pathlib import Path
 import pytest
 
 from hf_latent.training.latents.encode import encode_latents
+from tests import forked
 from tests.data.latent_caches import all_bytes
+from tests.kills import KILLS
 from tests.training.encoding import as_flags, encode_settings, save_autoencoder
 
 SCRIPT = Path(__file__).parents[3] / "train_scripts" / "encode_latents.py"
 ENVIRONMENT = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
-# Standalone: at a port of its own, as other tests may do the same at the same time.
-TWO_PROCESSES = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+LIMITED = """
+import resource, runpy, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 pytestmark = pytest.mark.slow
 
 
@@ -37,16 +42,22 @@ def whole(tmp_path_factory):
     return config, all_bytes(folder / "cache")
 
 
-def launch(config, *launcher: str, **options) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, *launcher, str(SCRIPT), *as_flags(config)],
-        env=ENVIRONMENT,
-        start_new_session=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **options,
-    )
+def launch(config) -> forked.Process:
+    return forked.start([sys.executable, SCRIPT, *as_flags(config)], env=ENVIRONMENT)
+
+
+def launch_two(config) -> list[forked.Process]:
+    return forked.start_ranks([sys.executable, SCRIPT, *as_flags(config)], env=ENVIRONMENT)
+
+
+def ends_well(processes: list[forked.Process]) -> list[str]:
+    """Wait for the end of processes; return what each printed."""
+    printed = []
+    for process in processes:
+        stdout, stderr = process.communicate(timeout=90)
+        assert process.returncode == 0, stderr[-2000:]
+        printed.append(stdout)
+    return printed
 
 
 def wait_for_files(folder: Path, count: int, alive) -> None:
@@ -66,7 +77,7 @@ def test_killed_at_random_moments_the_cache_is_that_of_an_uninterrupted_run(whol
     seed = random.SystemRandom().randrange(10**6)
     print(f"seed of the random moments: {seed}")  # pytest shows it if the test fails
     draw, killed = random.Random(seed), 0
-    for _ in range(5):
+    for _ in range(KILLS):
         process = get_context("fork").Process(target=encode_latents, args=(config,))
         process.start()
         wait_for_files(tmp_path / "cache", draw.randint(1, 12), process.is_alive)
@@ -75,7 +86,7 @@ def test_killed_at_random_moments_the_cache_is_that_of_an_uninterrupted_run(whol
         killed += process.exitcode == -signal.SIGKILL
         names = os.listdir(tmp_path / "cache")
         print(f"{len(names)} files, {[x for x in names if x.startswith('.')]}")
-    assert killed == 5
+    assert killed == KILLS
     assert len(names) < len(content)
     process = get_context("fork").Process(target=encode_latents, args=(config,))
     process.start()
@@ -90,35 +101,29 @@ def test_two_processes_make_the_files_of_one_killed_in_between_or_not(whole, tmp
     for attempt in range(5):  # on a loaded machine all files may be there before the kill
         folder = tmp_path / f"cache-{attempt}"
         config = replace(whole_config, output_dir=str(folder))
-        process = launch(config, *TWO_PROCESSES)
-        wait_for_files(folder, 9, lambda p=process: p.poll() is None)
-        # torchrun's processes lead groups of their own.
-        ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        for number in (process.pid, *map(int, ranks)):
-            with suppress(ProcessLookupError):
-                os.kill(number, signal.SIGKILL)
-        process.communicate()
-        if len(ranks) == 2 and 0 < len(files & set(os.listdir(folder))) < len(files):
+        processes = launch_two(config)
+        wait_for_files(folder, 9, lambda p=processes[0]: p.poll() is None)
+        for process in processes:
+            process.kill()
+        for process in processes:
+            process.communicate()
+        if 0 < len(files & set(os.listdir(folder))) < len(files):
             break
     else:
         pytest.fail("it was never killed in between")
-    process = launch(config, *TWO_PROCESSES)
-    _, stderr = process.communicate(timeout=90)
-    assert process.returncode == 0, stderr[-2000:]
+    ends_well(launch_two(config))
     assert all_bytes(folder) == content
 
 
 def test_two_processes_make_the_files_of_one(whole, tmp_path):
     config, content = whole
     config = replace(config, output_dir=str(tmp_path / "cache"))
-    process = launch(config, *TWO_PROCESSES)
-    stdout, stderr = process.communicate(timeout=90)
-    assert process.returncode == 0, stderr[-2000:]
-    assert "in 60 files, 240 encoded now" in stdout  # each image by one of them
+    stdouts = ends_well(launch_two(config))
+    assert "in 60 files, 240 encoded now" in stdouts[0]  # each image by one of them
     assert all_bytes(tmp_path / "cache") == content
 
 
-def assert_full_disk_is_one_line(process: subprocess.Popen, folder: Path, content) -> None:
+def assert_full_disk_is_one_line(process: forked.Process, folder: Path, content) -> None:
     _, stderr = process.communicate(timeout=90)
     assert process.returncode == 2, stderr[-2000:]
     line = stderr.splitlines(True)[-1]
@@ -134,17 +139,14 @@ def assert_full_disk_is_one_line(process: subprocess.Popen, folder: Path, conten
 
 
 def test_a_file_that_may_not_grow_is_named_and_the_rest_stays(whole, tmp_path):
-    import resource
-
     config, content = whole
     folder = tmp_path / "cache"
     config = replace(config, output_dir=str(folder))
     largest = max(len(x) for name, x in content.items() if name.startswith("train"))
 
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (largest - 100, largest - 100))
-
-    assert_full_disk_is_one_line(launch(config, preexec_fn=limit), folder, content)
+    code = LIMITED.format(limit=largest - 100)
+    process = forked.start([sys.executable, "-c", code, SCRIPT, *as_flags(config)], env=ENVIRONMENT)
+    assert_full_disk_is_one_line(process, folder, content)
     encode_latents(config)
     assert all_bytes(folder) == content
 
