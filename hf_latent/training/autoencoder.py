@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -42,7 +43,6 @@ from hf_latent.training.run.clock import TrainingClock, TrainingSummary
 from hf_latent.training.run.ema import ema_weights
 from hf_latent.training.run.folder import (
     describe_counts,
-    find_checkpoint,
     open_run_images,
     start_run_folder,
 )
@@ -81,7 +81,7 @@ def train_autoencoder(
 
     Args:
         config: the settings.
-        splits: the images, where they are open already.
+        splits: the images, if they are open already.
         stop: ends the training between two steps, with a checkpoint; before the first, at once.
         now: the clock that the time limit goes by, in seconds.
 
@@ -90,7 +90,7 @@ def train_autoencoder(
 
     Raises:
         UserError: if the settings, the images or the folder are not fit.
-        SystemExit: with status 0, where `stop` asked for it.
+        SystemExit: with status 0, if `stop` asked for it.
     """
     accelerator = start_accelerator(config)
     splits = splits or open_run_images(config, accelerator)
@@ -103,7 +103,8 @@ def train_autoencoder(
     name = config.perceptual_network
     network = load_feature_network(name).to(accelerator.device) if name else None
     hub_model = open_hub_model(config, "AutoencoderKL", accelerator)
-    output_dir = start_run_folder(
+    output_dir = Path(config.output_dir)
+    checkpoint = start_run_folder(
         config, describe_counts(splits), splits.validation_fingerprint, accelerator
     )
 
@@ -115,7 +116,6 @@ def train_autoencoder(
     guard = NonFiniteGuard(output_dir, accelerator)
     state = TrainingState({"vae": vae}, {"vae": optimizer}, {"vae": {"ema": ema}}, {"clock": clock})
     adversary = Adversary(config, image_shape[0], vae, state, accelerator)
-    checkpoint = find_checkpoint(output_dir, config.resume_from_checkpoint)
     resume_training(checkpoint, state, asdict(config), accelerator)
 
     rows = process_rows(config, accelerator)

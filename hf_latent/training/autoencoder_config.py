@@ -38,8 +38,6 @@ class AutoencoderConfig(TrainingConfig):
         discriminator_num_layers: its layers with stride 2; each doubles what one patch sees.
         fold_samples: measure the latent scale on so many training images, evenly spaced; unset,
             on all.
-        gradient_checkpointing: less memory for more time.
-        compile: compile encoder and decoder with torch.compile.
     """
 
     preset: Preset = "tiny"
@@ -57,8 +55,6 @@ class AutoencoderConfig(TrainingConfig):
     discriminator_base_channels: PositiveInt = 64
     discriminator_num_layers: PositiveInt = 3
     fold_samples: PositiveInt | None = None
-    gradient_checkpointing: bool = False
-    compile: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, naming the flag."""

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
@@ -45,7 +46,7 @@ from hf_latent.training.run.checkpoints import (
 )
 from hf_latent.training.run.clock import TrainingClock, TrainingSummary
 from hf_latent.training.run.ema import ema_weights
-from hf_latent.training.run.folder import find_checkpoint, start_run_folder
+from hf_latent.training.run.folder import start_run_folder
 from hf_latent.training.run.guard import NonFiniteGuard
 from hf_latent.training.run.pictures import picture_path
 from hf_latent.training.run.stop import StopSignal, leave
@@ -59,7 +60,7 @@ class DenoiserSummary(TrainingSummary):
     """What the training of a denoiser did.
 
     Attributes:
-        encode_seconds: wall-clock time of encoding the images, where they were encoded first.
+        encode_seconds: wall-clock time of encoding the images, if they were encoded first.
         encoded_images: how many that were, over all processes, held-out ones too.
         vae_hash_before: SHA-256 of the autoencoder's weights before the training.
         vae_hash_after: and after it; equal, or the training ended with an error.
@@ -131,7 +132,7 @@ def train_denoiser(
 
     Args:
         config: the settings.
-        splits: the images, where they are open already.
+        splits: the images, if they are open already.
         stop: ends the training between two steps, with a checkpoint; before the first, at once.
         now: the clock that the time limit goes by, in seconds.
 
@@ -140,7 +141,7 @@ def train_denoiser(
 
     Raises:
         UserError: if the settings, the images, the autoencoder or the folder are not fit.
-        SystemExit: with status 0, where `stop` asked for it.
+        SystemExit: with status 0, if `stop` asked for it.
     """
     accelerator = start_accelerator(config)
     vae = load_autoencoder(config.vae)
@@ -155,7 +156,8 @@ def train_denoiser(
     pipeline.set_progress_bar_config(disable=True)
     accelerator.print(f"latents: {measure_compression(vae, source.image_shape)}")
     hub_model = open_hub_model(config, "LatentDiffusionPipeline", accelerator)
-    output_dir = start_run_folder(config, source.counts, source.validation_fingerprint, accelerator)
+    output_dir, counts = Path(config.output_dir), source.counts
+    checkpoint = start_run_folder(config, counts, source.validation_fingerprint, accelerator)
 
     freeze(vae).to(accelerator.device)
     frozen_vae = FrozenWeights(vae)
@@ -178,7 +180,6 @@ def train_denoiser(
     others |= {"snapshots": snapshots} if snapshots.averages else {}
     averages = {"unet": {"ema": ema, **snapshots.averages}}
     state = TrainingState({"unet": unet}, {"unet": optimizer}, averages, others)
-    checkpoint = find_checkpoint(output_dir, config.resume_from_checkpoint)
     resume_training(checkpoint, state, settings, accelerator)
     snapshots.forget_after(clock.step)
 

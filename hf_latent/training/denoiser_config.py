@@ -25,7 +25,7 @@ class DenoiserConfig(TrainingConfig):
         pretrained_unet: start from this UNet2DModel instead of a new one: a folder or Hub id, of a
             denoiser or of a whole pipeline; of the same latents, classes and objective.
         objective: what the denoiser predicts.
-        conditional: use the images' classes, where they have any.
+        conditional: use the images' classes, if they have any.
         label_dropout: how often a label is dropped in training, for guidance.
         latents: a latent cache of encode_latents.py: a folder, or a data set id on the Hub. The
             images are then not opened; resolution, resize_mode and the like must be those of the
@@ -46,11 +46,9 @@ class DenoiserConfig(TrainingConfig):
             not for flow); unset, all noise levels weigh the same.
         zero_terminal_snr: end the noise schedule with noise only, as sampling starts (Lin et al.
             2024; v_prediction and sample); with snr_gamma that last noise level weighs nothing.
-        guidance_scale: of the pictures, and from then on what the saved model draws with where no
+        guidance_scale: of the pictures, and from then on what the saved model draws with if no
             other is asked for; unset, 2 with classes or a guide, else off.
         guidance_interval: the same of the noise levels that are guided, such as 0,0.8; unset, all.
-        gradient_checkpointing: less memory for more time.
-        compile: compile the denoiser with torch.compile.
         save_dtype: of the saved denoiser, rounded at the end: float16 halves the file; loaded, its
             weights are float32 all the same.
         ema_snapshot_steps: steps between snapshots of two power-function averages, from which
@@ -77,8 +75,6 @@ class DenoiserConfig(TrainingConfig):
     zero_terminal_snr: bool = False
     guidance_scale: NonNegativeFloat | None = None
     guidance_interval: str | None = None
-    gradient_checkpointing: bool = False
-    compile: bool = False
     save_dtype: Literal["float32", "float16"] = "float32"
     ema_snapshot_steps: PositiveInt | None = None
 
@@ -101,7 +97,7 @@ class DenoiserConfig(TrainingConfig):
 
     @property
     def guidance(self) -> dict[str, Any] | None:
-        """What the saved model guides with; UserError where the interval is none."""
+        """What the saved model guides with; UserError if the interval is none."""
         interval = read_interval(self.guidance_interval)
         own = {"guidance_scale": self.guidance_scale, "guidance_interval": interval}
         return {name: value for name, value in own.items() if value is not None} or None

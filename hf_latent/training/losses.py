@@ -86,7 +86,7 @@ def discriminator_hinge_loss(real_logits: torch.Tensor, fake_logits: torch.Tenso
         fake_logits: `(B, 1, h, w)` float, of reconstructions.
 
     Returns:
-        A scalar: 1 where it cannot tell them apart, 0 where it always can.
+        A scalar: 1 if it cannot tell them apart, 0 if it always can.
     """
     return 0.5 * ((1 - real_logits).relu().mean() + (1 + fake_logits).relu().mean())
 

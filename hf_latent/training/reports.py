@@ -62,7 +62,7 @@ def describe_training(summary: TrainingSummary, accelerator: Accelerator) -> dic
         accelerator: says how many processes there were, and on what.
 
     Returns:
-        Flat figures; without a rate where no step ran in this process.
+        Flat figures; without a rate if no step ran in this process.
     """
     device = accelerator.device
     rate = summary.images_per_second
@@ -114,7 +114,7 @@ def describe_denoiser(
 
     Returns:
         Flat figures, with the hashes of the weights and what is known of the autoencoder; without
-        the time of encoding where nothing was encoded.
+        the time of encoding if nothing was encoded.
     """
     compression = measure_compression(pipeline.vae, source.image_shape)
     vae_sha256 = hash_weights(pipeline.vae)
@@ -200,7 +200,7 @@ def write_model_reports(
         folder: the saved model's.
         settings: of the run, as `portable_settings` gives them.
         figures: of the training, with the hash of each part's weights.
-        picture: the last one of the run; where there is none, the card shows none.
+        picture: the last one of the run; if there is none, the card shows none.
         picture_name: beside the model.
     """
     settings = settings | {key: figures[key] for key in settings if key in figures}

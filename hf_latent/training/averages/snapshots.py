@@ -93,7 +93,7 @@ class EmaSnapshots:
         self.training = str(state["training"])
 
     def step(self, step: int) -> None:
-        """Average the weights of a step, and save a snapshot where one is due.
+        """Average the weights of a step, and save a snapshot if one is due.
 
         A step that left the weights as they were counts too: the averages go by the training's
         steps. Call it before a checkpoint is saved, from which this step is not done again.
@@ -162,7 +162,7 @@ def list_snapshots(run: Path) -> list[Snapshot]:
         run: its folder.
 
     Returns:
-        By step and length, the smallest first; none where none were kept.
+        By step and length, the smallest first; none if none were kept.
 
     Raises:
         UserError: if a file is damaged, or no snapshot.

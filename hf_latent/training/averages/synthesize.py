@@ -22,7 +22,7 @@ from hf_latent.training.averages.synthesis import plan_synthesis, sum_snapshots
 
 # What training.json tells of the weights that RUN/model has, and not of these.
 OF_OTHER_WEIGHTS = {"held_out_loss", "held_out_images", "ema_decay"}
-# And of all of the training, where this average ends elsewhere.
+# And of all of the training, if this average ends elsewhere.
 OF_ALL_STEPS = {"train_loss", "images_seen", "seconds"}
 
 

@@ -32,8 +32,7 @@ PLACE = {
 }
 # How long processes wait for each other. The first one decodes images, downloads a cache, validates
 # and saves alone, for hours with much data; NCCL ends the others after 10 minutes, gloo after 30.
-# Who waits for a process that failed is ended by the launcher; if one is stopped alone before the
-# training, with exit status 0, the others are not.
+# If a process fails, the launcher ends the others.
 PROCESS_GROUP = InitProcessGroupKwargs(timeout=timedelta(hours=24))
 
 
@@ -58,6 +57,8 @@ class TrainingConfig(ImagesConfig):
         ema_decay: highest decay of the moving average of the weights, which is what is saved; it
             rises to that as 1 - (1 + step)^-0.75.
         mixed_precision: no, fp16 or bf16 over fp32 weights; unset, what accelerate is set to.
+        gradient_checkpointing: less memory for more time.
+        compile: compile what is trained with torch.compile.
         dataloader_num_workers: processes that read images.
         validation_steps: steps between held-out loss and sample grid.
         max_validation_samples: so many held-out images, evenly spaced, are used for it.
@@ -65,7 +66,7 @@ class TrainingConfig(ImagesConfig):
             after the first step.
         checkpoints_total_limit: older checkpoints are removed; unset, none is.
         resume_from_checkpoint: go on from a folder checkpoint-N, or from the latest of output_dir,
-            where there is one.
+            if there is one.
         report_to: trackers to log to beside logs/losses.jsonl: tensorboard, trackio or wandb, or
             several with commas between.
         push_to_hub: push the model to the Hub at the end; that this can be done is made sure of
@@ -88,6 +89,8 @@ class TrainingConfig(ImagesConfig):
     adam_weight_decay: NonNegativeFloat = 1e-2
     ema_decay: Share = 0.999
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
+    gradient_checkpointing: bool = False
+    compile: bool = False
     dataloader_num_workers: NonNegativeInt = 0
     validation_steps: PositiveInt = 1000
     max_validation_samples: PositiveInt = 512

@@ -28,7 +28,7 @@ class TrainingSummary:
         steps: optimizer steps.
         images_seen: in all of them, over all processes; an image counts every time.
         seconds: wall-clock time of the training loop, validation included.
-        images_per_second: over all processes, validation excluded; NaN where no step ran in this
+        images_per_second: over all processes, validation excluded; NaN if no step ran in this
             process, since a finished run was resumed.
         train_loss: mean over the last logged steps.
         validation_losses: held-out loss of the averaged weights by step.

@@ -52,7 +52,7 @@ def find_checkpoint(output_dir: Path, resume_from_checkpoint: str | None) -> Pat
         resume_from_checkpoint: the flag's value: a folder, latest, or None.
 
     Returns:
-        Its folder; None where none is asked for, or `latest` is and there is none yet.
+        Its folder; None if none is asked for, or `latest` is and there is none yet.
 
     Raises:
         UserError: if the named folder is no checkpoint.
@@ -80,7 +80,7 @@ def open_run_images(
     Args:
         config: the run's.
         accelerator: the run's.
-        keep_in_memory: as of `open_images`; never where reading processes are used.
+        keep_in_memory: as of `open_images`; never if reading processes are used.
 
     Raises:
         UserError: if the folder cannot be written or an image cannot be read.
@@ -132,7 +132,7 @@ def describe_counts(splits: ImageSplits) -> str:
 
 def start_run_folder(
     config: TrainingConfig, counts: str, validation_fingerprint: str, accelerator: Accelerator
-) -> Path:
+) -> Path | None:
     """Make the run's folder, save the resolved configuration in it and start the trackers.
 
     Args:
@@ -142,23 +142,25 @@ def start_run_folder(
         accelerator: its first process writes.
 
     Returns:
-        The folder.
+        The checkpoint to go on from; None: the run begins.
 
     Raises:
-        UserError: if it cannot be written, or has files and may not be overwritten.
+        UserError: if there is no such checkpoint, or the folder cannot be written, or has files
+            and may not be overwritten.
     """
     output_dir, resume = Path(config.output_dir), config.resume_from_checkpoint
+    checkpoint = find_checkpoint(output_dir, resume)
     if accelerator.is_main_process:
         check_run_folder(output_dir, config.overwrite_output_dir, resume)
         for name in ("logs", "samples"):
             (output_dir / name).mkdir(parents=True, exist_ok=True)
-        if find_checkpoint(output_dir, resume) is None:
+        if checkpoint is None:
             _remove_old_run(output_dir)
         resolved = dump_config(config, validation_fingerprint=validation_fingerprint)
         write_text(output_dir / "config.yaml", f"# {counts}\n{resolved}")
-    start_trackers(output_dir, asdict(config), find_checkpoint(output_dir, resume), accelerator)
+    start_trackers(output_dir, asdict(config), checkpoint, accelerator)
     accelerator.wait_for_everyone()
-    return output_dir
+    return checkpoint
 
 
 def _remove_old_run(output_dir: Path) -> None:

@@ -19,7 +19,7 @@ def append_line(output_dir: str | Path, line: dict[str, Any]) -> None:
 
 
 def read_lines(output_dir: str | Path) -> list[dict[str, Any]]:
-    """Return the lines; none where there is no log.
+    """Return the lines; none if there is no log.
 
     Args:
         output_dir: the run's folder.

@@ -17,7 +17,7 @@ def diagnose(
     Args:
         figures: of held-out images, now.
         before: the same at the last validation; None at the first.
-        game: the discriminator's figures (`Adversary.figures`); empty where it does not play yet.
+        game: the discriminator's figures (`Adversary.figures`); empty if it does not play yet.
 
     Returns:
         One line for each thing that is off, what to do included; one line otherwise.
