@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from hf_latent.data.latents.shards import Selection, Shards
+from hf_latent.data.shards import Selection, Shards
 from hf_latent.evaluation.config import EvaluateConfig
 from hf_latent.evaluation.evaluate_pictures import save_pictures
 from hf_latent.evaluation.feature_extractors import LatentVectors, load_feature_extractor

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from hf_latent.data.images.dataset import ImageDataset
-from hf_latent.data.latents.shards import Shards
+from hf_latent.data.shards import Shards
 from hf_latent.evaluation.memorisation import Closeness, Duplicates
 from hf_latent.evaluation.pictures import image_grid, interleave, labelled_rows, save_picture
 from hf_latent.evaluation.reconstruction import reconstruct

@@ -8,7 +8,7 @@ from tqdm.auto import tqdm
 
 from hf_latent.data.images.dataset import ImageDataset
 from hf_latent.data.images.pixels import to_uint8
-from hf_latent.data.latents.shards import Shards, write_shards
+from hf_latent.data.shards import Shards, write_shards
 from hf_latent.evaluation.classifier import (
     LabelledImages,
     epochs_for,

@@ -10,7 +10,7 @@ from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import poly_mmd
 
-from hf_latent.data.latents.shards import Selection
+from hf_latent.data.shards import Selection
 from hf_latent.evaluation.neighbours import (
     Blocks,
     center_of,

@@ -1,18 +1,21 @@
 """The real images of an evaluation, and their vectors: computed once, kept under a hash."""
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.utils import WeakFileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from tqdm.auto import tqdm
 
 from hf_latent.data.images.dataset import ImageDataset
 from hf_latent.data.images.open import ImageSplits, open_images
-from hf_latent.data.latents.shards import Shards, write_shards
+from hf_latent.data.shards import Shards, write_shards
 from hf_latent.errors import UserError
 from hf_latent.evaluation.config import LARGEST_DEFAULT, EvaluateConfig
 from hf_latent.evaluation.feature_extractors import FeatureExtractor, image_vectors
@@ -91,6 +94,14 @@ def open_real_images(
     return splits, real
 
 
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Let another evaluation that needs the same vectors wait, and then read them."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(folder.with_name(f"{folder.name}.lock")):
+        yield
+
+
 def cached_vectors(
     dataset: ImageDataset,
     extractor: FeatureExtractor,
@@ -122,7 +133,9 @@ def cached_vectors(
         return {"vectors": torch.cat(list(vectors))}
 
     on_rows = (lambda count: None) if bar is None else bar.update
-    return write_shards(Path(cache_dir) / key, len(dataset), make_rows, identity, on_rows)
+    folder = Path(cache_dir) / key
+    with _one_at_a_time(folder):
+        return write_shards(folder, len(dataset), make_rows, identity, on_rows)
 
 
 def cached_neighbours(vectors: Shards, bar: tqdm) -> tuple[torch.Tensor, torch.Tensor]:
@@ -136,15 +149,16 @@ def cached_neighbours(vectors: Shards, bar: tqdm) -> tuple[torch.Tensor, torch.T
         Distances `(N, k)` float32, ascending, and places `(N, k)` int64.
     """
     path = vectors.folder / "neighbours.safetensors"
-    if not path.is_file():
-        selection = vectors.select("vectors")
-        distances, places = nearest_neighbours(
-            selection, selection, LOCAL_NEIGHBOURS, True, bar.update
-        )
-        with replaced_whole(path) as temporary:
-            temporary.write_bytes(save({"distances": distances, "places": places}))
-    else:
-        bar.update(len(vectors))
+    with _one_at_a_time(vectors.folder):
+        if not path.is_file():
+            selection = vectors.select("vectors")
+            distances, places = nearest_neighbours(
+                selection, selection, LOCAL_NEIGHBOURS, True, bar.update
+            )
+            with replaced_whole(path) as temporary:
+                temporary.write_bytes(save({"distances": distances, "places": places}))
+        else:
+            bar.update(len(vectors))
     try:
         with safe_open(path, "pt") as file:
             return file.get_tensor("distances"), file.get_tensor("places")

@@ -7,7 +7,7 @@ from pathlib import Path
 from huggingface_hub import RepoCard
 
 from hf_latent.data.latents.cache import LatentCache
-from hf_latent.data.latents.manifest import hash_file
+from hf_latent.data.shards import hash_file
 from hf_latent.errors import UserError
 from hf_latent.hub.card.cache import render_cache_card
 from hf_latent.hub.card.render import card_pictures, render_model_card

@@ -14,12 +14,13 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from hf_latent.command import run_command
 from hf_latent.data.images.open import ImageSplits
-from hf_latent.data.latents.cache import LatentPosteriors
+from hf_latent.data.latents.cache import LatentBatch
 from hf_latent.models.frozen import FrozenWeights, freeze, hash_weights
 from hf_latent.models.load import load_autoencoder
 from hf_latent.models.presets import create_scheduler, measure_compression
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.pipeline.add_noise import NoisedLatents, add_noise
+from hf_latent.pipeline.conditions import Conditions, drop_conditions, null_conditions
 from hf_latent.training.averages.snapshots import EmaSnapshots
 from hf_latent.training.denoiser_config import DenoiserConfig
 from hf_latent.training.latents.sources import open_latent_source
@@ -75,11 +76,11 @@ class DenoiserSummary(TrainingSummary):
 def draw_batch(
     config: DenoiserConfig,
     scheduler: SchedulerMixin,
-    posteriors: LatentPosteriors,
-    num_classes: int | None,
+    batch: LatentBatch,
+    null: Conditions,
     rows: ProcessRows,
     place: tuple[int, int],
-) -> tuple[NoisedLatents, torch.Tensor | None]:
+) -> tuple[NoisedLatents, Conditions]:
     """Make one process's rows of a training batch.
 
     Everything random is drawn for the global batch from (seed, step, micro-step), and then cut, so
@@ -88,15 +89,15 @@ def draw_batch(
     Args:
         config: the seed and the distributions.
         scheduler: says the objective.
-        posteriors: of the images of these rows, on the device that the batch is for.
-        num_classes: the null label; None: an unconditional denoiser.
+        batch: of the images of these rows, on the device that the batch is for.
+        null: the denoiser's null conditions, of as many images.
         rows: of this process.
         place: step and micro-step.
 
     Returns:
-        The noised latents, and their class labels with some replaced by the null label (None for
-        an unconditional denoiser).
+        The noised latents, and their conditions, some replaced by the null conditions.
     """
+    posteriors = batch.posteriors
     device = posteriors.mean.device
     generator = seeded_generator(config.seed, "denoiser", *place)
     shape = (rows.global_size, *posteriors.mean.shape[1:])
@@ -116,10 +117,7 @@ def draw_batch(
     )
     latents = posteriors.sample(posterior_noise)
     noised = add_noise(scheduler, latents, noise, timesteps, config.snr_gamma)
-    if num_classes is None:
-        return noised, None
-    assert posteriors.class_labels is not None, "the images have classes"
-    return noised, posteriors.class_labels.masked_fill(dropped, num_classes)
+    return noised, drop_conditions(batch.conditions, null, dropped)
 
 
 def train_denoiser(
@@ -164,7 +162,7 @@ def train_denoiser(
     source.prepare(vae)
     held_out = source.held_out()
     if num_classes is None:
-        held_out = replace(held_out, class_labels=None)
+        held_out = replace(held_out, conditions={})
 
     ema = create_ema(unet, config.ema_decay, accelerator.device)
     settings = asdict(config)
@@ -184,6 +182,7 @@ def train_denoiser(
     snapshots.forget_after(clock.step)
 
     rows = process_rows(config, accelerator)
+    null = null_conditions(unet, rows.batch_size, accelerator.device)
     batches = source.batches(clock.step * config.gradient_accumulation_steps)
 
     def validate() -> None:
@@ -198,15 +197,15 @@ def train_denoiser(
         losses: list[torch.Tensor] = []
         batch: dict[str, torch.Tensor] = {}
         for micro_step in range(config.gradient_accumulation_steps):
-            posteriors = next(batches).to(accelerator.device)
-            noised, labels = draw_batch(
-                config, scheduler, posteriors, num_classes, rows, (step, micro_step)
+            latents = next(batches).to(accelerator.device)
+            noised, conditions = draw_batch(
+                config, scheduler, latents, null, rows, (step, micro_step)
             )
             batch |= {f"{k}_{micro_step}": tensor for k, tensor in vars(noised).items()}
             if unet.config.dropout:  # of each process's own rows
                 seed_torch(config.seed, "dropout", step, micro_step, accelerator.process_index)
             with accelerator.accumulate(model):
-                output = model(noised.noisy_latents, noised.timesteps, class_labels=labels).sample
+                output = model(noised.noisy_latents, noised.timesteps, **conditions).sample
                 loss = denoising_loss(output, noised.target, noised.weights)
                 clock.log_loss(loss)
                 losses.append(loss.detach())

@@ -23,7 +23,7 @@ from hf_latent.models.load import find_released
 from hf_latent.models.presets import Compression, measure_compression
 from hf_latent.output import replaced_whole, write_json, write_text
 from hf_latent.pipeline import LatentDiffusionPipeline
-from hf_latent.training.latents.source import LatentSource
+from hf_latent.training.latents.sources import LatentSource
 from hf_latent.training.run.accelerator import PLACE, TrainingConfig
 from hf_latent.training.run.clock import TrainingSummary
 from hf_latent.training.run.pictures import picture_path

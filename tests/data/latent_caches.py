@@ -5,8 +5,9 @@ from pathlib import Path
 
 import torch
 
-from hf_latent.data.latents.manifest import FORMAT, hash_file
-from hf_latent.data.latents.shards import shard_name, write_shard
+from hf_latent.data.latents.cache import LatentBatch
+from hf_latent.data.latents.manifest import FORMAT
+from hf_latent.data.shards import shard_ranges, write_manifest, write_shard
 
 SHAPE = (2, 3, 2)
 VALIDATION_ROWS = 7
@@ -42,14 +43,9 @@ def write_latents(
             "fingerprint": "0123456789abcdef",
             "labels_sha256": None,
         }
-        for number, start in enumerate(range(0, count, shard_rows)):
-            path = folder / shard_name(number, f"{split}-")
-            write_shard(path, {name: x[start : start + shard_rows] for name, x in tensors.items()})
-            shards[path.name] = {
-                "rows": min(shard_rows, count - start),
-                "bytes": path.stat().st_size,
-                "sha256": hash_file(path),
-            }
+        for file, place in shard_ranges(count, shard_rows, f"{split}-").items():
+            part = {name: x[place.start : place.stop] for name, x in tensors.items()}
+            shards[file] = write_shard(folder / file, part)
     manifest = {
         "format": FORMAT,
         "autoencoder": "ada/autoencoder",
@@ -66,18 +62,22 @@ def write_latents(
         "encode_batch_size": 5,
         "latents_mean": [0.0, 0.0],
         "latents_std": [1.0, 1.0],
-        "shards": shards,
     }
-    write_manifest(folder, manifest | changes)
+    write_manifest(folder, manifest | changes, shards)
     return whole
+
+
+def assert_same_batch(found: LatentBatch, expected: LatentBatch, tolerance: float = 0.0) -> None:
+    assert found.conditions.keys() == expected.conditions.keys()
+    for name, condition in expected.conditions.items():
+        assert torch.equal(found.conditions[name], condition), name
+    for name in ("mean", "std"):
+        one, other = (getattr(x.posteriors, name) for x in (found, expected))
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
 
 
 def read_json(folder: Path) -> dict:
     return json.loads((folder / "manifest.json").read_text())
-
-
-def write_manifest(folder: Path, manifest: dict) -> None:
-    (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
 def flip_a_bit(path: Path, place: int = -3) -> None:

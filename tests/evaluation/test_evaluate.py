@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
+from hf_latent.data import shards
 from hf_latent.data.images.open import open_images
-from hf_latent.data.latents import shards
-from hf_latent.data.latents.shards import Shards
+from hf_latent.data.shards import Shards
 from hf_latent.errors import UserError
 from hf_latent.evaluation.config import EvaluateConfig
 from hf_latent.evaluation.evaluate import evaluate
@@ -164,7 +164,7 @@ def test_figures_are_those_of_the_sets_that_they_name(config, extract_with):
     assert metrics["guidance_scale"] == 0
     splits = open_images(config.images_config((32, 32), 1))
     real = RealImages.choose(splits, IMAGES, config.seed)
-    samples = Shards(f"{config.output_dir}/generated")
+    samples = Shards(f"{config.output_dir}/generated", IMAGES, shards.SHARD_ROWS)
     wanted = {
         "reference": real.subset(real.reference).read_uint8(torch.arange(IMAGES)),
         "other": real.subset(real.other).read_uint8(torch.arange(IMAGES)),

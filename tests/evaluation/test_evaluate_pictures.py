@@ -5,7 +5,7 @@ from PIL import Image
 
 from hf_latent.data.images.config import ImagesConfig
 from hf_latent.data.images.open import open_images
-from hf_latent.data.latents.shards import write_shards
+from hf_latent.data.shards import write_shards
 from hf_latent.evaluation.evaluate_pictures import (
     PAIRS,
     save_closest,

@@ -5,10 +5,10 @@ import pytest
 import torch
 from tqdm.auto import tqdm
 
+from hf_latent.data import shards
 from hf_latent.data.images.config import ImagesConfig
 from hf_latent.data.images.open import open_images
-from hf_latent.data.latents import shards
-from hf_latent.data.latents.shards import write_shards
+from hf_latent.data.shards import write_shards
 from hf_latent.errors import UserError
 from hf_latent.evaluation.config import EvaluateConfig
 from hf_latent.evaluation.feature_extractors import LatentVectors

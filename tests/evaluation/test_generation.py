@@ -10,7 +10,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 from hf_latent.data.images.config import ImagesConfig
 from hf_latent.data.images.open import open_images
-from hf_latent.data.latents.shards import Selection, write_shards
+from hf_latent.data.shards import Selection, write_shards
 from hf_latent.evaluation import generation
 from hf_latent.evaluation.feature_extractors import load_feature_extractor
 from hf_latent.evaluation.generation import (
@@ -224,7 +224,7 @@ def test_a_narrow_set_has_precision_and_a_wide_one_recall():
 
 @pytest.fixture
 def selections(tmp_path, monkeypatch) -> tuple[Selection, Selection]:
-    monkeypatch.setattr("hf_latent.data.latents.shards.SHARD_ROWS", 12)
+    monkeypatch.setattr("hf_latent.data.shards.SHARD_ROWS", 12)
     a, b = gaussians(53, 0.2, 1.0).float(), gaussians(53, 0.0, 1.5, seed=1).float()
     written = write_shards(tmp_path, 53, lambda rows: {"a": a[list(rows)], "b": b[list(rows)]}, {})
     order = torch.randperm(53, generator=torch.Generator().manual_seed(0))

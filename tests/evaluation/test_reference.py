@@ -1,13 +1,14 @@
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 import torch
 from tqdm.auto import tqdm
 
+from hf_latent.data import shards
 from hf_latent.data.images.config import ImagesConfig
 from hf_latent.data.images.open import open_images
-from hf_latent.data.latents import shards
 from hf_latent.errors import UserError
 from hf_latent.evaluation import reference
 from hf_latent.evaluation.config import EvaluateConfig
@@ -185,3 +186,11 @@ def test_damaged_neighbours_are_named_in_one_line(splits, tmp_path):
         cached_neighbours(vectors, bar)
     assert "neighbours.safetensors cannot be read" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_two_evaluations_at_once_compute_the_vectors_once(splits, tmp_path):
+    extractors = [ShortVectors(), ShortVectors()]
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda x: cached_vectors(splits.train, x, tmp_path, 20), extractors))
+    assert torch.equal(everything(found[0]), everything(found[1]))
+    assert sorted(x.count for x in extractors) == [0, 90]

@@ -3,7 +3,12 @@ import torch
 from diffusers import AutoencoderTiny
 
 from hf_latent.pipeline.decode import decode_latents, denormalize_latents
-from hf_latent.pipeline.encode import downsampling_factor, encode_images, normalize_latents
+from hf_latent.pipeline.encode import (
+    downsampling_factor,
+    encode_images,
+    encode_posteriors,
+    normalize_latents,
+)
 from tests.conftest import make_autoencoder
 
 SCALES = {
@@ -98,3 +103,45 @@ def test_half_precision_autoencoders_take_float32_images(images):
     latents = encode_images(vae, images, sample_posterior=False)
     assert latents.dtype == torch.bfloat16
     assert decode_latents(vae, latents.float()).dtype == torch.bfloat16
+
+
+def test_posteriors_are_on_the_denoisers_scale(vae, images):
+    vae.register_to_config(
+        scaling_factor=0.5,
+        shift_factor=0.1,
+        latents_mean=[0.1, -0.2, 0.3, -0.4],
+        latents_std=[1.5, 0.5, 2.0, 3.0],
+    )
+    with torch.no_grad():
+        posteriors = encode_posteriors(vae, images)
+        mean = encode_images(vae, images, sample_posterior=False)
+        sample = encode_images(vae, images, torch.Generator().manual_seed(7))
+    torch.testing.assert_close(posteriors.mean, mean)
+    noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(7))
+    torch.testing.assert_close(posteriors.sample(noise), sample, rtol=0, atol=1e-5)
+    assert torch.equal(posteriors.sample(torch.zeros_like(noise)), posteriors.mean)
+    torch.testing.assert_close(posteriors.var, posteriors.std**2)
+
+
+def test_an_autoencoder_without_a_posterior_has_no_deviation(images):
+    torch.manual_seed(0)
+    vae = AutoencoderTiny(
+        in_channels=1,
+        out_channels=1,
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+    ).eval()
+    vae.register_to_config(scaling_factor=0.5)
+    with torch.no_grad():
+        posteriors = encode_posteriors(vae, images)
+        torch.testing.assert_close(posteriors.mean, encode_images(vae, images))
+    assert posteriors.std.shape == posteriors.mean.shape
+    assert not posteriors.std.any()
+
+
+def test_what_is_encoded_in_half_precision_is_float32(images):
+    with torch.no_grad():
+        posteriors = encode_posteriors(make_autoencoder().to(torch.bfloat16), images)
+    assert posteriors.mean.dtype == posteriors.std.dtype == torch.float32

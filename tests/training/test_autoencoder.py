@@ -15,11 +15,10 @@ from hf_latent.errors import UserError
 from hf_latent.evaluation.features import load_feature_network
 from hf_latent.models.fold import FOLDED_MEAN, measure_latents, sum_latents, unfold_latent_scale
 from hf_latent.models.frozen import hash_weights
-from hf_latent.pipeline.encode import encode_images
+from hf_latent.pipeline.encode import encode_images, encode_posteriors
 from hf_latent.training import autoencoder
 from hf_latent.training.autoencoder import train_autoencoder
 from hf_latent.training.autoencoder_config import AutoencoderConfig
-from hf_latent.training.latents.posteriors import encode_batch
 from hf_latent.training.losses import kl_per_latent_value, perceptual_loss, reconstruction_loss
 from hf_latent.training.run.batches import GlobalBatchSampler, ProcessRows, seeded_generator
 from hf_latent.training.start_autoencoder import TrainableAutoencoder, start_autoencoder
@@ -58,7 +57,9 @@ def test_a_run_leaves_a_folded_autoencoder_and_its_log(autoencoder_config, tmp_p
 
     vae = AutoencoderKL.from_pretrained(run / "model", use_safetensors=True)
     splits = open_images(config)
-    mean, std = encode_batch(vae, splits.train.read())
+    with torch.no_grad():
+        posteriors = encode_posteriors(vae, splits.train.read())
+    mean, std = posteriors.mean, posteriors.std
     variance = mean.var((0, 2, 3), correction=0) + std.square().mean((0, 2, 3))
     torch.testing.assert_close(mean.mean((0, 2, 3)), torch.zeros(4), rtol=0, atol=1e-4)
     torch.testing.assert_close(variance, torch.ones(4), rtol=1e-4, atol=0)
@@ -247,7 +248,7 @@ class MadeUpImages(torch.utils.data.Dataset):
 
     def __getitem__(self, key):
         index = key[1] if isinstance(key, tuple) else key
-        return {"images": self.images[index] * 2 - 1, "indices": torch.tensor(index)}
+        return {"images": self.images[index] * 2 - 1}
 
     def evenly_spaced(self, count):
         view = self.view(False)

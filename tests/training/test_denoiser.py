@@ -6,13 +6,14 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file
 
-from hf_latent.data.latents.cache import LatentPosteriors
+from hf_latent.data.latents.cache import LatentBatch
 from hf_latent.errors import UserError
 from hf_latent.hub.card.facts import read_model_facts
 from hf_latent.models.frozen import hash_weights
 from hf_latent.models.load import load_autoencoder
 from hf_latent.models.presets import create_scheduler
 from hf_latent.pipeline import LatentDiffusionPipeline
+from hf_latent.pipeline.encode import LatentPosteriors
 from hf_latent.training import denoiser
 from hf_latent.training.denoiser import draw_batch, train_denoiser
 from hf_latent.training.run.batches import ProcessRows
@@ -140,22 +141,23 @@ def test_unconditional(denoiser_config):
 
 def test_rows_of_a_batch_do_not_depend_on_the_number_of_processes(denoiser_config):
     config = denoiser_config(label_dropout=0.5)
-    posteriors = LatentPosteriors(
-        torch.randn(8, 4, 8, 8), torch.rand(8, 4, 8, 8), torch.arange(8) % 10
-    )
+    posteriors = LatentPosteriors(torch.randn(8, 4, 8, 8), torch.rand(8, 4, 8, 8))
+    batch = LatentBatch(posteriors, {"class_labels": torch.arange(8) % 10})
     scheduler = create_scheduler("flow")
 
-    def draw(rows, posteriors):
-        return draw_batch(config, scheduler, posteriors, 10, rows, (5, 0))
+    def draw(rows, batch):
+        null = {"class_labels": torch.full((len(batch),), 10)}
+        return draw_batch(config, scheduler, batch, null, rows, (5, 0))
 
-    whole, labels = draw(ProcessRows(8), posteriors)
+    whole, conditions = draw(ProcessRows(8), batch)
     shares = [
-        draw(ProcessRows(4, rank, 2), posteriors.rows(4 * rank, 4 * rank + 4)) for rank in range(2)
+        draw(ProcessRows(4, rank, 2), batch.rows(4 * rank, 4 * rank + 4)) for rank in range(2)
     ]
+    labels = conditions["class_labels"]
     for name in ("noisy_latents", "timesteps", "target", "weights"):
         joined = torch.cat([getattr(noised, name) for noised, _ in shares])
         assert torch.equal(joined, getattr(whole, name)), name
-    assert torch.equal(torch.cat([share for _, share in shares]), labels)
+    assert torch.equal(torch.cat([share["class_labels"] for _, share in shares]), labels)
     assert set(labels.tolist()) - set(range(8)) == {10}
     assert set(labels.tolist()) & set(range(8))
 
@@ -163,10 +165,11 @@ def test_rows_of_a_batch_do_not_depend_on_the_number_of_processes(denoiser_confi
 def test_every_step_and_part_of_a_step_draws_a_fresh_sample(denoiser_config):
     config, scheduler = denoiser_config(), create_scheduler("flow")
     posteriors = LatentPosteriors(torch.full((8, 4, 8, 8), 3.0), torch.full((8, 4, 8, 8), 0.5))
+    batch = LatentBatch(posteriors, {"class_labels": torch.zeros(8, dtype=torch.int64)})
 
     def latents(place) -> torch.Tensor:
-        noised, labels = draw_batch(config, scheduler, posteriors, None, ProcessRows(8), place)
-        assert labels is None
+        noised, conditions = draw_batch(config, scheduler, batch, {}, ProcessRows(8), place)
+        assert conditions == {}, "an unconditional denoiser"
         sigmas = (noised.timesteps / 1000).view(-1, 1, 1, 1)
         return noised.noisy_latents - sigmas * noised.target
 

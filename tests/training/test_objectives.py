@@ -5,8 +5,9 @@ import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.training_utils import compute_density_for_timestep_sampling, compute_snr
 
-from hf_latent.data.latents.cache import LatentPosteriors
+from hf_latent.data.latents.cache import LatentBatch
 from hf_latent.models.presets import create_scheduler
+from hf_latent.pipeline.encode import LatentPosteriors
 from hf_latent.training.denoiser import draw_batch
 from hf_latent.training.losses import denoising_loss
 from hf_latent.training.run.batches import ProcessRows, seeded_generator
@@ -27,7 +28,9 @@ def draw(config):
     """Return a batch as the training draws it, and the latents and the noise in it."""
     scheduler = create_scheduler(config.objective, config.zero_terminal_snr)
     posteriors = make_posteriors()
-    noised, _ = draw_batch(config, scheduler, posteriors, None, ProcessRows(COUNT), PLACE)
+    batch = LatentBatch(posteriors, {})
+    noised, conditions = draw_batch(config, scheduler, batch, {}, ProcessRows(COUNT), PLACE)
+    assert conditions == {}
     generator = seeded_generator(config.seed, "denoiser", *PLACE)
     posterior_noise, noise = torch.randn(2, COUNT, *SHAPE, generator=generator)
     latents = posteriors.mean + posteriors.std * posterior_noise

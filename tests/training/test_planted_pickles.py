@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from hf_latent.data.latents.cache import LatentCache
-from hf_latent.data.latents.manifest import hash_file
+from hf_latent.data.shards import hash_file, write_manifest
 from hf_latent.errors import UserError
 from hf_latent.training.autoencoder_config import AutoencoderConfig
-from tests.data.latent_caches import read_json, write_latents, write_manifest
+from tests.data.latent_caches import read_json, write_latents
 from tests.marking_pickle import MarkingPickle
 from tests.training.run.test_checkpoints import assert_equal, resume, save, spoil, start, train
 
@@ -67,7 +67,7 @@ def test_pickles_beside_a_caches_files_are_passed_over(tmp_path, planted):
     cache = LatentCache(tmp_path / "cache")
     cache.verify()
     rows = torch.arange(len(cache.train))
-    assert torch.equal(cache.train.read(rows, None).mean, tensors["train"]["mean"][:, 0])
+    assert torch.equal(cache.train.read(rows).posteriors.mean, tensors["train"]["mean"][:, 0])
 
 
 @pytest.mark.parametrize("name", [SHARD, "manifest.json"])

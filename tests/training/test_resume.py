@@ -191,7 +191,7 @@ def test_an_interrupted_denoiser_ends_bit_for_bit_as_an_uninterrupted_one(
             train_denoiser(replace(config, resume_from_checkpoint="latest"), stop=StopAfter(after))
         assert stopped.value.code == 0
         if latents != "of every step":
-            monkeypatch.setattr(posteriors, "encode_batch", None)  # nothing is encoded twice
+            monkeypatch.setattr(posteriors, "encode_posteriors", None)  # nothing is encoded twice
     train_denoiser(replace(config, resume_from_checkpoint="latest"))
     for folder in ("model", "checkpoint-5"):
         assert_same_weights(tmp_path / "denoiser" / folder, tmp_path / "whole" / folder)
@@ -285,7 +285,7 @@ def test_more_held_out_images_on_resuming_encode_nothing_again(
     config = denoiser_config(**DENOISER)
     with pytest.raises(SystemExit):
         train_denoiser(config, stop=StopAfter(1))
-    monkeypatch.setattr(posteriors, "encode_batch", None)
+    monkeypatch.setattr(posteriors, "encode_posteriors", None)
     resumed = replace(config, resume_from_checkpoint="latest", max_validation_samples=6)
     assert train_denoiser(resumed).encoded_images == 0
 

@@ -22,6 +22,7 @@ from hf_latent.data.images.pixels import (
     to_tensors,
     to_uint8,
 )
+from hf_latent.pipeline.conditions import Conditions
 
 # What is drawn; never 0, which numpy's SeedSequence would not tell from nothing.
 CROP, SUBSET = 2, 3
@@ -81,22 +82,29 @@ class ImageDataset(torch.utils.data.Dataset):
                 these two, so that they depend on neither the order nor the workers.
 
         Returns:
-            `images`: `(C, H, W)` float32 in [-1, 1]; `indices`: int64 scalar, the index;
-            `class_labels`: int64 scalar, only if the data has labels.
+            `images`: `(C, H, W)` float32 in [-1, 1], and the image's `conditions`.
         """
         return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> list[dict[str, torch.Tensor]]:
         """Return several images, as a DataLoader asks for a batch: faster than one by one."""
         images, indices = self._read(keys)
-        items = [
-            {"images": image, "indices": index}
-            for image, index in zip(images, torch.from_numpy(indices), strict=True)
-        ]
-        if self._labels is not None:
-            labels = torch.from_numpy(self._labels[indices].astype(np.int64))
-            items = [item | {"class_labels": x} for item, x in zip(items, labels, strict=True)]
-        return items
+        batch = {"images": images, **self.conditions(indices)}
+        return [dict(zip(batch, row, strict=True)) for row in zip(*batch.values(), strict=True)]
+
+    def conditions(self, indices: np.ndarray | range) -> Conditions:
+        """Return what a denoiser is told of some images.
+
+        Args:
+            indices: `(n,)`.
+
+        Returns:
+            Named tensors, the images first: `class_labels` `(n,)` int64, only if the data has
+            labels.
+        """
+        if self._labels is None:
+            return {}
+        return {"class_labels": torch.from_numpy(self._labels[indices].astype(np.int64))}
 
     def _read(self, keys: Sequence[int | tuple[int, int]]) -> tuple[torch.Tensor, np.ndarray]:
         """Return images by their keys, and their indices, all from 0 on."""
@@ -181,7 +189,7 @@ class ImageDataset(torch.utils.data.Dataset):
     @property
     def labels(self) -> torch.Tensor | None:
         """The class labels, `(N,)` int64; None without labels."""
-        return None if self._labels is None else torch.from_numpy(self._labels.astype(np.int64))
+        return self.conditions(range(len(self))).get("class_labels")
 
     @property
     def preprocessing(self) -> str:

@@ -18,66 +18,50 @@ from typing import Any
 import torch
 
 from hf_latent.data.latents.download import download_cache
-from hf_latent.data.latents.manifest import hash_file, read_manifest
-from hf_latent.data.latents.shards import Shards
+from hf_latent.data.latents.manifest import condition_shapes, read_manifest
+from hf_latent.data.shards import Shards, hash_file
 from hf_latent.errors import UserError
+from hf_latent.pipeline.conditions import Conditions
+from hf_latent.pipeline.encode import LatentPosteriors
 
 READ_AHEAD_BYTES = 2**24
 
 
 @dataclass(frozen=True)
-class LatentPosteriors:
-    """The posteriors of some images, on the denoiser's scale.
+class LatentBatch:
+    """The latents of some images, and what a denoiser is told of the images.
 
     Attributes:
-        mean: `(B, c, h, w)` float32.
-        std: `(B, c, h, w)` float32: the posterior's deviation.
-        class_labels: `(B,)` int64, or None.
+        posteriors: of B images, on the denoiser's scale.
+        conditions: named tensors, the batch first; empty if there are none.
     """
 
-    mean: torch.Tensor
-    std: torch.Tensor
-    class_labels: torch.Tensor | None = None
-
-    @property
-    def var(self) -> torch.Tensor:
-        """The posterior's variance, `(B, c, h, w)`."""
-        return self.std.square()
+    posteriors: LatentPosteriors
+    conditions: Conditions
 
     def __len__(self) -> int:
         """Return the number of images."""
-        return len(self.mean)
+        return len(self.posteriors)
 
-    def sample(self, noise: torch.Tensor) -> torch.Tensor:
-        """Draw latents `(B, c, h, w)` from the posteriors, given standard normal noise."""
-        return torch.addcmul(self.mean, self.std, noise)
-
-    def to(self, device: torch.device) -> "LatentPosteriors":
+    def to(self, device: torch.device) -> "LatentBatch":
         """Move all to a device."""
-        labels = self.class_labels
-        return LatentPosteriors(
-            self.mean.to(device),
-            self.std.to(device),
-            None if labels is None else labels.to(device),
-        )
+        conditions = {name: x.to(device) for name, x in self.conditions.items()}
+        return LatentBatch(self.posteriors.to(device), conditions)
 
-    def rows(self, start: int, stop: int) -> "LatentPosteriors":
+    def rows(self, start: int, stop: int) -> "LatentBatch":
         """Return some of the images, as views."""
-        labels = self.class_labels
-        return LatentPosteriors(
-            self.mean[start:stop],
-            self.std[start:stop],
-            None if labels is None else labels[start:stop],
-        )
+        conditions = {name: x[start:stop] for name, x in self.conditions.items()}
+        return LatentBatch(self.posteriors.rows(start, stop), conditions)
 
 
-def concatenate(parts: list[LatentPosteriors]) -> LatentPosteriors:
-    """Put the posteriors of several sets of images after one another."""
-    labels = [x.class_labels for x in parts if x.class_labels is not None]
-    return LatentPosteriors(
-        torch.cat([x.mean for x in parts]),
-        torch.cat([x.std for x in parts]),
-        torch.cat(labels) if labels else None,
+def concatenate(parts: list[LatentBatch]) -> LatentBatch:
+    """Put several batches after one another; all have the same conditions."""
+    posteriors = [part.posteriors for part in parts]
+    return LatentBatch(
+        LatentPosteriors(
+            torch.cat([x.mean for x in posteriors]), torch.cat([x.std for x in posteriors])
+        ),
+        {name: torch.cat([x.conditions[name] for x in parts]) for name in parts[0].conditions},
     )
 
 
@@ -92,25 +76,25 @@ class LatentSplit:
 
     def __init__(self, folder: Path, manifest: dict[str, Any], name: str):
         """Open nothing yet."""
-        rows = manifest["splits"][name]["rows"]
-        self.name = name
+        self.folder, self.name = folder, name
         self.latent_shape: tuple[int, ...] = tuple(manifest["latent_shape"])
-        self._labelled = manifest["id2label"] is not None
         views = 2 if manifest["mirrored"] and name == "train" else 1
-        moments = (views, *self.latent_shape)
+        moments = dict.fromkeys(("mean", "std"), (views, *self.latent_shape))
+        self._conditions = condition_shapes(manifest)
         self._shards = Shards(
             folder,
-            {"rows": rows, "shard_rows": manifest["shard_rows"]},
+            manifest["splits"][name]["rows"],
+            manifest["shard_rows"],
             f"{name}-",
-            {"mean": moments, "std": moments, "class_labels": ()},
+            moments | self._conditions,
         )
 
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self._shards)
 
-    def read(self, indices: torch.Tensor, mirrored: torch.Tensor | None = None) -> LatentPosteriors:
-        """Read the posteriors of some images.
+    def read(self, indices: torch.Tensor, mirrored: torch.Tensor | None = None) -> LatentBatch:
+        """Read the latents of some images.
 
         Args:
             indices: `(B,)` int64 in any order, at least one.
@@ -120,12 +104,15 @@ class LatentSplit:
             Copies in memory, in the order of the indices.
         """
         views = torch.zeros_like(indices) if mirrored is None else mirrored.long()
-        names: dict[str, torch.Tensor | None] = {"mean": views, "std": views}
-        if self._labelled:
-            names["class_labels"] = None
+        names = {"mean": views, "std": views, **dict.fromkeys(self._conditions)}
         read = self._shards.read_named(names, indices)
-        mean, std = read["mean"].float(), read["std"].float()
-        return LatentPosteriors(mean, std, read.get("class_labels"))
+        posteriors = LatentPosteriors(read.pop("mean").float(), read.pop("std").float())
+        return LatentBatch(posteriors, read)
+
+    def read_evenly(self, count: int) -> LatentBatch:
+        """Read `count` images, evenly spaced, or all if there are fewer."""
+        count = min(count, len(self))
+        return self.read(torch.arange(count) * len(self) // count)
 
     def close(self, shard: int) -> None:
         """Give up the map of a shard, so that its file can be removed."""
@@ -133,16 +120,17 @@ class LatentSplit:
 
     def read_batches(
         self, keys: Iterable[tuple[torch.Tensor, torch.Tensor | None]]
-    ) -> Iterator[LatentPosteriors]:
+    ) -> Iterator[LatentBatch]:
         """Read batch after batch, ahead of time: a thread reads several at once, shard by shard.
 
         Args:
             keys: `indices` and `mirrored` of each batch, as for `read`; may be endless.
         """
         keys = iter(keys)
-        row_bytes = 8 * torch.Size(self.latent_shape).numel()
+        shapes = [self.latent_shape, self.latent_shape, *self._conditions.values()]
+        row_bytes = 4 * sum(torch.Size(shape).numel() for shape in shapes)
 
-        def read_some() -> list[LatentPosteriors]:
+        def read_some() -> list[LatentBatch]:
             first = next(keys, None)
             if first is None:
                 return []
@@ -175,7 +163,7 @@ class LatentCache:
 
     Raises:
         UserError: in one line that names the file, if it is not there, not finished, or a shard is
-            missing or cut short. `verify` tells whether the content is what was written.
+            missing or cut short. `verify` checks the content of the shards too.
     """
 
     def __init__(self, source: str | Path, revision: str | None = None):

@@ -1,5 +1,7 @@
 """Latent caches in data set repositories on the Hub."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import huggingface_hub
@@ -26,36 +28,24 @@ def download_cache(
     Raises:
         UserError: if they cannot be had.
     """
-    try:
-        huggingface_hub.utils.validate_repo_id(repo_id)
+    with _failure_in_one_line(repo_id):
         folder = huggingface_hub.snapshot_download(
             repo_id, repo_type="dataset", revision=revision, allow_patterns=list(files)
         )
-        return Path(folder)
-    except Exception as error:  # what the Hub's client raises has no common class
-        raise not_to_be_had(f"the latent cache {repo_id}", error) from error
+    return Path(folder)
 
 
 def download_manifest(repo_id: str, revision: str | None) -> Path:
-    """Download manifest.json of a latent cache, unless it is here already.
-
-    Args:
-        repo_id: of the data set repository.
-        revision: of it.
-
-    Returns:
-        Its path.
+    """Download manifest.json of a latent cache, unless it is here already; return its path.
 
     Raises:
         UserError: if it cannot be had.
     """
-    try:
+    with _failure_in_one_line(repo_id):
         path = huggingface_hub.hf_hub_download(
             repo_id, "manifest.json", repo_type="dataset", revision=revision
         )
-        return Path(path)
-    except Exception as error:  # as above
-        raise not_to_be_had(f"the latent cache {repo_id}", error) from error
+    return Path(path)
 
 
 def pin_revision(source: str, revision: str | None) -> str | None:
@@ -73,19 +63,21 @@ def pin_revision(source: str, revision: str | None) -> str | None:
     """
     if Path(source).is_dir():
         return revision
+    with _failure_in_one_line(source):
+        try:
+            return huggingface_hub.HfApi().dataset_info(source, revision=revision).sha
+        except OfflineModeIsEnabled:
+            return revision  # what was downloaded before may do
+
+
+@contextmanager
+def _failure_in_one_line(repo_id: str) -> Iterator[None]:
     try:
-        return huggingface_hub.HfApi().dataset_info(source, revision=revision).sha
-    except OfflineModeIsEnabled:
-        return revision  # what was downloaded before may do
-    except Exception as error:  # as above
-        raise not_to_be_had(f"the latent cache {source}", error) from error
-
-
-def not_to_be_had(what: str, error: Exception) -> UserError:
-    """Say in one line that something cannot be had from the Hub."""
-    cause = " ".join(str(error).split())[:200]
-    return UserError(
-        f"{what} is no folder here, and not to be had from the Hub ({type(error).__name__}: "
-        f"{cause}): correct the name, log in (hf auth login), or try again when the Hub can be "
-        "reached"
-    )
+        yield
+    except Exception as error:  # what the Hub's client raises has no common class
+        cause = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"the latent cache {repo_id} is no folder here, and not to be had from the Hub "
+            f"({type(error).__name__}: {cause}): correct the name, log in (hf auth login), or try "
+            "again when the Hub can be reached"
+        ) from error

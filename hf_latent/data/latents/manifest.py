@@ -12,7 +12,7 @@ from typing import Any
 from hf_latent.data.images.config import ImagesConfig, parse_resolution
 from hf_latent.data.images.dataset import ImageDataset
 from hf_latent.data.images.open import ImageSplits
-from hf_latent.data.latents.shards import shard_name
+from hf_latent.data.shards import shard_ranges
 from hf_latent.errors import UserError
 
 FORMAT = "hf_latent latents 1"
@@ -35,12 +35,6 @@ IDENTITY = {
     "splits": "set of images",
     "format": "version of hf_latent",
 }
-
-
-def hash_file(path: Path) -> str:
-    """Return the SHA-256 of a file, as 64 hex digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def choose_shard_rows(rows: int, row_bytes: int, batch_size: int) -> int:
@@ -137,7 +131,7 @@ def _check_values(manifest: dict[str, Any]) -> None:
     count = sum(-(-manifest["splits"][x]["rows"] // manifest["shard_rows"]) for x in SPLITS)
     if count > MOST_SHARDS or (shards and len(shards) != count):
         raise ValueError(f"{len(shards)} shards are not the {count} of its splits")
-    if shards and shards.keys() != {x for y in SPLITS for x in shard_rows_by_name(manifest, y)}:
+    if shards and shards.keys() != {x for y in SPLITS for x in split_ranges(manifest, y)}:
         raise ValueError("its shards are not those of its splits")
     for shard in shards.values():
         if (
@@ -148,13 +142,14 @@ def _check_values(manifest: dict[str, Any]) -> None:
             raise ValueError("a shard has no length or checksum")
 
 
-def shard_rows_by_name(manifest: dict[str, Any], split: str) -> dict[str, int]:
-    """Return the number of rows of every shard of a split, by the shard's name, in order."""
-    rows, size = manifest["splits"][split]["rows"], manifest["shard_rows"]
-    return {
-        shard_name(number, f"{split}-"): min(size, rows - number * size)
-        for number in range(-(-rows // size))
-    }
+def split_ranges(manifest: dict[str, Any], split: str) -> dict[str, range]:
+    """Return which rows of a split each of its shards has, by the shard's name, in order."""
+    return shard_ranges(manifest["splits"][split]["rows"], manifest["shard_rows"], f"{split}-")
+
+
+def condition_shapes(manifest: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return what shards have beside `mean` and `std`: the shape of a row of each condition."""
+    return {} if manifest["id2label"] is None else {"class_labels": ()}
 
 
 def check_same(folder: Path, manifest: dict[str, Any], wanted: dict[str, Any]) -> None:

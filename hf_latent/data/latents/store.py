@@ -2,23 +2,16 @@
 
 import shutil
 import tempfile
-from collections import Counter
 from collections.abc import Iterable
-from concurrent.futures import Future
 from multiprocessing.util import Finalize
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import huggingface_hub
 
 from hf_latent.data.latents.cache import LatentCache, LatentSplit, check_content
-from hf_latent.data.latents.download import (
-    download_cache,
-    download_manifest,
-    pin_revision,
-)
-from hf_latent.data.latents.manifest import read_manifest, shard_rows_by_name
+from hf_latent.data.latents.download import download_cache, download_manifest, pin_revision
+from hf_latent.data.latents.manifest import read_manifest, split_ranges
 from hf_latent.errors import UserError
 
 
@@ -34,25 +27,34 @@ class ShardStore:
     def __init__(self, folder: Path, manifest: dict[str, Any], name: str):
         """Open nothing yet."""
         self.folder, self.manifest, self.name = folder, manifest, name
-        by_name = shard_rows_by_name(manifest, "train")
-        self.shard_names, self.rows = list(by_name), list(by_name.values())
+        ranges = split_ranges(manifest, "train")
+        self.shard_names, self.rows = list(ranges), [len(x) for x in ranges.values()]
         self.shard_rows: int = manifest["shard_rows"]
-        self.split = LatentSplit(folder, manifest, "train")
         self.checked: set[int] = set()
 
-    def fetch(self, shards: Iterable[int]) -> None:
+    def open_lane(self) -> LatentSplit:
+        """Open the training images for one lane of a stream, which reads what it has fetched."""
+        return LatentSplit(self.folder, self.manifest, "train")
+
+    def fetch(self, lane: LatentSplit, shards: Iterable[int]) -> None:
         """Make sure that some shards are there and whole.
 
+        Args:
+            lane: of `open_lane`.
+            shards: their numbers.
+
         Raises:
-            UserError: naming the file that is not.
+            UserError: naming the file that cannot be had, or is not what was written.
         """
         for number in set(shards) - self.checked:
             name = self.shard_names[number]
-            check_content(self.folder / name, self.manifest["shards"][name])
+            check_content(lane.folder / name, self.manifest["shards"][name])
             self.checked.add(number)
 
-    def drop(self, shards: Iterable[int]) -> None:
-        """Take note that some shards are not needed for now."""
+    def drop(self, lane: LatentSplit, shards: Iterable[int]) -> None:
+        """Give up some shards, which the lane does not need for now."""
+        for number in shards:
+            lane.close(number)
 
     def open_validation(self) -> LatentSplit:
         """Open the held-out images, which stay.
@@ -61,7 +63,7 @@ class ShardStore:
             UserError: naming the file that cannot be had, or is not what was written.
         """
         folder = self._validation_folder()
-        for name in shard_rows_by_name(self.manifest, "validation"):
+        for name in split_ranges(self.manifest, "validation"):
             check_content(folder / name, self.manifest["shards"][name])
         return LatentSplit(folder, self.manifest, "validation")
 
@@ -72,7 +74,8 @@ class ShardStore:
 class HubShardStore(ShardStore):
     """The training shards of a latent cache on the Hub: downloaded when needed, then removed.
 
-    They lie in the system's folder for temporary files (TMPDIR).
+    They lie in the system's folder for temporary files (TMPDIR), those of each lane in a folder of
+    its own, so that no lane removes what another reads.
 
     Args:
         repo_id: of the data set repository.
@@ -82,86 +85,55 @@ class HubShardStore(ShardStore):
 
     def __init__(self, repo_id: str, revision: str | None, manifest: dict[str, Any]):
         """Download nothing yet."""
-        self._repo_id, self._revision, self._manifest = repo_id, revision, manifest
-        self._parent: Path | None = None
-        self._start()
-
-    def _start(self) -> None:
-        folder = Path(tempfile.mkdtemp(prefix="hf-latent-stream-", dir=self._parent))
+        super().__init__(Path(tempfile.mkdtemp(prefix="hf-latent-stream-")), manifest, repo_id)
+        self.revision = revision
         # Only by the process that made it, and after its workers have ended.
-        Finalize(self, shutil.rmtree, (folder, True), exitpriority=-1)
-        super().__init__(folder, self._manifest, self._repo_id)
-        self._users: Counter[int] = Counter()
-        self._downloads: dict[int, Future[None]] = {}
-        self._lock = Lock()
+        Finalize(self, shutil.rmtree, (self.folder, True), exitpriority=-1)
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Pickle or copy what is needed to start: a worker has a folder of its own, in this one."""
-        return {
-            "_repo_id": self._repo_id,
-            "_revision": self._revision,
-            "_manifest": self._manifest,
-            "_parent": self.folder,
-        }
+    def open_lane(self) -> LatentSplit:
+        """Open the training images in a new folder, which is empty."""
+        return LatentSplit(Path(tempfile.mkdtemp(dir=self.folder)), self.manifest, "train")
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Start anew."""
-        self.__dict__.update(state)
-        self._start()
+    def fetch(self, lane: LatentSplit, shards: Iterable[int]) -> None:
+        """Download some shards, and check them.
 
-    def fetch(self, shards: Iterable[int]) -> None:
-        """Download some shards, and check them; several threads may ask.
+        Args:
+            lane: of `open_lane`.
+            shards: their numbers.
 
         Raises:
             UserError: naming the file that cannot be had, or is not what was written.
         """
-        for number in shards:
-            with self._lock:
-                self._users[number] += 1
-                first = number not in self._downloads
-                download = self._downloads.setdefault(number, Future())
-            if first:  # the others wait for it
-                try:
-                    self._download(self.shard_names[number])
-                    download.set_result(None)
-                except UserError as error:
-                    download.set_exception(error)
-            download.result()
+        for name in (self.shard_names[number] for number in shards):
+            try:
+                huggingface_hub.hf_hub_download(
+                    self.name,
+                    name,
+                    repo_type="dataset",
+                    revision=self.revision,
+                    local_dir=lane.folder,
+                )
+            except Exception as error:  # what the Hub's client raises has no common class
+                cause = " ".join(str(error).split())[:200]
+                raise UserError(
+                    f"{name} of {self.name} cannot be downloaded ({type(error).__name__}: "
+                    f"{cause}): go on from the last checkpoint when the Hub can be reached"
+                ) from error
+            try:
+                check_content(lane.folder / name, self.manifest["shards"][name])
+            except UserError as error:
+                raise UserError(
+                    f"{name} of {self.name} is not what its manifest.json says: push it again"
+                ) from error
 
-    def _download(self, name: str) -> None:
-        try:
-            huggingface_hub.hf_hub_download(
-                self._repo_id,
-                name,
-                repo_type="dataset",
-                revision=self._revision,
-                local_dir=self.folder,
-            )
-        except Exception as error:  # what the Hub's client raises has no common class
-            cause = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"{name} of {self._repo_id} cannot be downloaded ({type(error).__name__}: "
-                f"{cause}): go on from the last checkpoint when the Hub can be reached"
-            ) from error
-        try:
-            check_content(self.folder / name, self.manifest["shards"][name])
-        except UserError as error:
-            raise UserError(
-                f"{name} of {self._repo_id} is not what its manifest.json says: push it again"
-            ) from error
+    def drop(self, lane: LatentSplit, shards: Iterable[int]) -> None:
+        """Remove some shards, which the lane does not need for now."""
+        for number in shards:
+            lane.close(number)
+            (lane.folder / self.shard_names[number]).unlink()
 
     def _validation_folder(self) -> Path:
-        return download_cache(self._repo_id, self._revision, ("validation-*.safetensors",))
-
-    def drop(self, shards: Iterable[int]) -> None:
-        """Remove the shards that no lane needs for now."""
-        with self._lock:
-            for number in shards:
-                self._users[number] -= 1
-                if self._users[number] == 0:
-                    del self._downloads[number]
-                    self.split.close(number)
-                    (self.folder / self.shard_names[number]).unlink(missing_ok=True)
+        return download_cache(self.name, self.revision, ("validation-*.safetensors",))
 
 
 def open_shard_store(source: str, revision: str | None = None) -> ShardStore:

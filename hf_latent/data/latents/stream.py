@@ -11,7 +11,6 @@ end an epoch at different batches; each image is still read once in each epoch o
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from copy import copy
 from dataclasses import dataclass
 from itertools import count, pairwise
 
@@ -20,7 +19,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from hf_latent.data.images.flips import is_flipped
-from hf_latent.data.latents.cache import LatentPosteriors, concatenate
+from hf_latent.data.latents.cache import LatentBatch, LatentSplit, concatenate
 from hf_latent.data.latents.store import ShardStore
 from hf_latent.errors import UserError
 
@@ -46,7 +45,7 @@ class Window:
 
 
 class LatentStream(IterableDataset):
-    """Batches of posteriors of the training images, without end.
+    """Batches of latents of the training images, without end.
 
     Args:
         store: gives the shards.
@@ -94,7 +93,7 @@ class LatentStream(IterableDataset):
         share = lanes // num_processes
         self.own_lanes = range(process_index * share, (process_index + 1) * share)
 
-    def __iter__(self) -> Iterator[LatentPosteriors]:
+    def __iter__(self) -> Iterator[LatentBatch]:
         """Yield this process's rows of every batch; of a worker, those of its lanes."""
         worker = get_worker_info()
         own = self.own_lanes
@@ -126,28 +125,28 @@ class LatentStream(IterableDataset):
                 skipped = max(0, skipped - size)
                 place += 1
 
-    def _lane(self, lane: int) -> Iterator[LatentPosteriors]:
+    def _lane(self, lane: int) -> Iterator[LatentBatch]:
         """Yield a lane's images, `lane_rows` at a time."""
-        rest: list[LatentPosteriors] = []
+        split, rest = self.store.open_lane(), list[LatentBatch]()
         # The next window is fetched while this one is read.
         with ThreadPoolExecutor(1) as ahead:
             windows = pairwise(self.windows(lane))
             current, following = next(windows)
-            fetched = ahead.submit(self.store.fetch, current.shards)
+            fetched = ahead.submit(self.store.fetch, split, current.shards)
             while True:
                 fetched.result()
-                fetched = ahead.submit(self.store.fetch, following.shards)
-                for part in self._read(current):
+                fetched = ahead.submit(self.store.fetch, split, following.shards)
+                for part in self._read(split, current):
                     rest.append(part)
                     joined = concatenate(rest)
                     whole = len(joined) // self.lane_rows * self.lane_rows
                     for start in range(0, whole, self.lane_rows):
                         yield joined.rows(start, start + self.lane_rows)
                     rest = [joined.rows(whole, len(joined))]
-                self.store.drop(current.shards)
+                self.store.drop(split, set(current.shards) - set(following.shards))
                 current, following = next(windows)
 
-    def _read(self, window: Window) -> Iterator[LatentPosteriors]:
+    def _read(self, split: LatentSplit, window: Window) -> Iterator[LatentBatch]:
         """Read a window's images in its order, some at a time."""
         size = self.store.shard_rows
         indices = np.concatenate([np.arange(self.store.rows[x]) + x * size for x in window.shards])
@@ -158,7 +157,7 @@ class LatentStream(IterableDataset):
                 epochs = np.full(len(chosen), window.epoch)
                 flips = is_flipped(self.seed, epochs, chosen.numpy(), sum(self.store.rows))
                 mirrored = torch.from_numpy(flips)
-            yield self.store.split.read(chosen, mirrored)
+            yield split.read(chosen, mirrored)
 
 
 class _Reader(IterableDataset):
@@ -167,13 +166,10 @@ class _Reader(IterableDataset):
     def __init__(self, stream: LatentStream):
         self.stream = stream
 
-    def __iter__(self) -> Iterator[LatentPosteriors | UserError]:
-        # Not the folder that a forked process has in common with the others.
-        self.stream.store = copy(self.stream.store)
+    def __iter__(self) -> Iterator[LatentBatch | UserError]:
         try:
             yield from self.stream
-        # As it is: a loader would put the reader's traceback around it.
-        except UserError as error:
+        except UserError as error:  # as it is: a loader would put a traceback around it
             yield error
 
 
@@ -181,7 +177,7 @@ def stream_batches(
     stream: LatentStream,
     num_workers: int = 0,
     worker_init_fn: Callable[[int], None] | None = None,
-) -> Iterator[LatentPosteriors]:
+) -> Iterator[LatentBatch]:
     """Read a stream, with workers or without; the batches are the same.
 
     Args:
@@ -207,7 +203,7 @@ def stream_batches(
 
 def _read_with_workers(
     stream: LatentStream, num_workers: int, worker_init_fn: Callable[[int], None] | None
-) -> Iterator[LatentPosteriors]:
+) -> Iterator[LatentBatch]:
     loader: DataLoader = DataLoader(
         _Reader(stream), batch_size=None, num_workers=num_workers, worker_init_fn=worker_init_fn
     )

@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 
-from hf_latent.data.latents.cache import LatentPosteriors, LatentSplit
-from hf_latent.data.latents.shards import shard_name, write_shard
+from hf_latent.data.latents.cache import LatentBatch, LatentSplit
+from hf_latent.data.latents.manifest import split_ranges
 from hf_latent.data.latents.store import ShardStore
 from hf_latent.data.latents.stream import LatentStream
+from hf_latent.data.shards import write_shard
 from hf_latent.evaluation.machine import anonymous_memory_mb
 from hf_latent.experiments.benchmark.benchmark import alternate, median_ratio
+from hf_latent.pipeline.encode import LatentPosteriors
 from hf_latent.training.run.batches import GlobalBatchSampler, ProcessRows
 
 LATENT_SHAPE = (4, 8, 8)
@@ -42,19 +44,17 @@ def make_cache(folder: Path, rows: int) -> tuple[LatentSplit, ShardStore]:
     }
     generator = torch.Generator().manual_seed(0)
     folder.mkdir(parents=True)
-    for number, start in enumerate(range(0, rows, SHARD_ROWS)):
-        size = min(SHARD_ROWS, rows - start)
-        mean = torch.randn(size, 1, *LATENT_SHAPE, generator=generator)
-        std = torch.rand(size, 1, *LATENT_SHAPE, generator=generator)
-        labels = torch.zeros(size, dtype=torch.int64)
-        tensors = {"mean": mean, "std": std, "class_labels": labels}
-        write_shard(folder / shard_name(number, "train-"), tensors)
+    for name, shard in split_ranges(manifest, "train").items():
+        mean = torch.randn(len(shard), 1, *LATENT_SHAPE, generator=generator)
+        std = torch.rand(len(shard), 1, *LATENT_SHAPE, generator=generator)
+        labels = torch.zeros(len(shard), dtype=torch.int64)
+        write_shard(folder / name, {"mean": mean, "std": std, "class_labels": labels})
     store = ShardStore(folder, manifest, "a made cache")
     store.checked.update(range(len(store.rows)))
     return LatentSplit(folder, manifest, "train"), store
 
 
-def sampling_rate(open_batches: Callable[[], Iterator[LatentPosteriors]]) -> float:
+def sampling_rate(open_batches: Callable[[], Iterator[LatentBatch]]) -> float:
     """Return how many latents a second can be sampled, batch after batch.
 
     What is read ahead counts: nothing is from before, and what was begun is waited for.
@@ -62,7 +62,7 @@ def sampling_rate(open_batches: Callable[[], Iterator[LatentPosteriors]]) -> flo
     generator = torch.Generator().manual_seed(1)
     start = time.perf_counter()
     with closing(open_batches()) as batches:  # type: ignore[type-var]
-        for posteriors in islice(batches, READ_BATCHES):
+        for posteriors in (batch.posteriors for batch in islice(batches, READ_BATCHES)):
             posteriors.sample(torch.randn(posteriors.mean.shape, generator=generator))
     return READ_BATCH * READ_BATCHES / (time.perf_counter() - start)
 
@@ -85,7 +85,7 @@ def benchmark_reading(folder: Path, rows: int, rounds: int, name: str) -> dict[s
     def keys() -> Iterator[tuple[torch.Tensor, None]]:
         return ((torch.from_numpy(sampler.places(batch)[1]), None) for batch in count())
 
-    def cached() -> Iterator[LatentPosteriors]:
+    def cached() -> Iterator[LatentBatch]:
         return split.read_batches(keys())
 
     memory_mb = []
@@ -95,12 +95,15 @@ def benchmark_reading(folder: Path, rows: int, rounds: int, name: str) -> dict[s
     whole = split.read(torch.arange(rows))
     labels = torch.zeros(rows, dtype=torch.int64)
 
-    def from_memory() -> Iterator[LatentPosteriors]:
+    def from_memory() -> Iterator[LatentBatch]:
         for indices, _ in keys():
-            mean, std = (x.index_select(0, indices) for x in (whole.mean, whole.std))
-            yield LatentPosteriors(mean, std, labels.index_select(0, indices))
+            posteriors = LatentPosteriors(
+                whole.posteriors.mean.index_select(0, indices),
+                whole.posteriors.std.index_select(0, indices),
+            )
+            yield LatentBatch(posteriors, {"class_labels": labels.index_select(0, indices)})
 
-    def streamed() -> Iterator[LatentPosteriors]:
+    def streamed() -> Iterator[LatentBatch]:
         return iter(LatentStream(store, READ_BATCH, seed=0, lanes=min(4, len(store.rows))))
 
     sides = {"cache": cached, "memory": from_memory, "stream": streamed}

@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -21,25 +21,19 @@ from tqdm.auto import tqdm
 from hf_latent.data.images.dataset import ImageDataset
 from hf_latent.data.images.open import ImageSplits, open_images
 from hf_latent.data.latents.cache import LatentCache
-from hf_latent.data.latents.manifest import read_manifest
+from hf_latent.data.latents.manifest import SPLITS, read_manifest, split_ranges
+from hf_latent.data.shards import find_shard, write_shard
 from hf_latent.models.frozen import freeze
 from hf_latent.models.load import load_autoencoder
 from hf_latent.output import check_output_dir
 from hf_latent.training.latents.config import EncodeConfig
-from hf_latent.training.latents.files import (
-    Work,
-    describe_cache,
-    finish_manifest,
-    list_work,
-    read_entry,
-    start_folder,
-    write_file,
-)
+from hf_latent.training.latents.files import describe_cache, finish_folder, start_folder, sum_file
 from hf_latent.training.latents.posteriors import encode_batches
 from hf_latent.training.run.accelerator import PROCESS_GROUP, check_processes, together
 from hf_latent.training.run.batches import ignore_signals
 
 READ_AHEAD_BYTES = 2**22
+T = TypeVar("T")
 
 
 def encode_latents(
@@ -88,34 +82,46 @@ def encode_latents(
         if accelerator.is_main_process:
             start_folder(folder, manifest, replace_other)
 
-    work = list_work(manifest)
-    there = [x for x in work if (folder / x.name).is_file()]
     recorded = read_manifest(folder / "manifest.json").get("shards") or {}
-    accelerator.wait_for_everyone()  # all have looked before one writes
-    mine = slice(accelerator.process_index, None, accelerator.num_processes)
+    ranges = {split: split_ranges(manifest, split) for split in SPLITS}
+    names = [name for files in ranges.values() for name in files]
+    mine = names[accelerator.process_index :: accelerator.num_processes]
     with together(accelerator):
-        found = {x.name: read_entry(folder, recorded, x.name) for x in there[mine]}
-        made = {name: entry for name, entry in found.items() if entry is not None}
-        broken = [x for x in there[mine] if x.name not in made]
-        missing = [x for x in work if x not in there][mine] + broken
-        made |= encode_files(vae, splits, missing, config, accelerator)
-    images = sum(len(x.rows) for part in gather_object([missing]) for x in part)
-    shards = {name: entry for part in gather_object([made]) for name, entry in part.items()}
-    with together(accelerator):
-        if accelerator.is_main_process and (images or not recorded):
-            finish_manifest(folder, manifest, {x.name: shards[x.name] for x in work})
+        found = {name: find_shard(folder / name, recorded.get(name)) for name in mine}
+        entries = {name: entry for name, entry in found.items() if entry}
+        missing = {
+            split: {name: rows for name, rows in files.items() if name in found.keys() - entries}
+            for split, files in ranges.items()
+        }
+        made = encode_files(vae, splits, folder, missing, config, accelerator)
+    entries, made = _gather(entries | made), _gather(made)
+    if made or not recorded:
+        with together(accelerator):
+            sums = {name: sum_file(folder / name) for name in mine if name in ranges["train"]}
+        sums = _gather(sums)
+        with together(accelerator):
+            if accelerator.is_main_process:
+                shards = {name: entries[name] for name in names}
+                finish_folder(folder, manifest, shards, [sums[name] for name in ranges["train"]])
+    images = sum(entry["rows"] for entry in made.values())
     cache = LatentCache(folder)
     accelerator.print(
         f"{folder}: latents {manifest['latent_shape']} of {len(cache.train):,} training and "
-        f"{len(cache.validation):,} held-out images in {len(work)} files, {images:,} encoded now"
+        f"{len(cache.validation):,} held-out images in {len(names)} files, {images:,} encoded now"
     )
     return cache, images
+
+
+def _gather(mine: dict[str, T]) -> dict[str, T]:
+    """Bring together what the processes have of their files."""
+    return {name: x for part in gather_object([mine]) for name, x in part.items()}
 
 
 def encode_files(
     vae: AutoencoderKL | AutoencoderTiny,
     splits: ImageSplits,
-    missing: list[Work],
+    folder: Path,
+    missing: dict[str, dict[str, range]],
     config: EncodeConfig,
     accelerator: Accelerator,
 ) -> dict[str, dict[str, Any]]:
@@ -124,95 +130,67 @@ def encode_files(
     Args:
         vae: frozen.
         splits: the images.
-        missing: the files.
-        config: where to, and how.
+        folder: of the cache.
+        missing: by split the files' names, and which images each has.
+        config: how.
         accelerator: its first process shows how far it is.
 
     Returns:
         Their entries in the manifest, by name.
     """
-    folder, made = Path(config.output_dir), {}
-    bar = tqdm(
-        total=sum(len(x.rows) for x in missing),
-        desc="encode",
-        unit="image",
-        disable=not accelerator.is_main_process or not missing,
-    )
-    with bar:
+    entries, count = {}, sum(len(rows) for files in missing.values() for rows in files.values())
+    show = accelerator.is_main_process and count
+    with tqdm(total=count, desc="encode", unit="image", disable=not show) as bar:
         for split, dataset in (("train", splits.train), ("validation", splits.validation)):
-            its_work = [x for x in missing if x.split == split]
+            names, ranges = list(missing[split]), list(missing[split].values())
             mirror = config.horizontal_flip and split == "train"
-            for x, tensors in encode_shards(
-                vae, dataset.view(False), its_work, mirror, config, bar
-            ):
-                made[x.name] = write_file(folder, x.name, tensors)
-    return made
-
-
-class ImagePieces(torch.utils.data.Dataset):
-    """Images in pieces, each read at once: many small images are slow as a tensor each.
-
-    Args:
-        dataset: the images.
-        pieces: which images each piece has.
-    """
-
-    def __init__(self, dataset: ImageDataset, pieces: list[range]):
-        """Read nothing yet."""
-        self.dataset, self.pieces = dataset, pieces
-
-    def __len__(self) -> int:
-        """Return the number of pieces."""
-        return len(self.pieces)
-
-    def __getitem__(self, number: int) -> torch.Tensor:
-        """Return the images of one piece, `(n, C, H, W)` float32 in [-1, 1]."""
-        return self.dataset.read(torch.tensor(self.pieces[number]))
+            shards = encode_shards(vae, dataset.view(False), ranges, mirror, config, bar)
+            for name, tensors in zip(names, shards, strict=True):
+                entries[name] = write_shard(folder / name, tensors)
+    return entries
 
 
 @torch.no_grad()
 def encode_shards(
     vae: AutoencoderKL | AutoencoderTiny,
     dataset: ImageDataset,
-    work: list[Work],
+    ranges: list[range],
     mirror: bool,
     config: EncodeConfig,
     bar: tqdm,
-) -> Iterator[tuple[Work, dict[str, torch.Tensor]]]:
+) -> Iterator[dict[str, torch.Tensor]]:
     """Encode the images of some files.
 
     Args:
         vae: frozen.
         dataset: without anything random.
-        work: the files.
+        ranges: which images each file has.
         mirror: encode every image's mirror image too.
         config: batch size, dtype and reading processes.
         bar: is told of every batch.
 
     Yields:
-        Each file with its tensors: `mean` and `std`, `(n, views, c, h, w)`, and `class_labels`.
+        Each file's tensors: `mean` and `std`, `(n, views, c, h, w)`, and the images' conditions.
     """
     size = config.encode_batch_size
-    # Several batches are read at once: small images are decoded faster without a break.
+    # Several batches are read at once, as one tensor: a tensor an image is slow for small images.
     image_bytes = 4 * torch.Size(dataset.image_shape).numel()
     ahead = size * max(1, READ_AHEAD_BYTES // (size * image_bytes))
-    pieces = [x.rows[i : i + ahead] for x in work for i in range(0, len(x.rows), ahead)]
+    pieces = [piece for rows in ranges for piece in torch.tensor(rows).split(ahead)]
     loader: DataLoader = DataLoader(
-        ImagePieces(dataset, pieces),
+        pieces,  # type: ignore[arg-type]
         batch_size=None,
+        collate_fn=dataset.read,  # type: ignore[arg-type]
         num_workers=config.dataloader_num_workers,
         worker_init_fn=ignore_signals,
     )
     batches = (images for piece in loader for images in piece.split(size))
-    # Closed here, as a signal that comes while a generator is forgotten is forgotten with it.
+    # Closed explicitly: Python swallows exceptions raised while a generator is collected.
     with closing(encode_batches(vae, batches, mirror, getattr(torch, config.dtype))) as encoded:
-        for file in work:
+        for rows in ranges:
             parts = []
-            for moments in islice(encoded, -(-len(file.rows) // size)):
+            for moments in islice(encoded, -(-len(rows) // size)):
                 parts.append(moments)
                 bar.update(len(moments[0]))
             mean, std = (torch.cat(x) for x in zip(*parts, strict=True))
-            tensors = {"mean": mean, "std": std}
-            if dataset.labels is not None:
-                tensors["class_labels"] = dataset.labels[file.rows.start : file.rows.stop]
-            yield file, tensors
+            yield {"mean": mean, "std": std, **dataset.conditions(rows)}

@@ -8,31 +8,7 @@ from copy import deepcopy
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 
-from hf_latent.pipeline.encode import check_images, normalize_latents
-
-
-@torch.no_grad()
-def encode_batch(
-    vae: AutoencoderKL | AutoencoderTiny, images: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Encode images to the mean and deviation of their posteriors, on the denoiser's scale.
-
-    Args:
-        vae: a frozen autoencoder.
-        images: `(B, C, H, W)` float in [-1, 1].
-
-    Returns:
-        Mean and deviation, `(B, c, h, w)` float32 each; the deviation of an AutoencoderTiny is 0.
-    """
-    check_images(vae, images)
-    encoded = vae.encode(images.to(vae.dtype))
-    if hasattr(encoded, "latents"):
-        mean, std = encoded.latents, torch.zeros_like(encoded.latents)
-    else:
-        mean, std = encoded.latent_dist.mean, encoded.latent_dist.std
-    scale = normalize_latents(vae, torch.ones_like(mean[:1]))
-    scale = scale - normalize_latents(vae, torch.zeros_like(mean[:1]))
-    return normalize_latents(vae, mean).float(), (std * scale).float()
+from hf_latent.pipeline.encode import encode_posteriors
 
 
 def encode_batches(
@@ -63,8 +39,9 @@ def encode_batches(
     def encode(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         views = [images, images.flip(3)] if mirror else [images]
         views = [x.to(vae.device, memory_format=last) for x in views]
-        means, stds = zip(*[encode_batch(encoder, x) for x in views], strict=True)
-        return torch.stack(means, 1).to("cpu", dtype), torch.stack(stds, 1).to("cpu", dtype)
+        posteriors = [encode_posteriors(encoder, x) for x in views]
+        mean, std = (torch.stack([getattr(x, y) for x in posteriors], 1) for y in ("mean", "std"))
+        return mean.to("cpu", dtype), std.to("cpu", dtype)
 
     if vae.device.type != "cpu":
         yield from map(encode, batches)

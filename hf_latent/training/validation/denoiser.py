@@ -10,7 +10,7 @@ from diffusers import UNet2DModel
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import nn
 
-from hf_latent.data.latents.cache import LatentPosteriors
+from hf_latent.data.latents.cache import LatentBatch
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.pipeline.add_noise import add_noise, is_flow
 from hf_latent.training.losses import denoising_loss
@@ -77,7 +77,7 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 def held_out_denoising_loss(
     unet: UNet2DModel,
     scheduler: SchedulerMixin,
-    posteriors: LatentPosteriors,
+    held_out: LatentBatch,
     batch_size: int,
     seed: int,
 ) -> HeldOutLoss:
@@ -86,14 +86,14 @@ def held_out_denoising_loss(
     Args:
         unet: with the averaged weights.
         scheduler: says the objective.
-        posteriors: of held-out images, on the CPU.
+        held_out: held-out images, on the CPU.
         batch_size: images at a time.
         seed: of the noise.
 
     Returns:
         The mean squared error over evenly spaced noise levels, and over each part of them.
     """
-    count = len(posteriors)
+    posteriors, count = held_out.posteriors, len(held_out)
     generator = seeded_generator(seed, "validation")
     posterior_noise, noise = torch.randn(2, *posteriors.mean.shape, generator=generator)
     latents = posteriors.sample(posterior_noise)
@@ -103,10 +103,8 @@ def held_out_denoising_loss(
     loss, errors = 0.0, torch.empty(count)
     for rows in torch.arange(count).split(batch_size):
         noised = add_noise(scheduler, latents[rows], noise[rows], timesteps[rows]).to(unet.device)
-        labels = posteriors.class_labels
-        if labels is not None:
-            labels = labels[rows].to(unet.device)
-        output = unet(noised.noisy_latents, noised.timesteps, class_labels=labels).sample
+        conditions = {name: x[rows].to(unet.device) for name, x in held_out.conditions.items()}
+        output = unet(noised.noisy_latents, noised.timesteps, **conditions).sample
         loss += denoising_loss(output, noised.target, noised.weights).item() * len(rows)
         errors[rows] = (output.float() - noised.target.float()).square().mean((1, 2, 3)).cpu()
     return HeldOutLoss(loss / count, _mean_by_timesteps(scheduler, timesteps, errors))

@@ -62,7 +62,7 @@ def batches(dataset, epoch, order, workers):
     )
     parts = list(loader)
     joined = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-    by_index = joined["indices"].argsort()
+    by_index = torch.tensor(order).argsort()
     return {key: value[by_index] for key, value in joined.items()}
 
 
@@ -76,19 +76,21 @@ def test_items_follow_the_contract(labelled):
     order = [*range(0, 20, 2), *range(1, 20, 2)]  # by class folder, then by name
     for index, seed in enumerate(order):
         item = splits.train[index]
-        assert set(item) == {"images", "indices", "class_labels"}
+        assert set(item) == {"images", "class_labels"}
         assert torch.allclose(item["images"], tensor(picture(seed)), atol=1e-6, rtol=0)
         assert item["images"].dtype == torch.float32
         assert item["images"].is_contiguous()
-        assert (item["indices"].dtype, item["indices"].shape) == (torch.int64, ())
         assert (item["class_labels"].dtype, item["class_labels"].shape) == (torch.int64, ())
-        assert item["indices"] == index and item["class_labels"] == seed % 2
+        assert item["class_labels"] == seed % 2
+    found = splits.train.conditions(range(3, 12))
+    assert found["class_labels"].tolist() == [seed % 2 for seed in order[3:12]]
 
 
 def test_without_labels_there_are_no_class_labels(tmp_path):
     data = write(tmp_path, {f"{i}.png": picture(i) for i in range(5)})
     splits = open_images(ImagesConfig(data=data))
-    assert set(splits.train[0]) == {"images", "indices"}
+    assert set(splits.train[0]) == {"images"}
+    assert splits.train.conditions(range(2)) == {} and splits.train.labels is None
     assert splits.id2label is None and splits.num_classes is None
 
 
@@ -272,7 +274,6 @@ def test_evenly_spaced_images_are_of_every_class(labelled, count, places, keep, 
     for _ in range(2):  # decoded, then from memory
         for i, place in enumerate(places):
             item = chosen[3, i]
-            assert int(item["indices"]) == i
             assert int(item["class_labels"]) == labels[place]
             assert torch.equal(item["images"], plain[place]["images"])
     # What the chosen ones keep in memory is not taken for the whole set's.
@@ -306,7 +307,7 @@ def test_skipped_images_leave_a_dense_index(tmp_path):
     (tmp_path / "2.png").write_bytes(b"no picture")
     splits = open_images(ImagesConfig(data=data, on_bad_image="skip"))
     assert splits.bad_images == 1
-    assert [int(item["indices"]) for item in splits.train] == list(range(len(splits.train)))
+    assert len(list(splits.train)) == len(splits.train)
     assert len(splits.train) + len(splits.validation) == 5
     with pytest.raises(UserError, match=r"2\.png"):
         open_images(ImagesConfig(data=data))

@@ -7,19 +7,19 @@ import torch
 from safetensors.torch import load_file
 
 from hf_latent.data.latents import cache as latents
-from hf_latent.data.latents.cache import LatentCache, LatentPosteriors, LatentSplit, concatenate
-from hf_latent.data.latents.manifest import hash_file
-from hf_latent.data.latents.shards import write_shard
+from hf_latent.data.latents.cache import LatentBatch, LatentCache, LatentSplit, concatenate
+from hf_latent.data.shards import write_manifest, write_shard
 from hf_latent.errors import UserError
+from hf_latent.pipeline.encode import LatentPosteriors
 from tests.data.latent_caches import (
     SHAPE,
     VALIDATION_ROWS,
     all_bytes,
+    assert_same_batch,
     cut_short,
     flip_a_bit,
     read_json,
     write_latents,
-    write_manifest,
 )
 
 ROWS = 23
@@ -32,43 +32,22 @@ def folder(tmp_path):
     return tmp_path / "cache"
 
 
-def assert_posteriors(found: LatentPosteriors, tensors, indices, views) -> None:
-    assert found.mean.dtype == found.std.dtype == torch.float32
-    assert torch.equal(found.mean, tensors["mean"][indices, views].float())
-    assert torch.equal(found.std, tensors["std"][indices, views].float())
-    assert torch.equal(found.class_labels, tensors["class_labels"][indices])
+def assert_read(found: LatentBatch, tensors, indices, views) -> None:
+    mean, std = found.posteriors.mean, found.posteriors.std
+    assert mean.dtype == std.dtype == torch.float32
+    assert torch.equal(mean, tensors["mean"][indices, views].float())
+    assert torch.equal(std, tensors["std"][indices, views].float())
+    assert torch.equal(found.conditions["class_labels"], tensors["class_labels"][indices])
 
 
-def assert_equal(found: LatentPosteriors, expected: LatentPosteriors) -> None:
-    for name in ("mean", "std", "class_labels"):
-        assert torch.equal(getattr(found, name), getattr(expected, name)), name
-
-
-def random_posteriors(rows: int, labels: bool = True) -> LatentPosteriors:
-    mean, std = torch.randn(rows, *SHAPE), torch.rand(rows, *SHAPE)
-    return LatentPosteriors(mean, std, torch.arange(rows) if labels else None)
-
-
-def test_a_sample_is_the_mean_and_the_deviation_times_the_noise():
-    posteriors, noise = random_posteriors(4), torch.randn(4, *SHAPE)
-    expected = posteriors.mean + posteriors.std * noise
-    torch.testing.assert_close(posteriors.sample(noise), expected, rtol=0, atol=1e-6)
-    assert torch.equal(posteriors.sample(torch.zeros_like(noise)), posteriors.mean)
-    torch.testing.assert_close(posteriors.var, posteriors.std**2)
-
-
-@pytest.mark.parametrize("labels", [True, False])
-def test_posteriors_are_cut_into_rows_and_put_together_again(labels):
-    whole = random_posteriors(9, labels)
+@pytest.mark.parametrize("names", [(), ("class_labels",), ("class_labels", "captions")])
+def test_batches_are_cut_into_rows_and_put_together_again(names):
+    posteriors = LatentPosteriors(torch.randn(9, *SHAPE), torch.rand(9, *SHAPE))
+    conditions = {"class_labels": torch.arange(9), "captions": torch.randn(9, 3, 2)}
+    whole = LatentBatch(posteriors, {name: conditions[name] for name in names})
     parts = [whole.rows(0, 4), whole.rows(4, 5), whole.rows(5, 9)]
     assert [len(part) for part in parts] == [4, 1, 4]
-    joined = concatenate(parts).to(torch.device("cpu"))
-    assert torch.equal(joined.mean, whole.mean)
-    assert torch.equal(joined.std, whole.std)
-    if labels:
-        assert joined.class_labels.tolist() == list(range(9))
-    else:
-        assert joined.class_labels is None
+    assert_same_batch(concatenate(parts).to(torch.device("cpu")), whole)
 
 
 @pytest.mark.parametrize(
@@ -81,8 +60,8 @@ def test_reading_is_indexing_in_any_order_with_mixed_views(folder, indices):
     generator = torch.Generator().manual_seed(len(indices))
     mirrored = torch.randint(2, indices.shape, generator=generator).bool()
     for flags in (mirrored, ~mirrored):
-        assert_posteriors(split.read(indices, flags), train, indices, flags.long())
-    assert_posteriors(split.read(indices), train, indices, torch.zeros_like(indices))
+        assert_read(split.read(indices, flags), train, indices, flags.long())
+    assert_read(split.read(indices), train, indices, torch.zeros_like(indices))
 
 
 def test_a_cache_has_the_images_of_both_splits(folder):
@@ -91,7 +70,7 @@ def test_a_cache_has_the_images_of_both_splits(folder):
     assert (len(cache.train), len(cache.validation)) == (ROWS, VALIDATION_ROWS)
     assert cache.train.latent_shape == cache.validation.latent_shape == SHAPE
     rows = torch.arange(VALIDATION_ROWS)
-    assert_posteriors(cache.validation.read(rows), whole["validation"], rows, 0 * rows)
+    assert_read(cache.validation.read(rows), whole["validation"], rows, 0 * rows)
 
 
 @pytest.mark.parametrize("ahead_bytes", [1, 400, 1500, 2**23])
@@ -112,7 +91,7 @@ def test_reading_ahead_gives_the_batches_of_reading_each(
     batches = list(split.read_batches(iter(keys)))
     assert len(batches) == len(keys)
     for found, key in zip(batches, keys, strict=True):
-        assert_equal(found, split.read(*key))
+        assert_same_batch(found, split.read(*key))
 
 
 def test_reading_ahead_visits_the_shards_once_for_several_batches(folder, monkeypatch):
@@ -129,7 +108,7 @@ def test_reading_ahead_visits_the_shards_once_for_several_batches(folder, monkey
     monkeypatch.setattr(latents, "READ_AHEAD_BYTES", 3 * 4 * 2 * 4 * 12 + 50)
     endless = ((torch.tensor([n % ROWS] * 4), None) for n in count())
     batches = list(islice(split.read_batches(endless), 7))
-    assert [int(batch.class_labels[0]) for batch in batches] == list(range(7))
+    assert [int(batch.conditions["class_labels"][0]) for batch in batches] == list(range(7))
     assert set(sizes) == {12} and len(sizes) in (3, 4)
 
 
@@ -160,20 +139,28 @@ def test_changing_what_was_read_leaves_the_files_alone(folder):
     train = write_latents(folder)["train"]
     split, rows = LatentCache(folder).train, torch.arange(3)
     found = split.read(rows)
-    found.mean.zero_(), found.std.zero_(), found.class_labels.zero_()
-    assert_posteriors(split.read(rows), train, rows, 0 * rows)
+    for tensor in (found.posteriors.mean, found.posteriors.std, *found.conditions.values()):
+        tensor.zero_()
+    assert_read(split.read(rows), train, rows, 0 * rows)
 
 
 def test_half_precision_is_read_as_float32(folder):
     train = write_latents(folder, dtype=torch.float16)["train"]
     assert train["mean"].dtype == torch.float16
     rows = torch.tensor([3, 21, 9])
-    assert_posteriors(LatentCache(folder).train.read(rows), train, rows, 0 * rows)
+    assert_read(LatentCache(folder).train.read(rows), train, rows, 0 * rows)
 
 
 def test_without_classes_there_are_no_labels(folder):
     write_latents(folder, classes=False)
-    assert LatentCache(folder).train.read(torch.arange(3)).class_labels is None
+    assert LatentCache(folder).train.read(torch.arange(3)).conditions == {}
+
+
+def test_held_out_images_are_read_evenly_spaced(folder):
+    write_latents(folder)
+    split = LatentCache(folder).validation
+    assert split.read_evenly(3).conditions["class_labels"].tolist() == [0, 2, 4]
+    assert split.read_evenly(99).conditions["class_labels"].tolist() == list(range(7))
 
 
 def test_a_pickled_cache_reads_the_same_and_takes_no_latents_along(folder):
@@ -183,7 +170,7 @@ def test_a_pickled_cache_reads_the_same_and_takes_no_latents_along(folder):
     cache.train.read(rows)
     content = pickle.dumps(cache.train)
     assert len(content) == before
-    assert_posteriors(pickle.loads(content).read(rows), train, rows, 0 * rows)
+    assert_read(pickle.loads(content).read(rows), train, rows, 0 * rows)
 
 
 def test_a_shard_that_is_closed_is_opened_again(folder):
@@ -191,10 +178,10 @@ def test_a_shard_that_is_closed_is_opened_again(folder):
     split, rows = LatentCache(folder).train, torch.arange(ROWS)
     split.read(rows)
     (folder / SHARDS[1]).unlink()
-    assert_posteriors(split.read(rows), train, rows, 0 * rows)
+    assert_read(split.read(rows), train, rows, 0 * rows)
     split.close(1)
     others = torch.tensor([4, 10])
-    assert_posteriors(split.read(others), train, others, 0 * others)
+    assert_read(split.read(others), train, others, 0 * others)
     with pytest.raises(UserError, match=SHARDS[1]):
         split.read(rows)
 
@@ -291,9 +278,8 @@ def test_a_folder_without_a_manifest_is_no_cache(tmp_path):
 def test_a_shard_of_another_shape_than_its_manifest_says_is_refused(tmp_path, tensors):
     write_latents(tmp_path / "cache")
     path = tmp_path / "cache" / "train-000001.safetensors"
-    write_shard(path, tensors | {"class_labels": torch.arange(5)})
     manifest = read_json(tmp_path / "cache")
-    manifest["shards"][path.name] |= {"bytes": path.stat().st_size, "sha256": hash_file(path)}
+    manifest["shards"][path.name] = write_shard(path, tensors | {"class_labels": torch.arange(5)})
     write_manifest(tmp_path / "cache", manifest)
     cache = LatentCache(tmp_path / "cache")
     cache.verify()

@@ -32,8 +32,8 @@ def read(temporary, batches={BATCHES}, workers=0, revision=None, after_first=lam
     stream = stream_batches(LatentStream(store, {SETTINGS}), workers)
     labels, sums, shards = [], [], []
     for number, batch in enumerate(islice(stream, batches)):
-        labels.append(batch.class_labels.tolist())
-        sums.append(batch.mean.double().sum((1, 2, 3)).tolist())
+        labels.append(batch.conditions["class_labels"].tolist())
+        sums.append(batch.posteriors.mean.double().sum((1, 2, 3)).tolist())
         shards.append(len(list(Path(temporary).rglob("train-*.safetensors"))))
         if number == 0:
             after_first()
@@ -104,8 +104,8 @@ def local_batches(cache, start: int = 0) -> dict:
     stream = LatentStream(store, 8, 3, True, start, lanes=2, buffer_rows=16)
     batches = list(islice(stream, BATCHES))
     return {
-        "labels": [batch.class_labels.tolist() for batch in batches],
-        "sums": [batch.mean.double().sum((1, 2, 3)).tolist() for batch in batches],
+        "labels": [batch.conditions["class_labels"].tolist() for batch in batches],
+        "sums": [batch.posteriors.mean.double().sum((1, 2, 3)).tolist() for batch in batches],
     }
 
 
@@ -230,7 +230,7 @@ from hf_latent.data.latents.cache import LatentCache
 import torch
 cache = LatentCache("ada/latents")
 cache.verify()
-print(cache.train.read(torch.arange(40)).class_labels.tolist() == list(range(40)))
+print(cache.train.read(torch.arange(40)).conditions["class_labels"].tolist() == list(range(40)))
 """
     outcome = process.run(code)
     assert outcome.out == "True\n", outcome.err

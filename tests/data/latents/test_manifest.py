@@ -13,12 +13,12 @@ from hf_latent.data.latents.manifest import (
     choose_shard_rows,
     describe_images,
     describe_split,
-    hash_file,
     read_manifest,
-    shard_rows_by_name,
+    split_ranges,
 )
+from hf_latent.data.shards import write_manifest
 from hf_latent.errors import UserError
-from tests.data.latent_caches import read_json, write_latents, write_manifest
+from tests.data.latent_caches import read_json, write_latents
 
 AUTOENCODER = "a5" * 32
 CONFIG = {"resolution": "24,16", "resize_mode": "pad"}
@@ -63,14 +63,10 @@ def test_shards_hold_whole_batches_and_there_are_16_or_they_are_32_mb(
 )
 def test_the_shards_of_a_split_have_all_of_its_rows(rows, size, expected):
     manifest = {"splits": {"train": {"rows": rows}}, "shard_rows": size}
-    found = shard_rows_by_name(manifest, "train")
-    assert list(found.values()) == expected
+    found = split_ranges(manifest, "train")
+    assert [len(rows) for rows in found.values()] == expected
+    assert [row for rows in found.values() for row in rows] == list(range(rows))
     assert list(found) == [f"train-{n:06d}.safetensors" for n in range(len(expected))]
-
-
-def test_the_hash_of_a_file_is_its_sha256(tmp_path):
-    (tmp_path / "file").write_bytes(b"latents")
-    assert hash_file(tmp_path / "file") == hashlib.sha256(b"latents").hexdigest()
 
 
 def test_a_manifest_is_read_as_it_was_written(folder):

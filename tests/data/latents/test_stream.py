@@ -6,11 +6,11 @@ import torch
 
 from hf_latent.data.images.flips import is_flipped
 from hf_latent.data.latents import stream as latent_stream
-from hf_latent.data.latents.cache import LatentPosteriors, concatenate
+from hf_latent.data.latents.cache import LatentBatch, concatenate
 from hf_latent.data.latents.store import open_shard_store
 from hf_latent.data.latents.stream import LatentStream, stream_batches
 from hf_latent.errors import UserError
-from tests.data.latent_caches import cut_short, flip_a_bit, write_latents
+from tests.data.latent_caches import assert_same_batch, cut_short, flip_a_bit, write_latents
 
 ROWS, SHARD_ROWS = 62, 4  # 16 shards, the last of 2 rows
 SETTINGS = {"batch_size": 8, "seed": 3, "horizontal_flip": True, "lanes": 4, "buffer_rows": 32}
@@ -26,26 +26,25 @@ def open_stream(cache, **changes) -> LatentStream:
     return LatentStream(open_shard_store(str(cache[0])), **SETTINGS | changes)
 
 
-def first(stream, batches: int, workers: int = 0) -> list[LatentPosteriors]:
+def first(stream, batches: int, workers: int = 0) -> list[LatentBatch]:
     return list(islice(stream_batches(stream, workers), batches))
 
 
-def labels(batches: list[LatentPosteriors]) -> list[list[int]]:
-    return [batch.class_labels.tolist() for batch in batches]
+def labels(batches: list[LatentBatch]) -> list[list[int]]:
+    return [batch.conditions["class_labels"].tolist() for batch in batches]
 
 
-def assert_same(found: list[LatentPosteriors], expected: list[LatentPosteriors]) -> None:
+def assert_same(found: list[LatentBatch], expected: list[LatentBatch]) -> None:
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
-        for name in ("mean", "std", "class_labels"):
-            assert torch.equal(getattr(one, name), getattr(other, name)), name
+        assert_same_batch(one, other)
 
 
-def lane_images(batches: list[LatentPosteriors], lane: int, lane_rows: int) -> list[int]:
+def lane_images(batches: list[LatentBatch], lane: int, lane_rows: int) -> list[int]:
     return sum((x[lane * lane_rows :][:lane_rows] for x in labels(batches)), [])
 
 
-def epoch_images(stream: LatentStream, batches: list[LatentPosteriors], epochs: int):
+def epoch_images(stream: LatentStream, batches: list[LatentBatch], epochs: int):
     """Split what all lanes read into epochs: lists of images, in the lanes' order."""
     found: list[list[list[int]]] = [[] for _ in range(epochs)]
     for lane in range(stream.lanes):
@@ -104,10 +103,9 @@ def test_a_window_holds_the_images_of_its_shards_shuffled(cache):
 def test_two_windows_of_the_same_shards_are_not_shuffled_alike(cache):
     stream = open_stream(cache, lanes=1, batch_size=2, buffer_rows=10_000)
     windows = list(islice(stream.windows(0), 3))
-    orders = [
-        np.concatenate([x.class_labels.numpy() for x in stream._read(window)]) for window in windows
-    ]
-    assert not np.array_equal(orders[0], orders[1])
+    lane = stream.store.open_lane()
+    orders = [sum(labels(stream._read(lane, window)), []) for window in windows]
+    assert orders[0] != orders[1]
     # Neither in place: lanes differ though they have equally many shards.
     lanes = open_stream(cache, lanes=8, buffer_rows=1)
     places = {
@@ -167,7 +165,7 @@ def test_a_stream_that_begins_later_reads_nothing_of_before(cache, monkeypatch):
     settings = {"lanes": 1, "buffer_rows": 16}
     whole = [window.shards for window in islice(open_stream(cache, **settings).windows(0), 4)]
     stream, fetched = open_stream(cache, **settings, start_batch=4), []
-    monkeypatch.setattr(stream.store, "fetch", fetched.append)
+    monkeypatch.setattr(stream.store, "fetch", lambda lane, shards: fetched.append(shards))
     first(stream, 1)
     assert fetched[0] in (whole[1], whole[2])
     assert fetched[1] == whole[whole.index(fetched[0]) + 1]
@@ -189,13 +187,14 @@ def test_an_image_is_mirrored_by_seed_epoch_and_number(cache):
     mirrored = torch.from_numpy(is_flipped(3, epochs, images.numpy(), ROWS))
     assert 40 < mirrored.sum() < 120
     found = concatenate(seen)
-    assert torch.equal(found.mean, train["mean"][images, mirrored.long()])
-    assert torch.equal(found.std, train["std"][images, mirrored.long()])
+    assert torch.equal(found.posteriors.mean, train["mean"][images, mirrored.long()])
+    assert torch.equal(found.posteriors.std, train["std"][images, mirrored.long()])
 
 
 def test_without_flips_no_image_is_mirrored(cache):
     found = concatenate(first(open_stream(cache, horizontal_flip=False), 10))
-    assert torch.equal(found.mean, cache[1]["mean"][found.class_labels, 0])
+    rows = found.conditions["class_labels"]
+    assert torch.equal(found.posteriors.mean, cache[1]["mean"][rows, 0])
 
 
 @pytest.mark.parametrize("damage", [flip_a_bit, cut_short])
@@ -253,7 +252,7 @@ def test_the_held_out_images_are_checked_when_they_are_opened(tmp_path):
     validation = write_latents(folder)["validation"]
     store = open_shard_store(str(folder))
     found = store.open_validation().read(torch.tensor([6, 0]))
-    assert torch.equal(found.mean, validation["mean"][[6, 0], 0])
+    assert torch.equal(found.posteriors.mean, validation["mean"][[6, 0], 0])
     flip_a_bit(folder / "validation-000001.safetensors")
     with pytest.raises(UserError, match=r"validation-000001\.safetensors is damaged"):
         store.open_validation()

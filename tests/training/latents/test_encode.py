@@ -6,25 +6,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderTiny
 from PIL import Image
 from safetensors.torch import load_file
 
 from hf_latent.command import run_command
 from hf_latent.data.images.open import open_images
-from hf_latent.data.latents.cache import LatentCache
+from hf_latent.data.latents.cache import LatentBatch, LatentCache
+from hf_latent.data.shards import write_manifest, write_shard
 from hf_latent.errors import UserError
 from hf_latent.models.frozen import hash_autoencoder
 from hf_latent.models.load import load_autoencoder
-from hf_latent.pipeline.encode import encode_images
+from hf_latent.pipeline.encode import encode_posteriors
 from hf_latent.training.latents import encode as latents
 from hf_latent.training.latents import posteriors
 from hf_latent.training.latents.config import EncodeConfig
 from hf_latent.training.latents.encode import encode_latents
-from hf_latent.training.latents.files import write_file
-from hf_latent.training.latents.posteriors import encode_batch
 from tests.conftest import make_autoencoder
-from tests.data.latent_caches import all_bytes, cut_short, flip_a_bit, read_json, write_manifest
+from tests.data.latent_caches import all_bytes, assert_same_batch, cut_short, flip_a_bit, read_json
 from tests.training.encoding import as_flags, encode_settings, save_autoencoder
 
 SHARDS = [f"train-{n:06d}.safetensors" for n in range(4)]
@@ -55,13 +53,13 @@ def cache(whole, tmp_path):
 def written(monkeypatch):
     """The names of the files that encoding writes from here on."""
     names: list[str] = []
-    write_file = latents.write_file
+    write_shard = latents.write_shard
 
-    def spy(folder, name, tensors):
-        names.append(name)
-        return write_file(folder, name, tensors)
+    def spy(path, tensors):
+        names.append(path.name)
+        return write_shard(path, tensors)
 
-    monkeypatch.setattr(latents, "write_file", spy)
+    monkeypatch.setattr(latents, "write_shard", spy)
     return names
 
 
@@ -80,63 +78,25 @@ def times(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
 
 
-def test_encode_batch_is_on_the_denoisers_scale(images):
-    vae = make_autoencoder()
-    vae.register_to_config(
-        scaling_factor=0.5,
-        shift_factor=0.1,
-        latents_mean=[0.1, -0.2, 0.3, -0.4],
-        latents_std=[1.5, 0.5, 2.0, 3.0],
-    )
-    mean, std = encode_batch(vae, images)
-    assert not mean.requires_grad
-    torch.testing.assert_close(mean, encode_images(vae, images, sample_posterior=False))
-    noise = torch.randn(images.shape[0], 4, 4, 4, generator=torch.Generator().manual_seed(7))
-    sample = encode_images(vae, images, torch.Generator().manual_seed(7))
-    torch.testing.assert_close(mean + std * noise, sample, rtol=0, atol=1e-5)
-
-
-def test_an_autoencoder_without_a_posterior_has_no_deviation(images):
-    torch.manual_seed(0)
-    vae = AutoencoderTiny(
-        in_channels=1,
-        out_channels=1,
-        encoder_block_out_channels=(8, 8),
-        decoder_block_out_channels=(8, 8),
-        num_encoder_blocks=(1, 1),
-        num_decoder_blocks=(1, 1),
-    ).eval()
-    vae.register_to_config(scaling_factor=0.5)
-    mean, std = encode_batch(vae, images)
-    torch.testing.assert_close(mean, encode_images(vae, images))
-    assert std.shape == mean.shape
-    assert not std.any()
-
-
-def test_what_is_encoded_in_half_precision_is_float32(images):
-    mean, std = encode_batch(make_autoencoder().to(torch.bfloat16), images)
-    assert mean.dtype == std.dtype == torch.float32
-
-
 def test_views_are_the_image_and_its_true_mirror_image(whole, vae_folder):
     config, _ = whole
     cache, splits = LatentCache(config.output_dir), open_images(config)
     images, vae = splits.train.view(False).read(), load_autoencoder(vae_folder)
     rows = torch.arange(40)
-    for view, (mean, std) in enumerate([encode_batch(vae, x) for x in (images, images.flip(3))]):
+    with torch.no_grad():
+        encoded = [encode_posteriors(vae, x) for x in (images, images.flip(3))]
+    for view, expected in enumerate(encoded):
         found = cache.train.read(rows, torch.full((40,), bool(view)))
-        torch.testing.assert_close(found.mean, mean, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(found.std, std, rtol=1e-5, atol=1e-5)
-        assert torch.equal(found.class_labels, splits.train.labels)
-    plain = cache.train.read(rows)
+        labels = {"class_labels": splits.train.labels}
+        assert_same_batch(found, LatentBatch(expected, labels), tolerance=1e-5)
+    plain = cache.train.read(rows).posteriors
     # A mirrored latent is not the latent of the mirrored image.
-    assert ((mean - plain.mean.flip(3)).abs().amax((1, 2, 3)) > 1e-3).all()
+    assert ((encoded[1].mean - plain.mean.flip(3)).abs().amax((1, 2, 3)) > 1e-3).all()
     held_out = splits.validation.evenly_spaced(12)
-    found = cache.validation.read(torch.arange(12))
-    mean, std = encode_batch(vae, held_out.read())
-    torch.testing.assert_close(found.mean, mean, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(found.std, std, rtol=1e-5, atol=1e-5)
-    assert torch.equal(found.class_labels, held_out.labels)
+    with torch.no_grad():
+        encoded_held_out = encode_posteriors(vae, held_out.read())
+    expected = LatentBatch(encoded_held_out, {"class_labels": held_out.labels})
+    assert_same_batch(cache.validation.read(torch.arange(12)), expected, tolerance=1e-5)
 
 
 def test_a_shard_has_the_tensors_that_are_documented(whole):
@@ -197,9 +157,9 @@ def test_a_batch_never_crosses_a_file(cache, monkeypatch):
 
     def spy(vae, images):
         sizes.append(len(images))
-        return encode_batch(vae, images)
+        return encode_posteriors(vae, images)
 
-    monkeypatch.setattr(posteriors, "encode_batch", spy)
+    monkeypatch.setattr(posteriors, "encode_posteriors", spy)
     shutil.rmtree(cache.output_dir)
     encode(cache)
     assert sizes == [4, 4, 4, 4, 2, 2] * 4 + [4, 4, 2] + [2]
@@ -236,7 +196,7 @@ def test_without_flips_there_is_one_view(whole, tmp_path):
     assert load_file(tmp_path / "plain" / SHARDS[0])["mean"].shape == (10, 1, 4, 8, 8)
     rows = torch.arange(40)
     both = LatentCache(config.output_dir).train.read(rows)
-    assert torch.equal(cache.train.read(rows).mean, both.mean)
+    assert torch.equal(cache.train.read(rows).posteriors.mean, both.posteriors.mean)
 
 
 @pytest.fixture
@@ -259,9 +219,9 @@ def test_all_held_out_images_are_encoded_unless_some_are_asked_for(whole, tmp_pa
     some = encode(config, output_dir=str(tmp_path / "some"), max_validation_samples=3)
     chosen = torch.arange(3) * len(held_out) // 3
     found, expected = some.validation.read(torch.arange(3)), every.validation.read(chosen)
-    torch.testing.assert_close(found.mean, expected.mean, rtol=0, atol=1e-5)
-    # No classes, no labels; and no path in the manifest.
-    assert found.class_labels is None
+    assert_same_batch(found, expected, tolerance=1e-5)
+    # No classes, no conditions; and no path in the manifest.
+    assert found.conditions == {}
     assert every.manifest["id2label"] is None
     assert every.manifest["data"] is None
     assert set(load_file(tmp_path / "all" / SHARDS[0])) == {"mean", "std"}
@@ -277,7 +237,7 @@ def test_files_are_as_large_as_the_data_asks_where_nothing_else_is_said(whole, t
 
 
 def test_a_whole_cache_is_left_as_it_is(cache, whole, written, monkeypatch):
-    monkeypatch.setattr(posteriors, "encode_batch", None)
+    monkeypatch.setattr(posteriors, "encode_posteriors", None)
     before = times(Path(cache.output_dir))
     encode(cache)
     assert written == []
@@ -307,7 +267,7 @@ def begin(folder: Path) -> None:
     """Make a whole cache one that is begun."""
     manifest = read_json(folder)
     for name in manifest["shards"]:
-        write_file(folder, name, load_file(folder / name))
+        write_shard(folder / name, load_file(folder / name))
     for name in ("shards", "latents_mean", "latents_std"):
         del manifest[name]
     write_manifest(folder, manifest)

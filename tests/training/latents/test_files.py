@@ -1,26 +1,11 @@
-import errno
-import json
-import os
-
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from hf_latent.data.latents.manifest import hash_file
-from hf_latent.data.latents.shards import write_shard
+from hf_latent.data.shards import write_shard
 from hf_latent.errors import UserError
 from hf_latent.models.fold import measure_latents
-from hf_latent.training.latents import files as latent_files
-from hf_latent.training.latents.files import (
-    Work,
-    describe_file,
-    finish_manifest,
-    list_work,
-    read_entry,
-    start_folder,
-    write_file,
-)
-from tests.data.latent_caches import cut_short, flip_a_bit, read_json, write_latents
+from hf_latent.training.latents.files import finish_folder, start_folder, sum_file
+from tests.data.latent_caches import read_json, write_latents
 
 NAME = "train-000001.safetensors"
 
@@ -37,67 +22,11 @@ def begun(folder) -> dict:
     return manifest
 
 
-def test_the_work_is_every_file_with_its_rows_in_order(folder):
-    work = list_work(read_json(folder))
-    assert work == [
-        Work("train-000000.safetensors", "train", range(0, 5)),
-        Work("train-000001.safetensors", "train", range(5, 10)),
-        Work("train-000002.safetensors", "train", range(10, 12)),
-        Work("validation-000000.safetensors", "validation", range(0, 5)),
-        Work("validation-000001.safetensors", "validation", range(5, 7)),
-    ]
-
-
-def test_a_file_of_a_finished_cache_is_whole_if_its_hash_is_that_of_the_manifest(folder):
-    recorded = read_json(folder)["shards"]
-    for name, entry in recorded.items():
-        assert read_entry(folder, recorded, name).items() >= entry.items()
-    flip_a_bit(folder / NAME)
-    assert read_entry(folder, recorded, NAME) is None
-
-
-def test_a_file_of_an_unfinished_cache_is_whole_if_its_hash_is_that_of_its_entry(folder):
-    tensors = load_file(folder / NAME)
-    (folder / NAME).unlink()
-    assert read_entry(folder, {}, NAME) is None
-    entry = write_file(folder, NAME, tensors)
-    assert read_entry(folder, {}, NAME) == entry == describe_file(folder / NAME)
-    for damage in (flip_a_bit, cut_short):
-        write_file(folder, NAME, tensors)
-        damage(folder / NAME)
-        assert read_entry(folder, {}, NAME) is None
-
-
-@pytest.mark.parametrize("content", ["", "{}", "[1]", '{"sha256": 7}'])
-def test_a_file_with_a_damaged_entry_or_none_is_made_again(folder, content):
-    assert read_entry(folder, {}, NAME) is None
-    write_file(folder, NAME, load_file(folder / NAME))
-    (folder / NAME).with_name("train-000001.entry.json").write_text(content)
-    assert read_entry(folder, {}, NAME) is None
-
-
-def test_a_full_disk_at_the_manifest_is_one_line_that_names_it(folder, monkeypatch):
-    def full(path, values):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(latent_files, "write_json", full)
-    shards = {NAME: describe_file(folder / NAME)}
-    with pytest.raises(UserError) as error:
-        finish_manifest(folder, begun(folder), shards)
-    assert str(error.value).startswith(
-        f"{folder}/manifest.json cannot be written (No space left on device): make room"
-    )
-
-
-def test_a_file_is_told_by_its_rows_length_hash_and_sums(tmp_path):
+def test_the_sums_of_a_file_are_those_of_all_its_views(tmp_path):
     generator = torch.Generator().manual_seed(0)
     mean, std = torch.randn(2, 3, 2, 4, 5, 6, generator=generator)
     write_shard(tmp_path / NAME, {"mean": mean, "std": std})
-    found = describe_file(tmp_path / NAME)
-    assert found["rows"] == 3
-    assert found["bytes"] == (tmp_path / NAME).stat().st_size
-    assert found["sha256"] == hash_file(tmp_path / NAME)
-    sums = torch.tensor(found["sums"], dtype=torch.float64)
+    sums = torch.tensor(sum_file(tmp_path / NAME), dtype=torch.float64)
     axes = (0, 1, 3, 4)
     expected = [
         torch.full((4,), 3.0 * 2 * 5 * 6, dtype=torch.float64),
@@ -108,22 +37,16 @@ def test_a_file_is_told_by_its_rows_length_hash_and_sums(tmp_path):
     torch.testing.assert_close(sums, torch.stack(expected), rtol=1e-6, atol=1e-6)
 
 
-def test_the_statistics_are_of_the_training_images_alone_in_7_digits(tmp_path):
-    generator = torch.Generator().manual_seed(0)
-    shards, parts = {}, []
-    for name in ("train-000000", "train-000001", "validation-000000"):
-        sums = torch.rand(4, 2, generator=generator, dtype=torch.float64) + 1
-        sums[2] += 9
-        parts.append(sums)
-        shards[name] = {"rows": 1, "bytes": 2, "sha256": "3", "sums": sums.tolist()}
-    finish_manifest(tmp_path, {"format": "f"}, shards)
-    written = json.loads((tmp_path / "manifest.json").read_text())
-    expected = measure_latents(parts[0] + parts[1])
+def test_the_statistics_are_of_the_files_sums_in_7_digits(tmp_path):
+    sums = torch.rand(2, 4, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 1
+    sums[:, 2] += 9
+    shards = {NAME: {"rows": 1, "bytes": 2, "sha256": "3"}}
+    finish_folder(tmp_path, {"format": "f"}, shards, sums.tolist())
+    written = read_json(tmp_path)
+    expected = measure_latents(sums.sum(0))
     assert written["latents_mean"] == [float(f"{x:.7g}") for x in expected.mean.tolist()]
     assert written["latents_std"] == [float(f"{x:.7g}") for x in expected.std.tolist()]
-    kept = {"rows": 1, "bytes": 2, "sha256": "3"}
-    assert written["shards"] == dict.fromkeys(shards, kept)
-    assert list(written["shards"]) == list(shards)
+    assert written["shards"] == shards
 
 
 def test_a_folder_begins_with_its_manifest(tmp_path):

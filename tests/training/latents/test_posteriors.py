@@ -1,7 +1,8 @@
 import torch
 
 from hf_latent.models.frozen import freeze
-from hf_latent.training.latents.posteriors import encode_batch, encode_batches
+from hf_latent.pipeline.encode import encode_posteriors
+from hf_latent.training.latents.posteriors import encode_batches
 from tests.conftest import make_autoencoder
 
 IMAGES = torch.rand(11, 1, 16, 16, generator=torch.Generator().manual_seed(2)) * 2 - 1
@@ -25,9 +26,9 @@ def test_batches_come_in_order_and_are_those_of_the_images_and_their_mirror_imag
     assert [len(mean) for mean, _ in found] == [2, 2, 2, 2, 2, 1]
     for images, (mean, std) in zip(IMAGES.split(2), found, strict=True):
         for view, shown in enumerate((images, images.flip(3))):
-            expected_mean, expected_std = encode_batch(vae, shown)
-            torch.testing.assert_close(mean[:, view], expected_mean, rtol=0, atol=1e-6)
-            torch.testing.assert_close(std[:, view], expected_std, rtol=0, atol=1e-6)
+            expected = encode_posteriors(vae, shown)
+            torch.testing.assert_close(mean[:, view], expected.mean, rtol=0, atol=1e-6)
+            torch.testing.assert_close(std[:, view], expected.std, rtol=0, atol=1e-6)
 
 
 def test_the_number_of_threads_does_not_show_in_the_bits():

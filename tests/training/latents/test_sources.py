@@ -10,19 +10,20 @@ from accelerate import Accelerator
 
 from hf_latent.command import run_command
 from hf_latent.data.images.open import ImageSplits, open_images
-from hf_latent.data.latents.cache import LatentPosteriors
+from hf_latent.data.latents.cache import LatentBatch
+from hf_latent.data.shards import write_manifest
 from hf_latent.errors import UserError
 from hf_latent.models.frozen import freeze
 from hf_latent.models.load import load_autoencoder
+from hf_latent.pipeline.encode import encode_posteriors
 from hf_latent.training.denoiser import train_denoiser
 from hf_latent.training.denoiser_config import DenoiserConfig
 from hf_latent.training.latents import posteriors
 from hf_latent.training.latents.encode import encode_latents
-from hf_latent.training.latents.source import LatentSource
-from hf_latent.training.latents.sources import open_latent_source
+from hf_latent.training.latents.sources import LatentSource, open_latent_source
 from hf_latent.training.run.batches import GlobalBatchSampler, ProcessRows
 from hf_latent.training.run.clock import TrainingClock
-from tests.data.latent_caches import all_bytes, cut_short, flip_a_bit, read_json, write_manifest
+from tests.data.latent_caches import all_bytes, assert_same_batch, cut_short, flip_a_bit, read_json
 from tests.training.conftest import SHORT
 from tests.training.encoding import IMAGES, encode_settings, save_autoencoder
 
@@ -70,10 +71,8 @@ def open_source(config: DenoiserConfig, splits: ImageSplits | None = None) -> La
     return source
 
 
-def assert_close(found: LatentPosteriors, expected: LatentPosteriors) -> None:
-    torch.testing.assert_close(found.mean, expected.mean, rtol=0, atol=1e-4)
-    torch.testing.assert_close(found.std, expected.std, rtol=0, atol=1e-4)
-    assert torch.equal(found.class_labels, expected.class_labels)
+def assert_close(found: LatentBatch, expected: LatentBatch) -> None:
+    assert_same_batch(found, expected, tolerance=1e-4)
 
 
 def mistake(action) -> str:
@@ -108,8 +107,8 @@ def test_the_images_of_a_batch_are_those_of_the_order_mirrored_as_drawn(settings
     sampler = GlobalBatchSampler(40, ProcessRows(8), config.seed, 3)
     for keys, batch in islice(zip(sampler, source.batches(3), strict=False), 6):
         images = torch.stack([train[key]["images"] for key in keys])
-        mean, _ = posteriors.encode_batch(vae, images)
-        torch.testing.assert_close(batch.mean, mean, rtol=0, atol=1e-4)
+        expected = encode_posteriors(vae, images)
+        torch.testing.assert_close(batch.posteriors.mean, expected.mean, rtol=0, atol=1e-4)
 
 
 def test_sources_tell_the_same_of_the_run(settings, made):
@@ -131,7 +130,7 @@ def test_fewer_held_out_images_than_the_cache_has_are_evenly_spaced(settings, ma
     whole = open_source(settings(latents=made, max_validation_samples=99)).held_out()
     some = open_source(settings(latents=made, max_validation_samples=4)).held_out()
     assert len(whole) == 12
-    assert torch.equal(some.mean, whole.mean[[0, 3, 6, 9]])
+    assert torch.equal(some.posteriors.mean, whole.posteriors.mean[[0, 3, 6, 9]])
 
 
 def test_a_stream_has_the_images_of_the_cache(settings, made):
@@ -139,16 +138,16 @@ def test_a_stream_has_the_images_of_the_cache(settings, made):
     images = {
         tuple(row.flatten().tolist())
         for batch in islice(source.batches(0), 5)
-        for row in batch.mean
+        for row in batch.posteriors.mean
     }
-    shards = open_source(settings(latents=made))._cache.train
+    shards = open_source(settings(latents=made)).cache.train
     rows = torch.arange(40)
-    both = [shards.read(rows, torch.full((40,), bool(view))).mean for view in range(2)]
+    both = [shards.read(rows, torch.full((40,), bool(view))).posteriors.mean for view in range(2)]
     known = {tuple(row.flatten().tolist()): n % 40 for n, row in enumerate(torch.cat(both))}
     assert sorted(known[image] for image in images) == list(range(40))
     later = list(islice(source.batches(2), 2))
     for found, expected in zip(later, islice(source.batches(0), 2, 4), strict=True):
-        assert torch.equal(found.mean, expected.mean)
+        assert_same_batch(found, expected)
 
 
 def test_encoding_in_the_run_is_timed_and_counted(settings, tmp_path):
@@ -285,10 +284,10 @@ def test_another_runs_latents_are_replaced_only_where_that_is_asked_for(settings
     assert all_bytes(tmp_path / "run" / "latents") == before
     source = open_source(replace(other, overwrite_output_dir=True))
     assert source.encoded_images == 30 + 2000
-    assert len(source._cache.train) == 30
+    assert len(source.cache.train) == 30
 
 
 def test_a_new_run_over_an_old_one_of_the_same_images_encodes_nothing(settings, monkeypatch):
     open_source(settings())
-    monkeypatch.setattr(posteriors, "encode_batch", None)
+    monkeypatch.setattr(posteriors, "encode_posteriors", None)
     open_source(settings(overwrite_output_dir=True, seed=0, learning_rate=1e-4))

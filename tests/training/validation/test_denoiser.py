@@ -3,9 +3,10 @@ import json
 import pytest
 import torch
 
-from hf_latent.data.latents.cache import LatentPosteriors
+from hf_latent.data.latents.cache import LatentBatch
 from hf_latent.models.presets import create_scheduler
 from hf_latent.pipeline.add_noise import add_noise
+from hf_latent.pipeline.encode import LatentPosteriors
 from hf_latent.training.denoiser import train_denoiser
 from hf_latent.training.losses import denoising_loss
 from hf_latent.training.run.batches import seeded_generator
@@ -30,12 +31,12 @@ def test_noise_levels_cover_the_range():
 
 def test_held_out_loss_is_that_of_the_target_and_never_changes():
     mean = torch.full((300, 4, 4, 4), 3.0)
-    posteriors = LatentPosteriors(mean, torch.zeros_like(mean))
+    held_out = LatentBatch(LatentPosteriors(mean, torch.zeros_like(mean)), {})
     scheduler = create_scheduler("flow")
-    loss = held_out_denoising_loss(ZeroDenoiser(), scheduler, posteriors, 64, 0)
+    loss = held_out_denoising_loss(ZeroDenoiser(), scheduler, held_out, 64, 0)
     # E (noise - 3)^2 = 1 + 9
     assert abs(loss.mean - 10) < 0.3
-    assert loss == held_out_denoising_loss(ZeroDenoiser(), scheduler, posteriors, 64, 0)
+    assert loss == held_out_denoising_loss(ZeroDenoiser(), scheduler, held_out, 64, 0)
 
 
 @pytest.mark.parametrize("objective", ["flow", "v_prediction"])
@@ -43,7 +44,7 @@ def test_held_out_loss_of_each_part_of_the_noise_levels(objective):
     generator = torch.Generator().manual_seed(4)
     posteriors = LatentPosteriors(*torch.rand(2, 53, 4, 4, 4, generator=generator))
     scheduler = create_scheduler(objective)
-    found = held_out_denoising_loss(ZeroDenoiser(), scheduler, posteriors, 8, 0)
+    found = held_out_denoising_loss(ZeroDenoiser(), scheduler, LatentBatch(posteriors, {}), 8, 0)
 
     generator = seeded_generator(0, "validation")
     posterior_noise, noise = torch.randn(2, 53, 4, 4, 4, generator=generator)
@@ -69,7 +70,7 @@ def test_held_out_loss_of_each_part_of_the_noise_levels(objective):
 def test_parts_without_images_are_left_out():
     posteriors = LatentPosteriors(*torch.rand(2, 2, 4, 4, 4))
     scheduler = create_scheduler("flow")
-    loss = held_out_denoising_loss(ZeroDenoiser(), scheduler, posteriors, 8, 0)
+    loss = held_out_denoising_loss(ZeroDenoiser(), scheduler, LatentBatch(posteriors, {}), 8, 0)
     assert list(loss.by_timesteps) == [(200, 400), (600, 800)]
 
 

@@ -1,10 +1,18 @@
 """Tensors of many images on disk: written a shard at a time, read through memory maps.
 
-Memory stays flat in the number of images, and a killed run goes on at the first missing shard.
+    manifest.json                      what the rows depend on and, once all shards are there,
+                                       every shard's number of rows, length and checksum
+    000000.safetensors ...             named tensors with one row an image
+    000000.entry.json ...              the same of one shard, until all are there
+
+Memory stays flat in the number of images. A killed run goes on: what has its entry, and its
+checksum, is not made again. Several processes can write different shards of one folder.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,30 +36,24 @@ class Shards:
 
     Args:
         folder: of the shards.
-        manifest: says `rows` and `shard_rows`; None: read from manifest.json.
+        num_rows: how many rows in all.
+        shard_rows: rows of a shard; the last one may have fewer.
         prefix: of the shards' names.
-        row_shapes: what a row of each tensor must be, by name; None: anything.
-
-    Raises:
-        UserError: if there is no manifest to read.
+        row_shapes: shape of a row of each tensor, by name; what is not named may have any.
     """
 
     def __init__(
         self,
         folder: str | Path,
-        manifest: dict[str, Any] | None = None,
+        num_rows: int,
+        shard_rows: int,
         prefix: str = "",
         row_shapes: Mapping[str, tuple[int, ...]] | None = None,
     ):
-        """Read the manifest; no shard is opened yet."""
-        self.folder, self.prefix, self._row_shapes = Path(folder), prefix, row_shapes or {}
-        try:
-            if manifest is None:
-                manifest = json.loads((self.folder / "manifest.json").read_text())
-            self.manifest: dict[str, Any] = manifest
-            self._length, self._shard_rows = int(manifest["rows"]), int(manifest["shard_rows"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{self.folder} has no manifest.json to read: remove it") from error
+        """Open no shard yet."""
+        self.folder, self._row_shapes = Path(folder), row_shapes or {}
+        self._length, self._shard_rows = num_rows, shard_rows
+        self._names = list(shard_ranges(num_rows, shard_rows, prefix))
         self._open: dict[tuple[int, str], torch.Tensor] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -63,7 +65,7 @@ class Shards:
         return self._length
 
     def _map(self, number: int, name: str) -> torch.Tensor:
-        path = self.folder / shard_name(number, self.prefix)
+        path = self.folder / self._names[number]
         try:
             with safe_open(path, "pt") as file:
                 tensor = file.get_tensor(name)
@@ -99,7 +101,7 @@ class Shards:
 
     def read_in_order(self, name: str) -> Iterator[torch.Tensor]:
         """Read a tensor shard by shard, without a copy: views of the mapped files."""
-        for number in range(-(-len(self) // self._shard_rows)):
+        for number in range(len(self._names)):
             yield self._map(number, name)  # not kept: what is yielded may be changed
 
     def read(self, name: str, rows: torch.Tensor) -> torch.Tensor:
@@ -185,12 +187,12 @@ def write_shards(
     identity: dict[str, Any],
     on_rows: Callable[[int], object] = lambda count: None,
 ) -> Shards:
-    """Write what is missing of a folder of shards.
+    """Write a folder of shards, except those that are there.
 
     Args:
-        folder: made where it is missing. One that was begun for the same identity goes on.
+        folder: made if it is missing. One that was begun for the same identity goes on.
         num_rows: how many rows in all.
-        make_rows: the tensors of a range of rows, on the CPU.
+        make_rows: makes the tensors of a range of rows, on the CPU.
         identity: what the rows depend on, as JSON; kept in manifest.json.
         on_rows: called with the number of rows after each shard, also after one that was there.
 
@@ -203,8 +205,13 @@ def write_shards(
     folder = Path(folder)
     manifest = {"rows": num_rows, "shard_rows": SHARD_ROWS, **identity}
     manifest = json.loads(json.dumps(manifest))  # as it will be read again
+    recorded: dict[str, Any] = {}
     if (folder / "manifest.json").is_file():
-        before = Shards(folder).manifest
+        try:
+            before = json.loads((folder / "manifest.json").read_bytes())
+            recorded = before.pop("shards", {})
+        except (OSError, ValueError, AttributeError, TypeError) as error:
+            raise UserError(f"{folder} has no manifest.json to read: remove it") from error
         if before != manifest:
             other = [k for k in {**before, **manifest} if before.get(k) != manifest.get(k)]
             what = "number of images" if other[0] == "rows" else other[0]
@@ -212,37 +219,103 @@ def write_shards(
                 f"{folder} was made with another {what}: remove that folder, or choose another"
             )
     else:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "manifest.json", manifest)
-    for number, start in enumerate(range(0, num_rows, SHARD_ROWS)):
-        rows = range(start, min(start + SHARD_ROWS, num_rows))
-        path = folder / shard_name(number)
-        if not path.is_file():
-            write_shard(path, make_rows(rows))
+        write_manifest(folder, manifest)
+    shards = {}
+    for name, rows in shard_ranges(num_rows, SHARD_ROWS).items():
+        path = folder / name
+        shards[name] = find_shard(path, recorded.get(name)) or write_shard(path, make_rows(rows))
         on_rows(len(rows))
-    return Shards(folder)
+    if shards != recorded:
+        write_manifest(folder, manifest, shards)
+    return Shards(folder, num_rows, SHARD_ROWS)
 
 
-def shard_name(number: int, prefix: str = "") -> str:
-    """Return the name of a shard's file."""
-    return f"{prefix}{number:06d}.safetensors"
+def shard_ranges(num_rows: int, shard_rows: int, prefix: str = "") -> dict[str, range]:
+    """Return which rows each shard has, by the name of its file, in order."""
+    return {
+        f"{prefix}{number:06d}.safetensors": range(start, min(start + shard_rows, num_rows))
+        for number, start in enumerate(range(0, num_rows, shard_rows))
+    }
 
 
-def write_shard(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Write one shard whole, or nothing.
+def write_shard(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """Write one shard whole, then its entry beside it, by which the next run knows it again.
 
     Args:
         path: of the file.
-        tensors: on the CPU.
+        tensors: on the CPU, with one row an image.
+
+    Returns:
+        The entry, for the manifest: `rows`, `bytes` and `sha256`.
 
     Raises:
         UserError: if the disk is full, or the folder cannot be written.
     """
-    try:
+    content = save({name: x.contiguous() for name, x in tensors.items()})
+    entry = {
+        "rows": len(next(iter(tensors.values()))),
+        "bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
+    with _full_disk_is_one_line(path):
         with replaced_whole(path) as temporary:
-            temporary.write_bytes(save({name: x.contiguous() for name, x in tensors.items()}))
-    except (OSError, SafetensorError) as error:
+            temporary.write_bytes(content)
+        write_json(_entry_path(path), entry)
+    return entry
+
+
+def find_shard(path: Path, recorded: dict[str, Any] | None = None) -> dict[str, Any] | None:
+    """Return the entry of a shard that is what was written; None: it has to be made.
+
+    Args:
+        path: of the file.
+        recorded: its entry in a finished manifest; None: it is read beside the file.
+    """
+    try:
+        entry = recorded or json.loads(_entry_path(path).read_bytes())
+        entry = {key: entry[key] for key in ("rows", "bytes", "sha256")}
+        return entry if hash_file(path) == entry["sha256"] else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def write_manifest(
+    folder: Path, manifest: dict[str, Any], shards: dict[str, dict[str, Any]] | None = None
+) -> None:
+    """Write manifest.json: to begin a folder, or to finish it.
+
+    Args:
+        folder: made if it is missing.
+        manifest: what the shards depend on.
+        shards: the entries of all files, by name, if all are there; those beside them are removed.
+
+    Raises:
+        UserError: if the disk is full, or the folder cannot be written.
+    """
+    path = folder / "manifest.json"
+    with _full_disk_is_one_line(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, manifest if shards is None else manifest | {"shards": shards})
+    for name in shards or {}:
+        _entry_path(folder / name).unlink(missing_ok=True)
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file, as 64 hex digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _entry_path(path: Path) -> Path:
+    return path.with_name(f"{path.stem}.entry.json")
+
+
+@contextmanager
+def _full_disk_is_one_line(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
         raise UserError(
-            f"{path} cannot be written ({error}): make room, and run the same command again; what "
-            "was written before is kept"
+            f"{path} cannot be written ({error.strerror}): make room, and run the same command "
+            "again; what was written before is kept"
         ) from error

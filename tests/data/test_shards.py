@@ -1,11 +1,22 @@
+import errno
+import hashlib
 import json
+import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 
-from hf_latent.data.latents import shards
-from hf_latent.data.latents.shards import Shards, write_shards
+from hf_latent.data import shards
+from hf_latent.data.shards import (
+    Shards,
+    find_shard,
+    hash_file,
+    write_manifest,
+    write_shard,
+    write_shards,
+)
 from hf_latent.errors import UserError
 
 ROWS = 23
@@ -41,7 +52,7 @@ def mistake(action, *parts: str) -> None:
 def test_all_rows_come_back_as_they_were(tmp_path, name):
     written = write(tmp_path / "new" / "folder")
     assert len(written) == ROWS
-    blocks = list(Shards(tmp_path / "new" / "folder").select(name))
+    blocks = list(Shards(tmp_path / "new" / "folder", ROWS, 5).select(name))
     assert [len(block) for block in blocks] == [5, 5, 5, 5, 3]
     assert torch.equal(torch.cat(blocks), TENSORS[name])
     assert all(block.dtype == TENSORS[name].dtype for block in blocks)
@@ -54,7 +65,12 @@ def test_there_is_one_file_a_shard_and_a_manifest(tmp_path):
         "manifest.json",
     ]
     manifest = json.loads((tmp_path / "folder" / "manifest.json").read_text())
+    written = manifest.pop("shards")
     assert manifest == {"rows": ROWS, "shard_rows": 5, "seed": 0, "sizes": [1, 2]}
+    assert [shard["rows"] for shard in written.values()] == [5, 5, 5, 5, 3]
+    for name, shard in written.items():
+        assert shard["bytes"] == (tmp_path / "folder" / name).stat().st_size
+        assert shard["sha256"] == hash_file(tmp_path / "folder" / name)
 
 
 @pytest.mark.parametrize(
@@ -212,15 +228,60 @@ def test_a_damaged_shard_is_named_in_one_line(tmp_path, damage):
     assert torch.equal(torch.cat(list(write(tmp_path).select("numbers"))), NUMBERS)
 
 
-@pytest.mark.parametrize(
-    "content", ["", "{", "[1, 2]", "{}", '{"rows": "many"}', '{"rows": null}', "17"]
-)
+@pytest.mark.parametrize("damage", [cut_in_the_data, cut_in_the_header, overwrite, remove])
+@pytest.mark.parametrize("finished", [True, False])
+def test_what_is_not_what_was_written_is_made_again(tmp_path, damage, finished):
+    def make(rows):
+        made.append(rows.start)
+        if rows.start == 20 and not finished and len(made) == 5:
+            raise KeyboardInterrupt
+        return make_rows(rows)
+
+    made: list[int] = []
+    with nullcontext() if finished else pytest.raises(KeyboardInterrupt):
+        write(tmp_path, make)
+    damage(tmp_path / "000002.safetensors")
+    made.clear()
+    assert torch.equal(torch.cat(list(write(tmp_path, make).select("numbers"))), NUMBERS)
+    assert made == ([10] if finished else [10, 20])
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]", '{"sha256": 7}'])
+def test_a_shard_with_a_damaged_entry_or_none_is_not_known_again(tmp_path, content):
+    path = tmp_path / "000000.safetensors"
+    entry = write_shard(path, TENSORS)
+    assert find_shard(path) == find_shard(path, entry) == entry
+    (tmp_path / "000000.entry.json").write_text(content)
+    assert find_shard(path) is None
+    (tmp_path / "000000.entry.json").unlink()
+    assert find_shard(path) is None
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1, 2]", "17"])
 def test_a_broken_manifest_is_named_in_one_line(tmp_path, content):
     write(tmp_path)
     (tmp_path / "manifest.json").write_text(content)
-    for action in (lambda: Shards(tmp_path), lambda: write(tmp_path)):
-        mistake(action, f"{tmp_path} has no manifest.json to read: remove it")
+    mistake(lambda: write(tmp_path), f"{tmp_path} has no manifest.json to read: remove it")
 
 
-def test_a_folder_without_manifest_is_named_in_one_line(tmp_path):
-    mistake(lambda: Shards(tmp_path / "nowhere"), "nowhere has no manifest.json to read")
+@pytest.mark.parametrize("content", ["{}", '{"rows": "many"}', '{"rows": null}'])
+def test_a_manifest_of_something_else_is_refused(tmp_path, content):
+    write(tmp_path)
+    (tmp_path / "manifest.json").write_text(content)
+    mistake(lambda: write(tmp_path), f"{tmp_path} was made with another", "remove that folder")
+
+
+def test_the_hash_of_a_file_is_its_sha256(tmp_path):
+    (tmp_path / "file").write_bytes(b"latents")
+    assert hash_file(tmp_path / "file") == hashlib.sha256(b"latents").hexdigest()
+
+
+def test_a_full_disk_at_the_manifest_is_one_line_that_names_it(tmp_path, monkeypatch):
+    def full(path, values):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(shards, "write_json", full)
+    mistake(
+        lambda: write_manifest(tmp_path, {"format": "f"}, {}),
+        f"{tmp_path}/manifest.json cannot be written (No space left on device): make room",
+    )
