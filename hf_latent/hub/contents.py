@@ -21,6 +21,7 @@ from hf_latent.hub.model_files import (
     ENTRIES,
     INDEX,
     PIPELINE,
+    REPORTS,
     WEIGHTS,
     check_files,
     checkpoint_files,
@@ -155,12 +156,14 @@ class ModelContents(_Contents):
         index = remote.read_json("model_index.json")
         if self.entry == "model_index.json":
             parts |= {x for x in index if COMPONENT.fullmatch(x) and isinstance(index[x], list)}
-        others = set()
+        card = remote.read("README.md").decode(errors="replace")
+        pictures = card_pictures(card) if is_unedited(card) else []
+        others = {name for name in pictures if _PICTURE.fullmatch(name)}
+        # Files of these names may be anybody's: a push sends them with these signs.
         if index.get("_class_name") == [MODULES[0], PIPELINE]:
             others |= {f"{module}.py" for module in RETIRED_MODULES}
-        card = remote.read("README.md").decode(errors="replace")
-        if is_unedited(card):  # otherwise reports and pictures of these names may be anybody's
-            others |= {*ABOUT, *card_pictures(card)}
+        reports = {x for x in REPORTS if "vae_weights_sha256" in remote.read_json(x)}
+        others |= set(ABOUT) if "training.json" in reports else reports
         found = []
         for name in remote.names - self.files.keys():
             part, _, file = name.rpartition("/")

@@ -15,7 +15,8 @@ from hf_latent.pipeline.hub_format import MODULES
 
 PIPELINE, AUTOENCODERS = "LatentDiffusionPipeline", ("AutoencoderKL", "AutoencoderTiny")
 ENTRIES = ("model_index.json", "config.json")
-ABOUT = ("training.json", "config.yaml", "metrics.json")
+REPORTS = ("training.json", "metrics.json")
+ABOUT = (*REPORTS, "config.yaml")
 CODE = tuple(f"{module}.py" for module in MODULES)
 CONFIGS = ("config.json", "scheduler_config.json")
 # One file, or the shards of a large model, and perhaps of a variant, like fp16.

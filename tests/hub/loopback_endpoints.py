@@ -25,6 +25,7 @@ class Endpoints:
     repos: dict[tuple[str, str], Repo]
     tokens: dict[str, Account]
     stored: dict[str, bytes]  # LFS objects by their sha256
+    xet: str  # the address of Xet's storage, which knows nothing of `stored`
 
     def account(self, headers: dict[str, str]) -> Account | None:
         token = headers.get("authorization", "").removeprefix("Bearer ")
@@ -137,6 +138,10 @@ class Endpoints:
             answers.append(answer | ({"oid": files[path].etag} if path in files else {}))
         return {"files": answers}
 
+    def xet_token(self, repo: Repo, account: Account | None, **_: Any) -> dict:
+        self.writable(repo, account, proposal=True)
+        return {"casUrl": self.xet, "accessToken": "xet", "exp": 2**40}
+
     def batch(self, repo: Repo, body: bytes, account: Account | None, **_: Any) -> dict:
         self.writable(repo, account, proposal=True)
         objects = json.loads(body)["objects"]
@@ -207,6 +212,7 @@ ROUTES = [
         ("POST", API + r"/paths-info/(?P<rev>[^/]+)", "paths"),
         ("POST", API + r"/branch/(?P<rev>[^/]+)", "branch"),
         ("POST", API + r"/preupload/(?P<rev>[^/]+)", "preupload"),
+        ("GET", API + r"/xet-write-token/(?P<rev>[^/]+)", "xet_token"),
         ("POST", API + r"/commit/(?P<rev>[^/]+)", "commit"),
         ("POST", LINK + r"\.git/info/lfs/objects/batch", "batch"),
         ("PUT", r"/lfs/(?P<oid>\w+)", "store"),

@@ -3,7 +3,8 @@
 It keeps model and data set repositories in memory and answers what huggingface_hub asks of the true
 Hub: accounts, repositories, LFS, commits, pull requests, revisions, trees, files and their ranges.
 It refuses what the Hub refuses (missing, private and foreign repositories, read-only tokens), fails
-when told to, and keeps a record of every request. It has no Xet, no gating, and nothing is merged.
+when told to, and keeps a record of every request. It has no gating, nothing is merged, and of Xet only
+the token.
 
     with LoopbackHub() as hub:
         hub.add_token("hf_writer", "ada")
@@ -60,6 +61,7 @@ class LoopbackHub(Endpoints):
         self.repos.clear()
         self.tokens = {}
         self.stored = {}
+        self.xet = ""
         self.requests: list[Request] = []
         self.faults: list[list[Any]] = []
 
@@ -110,6 +112,7 @@ class LoopbackHub(Endpoints):
 class _Handler(BaseHTTPRequestHandler):
     hub: LoopbackHub
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # an answer goes out whole: its second part would wait 40 ms for an ACK
 
     def log_message(self, *_: Any) -> None:
         pass

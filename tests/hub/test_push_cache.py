@@ -1,3 +1,5 @@
+import hashlib
+
 import pytest
 
 from tests.hub.conftest import TOKEN, write_cache
@@ -83,6 +85,17 @@ def test_a_large_cache_is_taken_for_one_only_at_the_end(hub, push, cache):
     assert [len([x for x in names if "safetensors" in x]) for names in history] == [2, 4]
     assert ["manifest.json" in names for names in history] == [False, True]
     assert_whole(files(hub), cache)
+
+
+def test_shards_are_sent_by_xet_too(hub, push, cache, tmp_path):
+    hub.xet = f"local://{tmp_path / 'storage'}"  # a folder that hf_xet takes for its server
+    shards = [path.read_bytes() for path in cache.glob("*.safetensors")]
+    hub.stored |= {hashlib.sha256(shard).hexdigest(): shard for shard in shards}
+    with_xet = "import huggingface_hub.constants as c; c.HF_HUB_DISABLE_XET = False; "
+    assert push(before=with_xet + TWO_A_COMMIT).status == 0
+    assert_whole(files(hub), cache)
+    assert hub.asked("xet-write-token") and not hub.asked("lfs")
+    assert sum(x.stat().st_size for x in (tmp_path / "storage").rglob("*") if x.is_file())
 
 
 def test_another_cache_takes_the_place_of_the_one_there(hub, push, cache, tmp_path):

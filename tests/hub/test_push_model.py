@@ -189,13 +189,14 @@ def test_pictures_of_an_earlier_card_are_removed_unless_they_are_shown(hub, push
 
 
 def test_remains_of_a_push_without_an_end_are_removed_and_no_other_files(hub, push_model, model):
-    remains = {"unet/diffusion_pytorch_model-00001-of-00009.safetensors": b"old"}
+    remains = ("unet/diffusion_pytorch_model-00001-of-00009.safetensors", "training.json")
     foreign = {
         "diffusion_pytorch_model.safetensors": b"mine",
         "old/diffusion_pytorch_model.safetensors": b"mine",
         "unet/notes.json": b"{}",
     }
-    hub.put(REPO, foreign | remains, kind="models")
+    ours = dict.fromkeys(remains, b'{"vae_weights_sha256": "00"}')
+    hub.put(REPO, foreign | ours, kind="models")
     assert push_model().status == 0
     sent = model_files(hub)
     assert {name: sent.pop(name) for name in foreign} == foreign
