@@ -3,8 +3,8 @@
 It keeps model and data set repositories in memory and answers what huggingface_hub asks of the true
 Hub: accounts, repositories, LFS, commits, pull requests, revisions, trees, files and their ranges.
 It refuses what the Hub refuses (missing, private and foreign repositories, read-only tokens), fails
-when told to, and keeps a record of every request. It has no gating, nothing is merged, and of Xet only
-the token.
+when told to, and keeps a record of every request. It has no gating, nothing is merged, and it has
+only the token of Xet.
 
     with LoopbackHub() as hub:
         hub.add_token("hf_writer", "ada")
