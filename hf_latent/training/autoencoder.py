@@ -118,7 +118,7 @@ def train_autoencoder(
     adversary = Adversary(config, image_shape[0], vae, state, accelerator)
     resume_training(checkpoint, state, asdict(config), accelerator)
 
-    rows = process_rows(config, accelerator)
+    rows = process_rows(config.train_batch_size, accelerator)
     done, workers = clock.step * config.gradient_accumulation_steps, config.dataloader_num_workers
     batches = global_batches(splits.train, rows, config.seed, done, workers)
     held_out_images = splits.validation.evenly_spaced(config.max_validation_samples)

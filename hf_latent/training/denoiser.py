@@ -181,7 +181,7 @@ def train_denoiser(
     resume_training(checkpoint, state, settings, accelerator)
     snapshots.forget_after(clock.step)
 
-    rows = process_rows(config, accelerator)
+    rows = process_rows(config.train_batch_size, accelerator)
     null = null_conditions(unet, rows.batch_size, accelerator.device)
     batches = source.batches(clock.step * config.gradient_accumulation_steps)
 

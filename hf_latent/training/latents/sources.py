@@ -37,7 +37,12 @@ from hf_latent.training.denoiser_config import DenoiserConfig
 from hf_latent.training.latents.config import EncodeConfig
 from hf_latent.training.latents.encode import encode_latents
 from hf_latent.training.run.accelerator import process_rows, together
-from hf_latent.training.run.batches import GlobalBatchSampler, ProcessRows, ignore_signals
+from hf_latent.training.run.batches import (
+    GlobalBatchSampler,
+    ProcessRows,
+    global_batches,
+    ignore_signals,
+)
 from hf_latent.training.run.folder import describe_counts, open_run_images
 
 
@@ -308,14 +313,9 @@ class EncodedLatents(LatentSource):
 
     def batches(self, start_batch: int) -> Iterator[LatentBatch]:
         """Encode the global order's batches."""
-        train, reading = self._splits.train, self.reading
-        loader: DataLoader = DataLoader(
-            train,
-            batch_sampler=GlobalBatchSampler(len(train), reading.rows, reading.seed, start_batch),
-            num_workers=reading.num_workers,
-            worker_init_fn=ignore_signals,
-        )
-        return map(self._encode, loader)
+        train, rows = self._splits.train, self.reading.rows
+        seed, workers = self.reading.seed, self.reading.num_workers
+        return map(self._encode, global_batches(train, rows, seed, start_batch, workers))
 
 
 def open_latent_source(
@@ -336,7 +336,7 @@ def open_latent_source(
         UserError: if it cannot be had, or is not of this run's autoencoder or preprocessing.
     """
     reading = Reading(
-        process_rows(config, accelerator),
+        process_rows(config.train_batch_size, accelerator),
         config.seed,
         config.horizontal_flip,
         config.dataloader_num_workers,

@@ -212,8 +212,6 @@ def create_ema(model: nn.Module, decay: float, device: torch.device) -> EMAModel
     return ema
 
 
-def process_rows(config: TrainingConfig, accelerator: Accelerator) -> ProcessRows:
-    """Say which rows of every global batch this process takes."""
-    return ProcessRows(
-        config.train_batch_size, accelerator.process_index, accelerator.num_processes
-    )
+def process_rows(batch_size: int, accelerator: Accelerator) -> ProcessRows:
+    """Return which rows of every global batch this process takes."""
+    return ProcessRows(batch_size, accelerator.process_index, accelerator.num_processes)
