@@ -65,7 +65,7 @@ class InspectConfig(ImagesOfModelConfig):
 
 
 def open_fitting_images(
-    config: InspectConfig, vae: Autoencoder
+    images: ImagesOfModelConfig, vae: Autoencoder, max_images: int
 ) -> tuple[ImageSplits, ImageDataset, Compression]:
     """Open the data, and make sure that it fits the autoencoder.
 
@@ -76,13 +76,13 @@ def open_fitting_images(
         UserError: if size or channels do not fit, or there are too few held-out images.
     """
     size = vae.config.get("sample_size")
-    if size is None and config.resolution == "auto":
+    if size is None and images.resolution == "auto":
         raise UserError("--resolution is needed: this autoencoder does not say its own")
     height, width = size if isinstance(size, list | tuple) else (size, size)
-    images = config.images_config((height, width), vae.config.in_channels)
-    splits = open_images(images, keep_in_memory=False)
+    config = images.images_config((height, width), vae.config.in_channels)
+    splits = open_images(config, keep_in_memory=False)
     compression = measure_compression(vae, splits.image_shape)
-    held_out = splits.validation.evenly_spaced(config.max_images)
+    held_out = splits.validation.evenly_spaced(max_images)
     if len(held_out) < FEWEST_IMAGES:
         raise UserError(
             f"{len(held_out)} held-out image is too few: raise --validation_fraction or "
@@ -137,7 +137,7 @@ def inspect_autoencoder(config: InspectConfig) -> dict[str, Any]:
         freeze(vae)
         if torch.accelerator.is_available():
             vae.to(torch.accelerator.current_accelerator())
-        splits, held_out, compression = open_fitting_images(config, vae)
+        splits, held_out, compression = open_fitting_images(config, vae, config.max_images)
         name = config.feature_extractor
         extractor = None if name == "none" else load_feature_extractor(name)
     trip = RoundTrip(vae, splits.image_shape, extractor, config.seed)

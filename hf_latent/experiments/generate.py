@@ -39,11 +39,13 @@ class GenerateConfig(SamplingConfig):
     batch_size: PositiveInt = 64
 
 
-def _chosen_labels(config: GenerateConfig, pipeline: LatentDiffusionPipeline) -> list[int] | None:
-    if config.class_labels is None:
+def _chosen_labels(
+    class_labels: int | str | None, pipeline: LatentDiffusionPipeline
+) -> list[int] | None:
+    if class_labels is None:
         return None if pipeline.num_classes is None else list(range(pipeline.num_classes))
     try:
-        return pipeline.get_label_ids([x.strip() for x in str(config.class_labels).split(",")])
+        return pipeline.get_label_ids([x.strip() for x in str(class_labels).split(",")])
     except ValueError as error:
         raise UserError(f"--class_labels: {error}") from error
 
@@ -66,7 +68,7 @@ def generate(config: GenerateConfig) -> Path:
     if not output.parent.is_dir() or output.is_dir() or not os.access(output.parent, os.W_OK):
         raise UserError(f"--output {output} cannot be written: choose a folder that exists")
     pipeline = load_pipeline(config.model, config.sampler, config.guide)
-    labels = _chosen_labels(config, pipeline)
+    labels = _chosen_labels(config.class_labels, pipeline)
     config.check_model(pipeline)
     count_evaluations(pipeline, config.num_inference_steps)
     check_pictures(config.model, pipeline.vae.config.out_channels)

@@ -150,12 +150,12 @@ def make_plan(
     )
 
 
-def read_plan(path: Path, config: SweepConfig) -> Plan:
+def read_plan(path: Path, now: dict[str, Any]) -> Plan:
     """Read the plan of a sweep that is to go on.
 
     Args:
         path: of plan.json.
-        config: what is asked for now.
+        now: the settings that are asked for now, see `SweepConfig.settings`.
 
     Raises:
         UserError: if it cannot be read, or is of other settings.
@@ -164,7 +164,6 @@ def read_plan(path: Path, config: SweepConfig) -> Plan:
     try:
         plan = Plan(**read_json(path))
         before = plan.settings
-        now = config.settings()
         different = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged: {elsewhere}") from error

@@ -72,7 +72,7 @@ def start_sweep(
     plan = None
     if path.is_file():
         try:
-            plan = read_plan(path, config)
+            plan = read_plan(path, config.settings())
         except UserError:
             if not config.overwrite_output_dir:
                 raise
@@ -92,7 +92,7 @@ def start_sweep(
 
 
 def look_at_real_images(
-    config: SweepConfig, splits: ImageSplits, extractor: FeatureExtractor
+    splits: ImageSplits, num_images: int, seed: int, extractor: FeatureExtractor
 ) -> tuple[RealSide, float]:
     """Compute the vectors of real images.
 
@@ -103,7 +103,7 @@ def look_at_real_images(
     def vectors(dataset: ImageDataset) -> list[torch.Tensor]:
         return list(image_vectors(dataset, extractor, BATCH_SIZE))
 
-    images = RealImages.choose(splits, config.num_images, config.seed)
+    images = RealImages.choose(splits, num_images, seed)
     held_out = images.held_out.evenly_spaced(HELD_OUT_IMAGES)
     reference = vectors(images.subset(images.reference))
     real_fd = frechet_distance(vectors(images.subset(images.other)), reference)
@@ -172,7 +172,7 @@ def sweep(
         f"{60 * plan.measuring_minutes:.0f} s to measure both.",
         flush=True,
     )
-    real, real_fd = look_at_real_images(config, splits, extractor)
+    real, real_fd = look_at_real_images(splits, config.num_images, config.seed, extractor)
     finished, failed = sweep_pairs(config, plan, splits, real, now)
     choice = recommend(finished, real_fd)
     report = {

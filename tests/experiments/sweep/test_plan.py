@@ -117,7 +117,7 @@ def plan():
 def test_a_plan_is_read_as_it_was_written(plan, tmp_path):
     write_json(tmp_path / "plan.json", asdict(plan))
     config = SweepConfig(factors=[2, 4], max_minutes=3.0, output_dir="elsewhere")
-    assert read_plan(tmp_path / "plan.json", config) == plan
+    assert read_plan(tmp_path / "plan.json", config.settings()) == plan
     assert plan.pair_minutes == pytest.approx(0.6)
 
 
@@ -126,14 +126,14 @@ def test_other_settings_are_refused_by_name(plan, tmp_path):
     config = SweepConfig(factors="2,4,8", max_minutes=5.0)
     message = r"--factors \[2, 4\] \(now \[2, 4, 8\]\), --max_minutes 3.0 \(now 5.0\); give them"
     with pytest.raises(UserError, match=message):
-        read_plan(tmp_path / "plan.json", config)
+        read_plan(tmp_path / "plan.json", config.settings())
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"settings": 1}', '{"a": 1}'])
 def test_a_damaged_plan_is_refused(text, tmp_path):
     (tmp_path / "plan.json").write_text(text)
     with pytest.raises(UserError, match=r"plan.json is damaged"):
-        read_plan(tmp_path / "plan.json", SweepConfig())
+        read_plan(tmp_path / "plan.json", SweepConfig().settings())
 
 
 @pytest.mark.parametrize("change", ["train_identity", "validation_fingerprint"])
