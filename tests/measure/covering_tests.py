@@ -57,10 +57,7 @@ def choose_tests(
     """
     of_file = contexts.get(mutant.path, {})
     first, last = mutant.statement
-    of_lines = [of_file[line] for line in range(first, last + 1) if line in of_file]
-    covering = set().union(*of_lines)
-    if of_lines and not covering:
-        covering = set().union(*of_file.values())
+    covering = set().union(*(of_file.get(line, set()) for line in range(first, last + 1)))
     timed = sorted((durations.get(durations_key(test), 1.0), test) for test in covering)
     chosen: list[str] = []
     for duration, test in timed:
@@ -69,3 +66,9 @@ def choose_tests(
             break
         chosen.append(test)
     return chosen
+
+
+def is_run(mutant: Mutant, contexts: Contexts) -> bool:
+    """Return whether any process ran a mutant's statement."""
+    first, last = mutant.statement
+    return not contexts.get(mutant.path, {}).keys().isdisjoint(range(first, last + 1))

@@ -1,18 +1,19 @@
 """Measure how many mutants the tests catch.
 
     python tests/measure/mutations.py --coverage FILE [--durations FILE] [--seed 0] [--count 40]
-                                      [--tree DIR] [--jobs 1] [--seconds 60] [--output FILE]
+                                      [--only NUMBER ...] [--tree DIR] [--jobs 1]
+                                      [--seconds 60] [--output FILE]
 
 `--coverage` is a data file of `pytest --cov --cov-context=test`, `--durations` the `--junitxml` of
 such a run. For each mutant, see `mutants.py`, the tests that cover its statement are run on a copy
 of the checkout, the shortest first, for about `--seconds` by their durations; at least one is run.
-A statement that only processes started by tests run has no test's name in the data: the tests that
-cover anything else of its file stand in.
 
     caught        a test fails that passes without the change
     timed out     the tests did not end; counted as caught
     survived      no test fails
-    not covered   there is no test to run; counted as not caught
+    not covered   no test runs the statement; counted as not caught
+    not judged    the tests fail by themselves, or only processes that tests start run the
+                  statement, so that the data has no test's name; not counted
 """
 
 import argparse
@@ -35,7 +36,13 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.measure.covering_tests import choose_tests, durations_key, read_contexts, read_durations
+from tests.measure.covering_tests import (
+    choose_tests,
+    durations_key,
+    is_run,
+    read_contexts,
+    read_durations,
+)
 from tests.measure.mutants import Mutant, apply, draw_mutants
 
 OWN_TREE = Path(__file__).parents[2]
@@ -78,6 +85,7 @@ def run_pytest(folder: Path, options: list[str]) -> None:
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
+    multiprocessing.set_start_method(None, force=True)  # this process was told the server's way
     os.environ["PYTHONPATH"] = str(folder)
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
     sys.dont_write_bytecode = True  # a mutant of the same size and second looks the same
@@ -164,7 +172,7 @@ class Copy:
                 self._passing.update(failed)
                 return Result("caught", count, failed[0], seconds)
             tests = [test for test in tests if test not in failed]  # these fail by themselves
-        return Result("not covered")
+        return Result("not judged", count, "", time.perf_counter() - start)
 
 
 def row(number: int, mutant: Mutant, result: Result) -> str:
@@ -176,10 +184,9 @@ def row(number: int, mutant: Mutant, result: Result) -> str:
 
 
 def summarize(results: Iterable[Result]) -> str:
-    """Return one line with the share of mutants that were caught."""
-    results = list(results)
-    caught = sum(result.is_caught for result in results)
-    return f"caught {caught} of {len(results)}: {100 * caught / len(results):.0f}%"
+    """Return one line with the share of the judged mutants that were caught."""
+    caught = [result.is_caught for result in results if result.verdict != "not judged"]
+    return f"caught {sum(caught)} of {len(caught)}: {100 * sum(caught) / len(caught):.0f}%"
 
 
 def main() -> None:
@@ -189,6 +196,7 @@ def main() -> None:
     parser.add_argument("--durations", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=40)
+    parser.add_argument("--only", type=int, nargs="+", help="numbers of the mutants to try")
     parser.add_argument("--tree", type=Path, default=Path(__file__).parents[2])
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=60)
@@ -199,6 +207,7 @@ def main() -> None:
     contexts = read_contexts(arguments.coverage)
     durations = read_durations(arguments.durations) if arguments.durations else {}
     drawn = draw_mutants(arguments.tree.resolve() / "hf_latent", arguments.seed, arguments.count)
+    numbers = arguments.only or range(len(drawn))
     results: list[dict] = []
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(arguments.jobs) as pool:
         copies: Queue[Copy] = Queue()
@@ -207,6 +216,8 @@ def main() -> None:
 
         def work(mutant: Mutant) -> Result:
             tests = choose_tests(mutant, contexts, durations, arguments.seconds)
+            if not tests:
+                return Result("not judged" if is_run(mutant, contexts) else "not covered")
             expected = sum(durations.get(durations_key(test), 1.0) for test in tests)
             copy = copies.get()
             try:
@@ -216,10 +227,11 @@ def main() -> None:
 
         print("| | line | change | verdict | tests | seconds |\n|---|---|---|---|---|---|")
         done: list[Result] = []
-        for number, (mutant, result) in enumerate(zip(drawn, pool.map(work, drawn), strict=True)):
+        chosen = [drawn[number] for number in numbers]
+        for number, mutant, result in zip(numbers, chosen, pool.map(work, chosen), strict=True):
             print(row(number, mutant, result), flush=True)
             done.append(result)
-            results.append(asdict(mutant) | asdict(result))
+            results.append({"number": number} | asdict(mutant) | asdict(result))
             if arguments.output:
                 arguments.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(f"\n{summarize(done)}")

@@ -4,6 +4,7 @@ from coverage import CoverageData
 from tests.measure.covering_tests import (
     choose_tests,
     durations_key,
+    is_run,
     read_contexts,
     read_durations,
 )
@@ -11,11 +12,18 @@ from tests.measure.mutants import Mutant
 from tests.measure.mutations import Copy, Result, row, summarize
 
 MUTANT = Mutant("hf_latent/a.py", 2, "number + 1", "    return (2)", (2, 2))
+HEAD = """
+import multiprocessing
+from hf_latent.a import one
+
+DEFAULT = multiprocessing.get_all_start_methods()[0]
+"""
 TESTS = {
     "strict": "assert one() == 1",
     "lenient": "assert one() > 0",
     "broken": "assert one() == 3",
     "stuck": "while one() == 2: pass",
+    "forking": "assert multiprocessing.get_start_method() == DEFAULT and one() == 1",
 }
 
 
@@ -25,7 +33,7 @@ def copy(tmp_path) -> Copy:
     (tmp_path / "hf_latent").mkdir()
     (tmp_path / "hf_latent" / "a.py").write_text("def one():\n    return 1\n")
     for name, line in TESTS.items():
-        text = f"from hf_latent.a import one\n\n\ndef test_it():\n    {line}\n"
+        text = f"{HEAD}\n\ndef test_it():\n    {line}\n"
         (tmp_path / f"test_{name}.py").write_text(text)
     return Copy(tmp_path)
 
@@ -35,9 +43,9 @@ def copy(tmp_path) -> Copy:
     [
         (["lenient", "strict"], "caught", "test_strict.py::test_it"),
         (["lenient"], "survived", ""),
+        (["forking"], "caught", "test_forking.py::test_it"),
         (["broken", "strict"], "caught", "test_strict.py::test_it"),
-        (["broken"], "not covered", ""),
-        ([], "not covered", ""),
+        (["broken"], "not judged", ""),
     ],
 )
 def test_a_mutant_is_caught_by_a_test_that_passes_without_it(copy, names, verdict, caught_by):
@@ -78,18 +86,20 @@ def test_the_shortest_tests_that_cover_a_statement_are_chosen():
     assert choose_tests(statement, contexts, durations, 9) == [tests[x] for x in "abc"]
     assert choose_tests(statement, contexts, durations, 1) == [tests[x] for x in "ab"]
     assert choose_tests(MUTANT, contexts, durations, 0) == [tests["b"]]
-
-
-def test_the_tests_of_the_file_stand_in_for_lines_that_only_other_processes_run():
-    contexts = {"hf_latent/a.py": {1: {"t.py::a"}, 2: set()}}
-    assert choose_tests(MUTANT, contexts, {}, 9) == ["t.py::a"]
-    assert choose_tests(MUTANT, {"hf_latent/a.py": {1: {"t.py::a"}}}, {}, 9) == []
+    assert choose_tests(MUTANT, {"hf_latent/a.py": {1: {tests["a"]}}}, {}, 9) == []
     assert choose_tests(MUTANT, {}, {}, 9) == []
 
 
+def test_a_statement_is_run_if_any_process_ran_one_of_its_lines():
+    statement = Mutant("hf_latent/a.py", 2, "", "", (2, 3))
+    assert is_run(statement, {"hf_latent/a.py": {3: set()}})
+    assert not is_run(statement, {"hf_latent/a.py": {1: {"t.py::a"}, 4: set()}})
+    assert not is_run(statement, {})
+
+
 def test_the_report_counts_what_was_noticed():
-    results = [Result("caught"), Result("timed out"), Result("survived"), Result("not covered")]
-    assert summarize(results) == "caught 2 of 4: 50%"
+    verdicts = ("caught", "timed out", "survived", "not covered", "not judged")
+    assert summarize(map(Result, verdicts)) == "caught 2 of 4: 50%"
     assert row(1, MUTANT, Result("survived", 3, "", 4.2)) == (
         "| 1 | hf_latent/a.py:2 | number + 1: `return (2)` | survived | 3 | 4 |"
     )
