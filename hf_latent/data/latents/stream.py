@@ -93,15 +93,23 @@ class LatentStream(IterableDataset):
         share = lanes // num_processes
         self.own_lanes = range(process_index * share, (process_index + 1) * share)
 
-    def __iter__(self) -> Iterator[LatentBatch]:
-        """Yield this process's rows of every batch; of a worker, those of its lanes."""
+    def __iter__(self) -> Iterator[LatentBatch | UserError]:
+        """Yield this process's rows of every batch; in a worker, those of its lanes.
+
+        A worker yields its mistake too: a loader would put a traceback around what is raised.
+        """
         worker = get_worker_info()
         own = self.own_lanes
         if worker is not None:
             share = len(own) // worker.num_workers
             own = own[worker.id * share :][:share]
-        for parts in zip(*(self._lane(lane) for lane in own), strict=True):
-            yield concatenate(list(parts))
+        try:
+            for parts in zip(*(self._lane(lane) for lane in own), strict=True):
+                yield concatenate(list(parts))
+        except UserError as error:
+            if worker is None:
+                raise
+            yield error
 
     def _draw(self, *key: int) -> np.random.Generator:
         return np.random.default_rng((self.seed, *key))
@@ -160,19 +168,6 @@ class LatentStream(IterableDataset):
             yield split.read(chosen, mirrored)
 
 
-class _Reader(IterableDataset):
-    """A stream as a reading process has it."""
-
-    def __init__(self, stream: LatentStream):
-        self.stream = stream
-
-    def __iter__(self) -> Iterator[LatentBatch | UserError]:
-        try:
-            yield from self.stream
-        except UserError as error:  # as it is: a loader would put a traceback around it
-            yield error
-
-
 def stream_batches(
     stream: LatentStream,
     num_workers: int = 0,
@@ -192,7 +187,7 @@ def stream_batches(
         UserError: if the workers cannot share the lanes.
     """
     if num_workers == 0:
-        return iter(stream)
+        return iter(stream)  # type: ignore[arg-type]
     if len(stream.own_lanes) % num_workers:
         raise UserError(
             f"--dataloader_num_workers {num_workers} does not fit: each process has "
@@ -205,7 +200,7 @@ def _read_with_workers(
     stream: LatentStream, num_workers: int, worker_init_fn: Callable[[int], None] | None
 ) -> Iterator[LatentBatch]:
     loader: DataLoader = DataLoader(
-        _Reader(stream), batch_size=None, num_workers=num_workers, worker_init_fn=worker_init_fn
+        stream, batch_size=None, num_workers=num_workers, worker_init_fn=worker_init_fn
     )
     read = iter(loader)
     try:

@@ -4,7 +4,7 @@ A batch never crosses a file, so neither the number of processes nor where one w
 the bytes (on one kind of machine).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from itertools import islice
@@ -144,7 +144,16 @@ def encode_files(
         for split, dataset in (("train", splits.train), ("validation", splits.validation)):
             names, ranges = list(missing[split]), list(missing[split].values())
             mirror = config.horizontal_flip and split == "train"
-            shards = encode_shards(vae, dataset.view(False), ranges, mirror, config, bar)
+            shards = encode_shards(
+                vae,
+                dataset.view(False),
+                ranges,
+                mirror,
+                config.encode_batch_size,
+                getattr(torch, config.dtype),
+                config.dataloader_num_workers,
+                bar.update,
+            )
             for name, tensors in zip(names, shards, strict=True):
                 entries[name] = write_shard(folder / name, tensors)
     return entries
@@ -156,8 +165,10 @@ def encode_shards(
     dataset: ImageDataset,
     ranges: list[range],
     mirror: bool,
-    config: EncodeConfig,
-    bar: tqdm,
+    batch_size: int,
+    dtype: torch.dtype,
+    num_workers: int,
+    on_images: Callable[[int], object],
 ) -> Iterator[dict[str, torch.Tensor]]:
     """Encode the images of some files.
 
@@ -166,31 +177,32 @@ def encode_shards(
         dataset: without anything random.
         ranges: which images each file has.
         mirror: encode every image's mirror image too.
-        config: batch size, dtype and reading processes.
-        bar: is told of every batch.
+        batch_size: images at a time.
+        dtype: of mean and deviation.
+        num_workers: processes that read images.
+        on_images: called with the number of images after every batch.
 
     Yields:
         Each file's tensors: `mean` and `std`, `(n, views, c, h, w)`, and the images' conditions.
     """
-    size = config.encode_batch_size
     # Several batches are read at once, as one tensor: a tensor an image is slow for small images.
     image_bytes = 4 * torch.Size(dataset.image_shape).numel()
-    ahead = size * max(1, READ_AHEAD_BYTES // (size * image_bytes))
+    ahead = batch_size * max(1, READ_AHEAD_BYTES // (batch_size * image_bytes))
     pieces = [piece for rows in ranges for piece in torch.tensor(rows).split(ahead)]
     loader: DataLoader = DataLoader(
         pieces,  # type: ignore[arg-type]
         batch_size=None,
         collate_fn=dataset.read,  # type: ignore[arg-type]
-        num_workers=config.dataloader_num_workers,
+        num_workers=num_workers,
         worker_init_fn=ignore_signals,
     )
-    batches = (images for piece in loader for images in piece.split(size))
+    batches = (images for piece in loader for images in piece.split(batch_size))
     # Closed explicitly: Python swallows exceptions raised while a generator is collected.
-    with closing(encode_batches(vae, batches, mirror, getattr(torch, config.dtype))) as encoded:
+    with closing(encode_batches(vae, batches, mirror, dtype)) as encoded:
         for rows in ranges:
             parts = []
-            for moments in islice(encoded, -(-len(rows) // size)):
+            for moments in islice(encoded, -(-len(rows) // batch_size)):
                 parts.append(moments)
-                bar.update(len(moments[0]))
+                on_images(len(moments[0]))
             mean, std = (torch.cat(x) for x in zip(*parts, strict=True))
             yield {"mean": mean, "std": std, **dataset.conditions(rows)}
