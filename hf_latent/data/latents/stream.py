@@ -187,7 +187,7 @@ def stream_batches(
         UserError: if the workers cannot share the lanes.
     """
     if num_workers == 0:
-        return iter(stream)  # type: ignore[arg-type]
+        return iter(stream)
     if len(stream.own_lanes) % num_workers:
         raise UserError(
             f"--dataloader_num_workers {num_workers} does not fit: each process has "
