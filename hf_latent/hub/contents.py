@@ -42,12 +42,11 @@ class _Contents:
     Attributes:
         kind: of the repository: model or dataset.
         what: the kind of contents, in words.
-        title: of the commits; other contents have another title, by which a push finds its own pull
+        title: of the commit; other contents have another title, by which a push finds its own pull
             request again.
         folder: where the entry and the card's pictures lie.
         entry: the name of the file without which nothing takes the others for a whole.
-        files: where all other files lie, by their names in the repository; no card, no pictures.
-        sha256: of the same files, by the same names.
+        files: where all files lie, by their names in the repository; no card, no pictures.
     """
 
     kind: str
@@ -55,7 +54,7 @@ class _Contents:
     entry: str
 
     def __init__(self, folder: Path, files: dict[str, Path], sha256: dict[str, str]):
-        self.folder, self.files, self.sha256 = folder, files, sha256
+        self.folder, self.files = folder, {**files, self.entry: folder / self.entry}
         known = [f"{digest} {name}" for name, digest in sorted(sha256.items())]
         text = "\n".join([hash_file(folder / self.entry), *known])
         self.title = f"Add the {self.what} {hashlib.sha256(text.encode()).hexdigest()[:12]}"
@@ -97,7 +96,7 @@ class CacheContents(_Contents):
     def __str__(self) -> str:
         """Say what it is, in a few words."""
         rows = sum(split["rows"] for split in self.manifest["splits"].values())
-        return f"latents of {rows:,} images in {len(self.files):,} files"
+        return f"latents of {rows:,} images in {len(self.files) - 1:,} files"
 
     def card(self, license: str | None) -> str:
         """Return the card that the manifest gives."""
@@ -140,7 +139,7 @@ class ModelContents(_Contents):
     def __str__(self) -> str:
         """Say what it is, in a few words."""
         size = sum(path.stat().st_size for path in self.files.values())
-        return f"{self.class_name} of {size / 1e6:,.1f} MB in {len(self.files) + 1:,} files"
+        return f"{self.class_name} of {size / 1e6:,.1f} MB in {len(self.files):,} files"
 
     def card(self, license: str | None) -> str:
         """Return the folder's card if it was edited, otherwise a new one for the repository."""
@@ -152,7 +151,8 @@ class ModelContents(_Contents):
 
     def stale(self, remote: RemoteFiles) -> list[str]:
         """Return what the same list names there: of a model's repository, it is the model's."""
-        parts = {name.rpartition("/")[0] for name in self.files if name not in (*ABOUT, *CODE)}
+        known = (self.entry, *ABOUT, *CODE)
+        parts = {name.rpartition("/")[0] for name in self.files if name not in known}
         index = remote.read_json("model_index.json")
         if self.entry == "model_index.json":
             parts |= {x for x in index if COMPONENT.fullmatch(x) and isinstance(index[x], list)}

@@ -1,8 +1,7 @@
 """Send a model or a latent cache, with its card, to the Hub: `hf-latent push`.
 
-A push looks up what the Hub has and sends the rest, so a push that was killed goes on where it
-stopped. The last commit brings the entry, the file without which nothing takes the others for a
-whole.
+Everything goes in one commit of huggingface_hub, so the Hub has all of it or nothing. Files that
+the Hub has already are not sent again: a push that was killed goes on where it stopped.
 """
 
 import sys
@@ -24,9 +23,6 @@ from hf_latent.hub.remote import (
     insist,
     open_repository,
 )
-
-WEIGHTS_PER_COMMIT = 100
-Operations = list[CommitOperationAdd | CommitOperationDelete]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,23 +124,27 @@ def _send(config: PushConfig, contents: ModelContents | CacheContents) -> tuple[
     if isinstance(contents, ModelContents):
         refuse_other_model(config.repo_id, remote, contents.class_name)
     card, is_card_kept = _choose_card(config, contents, remote)
-    for operations in _plan_commits(contents, remote, card):
-        commit = api.create_commit(  # which leaves out files that did not change
-            **repo,
-            operations=operations,
-            commit_message=contents.title,
-            revision=revision,
-            create_pr=revision is None,
+    pictures = contents.pictures(card.decode(errors="replace"))
+    sent: dict[str, Path | bytes] = {**contents.files, **pictures, "README.md": card}
+    stale = [name for name in contents.stale(remote) if name not in pictures]
+    commit = api.create_commit(  # makes none if no file changed
+        **repo,
+        operations=[
+            *(CommitOperationDelete(name) for name in stale),
+            *(CommitOperationAdd(name, content) for name, content in sent.items()),
+        ],
+        commit_message=contents.title,
+        revision=revision,
+        create_pr=revision is None,
+    )
+    revision = revision or commit.pr_revision or "main"
+    lacking = contents.files.keys() - RemoteFiles(api, repo, revision).names
+    if lacking:
+        raise UserError(
+            f"{config.repo_id} still lacks {min(lacking)} after it was sent: a .gitignore there "
+            "may leave it out"
         )
-        revision = revision or commit.pr_revision or "main"
-    after = RemoteFiles(api, repo, revision)
-    for name in contents.files:
-        if name not in after:
-            raise UserError(
-                f"{config.repo_id} still lacks {name} after it was sent: a .gitignore there may "
-                "leave it out"
-            )
-    return revision or "main", after.commit != remote.commit, is_card_kept
+    return revision, commit.oid != remote.commit, is_card_kept
 
 
 def _find_pull_request(api: HfApi, repo: dict[str, Any], title: str) -> str | None:
@@ -170,26 +170,3 @@ def _choose_card(
     card = contents.card(license).encode()
     is_kept = edited and before != card and not config.overwrite_card
     return before if is_kept else card, is_kept
-
-
-def _plan_commits(
-    contents: ModelContents | CacheContents, remote: RemoteFiles, card: bytes
-) -> list[Operations]:
-    """Plan what each commit deletes and adds; the last one makes the contents whole."""
-    entry, pictures = contents.entry, contents.pictures(card.decode(errors="replace"))
-    last: dict[str, Path | bytes] = {**contents.files, **pictures, "README.md": card}
-    last[entry] = contents.folder / entry
-    weights = [name for name in last if name.endswith(".safetensors")]
-    missing = [name for name in weights if remote.sha256.get(name) != contents.sha256[name]]
-    deleted = [name for name in contents.stale(remote) if name not in pictures]
-    if len(missing) > WEIGHTS_PER_COMMIT and entry in remote:
-        deleted.append(entry)  # it would not fit the first of them: for a while there is none
-    operations: Operations = [CommitOperationDelete(name) for name in deleted]
-    commits = []
-    for number, name in enumerate(missing, start=1):
-        operations.append(CommitOperationAdd(name, last[name]))
-        if number % WEIGHTS_PER_COMMIT == 0 and number < len(missing):
-            commits.append(operations)
-            operations = []
-    operations += [CommitOperationAdd(x, last[x]) for x in last if x not in weights]
-    return [*commits, operations]

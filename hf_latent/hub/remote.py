@@ -21,7 +21,6 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from hf_latent.errors import UserError
@@ -44,7 +43,6 @@ class RemoteFiles:
     Attributes:
         commit: the revision's last commit.
         names: of all files.
-        sha256: of those that are kept in LFS, by their names.
     """
 
     def __init__(self, api: HfApi, repo: dict[str, Any], revision: str | None):
@@ -52,10 +50,7 @@ class RemoteFiles:
         self._api = api
         self.commit = api.repo_info(**repo, revision=revision).sha
         self._where: dict[str, Any] = {**repo, "revision": self.commit}
-        listed = api.list_repo_tree(**self._where, recursive=True)
-        files = {x.path: x.lfs for x in listed if isinstance(x, RepoFile)}
-        self.names = set(files)
-        self.sha256 = {name: lfs.sha256 for name, lfs in files.items() if lfs}
+        self.names = set(api.list_repo_files(**self._where))
 
     def __contains__(self, name: object) -> bool:
         """Return whether there is a file of this name."""
