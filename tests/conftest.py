@@ -1,6 +1,8 @@
 """Real classes at tiny size, shared by all tests."""
 
+import itertools
 import os
+from collections.abc import Callable
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -10,6 +12,7 @@ from diffusers import AutoencoderKL, UNet2DModel
 
 from hf_latent.models.presets import create_autoencoder, create_denoiser, create_scheduler
 from hf_latent.pipeline import LatentDiffusionPipeline
+from tests.seconds import longest_first
 
 torch.set_num_threads(1)  # tiny tensors: a second thread only costs
 
@@ -20,6 +23,10 @@ NARROW_DENOISER = {
     "norm_num_groups": 4,
     "attention_head_dim": 8,
 }
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    longest_first(items)
 
 
 def make_autoencoder(channels: int = 1, sample_size: int = 16, **changes) -> AutoencoderKL:
@@ -52,6 +59,12 @@ def draw_latents(pipeline, class_labels=None, steps: int = 3, **arguments) -> to
     noise = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0))
     arguments = {"num_inference_steps": steps, "output_type": "latent"} | arguments
     return pipeline(class_labels, latents=noise, **arguments).images
+
+
+def ticking_clock(seconds: float) -> Callable[[], float]:
+    """A clock that goes on by so many seconds at every look, however busy the machine is."""
+    looks = itertools.count()
+    return lambda: next(looks) * seconds
 
 
 def count_calls(model: torch.nn.Module) -> list[int]:
