@@ -2,7 +2,8 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,6 @@ from datasets import Dataset
 from hf_latent.data.images.config import ImagesConfig, parse_resolution
 from hf_latent.data.images.flips import is_flipped
 from hf_latent.data.images.held_out import fingerprint
-from hf_latent.data.images.pixel_memory import PixelMemory
 from hf_latent.data.images.pixels import (
     Box,
     decode_image,
@@ -28,51 +28,37 @@ from hf_latent.pipeline.conditions import Conditions
 CROP, SUBSET = 2, 3
 
 
+@dataclass(frozen=True, eq=False)
 class ImageDataset(torch.utils.data.Dataset):
-    """Images of one split as tensors. It pickles cheaply, and is read from disk in each worker.
+    """Images of one split as tensors. It pickles cheaply, and each worker reads from disk.
 
-    Args:
+    Attributes:
         dataset: columns `image` (`Image(decode=False)`) and maybe `label`.
         rows: `(N,)` int64, which rows of it; their order is this data set's order.
-        config: resize mode, crop, flip and seed are taken from it, and the size.
+        hashes: `(N,)` ASCII bytes, the rows' content hashes; a pickled copy has none.
+        config: resize mode, crop, flip, seed and size are taken from it.
         channels: 1, 3 or 4.
         keep_in_memory: keep the resized pixels once they have been decoded, `N * H * W * C`
-            bytes, twice that with 16-bit grey. Ignored with a random crop.
+            bytes, twice that with 16-bit grey. A random crop is not kept.
         mirrored: mirror every image.
-        hashes: `(N,)`, the rows' content hashes; None: the images' `identity` is not asked for.
     """
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        rows: np.ndarray,
-        config: ImagesConfig,
-        channels: int,
-        keep_in_memory: bool = False,
-        mirrored: bool = False,
-        hashes: np.ndarray | None = None,
-    ):
-        """Open the data set; nothing is decoded yet."""
-        self.image_shape = (channels, *parse_resolution(config.resolution))
-        self._rows = rows
-        self._config = config
-        self._mirrored = mirrored
-        self.hashes = hashes
-        self._encoded = dataset.select_columns("image")
-        self._random_crop = config.crop == "random" and config.resize_mode == "crop"
-        self._labels: np.ndarray | None = None
-        if "label" in dataset.column_names:
-            self._labels = dataset.data.column("label").to_numpy()[rows]
-        keep = keep_in_memory and not self._random_crop
-        self._memory = PixelMemory(len(rows), (*self.image_shape[1:], channels)) if keep else None
+    dataset: Dataset
+    rows: np.ndarray
+    hashes: np.ndarray
+    config: ImagesConfig
+    channels: int
+    keep_in_memory: bool = False
+    mirrored: bool = False
+    _memory: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the hashes out of a pickle: no worker needs them, and there are many."""
-        return {**self.__dict__, "hashes": None}
+        """Leave out what is large: a worker needs no hashes, and keeps pixels of its own."""
+        return {**self.__dict__, "hashes": None, "_memory": {}}
 
     def __len__(self) -> int:
         """Return the number of images."""
-        return len(self._rows)
+        return len(self.rows)
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, torch.Tensor]:
         """Return one image.
@@ -102,9 +88,7 @@ class ImageDataset(torch.utils.data.Dataset):
             Named tensors, the images first: `class_labels` `(n,)` int64, only if the data has
             labels.
         """
-        if self._labels is None:
-            return {}
-        return {"class_labels": torch.from_numpy(self._labels[indices].astype(np.int64))}
+        return {} if self.labels is None else {"class_labels": self.labels[indices]}
 
     def _read(self, keys: Sequence[int | tuple[int, int]]) -> tuple[torch.Tensor, np.ndarray]:
         """Return images by their keys, and their indices, all from 0 on."""
@@ -116,24 +100,41 @@ class ImageDataset(torch.utils.data.Dataset):
             arrays[place] = arrays[place][:, ::-1]
         return to_tensors(arrays), indices
 
+    def _pixels(self, keys: list[tuple[int, int]]) -> list[np.ndarray]:
+        """Return `(H, W, C)` uint8 or uint16 pixels before any flip, by (epoch, index)."""
+        config, (_, height, width) = self.config, self.image_shape
+        is_random = config.crop == "random" and config.resize_mode == "crop"
+        if not is_random:  # an image is the same in every epoch
+            keys = [(0, index) for _, index in keys]
+        arrays = self._memory if self.keep_in_memory and not is_random else {}
+        missing = sorted(set(keys) - arrays.keys())
+        # All rows in one call: a call takes longer than a small image.
+        rows = self.rows[[index for _, index in missing]].tolist()
+        encoded = self.dataset[rows]["image"] if rows else []
+        for key, image in zip(missing, encoded, strict=True):
+            generator = np.random.default_rng((config.seed, *key, CROP)) if is_random else None
+            array = to_channels(decode_image(image["bytes"] or image["path"]), self.channels)
+            # A copy, because a crop would keep the whole image in memory.
+            arrays[key] = fit(array, height, width, config.resize_mode, generator).copy()
+        return [arrays[key] for key in keys]
+
     def is_mirrored(self, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
-        """Tell which images are mirrored in which epochs, `(n,)` bool for `(n,)` int64 each."""
-        if not self._config.horizontal_flip:
-            return np.full(len(indices), self._mirrored)
-        return is_flipped(self._config.seed, epochs, indices, len(self))
+        """Return which images are mirrored in which epochs, `(n,)` bool for `(n,)` int64 each."""
+        if not self.config.horizontal_flip:
+            return np.full(len(indices), self.mirrored)
+        return is_flipped(self.config.seed, epochs, indices, len(self))
 
-    def _generator(self, epoch: int, index: int, purpose: int) -> np.random.Generator:
-        return np.random.default_rng((self._config.seed, epoch, index, purpose))
+    def view(self, mirrored: bool) -> "ImageDataset":
+        """Return the same images without anything random, for encoding them once.
 
-    def evenly_spaced(self, count: int) -> "ImageDataset":
-        """Return `count` images, or all where there are fewer, without anything random.
+        Args:
+            mirrored: mirror every image, instead of none.
 
-        Evenly spaced, because folders are sorted by class: the first ones may be all of one.
+        Returns:
+            the same images in the same order, cropped at the centre.
         """
-        chosen = self.view(self._mirrored)
-        if count >= len(self):
-            return chosen
-        return chosen.subset(np.arange(count) * len(self) // count)
+        config = replace(self.config, crop="center", horizontal_flip=False)
+        return replace(self, config=config, mirrored=mirrored)
 
     def subset(self, places: np.ndarray) -> "ImageDataset":
         """Return the images at some places.
@@ -141,17 +142,17 @@ class ImageDataset(torch.utils.data.Dataset):
         Args:
             places: `(n,)` int64, in the order that they are to have.
         """
-        chosen = object.__new__(ImageDataset)
-        chosen.__dict__.update(self.__dict__)
-        chosen._rows = self._rows[places]
-        if self._labels is not None:
-            chosen._labels = self._labels[places]
-        if self.hashes is not None:
-            chosen.hashes = self.hashes[places]
-        if self._memory is not None:
-            channels, height, width = self.image_shape
-            chosen._memory = PixelMemory(len(places), (height, width, channels))
-        return chosen
+        return replace(self, rows=self.rows[places], hashes=self.hashes[places], _memory={})
+
+    def evenly_spaced(self, count: int) -> "ImageDataset":
+        """Return `count` images, or all if there are fewer, without anything random.
+
+        Evenly spaced, because folders are sorted by class: the first ones may be all of one.
+        """
+        view = self.view(self.mirrored)
+        if count >= len(self):
+            return view
+        return view.subset(np.arange(count) * len(self) // count)
 
     def read(self, rows: torch.Tensor | None = None) -> torch.Tensor:
         """Read images at once.
@@ -162,8 +163,7 @@ class ImageDataset(torch.utils.data.Dataset):
         Returns:
             `(n, C, H, W)` float32 in [-1, 1].
         """
-        numbers = list(range(len(self))) if rows is None else rows.tolist()
-        return self._read(numbers)[0]
+        return self._read(range(len(self)) if rows is None else rows.tolist())[0]
 
     def read_uint8(self, rows: torch.Tensor) -> torch.Tensor:
         """Read images at once, as `read`, and round them to 8 bit."""
@@ -175,39 +175,46 @@ class ImageDataset(torch.utils.data.Dataset):
         Every image is decoded for it.
 
         Returns:
-            The box; None without padding, or where the images' own sizes differ.
+            The box; None without padding, or if the images' own sizes differ.
         """
-        if self._config.resize_mode != "pad":
+        if self.config.resize_mode != "pad":
             return None
-        sizes = {decode_row(self._encoded, row).shape[:2] for row in self._rows}
+        sizes = {decode_row(self.dataset, row).shape[:2] for row in self.rows}
         if len(sizes) > 1:
             return None
-        ((image_height, image_width),) = sizes
-        box = padded_box(image_height, image_width, *self.image_shape[1:])
-        return None if (box.height, box.width) == self.image_shape[1:] else box
+        image_height, image_width = sizes.pop()
+        _, height, width = self.image_shape
+        box = padded_box(image_height, image_width, height, width)
+        return None if (box.height, box.width) == (height, width) else box
 
-    @property
+    @cached_property
+    def image_shape(self) -> tuple[int, int, int]:
+        """`(C, H, W)` of every image."""
+        return self.channels, *parse_resolution(self.config.resolution)
+
+    @cached_property
     def labels(self) -> torch.Tensor | None:
         """The class labels, `(N,)` int64; None without labels."""
-        return self.conditions(range(len(self))).get("class_labels")
+        if "label" not in self.dataset.column_names:
+            return None
+        labels = self.dataset.data.column("label").to_numpy()[self.rows]
+        return torch.from_numpy(labels.astype(np.int64))
 
     @property
     def preprocessing(self) -> str:
         """What becomes of the decoded images before they are tensors, in one line."""
         channels, height, width = self.image_shape
-        mirrored = ", mirrored" if self._mirrored else ""
-        return f"{self._config.resize_mode} to {height}x{width}, {channels} channels{mirrored}"
+        mirrored = ", mirrored" if self.mirrored else ""
+        return f"{self.config.resize_mode} to {height}x{width}, {channels} channels{mirrored}"
 
     @property
     def fingerprint(self) -> str:
         """The 16 hexadecimal digits that stand for the images, in whatever order."""
-        assert self.hashes is not None, "opened without content hashes"
         return fingerprint(self.hashes)
 
     @property
     def exact_duplicates(self) -> int:
         """How many images have the same pixels as one before them."""
-        assert self.hashes is not None, "opened without content hashes"
         return len(self.hashes) - len(np.unique(self.hashes))
 
     @property
@@ -216,45 +223,9 @@ class ImageDataset(torch.utils.data.Dataset):
 
         Two data sets without anything random give equal tensors if it is equal.
         """
-        assert self.hashes is not None, "opened without content hashes"
         digest = hashlib.sha256(self.preprocessing.encode())
         digest.update(b"\n".join(self.hashes.tolist()))
         return digest.hexdigest()
-
-    def view(self, mirrored: bool) -> "ImageDataset":
-        """Return the same images without anything random, for encoding them once.
-
-        Args:
-            mirrored: mirror every image, instead of none.
-
-        Returns:
-            the same images in the same order, cropped at the centre.
-        """
-        view = object.__new__(ImageDataset)
-        view.__dict__.update(self.__dict__)
-        view._config = replace(self._config, crop="center", horizontal_flip=False)
-        view._mirrored = mirrored
-        view._random_crop = False
-        return view
-
-    def _pixels(self, keys: list[tuple[int, int]]) -> list[np.ndarray]:
-        """Return `(H, W, C)` uint8 or uint16 pixels before any flip, by (epoch, index)."""
-        kept: list[np.ndarray | None] = [None] * len(keys)
-        if self._memory is not None:
-            kept = [self._memory.get(index) for _, index in keys]
-        missing = [place for place, array in enumerate(kept) if array is None]
-        channels, height, width = self.image_shape
-        # All rows in one call: a call takes longer than a small image.
-        rows = [int(self._rows[keys[place][1]]) for place in missing]
-        encoded = self._encoded[rows]["image"] if rows else []
-        for place, image in zip(missing, encoded, strict=True):
-            generator = self._generator(*keys[place], CROP) if self._random_crop else None
-            array = to_channels(decode_image(image["bytes"] or image["path"]), channels)
-            array = fit(array, height, width, self._config.resize_mode, generator)
-            if self._memory is not None:
-                self._memory.put(keys[place][1], array)
-            kept[place] = array
-        return [array for array in kept if array is not None]
 
 
 def decode_row(dataset: Dataset, row: int) -> np.ndarray:

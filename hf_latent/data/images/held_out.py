@@ -5,7 +5,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,36 +27,21 @@ NAMED_BAD_IMAGES = 20
 
 @dataclass(frozen=True)
 class CheckedImages:
-    """What one decode pass found.
+    """Images that can be decoded, or some of them.
 
     Attributes:
-        hashes: `(N,)` array of ASCII bytes, the content hash of each row (64 hexadecimal digits),
-            empty where the image is bad.
-        errors: for each bad row, what is wrong with which file or row, in one line.
-    """
-
-    hashes: np.ndarray
-    errors: dict[int, str]
-
-    @property
-    def good_rows(self) -> np.ndarray:
-        """The rows that can be decoded, `(n,)` int64, ascending."""
-        return np.flatnonzero(self.hashes != b"")
-
-
-@dataclass(frozen=True)
-class Side:
-    """The images to train on, or those held out.
-
-    Attributes:
-        dataset: has them; the same one for both sides if it was split.
-        rows: `(n,)` int64, ascending, at least one.
-        hashes: `(n,)`, the rows' content hashes.
+        dataset: has them, maybe among others.
+        rows: `(n,)` int64, ascending.
+        hashes: `(n,)` ASCII bytes, the rows' content hashes (64 hexadecimal digits each).
     """
 
     dataset: Dataset
     rows: np.ndarray
     hashes: np.ndarray
+
+    def take(self, places: np.ndarray) -> "CheckedImages":
+        """Return the images at some places, `(m,)` int64 or `(n,)` bool."""
+        return replace(self, rows=self.rows[places], hashes=self.hashes[places])
 
 
 @dataclass(frozen=True)
@@ -64,19 +49,14 @@ class HeldOut:
     """Which images train and which are held out.
 
     Attributes:
-        train: the images to train on.
-        validation: those held out.
+        train: the images to train on, at least one.
+        validation: those held out, at least one.
         bad_images: how many images were skipped.
     """
 
-    train: Side
-    validation: Side
+    train: CheckedImages
+    validation: CheckedImages
     bad_images: int
-
-    @property
-    def fingerprint(self) -> str:
-        """The fingerprint of the held-out images, see `fingerprint`."""
-        return fingerprint(self.validation.hashes)
 
 
 def content_hash(array: np.ndarray) -> str:
@@ -105,7 +85,9 @@ def fingerprint(hashes: np.ndarray) -> str:
     return hashlib.sha256(b"\n".join(sorted(hashes.tolist()))).hexdigest()[:16]
 
 
-def check_images(dataset: Dataset, num_proc: int | None = None) -> CheckedImages:
+def check_images(
+    dataset: Dataset, num_proc: int | None = None
+) -> tuple[CheckedImages, dict[int, str]]:
     """Decode every image of a data set; the result is cached under `datasets`' own cache folder.
 
     Args:
@@ -113,8 +95,9 @@ def check_images(dataset: Dataset, num_proc: int | None = None) -> CheckedImages
         num_proc: processes to decode with; None decodes in this one.
 
     Returns:
-        hashes and errors by row. Only good images are taken from the cache: what made another one
-        fail may have passed (too many open files, say), so it is decoded again.
+        The good images; and for each bad row, what is wrong with which file or row, in one line.
+        Only good images are taken from the cache: what made another one fail may have passed (too
+        many open files, say), so it is decoded again.
     """
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "hf_latent_checked_images"
     folder.mkdir(parents=True, exist_ok=True)
@@ -134,14 +117,15 @@ def check_images(dataset: Dataset, num_proc: int | None = None) -> CheckedImages
             num_proc=num_proc,
             desc="Checking every image",
         )
-    hashes, errors = (checked.data.column(name).to_pylist() for name in ("hash", "error"))
-    for row in [row for row, error in enumerate(errors) if error]:
+    hashes, found = (checked.data.column(name).to_pylist() for name in ("hash", "error"))
+    errors = {}
+    for row in [row for row, error in enumerate(found) if error]:
         again = _check_batch(dataset[row : row + 1], [row])
-        hashes[row], errors[row] = again["hash"][0], again["error"][0]
-    return CheckedImages(
-        hashes=np.array(hashes, dtype="S64"),
-        errors={row: error for row, error in enumerate(errors) if error},
-    )
+        hashes[row], error = again["hash"][0], again["error"][0]
+        if error:
+            errors[row] = error
+    rows = np.array([row for row in range(len(dataset)) if row not in errors], np.int64)
+    return CheckedImages(dataset, rows, np.array(hashes, "S64")[rows]), errors
 
 
 def _check_batch(batch: dict[str, list[Any]], rows: Sequence[int]) -> dict[str, list[str]]:
@@ -189,51 +173,41 @@ def hold_out(
     Raises:
         UserError: if an image is bad (and they are not skipped), or one side would be empty.
     """
-    train = check_images(source.train, num_proc)
-    held_out = None if source.held_out is None else check_images(source.held_out, num_proc)
-    errors = list(train.errors.values())
-    if held_out is not None:
-        errors += [f"held-out {error}" for error in held_out.errors.values()]
+    train, bad = check_images(source.train, num_proc)
+    errors = list(bad.values())
+    if source.held_out is not None:
+        validation, bad = check_images(source.held_out, num_proc)
+        errors += [f"held-out {error}" for error in bad.values()]
     if errors and on_bad_image == "stop":
-        raise UserError(_name_bad_images(errors))
-    if held_out is not None and source.held_out is not None:
-        found = [(source.train, train, train.good_rows)]
-        found += [(source.held_out, held_out, held_out.good_rows)]
-    else:
-        sides = split_by_hash(train, validation_fraction)
-        found = [(source.train, train, rows) for rows in sides]
-    training, validation = (Side(dataset, rows, x.hashes[rows]) for dataset, x, rows in found)
-    if not len(training.rows) or not len(validation.rows):
+        rest = len(errors) - NAMED_BAD_IMAGES
         raise UserError(
-            f"{len(training.rows)} images to train on and {len(validation.rows)} held out: both "
+            f"{len(errors)} images cannot be used: {'; '.join(errors[:NAMED_BAD_IMAGES])}"
+            f"{f'; and {rest} more' if rest > 0 else ''}. "
+            "Repair or remove them, or pass --on_bad_image skip"
+        )
+    if source.held_out is None:
+        chosen = choose_held_out(train.hashes, validation_fraction)
+        train, validation = train.take(~chosen), train.take(chosen)
+    if not len(train.rows) or not len(validation.rows):
+        raise UserError(
+            f"{len(train.rows)} images to train on and {len(validation.rows)} held out: both "
             "need at least one; give more different images or another --validation_fraction"
         )
-    return HeldOut(training, validation, len(errors))
+    return HeldOut(train, validation, len(errors))
 
 
-def split_by_hash(checked: CheckedImages, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+def choose_held_out(hashes: np.ndarray, fraction: float) -> np.ndarray:
     """Hold out the images whose hash, read as a number between 0 and 1, is below `fraction`.
 
     If there is none, the smallest hash is held out (with its duplicates).
 
+    Args:
+        hashes: `(n,)` ASCII bytes, content hashes.
+        fraction: between 0 and 1.
+
     Returns:
-        training rows and held-out rows, `(n,)` and `(m,)` int64, ascending.
+        `(n,)` bool, which images are held out.
     """
-    rows = checked.good_rows
-    if not len(rows):
-        return rows, rows
-    hashes = checked.hashes[rows]
-    positions = np.array([int(digits[:16], 16) / 2**64 for digits in hashes.tolist()])
-    chosen = positions < fraction
-    if not chosen.any():
-        chosen = hashes == min(hashes.tolist())
-    return rows[~chosen], rows[chosen]
-
-
-def _name_bad_images(errors: Sequence[str]) -> str:
-    named = "; ".join(errors[:NAMED_BAD_IMAGES])
-    rest = len(errors) - NAMED_BAD_IMAGES
-    return (
-        f"{len(errors)} images cannot be used: {named}{f'; and {rest} more' if rest > 0 else ''}. "
-        "Repair or remove them, or pass --on_bad_image skip"
-    )
+    digits = hashes.tolist()
+    chosen = np.array([int(x[:16], 16) / 2**64 < fraction for x in digits], bool)
+    return chosen if chosen.any() else hashes == min(digits, default=b"")

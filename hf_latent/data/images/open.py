@@ -1,19 +1,17 @@
 """Images as training sees them: any source in, `(C, H, W)` tensors in [-1, 1] out."""
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 
 from hf_latent.data.images.config import ImagesConfig, parse_resolution
 from hf_latent.data.images.dataset import SUBSET, ImageDataset, decode_row
-from hf_latent.data.images.held_out import hold_out
+from hf_latent.data.images.held_out import fingerprint, hold_out
 from hf_latent.data.images.sources import open_source
 from hf_latent.errors import UserError
 
 MEMORY_LIMIT_BYTES = 512 * 2**20
-# By the channels of a decoded image: grey with alpha becomes RGBA.
-OWN_CHANNELS: dict[int, Literal[1, 3, 4]] = {1: 1, 2: 4, 3: 3, 4: 4}
 
 
 @dataclass(frozen=True)
@@ -60,39 +58,33 @@ def open_images(
         UserError: for whatever the user can mend, in one line.
     """
     source = open_source(config.data)
-    split = hold_out(source, config.validation_fraction, config.on_bad_image, num_proc)
-    expected = config.validation_fingerprint
-    if expected is not None and expected != split.fingerprint:
+    sides = hold_out(source, config.validation_fraction, config.on_bad_image, num_proc)
+    found, expected = fingerprint(sides.validation.hashes), config.validation_fingerprint
+    if expected not in (None, found):
         raise UserError(
-            f"the held-out images of {config.data} have fingerprint {split.fingerprint}, not "
-            f"{expected}: give the same data and --validation_fraction as then, or leave out "
-            "--validation_fingerprint"
+            f"the held-out images of {config.data} have fingerprint {found}, not {expected}: give "
+            "the same data and --validation_fraction as then, or leave out --validation_fingerprint"
         )
-    train, validation = split.train, split.validation
-    first = decode_row(train.dataset, train.rows[0])
-    channels = config.channels or OWN_CHANNELS[first.shape[2]]
+    first = decode_row(sides.train.dataset, sides.train.rows[0])
+    # Grey with alpha becomes RGBA.
+    channels = config.channels or (4 if first.shape[2] == 2 else first.shape[2])
     # At random, because folders are sorted by class. Four numbers, as for flips and crops, so that
     # the last one keeps the draws apart.
-    shuffled = np.random.default_rng((config.seed, 0, 0, SUBSET)).permutation(train.rows)
-    rows = np.sort(shuffled[: config.max_train_samples])
-    hashes = train.hashes[np.searchsorted(train.rows, rows)]
+    generator = np.random.default_rng((config.seed, 0, 0, SUBSET))
+    chosen = np.sort(generator.permutation(len(sides.train.rows))[: config.max_train_samples])
     if keep_in_memory is None:
-        height, width = parse_resolution(config.resolution)
-        image_bytes = channels * height * width * first.dtype.itemsize
-        keep_in_memory = (len(rows) + len(validation.rows)) * image_bytes <= MEMORY_LIMIT_BYTES
+        image_bytes = channels * prod(parse_resolution(config.resolution)) * first.dtype.itemsize
+        count = len(chosen) + len(sides.validation.rows)
+        keep_in_memory = count * image_bytes <= MEMORY_LIMIT_BYTES
+    train, validation = (
+        ImageDataset(side.dataset, side.rows, side.hashes, config, channels, keep_in_memory)
+        for side in (sides.train, sides.validation)
+    )
     label = source.train.features.get("label")
-    still = replace(config, crop="center", horizontal_flip=False)
     return ImageSplits(
-        train=ImageDataset(train.dataset, rows, config, channels, keep_in_memory, hashes=hashes),
-        validation=ImageDataset(
-            validation.dataset,
-            validation.rows,
-            still,
-            channels,
-            keep_in_memory,
-            hashes=validation.hashes,
-        ),
+        train=train.subset(chosen),
+        validation=validation.view(mirrored=False),
         id2label=None if label is None else dict(enumerate(label.names)),
-        validation_fingerprint=split.fingerprint,
-        bad_images=split.bad_images,
+        validation_fingerprint=found,
+        bad_images=sides.bad_images,
     )

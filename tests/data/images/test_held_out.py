@@ -8,11 +8,11 @@ from PIL import Image as PILImage
 
 from hf_latent.data.images import held_out as held_out_module
 from hf_latent.data.images.held_out import (
-    CheckedImages,
     check_images,
+    choose_held_out,
     content_hash,
+    fingerprint,
     hold_out,
-    split_by_hash,
 )
 from hf_latent.data.images.pixels import decode_image
 from hf_latent.data.images.sources import open_source
@@ -69,22 +69,24 @@ def test_check_hashes_good_images_and_names_bad_ones(tmp_path):
     write(tmp_path, {name: picture(i) for i, name in enumerate(["good.png", *names])})
     for name in names:
         spoil(tmp_path / name, name.split(".")[0])
-    checked = check_images(open_source(str(tmp_path)).train)
-    assert checked.hashes[checked.good_rows].tolist() == [content_hash(picture(0)).encode()]
-    assert len(checked.errors) == len(names)
+    good, errors = check_images(open_source(str(tmp_path)).train)
+    assert good.hashes.tolist() == [content_hash(picture(0)).encode()]
+    assert {*good.rows.tolist(), *errors} == set(range(1 + len(names)))
+    assert len(errors) == len(names)
     for name in names:
-        assert sum(f"{tmp_path / name} (" in error for error in checked.errors.values()) == 1
+        assert sum(f"{tmp_path / name} (" in error for error in errors.values()) == 1
 
 
 def test_check_is_cached_and_stores_no_images(tmp_path, monkeypatch):
     data = write(tmp_path, {f"{i}.png": picture(i) for i in range(5)})
-    first = check_images(open_source(data).train)
+    first, _ = check_images(open_source(data).train)
 
     def fail(encoded):
         raise AssertionError("decoded again")
 
     monkeypatch.setattr(held_out_module, "decode_image", fail)
-    assert check_images(open_source(data).train).hashes.tolist() == first.hashes.tolist()
+    again, _ = check_images(open_source(data).train)
+    assert again.hashes.tolist() == first.hashes.tolist()
     folder = datasets.config.HF_DATASETS_CACHE / "hf_latent_checked_images"
     newest = max(folder.iterdir(), key=lambda file: file.stat().st_mtime_ns)
     assert datasets.Dataset.from_file(str(newest)).column_names == ["hash", "error"]
@@ -100,13 +102,13 @@ def test_a_failure_that_passes_is_not_remembered(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(held_out_module, "content_hash", fail_on_third)
-        assert "Too many open files" in check_images(open_source(data).train).errors[2]
+        assert "Too many open files" in check_images(open_source(data).train)[1][2]
     hashed = []
     monkeypatch.setattr(
         held_out_module, "content_hash", lambda array: hashed.append(1) or content_hash(array)
     )
-    checked = check_images(open_source(data).train)
-    assert checked.errors == {}
+    checked, errors = check_images(open_source(data).train)
+    assert errors == {}
     assert checked.hashes.tolist() == [content_hash(picture(i)).encode() for i in range(4)]
     assert len(hashed) == 1  # the good ones come from the cache
 
@@ -115,13 +117,13 @@ def test_check_with_two_processes_finds_the_same(tmp_path):
     data = write(tmp_path, {f"{i}.png": picture(i) for i in range(6)})
     spoil(tmp_path / "4.png", "truncated")
     train = open_source(data).train
-    parallel = check_images(train, num_proc=2)
+    parallel, errors = check_images(train, num_proc=2)
     for file in (datasets.config.HF_DATASETS_CACHE / "hf_latent_checked_images").iterdir():
         file.unlink()
-    alone = check_images(train)
+    alone, errors_alone = check_images(train)
     assert parallel.hashes.tolist() == alone.hashes.tolist()
-    assert parallel.errors == alone.errors
-    assert list(alone.errors) == [4]
+    assert errors == errors_alone
+    assert list(errors) == [4]
 
 
 def test_bad_images_stop_and_are_all_named(tmp_path):
@@ -170,7 +172,7 @@ def test_decompression_bombs_are_bad_images(tmp_path, monkeypatch):
     for limit in (50, 20):  # where Pillow warns, and where it raises
         monkeypatch.setattr(PILImage, "MAX_IMAGE_PIXELS", limit)
         monkeypatch.setattr(held_out_module, "CHECK_VERSION", limit)
-        errors = check_images(open_source(data).train).errors
+        _, errors = check_images(open_source(data).train)
         assert list(errors) == [0, 1]
         assert all("decompression bomb" in error for error in errors.values())
 
@@ -197,7 +199,7 @@ def test_split_ignores_names_order_and_encoding(tmp_path):
     assert held_out_hashes(one, validation_fraction=0.2) == held_out_hashes(
         two, validation_fraction=0.2
     )
-    prints = [hold_out(open_source(data), 0.2).fingerprint for data in (one, two)]
+    prints = [fingerprint(hold_out(open_source(x), 0.2).validation.hashes) for x in (one, two)]
     assert prints[0] == prints[1]
 
 
@@ -206,31 +208,30 @@ def test_fingerprint_is_documented(tmp_path):
     hashes = sorted(held_out_hashes(data, validation_fraction=0.2))
     assert len(hashes) > 1
     expected = hashlib.sha256("\n".join(hashes).encode()).hexdigest()[:16]
-    assert hold_out(open_source(data), 0.2).fingerprint == expected
+    assert fingerprint(hold_out(open_source(data), 0.2).validation.hashes) == expected
 
 
 def random_hashes(count):
     digests = [hashlib.sha256(str(i).encode()).hexdigest() for i in range(count)]
-    return CheckedImages(np.array(digests, "S64"), {})
+    return np.array(digests, "S64")
 
 
 @pytest.mark.parametrize("fraction", [0.05, 0.5])
 def test_fraction_is_about_right(fraction):
-    train, held_out = split_by_hash(random_hashes(20000), fraction)
-    assert len(train) + len(held_out) == 20000
-    assert abs(len(held_out) / 20000 - fraction) < 0.01
+    held_out = choose_held_out(random_hashes(20000), fraction)
+    assert (held_out.dtype, held_out.shape) == (bool, (20000,))
+    assert abs(held_out.mean() - fraction) < 0.01
 
 
 def test_a_larger_fraction_keeps_what_was_held_out():
-    small, large = (set(split_by_hash(random_hashes(2000), f)[1]) for f in (0.05, 0.2))
-    assert small < large
+    small, large = (choose_held_out(random_hashes(2000), f) for f in (0.05, 0.2))
+    assert (large >= small).all() and large.sum() > small.sum() > 0
 
 
 def test_never_empty():
-    checked = random_hashes(5)
-    train, held_out = split_by_hash(checked, 1e-9)
-    assert len(train) == 4
-    assert checked.hashes[held_out].tolist() == [min(checked.hashes.tolist())]
+    hashes = random_hashes(5)
+    held_out = choose_held_out(hashes, 1e-9)
+    assert hashes[held_out].tolist() == [min(hashes.tolist())]
 
 
 @pytest.mark.parametrize("count", [1, 3])
