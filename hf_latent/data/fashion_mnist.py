@@ -9,7 +9,6 @@ from typing import Any
 import datasets
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
-from datasets.exceptions import DatasetGenerationError
 from PIL import Image as PILImage
 
 from hf_latent.errors import UserError
@@ -96,23 +95,13 @@ def read_idx_pair(images_file: Path, labels_file: Path) -> Dataset:
         `image` (PNG bytes, mode L) and `label`, in the original order.
 
     Raises:
-        UserError: if a file is missing or is not what it should be.
+        UserError: if a file cannot be read or is not what it should be.
     """
-    for file in (images_file, labels_file):
-        if not file.is_file():
-            raise UserError(f"{file} is missing: give the folder of the four Fashion-MNIST idx.gz")
-    arguments = {
-        "images_file": str(images_file),
-        "labels_file": str(labels_file),
-        # Part of the cache's key only: a changed file is read again.
-        "modified_ns": (images_file.stat().st_mtime_ns, labels_file.stat().st_mtime_ns),
-    }
-    try:
-        return Dataset.from_generator(_encode_idx_pair, features=FEATURES, gen_kwargs=arguments)
-    except DatasetGenerationError as error:
-        if isinstance(error.__cause__, UserError):
-            raise error.__cause__ from None
-        raise
+    images, labels = read_idx(images_file), read_idx(labels_file)
+    if len(images) != len(labels):
+        raise UserError(f"{images_file} has {len(images)} images and {len(labels)} labels")
+    arrays = {"images": images, "labels": labels}
+    return Dataset.from_generator(_encode_images, features=FEATURES, gen_kwargs=arrays)
 
 
 def read_idx(file: Path) -> np.ndarray:
@@ -127,7 +116,9 @@ def read_idx(file: Path) -> np.ndarray:
     try:
         content = gzip.decompress(file.read_bytes())
     except (OSError, EOFError) as error:
-        raise UserError(f"{file} cannot be read: {error}") from error
+        raise UserError(
+            f"{file} cannot be read ({error}): give the folder of the four Fashion-MNIST idx.gz"
+        ) from error
     # Two zero bytes, 8 for unsigned bytes, the number of axes, then each axis as big-endian int32.
     axes = content[3] if content[:3] == b"\0\0\x08" and len(content) > 3 else 0
     start = 4 + 4 * axes
@@ -137,12 +128,7 @@ def read_idx(file: Path) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
-def _encode_idx_pair(
-    images_file: str, labels_file: str, modified_ns: tuple[int, int]
-) -> Iterator[dict[str, Any]]:
-    images, labels = read_idx(Path(images_file)), read_idx(Path(labels_file))
-    if len(images) != len(labels):
-        raise UserError(f"{images_file} has {len(images)} images and {len(labels)} labels")
+def _encode_images(images: np.ndarray, labels: np.ndarray) -> Iterator[dict[str, Any]]:
     for image, label in zip(images, labels, strict=True):
         png = io.BytesIO()
         PILImage.fromarray(image).save(png, "PNG", optimize=True)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 
 from hf_latent.errors import UserError
@@ -17,7 +18,7 @@ EXTENSIONS = {
     *(".png", ".jpg", ".jpeg", ".jfif", ".webp", ".tif", ".tiff", ".bmp", ".gif"),
     *(".avif", ".jp2", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".ico"),
 }
-SPLIT_FOLDERS = ("train", "validation", "val", "valid", "test")
+HELD_OUT_SPLITS = ("validation", "val", "valid", "test")
 
 
 def list_images(folder: Path) -> list[str]:
@@ -91,7 +92,7 @@ def open_image_folder(folder: Path, images: Sequence[str]) -> DatasetDict:
 def _sort_into_splits(folder: Path, images: Sequence[str]) -> dict[str, dict[str, str]]:
     """Map each split to {path relative to the folder: path relative to the split}."""
     tops = {_class_of(path) for path in images}
-    split_folders = {top for top in tops if top.lower() in SPLIT_FOLDERS}
+    split_folders = {top for top in tops if top.lower() in ("train", *HELD_OUT_SPLITS)}
     if "train" not in {top.lower() for top in split_folders}:
         return {"train": {path: path for path in images}}
     if tops != split_folders:
@@ -115,34 +116,29 @@ def _class_of(path: str) -> str:
 
 def _open_split(folder: Path, paths: dict[str, str], names: list[str] | None) -> Dataset:
     features = Features({"image": Image()})
-    numbers = None
+    labels = None
     if names is not None:
         features["label"] = ClassLabel(names=names)
         number_of = {name: number for number, name in enumerate(names)}
         unknown = [path for path, inner in paths.items() if _class_of(inner) not in number_of]
         if unknown:
             raise UserError(f"{folder / unknown[0]} is in none of the classes of the train folder")
-        numbers = [number_of[_class_of(inner)] for inner in paths.values()]
+        labels = np.array([number_of[_class_of(inner)] for inner in paths.values()])
     root = os.path.abspath(folder)
     files = [os.path.join(root, path) for path in paths]
-    # One string each, because `datasets` hashes the arguments to find its cache, and a list of a
-    # million strings takes minutes. Sizes and times are part of the key: a changed file counts.
-    state = "\0".join(f"{stat.st_size} {stat.st_mtime_ns}" for stat in map(os.stat, files))
+    # No lists, because `datasets` hashes the arguments to find its cache, and a list of a million
+    # strings takes minutes. Sizes and times are part of the key: a changed file counts.
+    state = np.array([(stat.st_size, stat.st_mtime_ns) for stat in map(os.stat, files)])
     return Dataset.from_generator(
         _generate_rows,
         features=features,
-        gen_kwargs={
-            "files": "\0".join(files),
-            "numbers": None if numbers is None else " ".join(map(str, numbers)),
-            "state": state,
-        },
+        gen_kwargs={"files": "\0".join(files), "labels": labels, "state": state},
     )
 
 
-def _generate_rows(files: str, numbers: str | None, state: str) -> Iterator[dict[str, Any]]:
-    labels = None if numbers is None else [int(number) for number in numbers.split()]
+def _generate_rows(
+    files: str, labels: np.ndarray | None, state: np.ndarray
+) -> Iterator[dict[str, Any]]:
     for i, file in enumerate(files.split("\0")):
-        row: dict[str, Any] = {"image": {"path": file, "bytes": None}}
-        if labels is not None:
-            row["label"] = labels[i]
-        yield row
+        row = {"image": {"path": file, "bytes": None}}
+        yield row if labels is None else {**row, "label": int(labels[i])}

@@ -9,13 +9,14 @@ import huggingface_hub
 import numpy as np
 import pyarrow.compute as pc
 from datasets import Dataset
+from huggingface_hub.file_download import repo_folder_name
 
 from hf_latent.errors import UserError
 
 
 def hub_folders(repo_id: str) -> list[Path]:
     """Return where the files of a Hub data set lie once downloaded, and once extracted."""
-    name = "datasets--" + repo_id.replace("/", "--")
+    name = repo_folder_name(repo_id=repo_id, repo_type="dataset")
     return [
         Path(huggingface_hub.constants.HF_HUB_CACHE) / name,
         Path(datasets.config.DOWNLOADED_DATASETS_PATH),

@@ -21,20 +21,6 @@ from hf_latent.data.images.folder import EXTENSIONS
 FORMAT_OF = Image.registered_extensions()
 FORMATS = [name for name in Image.ID if name in {FORMAT_OF.get(ending) for ending in EXTENSIONS}]
 SIXTEEN_BIT_GREY = ("I;16", "I;16L", "I;16B", "I;16N")
-# What Pillow turns a mode into, so that four kinds of array remain.
-CONVERT_TO = {
-    "1": "L",
-    "P": "RGB",
-    "CMYK": "RGB",
-    "YCbCr": "RGB",
-    "LAB": "RGB",
-    "HSV": "RGB",
-    "RGBX": "RGB",
-    "PA": "RGBA",
-    "RGBa": "RGBA",
-    "La": "LA",
-}
-WITH_ALPHA = {"L": "LA", "RGB": "RGBA"}
 # ITU-R 601-2 luma in 1/65536, as in Pillow's own conversion. They add up to 65536, so that the
 # sum for 16-bit pixels still fits in 32 bits.
 LUMA = np.array([19595, 38470, 7471], np.uint32)
@@ -72,13 +58,11 @@ def _to_array(image: Image.Image) -> np.ndarray:
                 f"32-bit pixels from {values.min()} to {values.max()} do not fit in 16 bits"
             )
         return values.astype(np.uint16)[:, :, None]
-    mode = CONVERT_TO.get(image.mode, image.mode)
-    if "transparency" in image.info:
-        mode = WITH_ALPHA.get(mode, mode)
-    if mode not in ("L", "LA", "RGB", "RGBA"):
-        raise ValueError(
-            f"pixels of mode {image.mode} have no fixed range: save as 8 bit, or as grey of 16"
-        )
+    if image.mode == "F":
+        raise ValueError("pixels of mode F have no fixed range: save as 8 bit, or as grey of 16")
+    mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
+    if image.mode[-1] in "Aa" or "transparency" in image.info:
+        mode += "A"
     array = np.asarray(image if image.mode == mode else image.convert(mode))
     return array[:, :, None] if array.ndim == 2 else array
 

@@ -11,7 +11,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from datasets.features.features import FeatureType
 
 from hf_latent.data.fashion_mnist import load_fashion_mnist, load_fashion_mnist_sample
-from hf_latent.data.images.folder import list_images, open_image_folder
+from hf_latent.data.images.folder import HELD_OUT_SPLITS, list_images, open_image_folder
 from hf_latent.data.images.own_files import hub_folders, refuse_foreign_files
 from hf_latent.data.quiet import quiet_datasets
 from hf_latent.errors import UserError
@@ -20,11 +20,10 @@ BUILT_IN = {
     "fashion_mnist": load_fashion_mnist_sample,
     "fashion_mnist_full": load_fashion_mnist,
 }
-HELD_OUT_SPLITS = ("validation", "val", "valid", "test")
 IMAGE_COLUMNS = ("image", "images", "img", "pixel_values", "picture", "photo", "png", "jpg", "jpeg")
 LABEL_COLUMNS = ("label", "labels")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-SPLIT_IN_NAME = re.compile(r"(train|test|validation|valid|val)(ing)?(?![a-z])")
+SPLIT_IN_NAME = re.compile(rf"(train|{'|'.join(HELD_OUT_SPLITS)})(ing)?(?![a-z])")
 
 
 @dataclass(frozen=True)
@@ -59,16 +58,13 @@ def open_source(data: str) -> Source:
     """
     with quiet_datasets():
         splits, folders = _open_splits(data)
-        train, held_out = _choose_splits(splits, data)
-        image = _image_column(train.features, data)
-        label = _label_column(train.features)
-        train, held_out = (_keep_columns(split, image, label, data) for split in (train, held_out))
-        for split in (train, held_out):
-            if split is not None and folders is not None:
+        splits = _keep_columns(_choose_splits(splits, data), data)
+        if folders is not None:
+            for split in splits.values():
                 refuse_foreign_files(split, data, folders)
-        if label is not None:
-            train, held_out = _to_class_labels(train, held_out, data)
-    return Source(train, held_out)
+        if "label" in splits["train"].column_names:
+            splits = _to_class_labels(splits, data)
+    return Source(splits["train"], splits.get("held_out"))
 
 
 def _open_splits(data: str) -> tuple[DatasetDict, Sequence[Path] | None]:
@@ -140,14 +136,16 @@ def _open_parquet(splits: dict[str, list[Path]]) -> DatasetDict:
         raise UserError(f"{first} (or a file beside it) cannot be read: {cause}") from error
 
 
-def _choose_splits(splits: DatasetDict, data: str) -> tuple[Dataset, Dataset | None]:
+def _choose_splits(splits: DatasetDict, data: str) -> DatasetDict:
+    """Return `train` and, if there is one, `held_out`."""
     if "train" not in splits and len(splits) > 1:
         raise UserError(f"{data} has no split named train, only {', '.join(splits)}")
     train = "train" if "train" in splits else next(iter(splits))
     if not len(splits[train]):
         raise UserError(f"{data} has no training images")
-    held_out = (name for name in HELD_OUT_SPLITS if name in splits and name != train)
-    return splits[train], next((splits[name] for name in held_out if len(splits[name])), None)
+    names = (name for name in HELD_OUT_SPLITS if name in splits and name != train)
+    held_out = [splits[name] for name in names if len(splits[name])][:1]
+    return DatasetDict(zip(("train", "held_out"), [splits[train], *held_out], strict=False))
 
 
 def _image_column(features: Features, data: str) -> str:
@@ -162,7 +160,7 @@ def _image_column(features: Features, data: str) -> str:
 
 
 def _holds_bytes(feature: FeatureType) -> bool:
-    """Tell whether a plain column may hold encoded images: binary, or struct of bytes and path."""
+    """Return whether a plain column may hold images: binary, or struct of bytes and path."""
     if isinstance(feature, dict):
         return set(feature) == {"bytes", "path"}
     return isinstance(feature, Value) and feature.dtype in ("binary", "large_binary")
@@ -178,43 +176,40 @@ def _label_column(features: Features) -> str | None:
     return next((name for name, value in features.items() if isinstance(value, ClassLabel)), None)
 
 
-def _keep_columns(
-    split: Dataset | None, image: str, label: str | None, data: str
-) -> Dataset | None:
-    if split is None:
-        return None
-    names = {image: "image"} if label is None else {image: "image", label: "label"}
-    if not names.keys() <= split.features.keys():
+def _keep_columns(splits: DatasetDict, data: str) -> DatasetDict:
+    """Keep the images and the labels, as `image` and `label`."""
+    features = splits["train"].features
+    names = {_image_column(features, data): "image"}
+    label = _label_column(features)
+    if label is not None:
+        names[label] = "label"
+    if any(not names.keys() <= split.features.keys() for split in splits.values()):
         raise UserError(f"{data}: its held-out split lacks a column of {', '.join(names)}")
-    split = split.select_columns(list(names))
+    splits = splits.select_columns(list(names))
     # Only what changes: `image` may have been another column's name.
-    split = split.rename_columns({old: new for old, new in names.items() if old != new})
-    return split.cast_column("image", Image(decode=False))
+    splits = splits.rename_columns({old: new for old, new in names.items() if old != new})
+    return splits.cast_column("image", Image(decode=False))
 
 
-def _to_class_labels(
-    train: Dataset, held_out: Dataset | None, data: str
-) -> tuple[Dataset, Dataset | None]:
+def _to_class_labels(splits: DatasetDict, data: str) -> DatasetDict:
     """Turn strings or integers into ClassLabel, and check that every row has a label."""
-    splits = [train] if held_out is None else [train, held_out]
-    columns = [split.data.column("label").to_pylist() for split in splits]
-    feature = train.features["label"]
-    if any(split.features["label"] != feature for split in splits):
+    feature = splits["train"].features["label"]
+    if any(split.features["label"] != feature for split in splits.values()):
         raise UserError(f"{data}: training and held-out labels differ in type or in class names")
-    missing = sum(value is None for column in columns for value in column)
-    if isinstance(feature, ClassLabel):
-        missing += sum(value == -1 for column in columns for value in column)
+    columns = {name: split.data.column("label").to_pylist() for name, split in splits.items()}
+    values = [value for column in columns.values() for value in column]
+    is_class = isinstance(feature, ClassLabel)
+    missing = values.count(None) + (values.count(-1) if is_class else 0)
     if missing:
         raise UserError(f"{data}: {missing} rows have no label; fill them or drop the column")
-    if not isinstance(feature, ClassLabel):
-        names = sorted({value for column in columns for value in column})
-        numbers = {name: number for number, name in enumerate(names)}
-        feature = ClassLabel(names=[str(name) for name in names])
-        for i, column in enumerate(columns):
-            labels = np.array([numbers[value] for value in column], np.int64)
-            images = splits[i].remove_columns("label")
-            splits[i] = images.add_column("label", labels, feature=feature)
-    return splits[0], splits[1] if held_out is not None else None
+    if is_class:
+        return splits
+    numbers = {value: number for number, value in enumerate(sorted(set(values)))}
+    feature = ClassLabel(names=[str(value) for value in numbers])
+    for name, split in splits.items():
+        labels = np.array([numbers[value] for value in columns[name]], np.int64)
+        splits[name] = split.remove_columns("label").add_column("label", labels, feature=feature)
+    return splits
 
 
 def _one_line(error: BaseException) -> str:
