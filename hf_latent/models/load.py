@@ -5,9 +5,9 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from diffusers import AutoencoderKL, AutoencoderTiny, ModelMixin, SchedulerMixin, UNet2DModel
+from diffusers import AutoencoderKL, AutoencoderTiny, SchedulerMixin, UNet2DModel
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub.errors import (
     HfHubHTTPError,
@@ -99,14 +99,7 @@ def load_autoencoder(name: str) -> Autoencoder:
     """
     name = find_released(name)
     with loading(name, "autoencoder"):
-        vae, _ = _load(name, "vae")
-    if not isinstance(vae, AutoencoderKL | AutoencoderTiny):
-        raise UserError(
-            f"{name} is a {type(vae).__name__}, not an AutoencoderKL or AutoencoderTiny"
-        )
-    if Path(name).is_dir():
-        vae.register_to_config(_name_or_path="")  # not a path of this machine in a save
-    return vae
+        return _load(name, "vae", AutoencoderKL, AutoencoderTiny)[0]
 
 
 def load_denoiser(name: str) -> tuple[UNet2DModel, SchedulerMixin | None]:
@@ -125,25 +118,27 @@ def load_denoiser(name: str) -> tuple[UNet2DModel, SchedulerMixin | None]:
     """
     scheduler, name = None, find_released(name)
     with loading(name, "denoiser"):
-        unet, in_pipeline = _load(name, "unet")
+        unet, in_pipeline = _load(name, "unet", UNet2DModel)
         if in_pipeline:
             scheduler = load_scheduler(name)
-            get_objective(scheduler)  # raises where it does not say
-    if not isinstance(unet, UNet2DModel):
-        raise UserError(f"{name} is a {type(unet).__name__}, not a UNet2DModel")
-    if Path(name).is_dir():
-        unet.register_to_config(_name_or_path="")  # not a path of this machine in a save
+            get_objective(scheduler)  # raises if it does not say
     align_weights(unet)
     return unet, scheduler
 
 
-def _load(name: str, component: str) -> tuple[ModelMixin, bool]:
-    """Load a model; the second value tells whether it is a pipeline's."""
-    if (Path(name) / "model_index.json").is_file():
-        return load_exactly(name, component), True
+def _load(name: str, component: str, *kinds: type) -> tuple[Any, bool]:
+    """Load a model of one of some classes; the second value is whether it is a pipeline's."""
+    is_local = Path(name).is_dir()
+    in_pipeline = (Path(name) / "model_index.json").is_file()
     try:
-        return load_exactly(name), False
+        model: Any = load_exactly(name, component if in_pipeline else None)
     except OSError:
-        if Path(name).is_dir():
+        if is_local:
             raise
-        return load_exactly(name, component), True
+        in_pipeline, model = True, load_exactly(name, component)
+    if not isinstance(model, kinds):
+        expected = " or ".join(kind.__name__ for kind in kinds)
+        raise UserError(f"{name} is a {type(model).__name__}, not a {expected}")
+    if is_local:
+        model.register_to_config(_name_or_path="")  # not a path of this machine in a save
+    return model, in_pipeline
