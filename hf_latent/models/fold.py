@@ -1,7 +1,6 @@
 """The latent scale, folded into an autoencoder's own weights."""
 
 import copy
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -31,24 +30,20 @@ class LatentStatistics:
     std: torch.Tensor
 
 
-def sum_latents(posteriors: Iterable[Posterior]) -> torch.Tensor:
-    """Add up what the statistics of posterior samples need, so that shares can be added too.
+def sum_latents(posterior: Posterior) -> torch.Tensor:
+    """Add up what the statistics of posterior samples need; the sums of batches can be added too.
 
     Args:
-        posteriors: batches of posteriors, `(B, c, h, w)` each.
+        posterior: of a batch of images, `(B, c, h, w)`.
 
     Returns:
         `(4, c)` float64 on the CPU: the number of values, the sum of posterior means, of their
         squares, and of posterior variances, per channel.
     """
-    sums = torch.zeros(4, 1, dtype=torch.float64)
-    for posterior in posteriors:
-        mean, variance = (
-            x.cpu().double().transpose(0, 1).flatten(1) for x in (posterior.mean, posterior.var)
-        )
-        ones = torch.ones_like(mean)
-        sums = sums + torch.stack([x.sum(1) for x in (ones, mean, mean.square(), variance)])
-    return sums
+    mean, variance = (
+        x.cpu().double().transpose(0, 1).flatten(1) for x in (posterior.mean, posterior.var)
+    )
+    return torch.stack([x.sum(1) for x in (torch.ones_like(mean), mean, mean.square(), variance)])
 
 
 def measure_latents(sums: torch.Tensor) -> LatentStatistics:

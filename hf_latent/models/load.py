@@ -126,12 +126,12 @@ def load_denoiser(name: str) -> tuple[UNet2DModel, SchedulerMixin | None]:
     return unet, scheduler
 
 
-def _load(name: str, component: str, *kinds: type) -> tuple[Any, bool]:
+def _load(name: str, component: str, *kinds: type[Any]) -> tuple[Any, bool]:
     """Load a model of one of some classes; the second value is whether it is a pipeline's."""
     is_local = Path(name).is_dir()
     in_pipeline = (Path(name) / "model_index.json").is_file()
     try:
-        model: Any = load_exactly(name, component if in_pipeline else None)
+        model = load_exactly(name, component if in_pipeline else None)
     except OSError:
         if is_local:
             raise

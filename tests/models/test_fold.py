@@ -24,7 +24,7 @@ def posteriors(vae: AutoencoderKL, images: torch.Tensor) -> list:
 
 
 def statistics_of(vae: AutoencoderKL, images: torch.Tensor) -> LatentStatistics:
-    return measure_latents(sum_latents(posteriors(vae, images)))
+    return measure_latents(sum(map(sum_latents, posteriors(vae, images))))
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_statistics_are_those_of_posterior_samples(vae, many_images):
 
 def test_shares_of_the_images_can_be_summed_apart(vae, many_images):
     whole = statistics_of(vae, many_images)
-    shares = sum(sum_latents(posteriors(vae, many_images[rank::2])) for rank in range(2))
+    shares = sum(sum(map(sum_latents, posteriors(vae, many_images[rank::2]))) for rank in range(2))
     torch.testing.assert_close(measure_latents(shares).std, whole.std, rtol=1e-6, atol=0)
     torch.testing.assert_close(measure_latents(shares).mean, whole.mean, rtol=0, atol=1e-6)
 

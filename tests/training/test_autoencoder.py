@@ -319,7 +319,7 @@ def test_the_scale_can_be_measured_on_some_images(autoencoder_config, tmp_path):
         images = torch.stack([measured_on[i]["images"] for i in range(count)])
         with torch.no_grad():
             posterior = unfold_latent_scale(vae).encode(images).latent_dist
-        expected = measure_latents(sum_latents([posterior]))
+        expected = measure_latents(sum_latents(posterior))
         assert vae.config[FOLDED_MEAN] == pytest.approx(expected.mean.tolist(), abs=1e-5)
     assert vaes[0].config[FOLDED_MEAN] != pytest.approx(vaes[1].config[FOLDED_MEAN], abs=1e-4)
 
@@ -342,7 +342,7 @@ def test_the_report_says_what_was_done_and_measured(autoencoder_config, tmp_path
     held_out = splits.validation.evenly_spaced(12)
     images = torch.stack([held_out[i]["images"] for i in range(12)])
     with torch.no_grad():
-        expected = measure_latents(sum_latents([vae.encode(images).latent_dist]))
+        expected = measure_latents(sum_latents(vae.encode(images).latent_dist))
     assert report["residual_mean"] == pytest.approx(expected.mean.tolist(), abs=1e-5)
     assert report["residual_std"] == pytest.approx(expected.std.tolist(), abs=1e-5)
     assert report["residual_mean"] == pytest.approx([0] * 4, abs=0.3)
@@ -392,7 +392,7 @@ def test_rgb_images_of_any_shape(autoencoder_config, tmp_path):
     assert (vae.config.in_channels, vae.config.latent_channels) == (3, 2)
     splits = open_images(config)
     posterior = vae.encode(splits.train[0]["images"][None]).latent_dist
-    assert measure_latents(sum_latents([posterior])).mean.shape == (2,)
+    assert measure_latents(sum_latents(posterior)).mean.shape == (2,)
     assert posterior.mean.shape == (1, 2, 6, 10)
 
 

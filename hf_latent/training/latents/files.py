@@ -88,7 +88,7 @@ def sum_file(path: Path) -> list[list[float]]:
     """Return the sums of a file's latents, as `sum_latents` does."""
     with safe_open(path, "pt") as file:
         mean, std = (file.get_tensor(name).float().flatten(0, 1) for name in ("mean", "std"))
-    return sum_latents([LatentPosteriors(mean, std)]).tolist()
+    return sum_latents(LatentPosteriors(mean, std)).tolist()
 
 
 def finish_folder(

@@ -45,6 +45,6 @@ def measure_latent_scale(
     # A process may have no image at all.
     share_sums = torch.zeros(4, vae.config.latent_channels, dtype=torch.float64)
     for posterior in posteriors():
-        share_sums += sum_latents([posterior])
+        share_sums += sum_latents(posterior)
     sums = torch.tensor(gather_object([share_sums.tolist()]), dtype=torch.float64)
     return measure_latents(sums.sum(0))

@@ -99,7 +99,7 @@ def validate_autoencoder(
                 ]
             )
             sums.add_(figures.cpu() * len(images))
-            moments.add_(sum_latents([posterior]))
+            moments.add_(sum_latents(posterior))
             yield images.cpu() / 2 + 0.5, reconstructions.cpu() / 2 + 0.5
 
     kept = measure_reconstructions(reconstruct())

@@ -33,6 +33,6 @@ def test_the_scale_is_that_of_all_shares_an_empty_one_too(autoencoder_config, mo
     images = torch.stack([dataset.view(False)[i]["images"] for i in range(3)])
     with torch.no_grad():
         posterior = vae.encode(torch.cat([images, images.flip(3)])).latent_dist
-    expected = measure_latents(sum_latents([posterior]))
+    expected = measure_latents(sum_latents(posterior))
     torch.testing.assert_close(found.mean, expected.mean, rtol=0, atol=1e-5)
     torch.testing.assert_close(found.std, expected.std, rtol=1e-5, atol=0)
