@@ -20,7 +20,6 @@ from hf_latent.data.images.folder import EXTENSIONS
 # Whatever a file is called, no other format is opened: Pillow would run Ghostscript on EPS.
 FORMAT_OF = Image.registered_extensions()
 FORMATS = [name for name in Image.ID if name in {FORMAT_OF.get(ending) for ending in EXTENSIONS}]
-SIXTEEN_BIT_GREY = ("I;16", "I;16L", "I;16B", "I;16N")
 # ITU-R 601-2 luma in 1/65536, as in Pillow's own conversion. They add up to 65536, so that the
 # sum for 16-bit pixels still fits in 32 bits.
 LUMA = np.array([19595, 38470, 7471], np.uint32)
@@ -49,9 +48,7 @@ def decode_image(encoded: bytes | str) -> np.ndarray:
 
 
 def _to_array(image: Image.Image) -> np.ndarray:
-    if image.mode in SIXTEEN_BIT_GREY:
-        return np.asarray(image).astype(np.uint16)[:, :, None]
-    if image.mode == "I":
+    if image.mode.startswith("I"):  # grey of 16 or 32 bits
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
             raise ValueError(
