@@ -1,6 +1,6 @@
 """How a pipeline is saved, so that it loads anywhere: with its own code beside its weights."""
 
-import glob
+import fnmatch
 import json
 import os
 import shutil
@@ -12,7 +12,13 @@ from typing import Any, Self
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils.hub_utils import load_or_create_model_card, populate_model_card
-from huggingface_hub import create_repo, file_exists, upload_folder
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    create_commit,
+    create_repo,
+    list_repo_files,
+)
 
 from .denoise import Guidance, check_guide
 from .samplers import check_sampler, get_objective, load_scheduler
@@ -209,26 +215,27 @@ def _send(
     commit_message: str = "Upload LatentDiffusionPipeline",
     **kwargs: Any,
 ) -> str:
-    """Send a saved pipeline in one commit, and a card only if there is none."""
+    """Send a saved pipeline, and a card if there is none, in one commit.
+
+    `upload_folder` would make several commits of a large model, of which the first look whole.
+    """
     repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
-    has_card = file_exists(repo_id, "README.md", revision=kwargs.get("revision"), token=token)
+    remote = list_repo_files(repo_id, revision=kwargs.get("revision"), token=token)
+    has_card = "README.md" in remote
     if not has_card and not (folder / "README.md").exists():
         card = load_or_create_model_card(repo_id, token=token, is_pipeline=True)
         populate_model_card(card).save(folder / "README.md")
     sent = sent_files(folder, with_card=not has_card)
     models = {name.partition("/")[0] for name in sent} & set(MODELS)
-    old = [f"{model}/{x}" for model in sorted(models) for x in weight_patterns(variant)]
+    old = [f"{model}/{x}" for model in models for x in weight_patterns(variant)]
     old += [f"{module}.py" for module in RETIRED_MODULES]
+    stale = {name for pattern in old for name in fnmatch.filter(remote, pattern)} - set(sent)
+    operations: list[CommitOperationAdd | CommitOperationDelete] = [
+        *(CommitOperationDelete(name) for name in sorted(stale)),
+        *(CommitOperationAdd(name, folder / name) for name in sent),
+    ]
     return str(
-        upload_folder(
-            repo_id=repo_id,
-            folder_path=folder,
-            commit_message=commit_message,
-            allow_patterns=[glob.escape(name) for name in sent],
-            delete_patterns=old,
-            token=token,
-            **kwargs,
-        )
+        create_commit(repo_id, operations, commit_message=commit_message, token=token, **kwargs)
     )
 
 

@@ -107,7 +107,8 @@ def test_weights_of_an_earlier_push_are_removed_and_no_others(
 ):
     call = f"pipe.push_to_hub('ada/model', variant={variant!r}, max_shard_size={{}})"
     push(process, saved, "pipe.push_to_hub('ada/model')")
-    hub.put("ada/model", {"unet/mine.safetensors": b"mine"}, kind="models")
+    older = {"guidance.py": b"of an earlier version", "unet/mine.safetensors": b"mine"}
+    hub.put("ada/model", older, kind="models")
     push(process, saved, call.format("'50KB'"))
     pipeline.unet.conv_in.bias.data += 1
     pipeline.save_pretrained(saved)
