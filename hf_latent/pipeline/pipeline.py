@@ -172,7 +172,8 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
             image_latents: `(B, c, h, w)`, of images to begin with.
             strength: the part of the steps that is made of them, 0 to 1; 1 begins with noise only.
             mask: `(B or 1, 1, h, w)` bool, true to make the images anew; None: everywhere.
-            conditions: named tensors of B images, instead of class_labels; see `Conditions`.
+            conditions: named tensors of B images, instead of class_labels; those that are left
+                out are null.
 
         Returns:
             `(B, c, h, w)`, noise-free latents.
@@ -221,7 +222,7 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
             scheduler,
             latents,
             self.progress_bar(timesteps),
-            conditions or null,
+            null | (conditions or {}),
             scales,
             null,
             self.guide_unet,

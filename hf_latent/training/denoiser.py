@@ -161,8 +161,9 @@ def train_denoiser(
     frozen_vae = FrozenWeights(vae)
     source.prepare(vae)
     held_out = source.held_out()
-    if num_classes is None:
-        held_out = replace(held_out, conditions={})
+    known = null_conditions(unet, 0, "cpu")
+    named = {name: x for name, x in held_out.conditions.items() if name in known}
+    held_out = replace(held_out, conditions=named)
 
     ema = create_ema(unet, config.ema_decay, accelerator.device)
     settings = asdict(config)
