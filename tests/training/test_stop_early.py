@@ -20,11 +20,11 @@ SCRIPTS = Path(__file__).parents[2] / "train_scripts"
 SLOWLY = """
 import runpy, sys, time
 from hf_latent.training.latents import encode as latents
-write_file = latents.write_file
+write_shard = latents.write_shard
 def write_slowly(*arguments):
     time.sleep(0.3)
-    return write_file(*arguments)
-latents.write_file = write_slowly
+    return write_shard(*arguments)
+latents.write_shard = write_slowly
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
