@@ -1,6 +1,8 @@
 """Autoencoders, denoisers and schedulers: plain diffusers models with custom configurations."""
 
+import json
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 from typing import Any, Literal
 
@@ -140,10 +142,18 @@ def measure_compression(
         check_images(vae, image)
     except ValueError as error:
         raise UserError(str(error)) from error
+    return Compression(image_shape, _latent_shape(type(vae), vae.to_json_string(), image_shape))
+
+
+@cache
+def _latent_shape(
+    kind: type[AutoencoderKL] | type[AutoencoderTiny], config: str, image_shape: tuple[int, ...]
+) -> tuple[int, ...]:
+    """Return `(c, H/f, W/f)`; a training asks for it five times."""
     with torch.device("meta"):
-        meta_vae = type(vae).from_config(vae.config)
-    latents = encode_images(meta_vae, image, sample_posterior=False)
-    return Compression(image_shape, tuple(latents.shape[1:]))
+        vae = kind.from_config(json.loads(config))
+    image = torch.empty((1, *image_shape), device="meta")
+    return tuple(encode_images(vae, image, sample_posterior=False).shape[1:])
 
 
 def create_autoencoder(

@@ -1,8 +1,14 @@
-import pytest
+from functools import partial
+from pathlib import Path
 
+import pytest
+from datasets import DatasetDict
+
+from hf_latent.data.images import sources
 from hf_latent.models.presets import AUTOENCODERS, DENOISERS
 from hf_latent.training.autoencoder import AutoencoderConfig
 from hf_latent.training.denoiser_config import DenoiserConfig
+from hf_latent.training.validation import denoiser as denoiser_validation
 from tests.conftest import NARROW_AUTOENCODER, NARROW_DENOISER
 
 SHORT = {
@@ -14,29 +20,46 @@ SHORT = {
     "max_validation_samples": 12,
     "checkpointing_steps": None,
 }
+HELD_OUT = 50  # of the built-in images, in the tests' own process
 
 
-@pytest.fixture(autouse=True)
-def narrow_presets(monkeypatch):
-    """The tiny presets, narrower still."""
-    monkeypatch.setitem(AUTOENCODERS, "tiny", AUTOENCODERS["tiny"] | NARROW_AUTOENCODER)
-    monkeypatch.setitem(DENOISERS, "tiny", DENOISERS["tiny"] | NARROW_DENOISER)
+@pytest.fixture(scope="session")
+def small_sample() -> DatasetDict:
+    """The built-in images with few held-out ones, as a denoiser encodes all of them."""
+    whole = sources.load_fashion_mnist_sample()
+    return DatasetDict(train=whole["train"], test=whole["test"].select(range(HELD_OUT)))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_trainings(small_sample):
+    """The tiny presets, narrower still; little to encode, and small pictures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(AUTOENCODERS, "tiny", AUTOENCODERS["tiny"] | NARROW_AUTOENCODER)
+        patch.setitem(DENOISERS, "tiny", DENOISERS["tiny"] | NARROW_DENOISER)
+        patch.setitem(sources.BUILT_IN, "fashion_mnist", lambda: small_sample)
+        patch.setattr(denoiser_validation, "GRID_COLUMNS", 2)
+        yield
+
+
+def short_autoencoder(folder: Path, **changes) -> AutoencoderConfig:
+    """Settings of a training in a folder's `autoencoder`."""
+    return AutoencoderConfig(**{"output_dir": str(folder / "autoencoder"), **SHORT, **changes})
+
+
+def short_denoiser(folder: Path, **changes) -> DenoiserConfig:
+    """Settings of a training in a folder's `denoiser`, on the model of its `autoencoder`."""
+    places = {
+        "output_dir": str(folder / "denoiser"),
+        "vae": str(folder / "autoencoder" / "model"),
+    }
+    return DenoiserConfig(**{**places, **SHORT, **changes})
 
 
 @pytest.fixture
 def autoencoder_config(tmp_path):
-    return lambda **changes: AutoencoderConfig(
-        **{"output_dir": str(tmp_path / "autoencoder"), **SHORT, **changes}
-    )
+    return partial(short_autoencoder, tmp_path)
 
 
 @pytest.fixture
 def denoiser_config(tmp_path):
-    return lambda **changes: DenoiserConfig(
-        **{
-            "output_dir": str(tmp_path / "denoiser"),
-            "vae": str(tmp_path / "autoencoder" / "model"),
-            **SHORT,
-            **changes,
-        }
-    )
+    return partial(short_denoiser, tmp_path)

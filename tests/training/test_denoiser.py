@@ -18,16 +18,24 @@ from hf_latent.training import denoiser
 from hf_latent.training.denoiser import draw_batch, train_denoiser
 from hf_latent.training.run.batches import ProcessRows
 from tests.conftest import make_autoencoder
+from tests.training.conftest import short_denoiser
 
 
 @pytest.fixture(autouse=True)
-def saved_autoencoder(tmp_path, narrow_presets):
+def saved_autoencoder(tmp_path):
     make_autoencoder(sample_size=32).save_pretrained(tmp_path / "autoencoder" / "model")
 
 
-def test_a_run_leaves_a_pipeline_that_generates(denoiser_config, tmp_path):
-    summary = train_denoiser(denoiser_config())
-    run = tmp_path / "denoiser"
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """What a training without further settings did; change nothing in its folder."""
+    folder = tmp_path_factory.mktemp("plain")
+    make_autoencoder(sample_size=32).save_pretrained(folder / "autoencoder" / "model")
+    return train_denoiser(short_denoiser(folder))
+
+
+def test_a_run_leaves_a_pipeline_that_generates(plain):
+    summary, run = plain, plain.model_dir.parent
     names = sorted(p.name for p in run.iterdir())
     assert names == ["config.yaml", "latents", "logs", "model", "samples"]
     assert (run / "samples" / "step-000002.png").is_file()
@@ -40,9 +48,9 @@ def test_a_run_leaves_a_pipeline_that_generates(denoiser_config, tmp_path):
     assert [image.size for image in images] == [(32, 32)] * 2
 
 
-def test_the_autoencoder_stays_frozen(denoiser_config, tmp_path):
+def test_the_autoencoder_stays_frozen(plain, tmp_path):
     before = hash_weights(load_autoencoder(str(tmp_path / "autoencoder" / "model")))
-    summary = train_denoiser(denoiser_config())
+    summary = plain
     assert summary.vae_hash_before == summary.vae_hash_after == before
     assert hash_weights(LatentDiffusionPipeline.from_pretrained(summary.model_dir).vae) == before
 
@@ -67,7 +75,7 @@ def test_an_autoencoder_that_changes_is_noticed(denoiser_config, monkeypatch):
 
 def test_training_lowers_the_held_out_loss(denoiser_config):
     summary = train_denoiser(
-        denoiser_config(max_train_steps=40, validation_steps=2, learning_rate=3e-3, ema_decay=0.8)
+        denoiser_config(max_train_steps=40, validation_steps=4, learning_rate=3e-3, ema_decay=0.8)
     )
     losses = list(summary.validation_losses.values())
     assert losses[-1] < 0.9 * losses[0]
@@ -116,8 +124,8 @@ def test_guidance_is_that_of_the_pictures_and_of_the_saved_model(denoiser_config
     assert pictures[0] != pictures[1]
 
 
-def test_a_model_saved_in_half_precision_is_the_rounded_one(denoiser_config, tmp_path):
-    whole = train_denoiser(denoiser_config(output_dir=str(tmp_path / "whole"))).model_dir
+def test_a_model_saved_in_half_precision_is_the_rounded_one(denoiser_config, plain):
+    whole = plain.model_dir
     half = train_denoiser(denoiser_config(save_dtype="float16")).model_dir
     name = "diffusion_pytorch_model.safetensors"
     expected, saved = (load_file(folder / "unet" / name) for folder in (whole, half))

@@ -13,7 +13,7 @@ from tests.training.encoding import save_autoencoder
 from tests.training.run.test_log import figures
 from tests.training.test_resume import MIN_SNR, Launched, assert_same_weights
 
-STEPS = 80
+STEPS = 50
 
 
 def launch(config, *flags: str) -> Launched:

@@ -1,6 +1,7 @@
 """What both trainings leave beside their models."""
 
 import json
+import shutil
 
 import pytest
 import yaml
@@ -25,22 +26,25 @@ from hf_latent.training.reports import (
     write_model_reports,
 )
 from tests.conftest import make_autoencoder
+from tests.training.conftest import HELD_OUT, short_autoencoder, short_denoiser
 
 
 def read(folder):
     return json.loads((folder / "training.json").read_text())
 
 
-@pytest.fixture
-def trained(autoencoder_config, denoiser_config, tmp_path):
-    """The folders of an autoencoder and of a denoiser that was trained on it."""
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folders of an autoencoder and of a denoiser that was trained on it; change nothing."""
+    folder = tmp_path_factory.mktemp("trained")
     accumulated = {"gradient_accumulation_steps": 2, "max_train_steps": 3}
-    train_autoencoder(autoencoder_config(**accumulated))
-    train_denoiser(denoiser_config(**accumulated))
-    return tmp_path / "autoencoder" / "model", tmp_path / "denoiser" / "model"
+    train_autoencoder(short_autoencoder(folder, **accumulated))
+    train_denoiser(short_denoiser(folder, **accumulated))
+    return folder / "autoencoder" / "model", folder / "denoiser" / "model"
 
 
-def test_both_leave_a_card_that_is_good_already(trained, tmp_path):
+def test_both_leave_a_card_that_is_good_already(trained):
+    place = trained[0].parents[1]
     for folder, picture in zip(trained, ("reconstructions.png", "samples.png"), strict=True):
         card = (folder / "README.md").read_text()
         assert is_unedited(card) and card == render_model_card(folder)
@@ -49,11 +53,11 @@ def test_both_leave_a_card_that_is_good_already(trained, tmp_path):
         assert Image.open(folder / picture).tobytes() == last.convert("RGB").tobytes()
         assert "3 steps of 16 images (48 images seen) in " in card
         assert "40 training images of fashion_mnist, padded to 32x32 pixels" in card
-        assert "2,000 other images were held out" in card
+        assert f"{HELD_OUT} other images were held out" in card
         for path in folder.rglob("*"):
             if path.suffix in (".json", ".yaml", ".md"):
-                assert str(tmp_path) not in path.read_text(), path
-    assert not list(tmp_path.rglob(".model*"))
+                assert str(place) not in path.read_text(), path
+    assert not list(place.rglob(".model*"))
 
 
 def test_the_reports_are_about_the_saved_weights(trained):
@@ -70,9 +74,9 @@ def test_figures_of_the_denoiser(trained):
     assert denoiser["steps"] == 3 and denoiser["images_seen"] == 48
     assert denoiser["processes"] == 1 and denoiser["device"] == "cpu"
     assert denoiser["data"] == "fashion_mnist" and denoiser["train_images"] == 40
-    assert denoiser["held_out_split_images"] == 2000 and denoiser["held_out_images"] == 12
+    assert denoiser["held_out_split_images"] == HELD_OUT and denoiser["held_out_images"] == 12
     assert denoiser["image_shape"] == [1, 32, 32] and denoiser["latent_shape"] == [4, 8, 8]
-    assert denoiser["compression_ratio"] == 4 and denoiser["encoded_images"] == 2040
+    assert denoiser["compression_ratio"] == 4 and denoiser["encoded_images"] == 40 + HELD_OUT
     assert denoiser["held_out_loss"] > 0 and denoiser["seconds"] > 0
     assert denoiser["mixed_precision"] == "no" and denoiser["autoencoder"] is None
     assert denoiser["torch_version"] and denoiser["cpu_cores"]
@@ -131,13 +135,16 @@ def test_no_path_of_this_machine_is_in_the_settings(tmp_path, denoiser_config, a
 
 
 def test_latents_of_unknown_images_name_no_data(trained, denoiser_config, tmp_path):
-    latents = tmp_path / "denoiser" / "latents"
+    latents = shutil.copytree(trained[1].parent / "latents", tmp_path / "latents")
     manifest = json.loads((latents / "manifest.json").read_text())
     assert manifest["data"] == "fashion_mnist"
     for data, name in (("owner/set", "owner/set"), (None, None)):
         (latents / "manifest.json").write_text(json.dumps(manifest | {"data": data}))
         config = denoiser_config(
-            latents=str(latents), max_train_samples=None, output_dir=str(tmp_path / f"{name}")
+            vae=str(trained[0]),
+            latents=str(latents),
+            max_train_samples=None,
+            output_dir=str(tmp_path / f"{name}"),
         )
         train_denoiser(config)
         folder = tmp_path / f"{name}" / "model"
@@ -149,7 +156,7 @@ def test_latents_of_unknown_images_name_no_data(trained, denoiser_config, tmp_pa
         )
 
 
-def test_figures_of_an_autoencoder_go_along_if_they_are_of_its_weights(trained):
+def test_figures_of_an_autoencoder_go_along_if_they_are_of_its_weights(trained, tmp_path):
     autoencoder, denoiser = trained
     sha256 = read(autoencoder)["vae_weights_sha256"]
     figures = autoencoder_figures(str(autoencoder), sha256)
@@ -159,6 +166,7 @@ def test_figures_of_an_autoencoder_go_along_if_they_are_of_its_weights(trained):
     assert autoencoder_figures(str(autoencoder), "0" * 64) == {}
     assert autoencoder_figures("fashion-mnist-f4", "0" * 64) == {}
     assert autoencoder_figures("nowhere", sha256) == {}
+    autoencoder = shutil.copytree(autoencoder, tmp_path / "model")
     for text in ("{", "[]", "[" * 100_000):
         (autoencoder / "training.json").write_text(text)
         assert autoencoder_figures(str(autoencoder), sha256) == {}

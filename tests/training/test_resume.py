@@ -2,6 +2,7 @@ import json
 import os
 import random
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,9 +20,10 @@ from hf_latent.training.autoencoder_config import AutoencoderConfig
 from hf_latent.training.denoiser import train_denoiser
 from hf_latent.training.latents import posteriors
 from hf_latent.training.latents.encode import encode_latents
+from hf_latent.training.run.clock import TrainingSummary
 from tests import forked
 from tests.kills import KILLS
-from tests.training.conftest import SHORT
+from tests.training.conftest import SHORT, short_autoencoder, short_denoiser
 from tests.training.encoding import encode_settings, save_autoencoder
 from tests.training.run.test_log import figures
 
@@ -88,11 +90,17 @@ def assert_each_loss_is_logged_once(run: Path) -> None:
     assert steps == sorted(set(steps)), "the loss of a step stands twice in the log"
 
 
+@pytest.fixture(scope="module")
+def whole_autoencoder_run(tmp_path_factory) -> Path:
+    """A run that nothing interrupted; tests change a copy of it."""
+    folder = tmp_path_factory.mktemp("whole")
+    train_autoencoder(short_autoencoder(folder, **AUTOENCODER))
+    return folder / "autoencoder"
+
+
 @pytest.fixture
-def whole_autoencoder_run(autoencoder_config, tmp_path) -> Path:
-    config = autoencoder_config(**AUTOENCODER, output_dir=str(tmp_path / "whole"))
-    train_autoencoder(replace(config, checkpointing_steps=5))
-    return tmp_path / "whole"
+def copied_run(whole_autoencoder_run, tmp_path) -> Path:
+    return shutil.copytree(whole_autoencoder_run, tmp_path / "autoencoder")
 
 
 # The discriminator's weight is measured from the third step on; it plays from the fourth.
@@ -132,43 +140,35 @@ def test_an_interrupted_autoencoder_ends_bit_for_bit_as_an_uninterrupted_one(
         assert_each_loss_is_logged_once(run)
 
 
-def test_an_earlier_checkpoint_can_be_named(autoencoder_config, whole_autoencoder_run, tmp_path):
-    config = autoencoder_config(**AUTOENCODER)
-    train_autoencoder(config)
-    run = tmp_path / "autoencoder"
-    before = weights(run / "checkpoint-2")
-    train_autoencoder(replace(config, resume_from_checkpoint=str(run / "checkpoint-2")))
-    assert weights(run / "checkpoint-2") == before
-    assert_same_weights(run / "model", whole_autoencoder_run / "model")
-    assert_each_loss_is_logged_once(run)
+def test_an_earlier_checkpoint_can_be_named(autoencoder_config, copied_run, whole_autoencoder_run):
+    before = weights(copied_run / "checkpoint-2")
+    earlier = str(copied_run / "checkpoint-2")
+    train_autoencoder(autoencoder_config(**AUTOENCODER, resume_from_checkpoint=earlier))
+    assert weights(copied_run / "checkpoint-2") == before
+    assert_same_weights(copied_run / "model", whole_autoencoder_run / "model")
+    assert_each_loss_is_logged_once(copied_run)
 
 
-def test_a_run_that_ended_can_be_resumed_to_the_same_end(autoencoder_config, tmp_path):
-    config = autoencoder_config(checkpointing_steps=4)
-    train_autoencoder(config)
-    run = tmp_path / "autoencoder"
-    before = weights(run / "model")
-    summary = train_autoencoder(replace(config, resume_from_checkpoint="latest"))
-    assert summary.steps == 4
-    assert weights(run / "model") == before
-    assert_each_loss_is_logged_once(run)
+def test_a_run_that_ended_can_be_resumed_to_the_same_end(autoencoder_config, copied_run):
+    before = weights(copied_run / "model")
+    config = autoencoder_config(**AUTOENCODER, resume_from_checkpoint="latest")
+    summary = train_autoencoder(config)
+    assert summary.steps == 5
+    assert weights(copied_run / "model") == before
+    assert_each_loss_is_logged_once(copied_run)
 
 
-def test_a_log_line_that_a_kill_cut_short_does_not_stand_in_the_way(autoencoder_config, tmp_path):
-    config = autoencoder_config(checkpointing_steps=2)
-    train_autoencoder(config)
-    with open(tmp_path / "autoencoder" / "logs" / "losses.jsonl", "a") as log:
+def test_a_log_line_that_a_kill_cut_short_does_not_stand_in_the_way(autoencoder_config, copied_run):
+    with open(copied_run / "logs" / "losses.jsonl", "a") as log:
         log.write('{"step": 2, "train_lo')
-    train_autoencoder(replace(config, resume_from_checkpoint="latest"))
-    assert log_lines(tmp_path / "autoencoder", "step")[-1]["step"] == 4
+    train_autoencoder(autoencoder_config(**AUTOENCODER, resume_from_checkpoint="latest"))
+    assert log_lines(copied_run, "step")[-1]["step"] == 5
 
 
-def test_another_discriminator_is_refused(autoencoder_config):
-    config = autoencoder_config(**AUTOENCODER)
-    train_autoencoder(config)
-    wider = replace(config, discriminator_base_channels=12, resume_from_checkpoint="latest")
+def test_another_discriminator_is_refused(autoencoder_config, copied_run):
+    wider = AUTOENCODER | {"discriminator_base_channels": 12, "resume_from_checkpoint": "latest"}
     with pytest.raises(UserError, match="checkpoint-5 is damaged or of another training"):
-        train_autoencoder(wider)
+        train_autoencoder(autoencoder_config(**wider))
 
 
 STREAM = {"stream_latents": True, "stream_lanes": 4, "stream_buffer_rows": 16}
@@ -198,20 +198,29 @@ def test_an_interrupted_denoiser_ends_bit_for_bit_as_an_uninterrupted_one(
     assert_each_loss_is_logged_once(tmp_path / "denoiser")
 
 
-def add_dropout(unet: Path) -> None:
-    """Have a saved denoiser trained with dropout, where it is trained on."""
-    settings = json.loads((unet / "config.json").read_text())
-    (unet / "config.json").write_text(json.dumps(settings | {"dropout": 0.3}))
+@pytest.fixture(scope="module")
+def first(tmp_path_factory) -> TrainingSummary:
+    """A denoiser that others begin from; tests change a copy of its model."""
+    folder = tmp_path_factory.mktemp("first")
+    save_autoencoder(folder / "autoencoder" / "model")
+    return train_denoiser(short_denoiser(folder, **DENOISER, seed=1))
 
 
-def test_validation_does_not_change_a_training_with_dropout(denoiser_config, tmp_path):
+def with_dropout(model: Path, copy: Path) -> str:
+    """Copy a saved denoiser, to be trained on with dropout."""
+    path = shutil.copytree(model, copy) / "unet" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"dropout": 0.3}))
+    return str(copy)
+
+
+def test_validation_does_not_change_a_training_with_dropout(denoiser_config, first, tmp_path):
     save_autoencoder(tmp_path / "autoencoder" / "model")
-    config = denoiser_config(**DENOISER)
-    first = train_denoiser(replace(config, output_dir=str(tmp_path / "first")))
+    config = denoiser_config(**DENOISER, seed=1)
     # At a learning rate of 0, the weights after the first step are still those of the start.
     config = replace(config, pretrained_unet=str(first.model_dir), lr_warmup_ratio=0.5)
     train_denoiser(replace(config, output_dir=str(tmp_path / "without")))
-    add_dropout(first.model_dir / "unet")
+    dropping = with_dropout(first.model_dir, tmp_path / "dropping")
+    config = replace(config, pretrained_unet=dropping)
     train_denoiser(replace(config, output_dir=str(tmp_path / "seldom")))
     often = replace(config, validation_steps=1, output_dir=str(tmp_path / "often"))
     losses = train_denoiser(often).validation_losses
@@ -225,15 +234,15 @@ MIN_SNR = {"objective": "v_prediction", "snr_gamma": 5.0, "zero_terminal_snr": T
 
 @pytest.mark.parametrize("options", ["min-SNR", "uniform", "warm start", "dropout"])
 def test_a_denoiser_with_options_ends_bit_for_bit_as_an_uninterrupted_one(
-    denoiser_config, tmp_path, options
+    denoiser_config, first, tmp_path, options
 ):
     save_autoencoder(tmp_path / "autoencoder" / "model")
     config = denoiser_config(**DENOISER)
-    if options in ("warm start", "dropout"):
-        first = train_denoiser(replace(config, output_dir=str(tmp_path / "first"), seed=1))
+    if options == "warm start":
         config = replace(config, pretrained_unet=str(first.model_dir))
     if options == "dropout":
-        add_dropout(first.model_dir / "unet")
+        dropping = with_dropout(first.model_dir, tmp_path / "dropping")
+        config = replace(config, pretrained_unet=dropping)
     if options == "uniform":
         config = replace(config, timestep_sampling="uniform")
     if options == "min-SNR":
@@ -331,8 +340,9 @@ class Launched:
 
 
 TRAIN_VAE = Path(__file__).parents[2] / "train_scripts" / "train_vae.py"
+STEPS = 60  # long enough to be interrupted twice
 # Only the last step has a checkpoint of its own.
-SAVED_WHEN_STOPPED = ("--checkpointing_steps", "90", "--validation_steps", "5")
+SAVED_WHEN_STOPPED = ("--checkpointing_steps", str(STEPS), "--validation_steps", "5")
 
 
 class LaunchedTrainings:
@@ -344,7 +354,7 @@ class LaunchedTrainings:
             **SHORT,
             "output_dir": str(self.whole),
             "block_out_channels": [8, 16],
-            "max_train_steps": 90,
+            "max_train_steps": STEPS,
             "train_batch_size": 4,
             "validation_steps": 25,
             "checkpointing_steps": 3,
@@ -396,7 +406,9 @@ def test_killed_at_random_moments_it_ends_bit_for_bit(launched_trainings, tmp_pa
         print(sorted(path.name for path in run.iterdir()))
     last = launched_trainings.start(run, "--resume_from_checkpoint", "latest")
     assert last.end()[0] == 0
-    launched_trainings.assert_same_end(run, ["model", "checkpoint-87", "checkpoint-90"])
+    launched_trainings.assert_same_end(
+        run, ["model", f"checkpoint-{STEPS - 3}", f"checkpoint-{STEPS}"]
+    )
     assert figures(run) == figures(launched_trainings.whole)
 
 
@@ -419,7 +431,7 @@ def test_sigterm_and_ctrl_c_save_a_checkpoint_and_say_how_to_go_on(launched_trai
         assert status == 0
         steps = sorted(int(path.name.split("-")[1]) for path in run.glob("checkpoint-*"))
         assert steps[:-1] == stopped_at[1:]
-        assert stopped_at[-1] < steps[-1] < 90
+        assert stopped_at[-1] < steps[-1] < STEPS
         stopped_at.append(steps[-1])
         line = stdout.splitlines()[-1]
         said, command = line.split("; to go on: python ")
@@ -437,7 +449,7 @@ def test_sigterm_and_ctrl_c_save_a_checkpoint_and_say_how_to_go_on(launched_trai
     status, stdout = training.end()
     assert status == 0
     assert f"resumed from {run / 'checkpoint-'}{stopped_at[-1]}\n" in stdout
-    launched_trainings.assert_same_end(run, ["model", "checkpoint-90"])
+    launched_trainings.assert_same_end(run, ["model", f"checkpoint-{STEPS}"])
 
 
 @pytest.mark.slow
@@ -460,6 +472,6 @@ def test_a_launcher_that_ends_has_its_training_save_a_checkpoint(launched_traini
     stdout, stderr = launcher.process.communicate(timeout=120)
     assert "stopped, with a checkpoint; to go on: python -m" in stdout, stderr[-2000:]
     (checkpoint,) = run.glob("checkpoint-*")
-    assert 0 < int(checkpoint.name.split("-")[1]) < 90
+    assert 0 < int(checkpoint.name.split("-")[1]) < STEPS
     assert (checkpoint / "state.json").exists()
     assert not (run / "model").exists()

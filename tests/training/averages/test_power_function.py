@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from hf_latent.training.averages.power_function import PowerFunctionEMA, gamma_o
 from hf_latent.training.averages.snapshots import list_snapshots
 from hf_latent.training.denoiser import train_denoiser
 from hf_latent.training.latents.encode import encode_latents
+from tests.training.conftest import short_denoiser
 from tests.training.encoding import IMAGES, encode_settings, save_autoencoder
 from tests.training.test_resume import StopAfter, assert_same_weights
 
@@ -24,6 +26,7 @@ SNAPSHOTS = {
     "validation_steps": 100,
     "max_validation_samples": 4,
 }
+SETTINGS = SNAPSHOTS | IMAGES | {"max_train_samples": None}
 
 
 @pytest.mark.parametrize(("sigma_rel", "gamma"), GAMMAS.items())
@@ -97,12 +100,21 @@ def latents(tmp_path_factory) -> dict[str, str]:
 
 @pytest.fixture
 def config(denoiser_config, latents):
-    return denoiser_config(**latents, **SNAPSHOTS, **IMAGES | {"max_train_samples": None})
+    return denoiser_config(**latents, **SETTINGS)
 
 
-def test_an_interrupted_run_leaves_the_same_snapshots_as_an_uninterrupted_one(config, tmp_path):
-    whole, run = tmp_path / "whole", tmp_path / "denoiser"
-    train_denoiser(replace(config, output_dir=str(whole)))
+@pytest.fixture(scope="module")
+def whole(latents, tmp_path_factory) -> Path:
+    """A run that nothing interrupted; tests change a copy of it."""
+    folder = tmp_path_factory.mktemp("whole")
+    train_denoiser(short_denoiser(folder, **latents, **SETTINGS))
+    return folder / "denoiser"
+
+
+def test_an_interrupted_run_leaves_the_same_snapshots_as_an_uninterrupted_one(
+    config, whole, tmp_path
+):
+    run = tmp_path / "denoiser"
     expected = files(whole)
     assert sorted(expected) == [
         f"step-00000{step}-sigma_rel-{sigma_rel}.safetensors"
@@ -130,28 +142,24 @@ def test_an_interrupted_run_leaves_the_same_snapshots_as_an_uninterrupted_one(co
     assert files(run) == expected
 
 
-def test_snapshots_are_plain_safetensors_of_the_averages_in_the_checkpoint(config, tmp_path):
-    train_denoiser(config)
-    run = tmp_path / "denoiser"
-    found = list_snapshots(run)
+def test_snapshots_are_plain_safetensors_of_the_averages_in_the_checkpoint(whole):
+    found = list_snapshots(whole)
     assert [(x.step, x.sigma_rel) for x in found] == [
         (step, sigma_rel) for step in (2, 4, 5) for sigma_rel in (0.05, 0.10)
     ]
     for snapshot in found[-2:]:
-        folder = run / "checkpoint-5" / f"unet_ema_{1000 * snapshot.sigma_rel:03.0f}"
+        folder = whole / "checkpoint-5" / f"unet_ema_{1000 * snapshot.sigma_rel:03.0f}"
         average = load_file(folder / "diffusion_pytorch_model.safetensors")
         saved = load_file(snapshot.path)
         assert saved.keys() == average.keys()
         for name, tensor in saved.items():
             assert tensor.dtype == torch.float32
             assert torch.equal(tensor, average[name]), name
-    steps = json.loads((run / "checkpoint-5" / "state.json").read_text())["average_steps"]
+    steps = json.loads((whole / "checkpoint-5" / "state.json").read_text())["average_steps"]
     assert steps == {"unet": 5, "unet_ema_050": 5, "unet_ema_100": 5}
 
 
-def test_a_run_without_the_setting_is_as_it_was(config, tmp_path):
-    with_snapshots = tmp_path / "with"
-    train_denoiser(replace(config, output_dir=str(with_snapshots)))
+def test_a_run_without_the_setting_is_as_it_was(config, whole, tmp_path):
     train_denoiser(replace(config, ema_snapshot_steps=None))
     run = tmp_path / "denoiser"
     names = sorted(path.name for path in run.iterdir())
@@ -167,12 +175,11 @@ def test_a_run_without_the_setting_is_as_it_was(config, tmp_path):
     state = json.loads((run / "checkpoint-5" / "state.json").read_text())
     assert state["average_steps"] == {"unet": 5}
     # And with it, the training itself is the same.
-    assert_same_weights(run / "model", with_snapshots / "model")
+    assert_same_weights(run / "model", whole / "model")
 
 
-def test_a_run_over_an_older_one_keeps_none_of_its_snapshots(config, tmp_path):
-    run = tmp_path / "denoiser"
-    train_denoiser(config)
+def test_a_run_over_an_older_one_keeps_none_of_its_snapshots(config, whole, tmp_path):
+    run = shutil.copytree(whole, tmp_path / "denoiser")
     (run / "ema_snapshots" / "notes.txt").write_text("mine")
     shorter = replace(config, overwrite_output_dir=True, max_train_steps=1)
     train_denoiser(shorter)

@@ -7,6 +7,7 @@ import pytest
 from hf_latent.training.autoencoder import train_autoencoder
 from hf_latent.training.denoiser import train_denoiser
 from hf_latent.training.run.log import read_lines
+from tests.training.conftest import short_autoencoder, short_denoiser
 from tests.training.encoding import save_autoencoder
 
 
@@ -40,37 +41,43 @@ def figures(run: Path) -> list[dict]:
     ]
 
 
+SETTINGS = {
+    "max_train_steps": 22,
+    "checkpointing_steps": 3,
+    "gradient_accumulation_steps": 2,
+    "train_batch_size": 2,
+    "validation_steps": 6,
+    "max_validation_samples": 2,
+}
+TRAININGS = {
+    "autoencoder": (train_autoencoder, short_autoencoder),
+    "denoiser": (train_denoiser, short_denoiser),
+}
+
+
+@pytest.fixture(scope="module", params=TRAININGS)
+def training(request, tmp_path_factory):
+    """A training, its settings, and the run that nothing interrupted."""
+    folder = tmp_path_factory.mktemp(request.param)
+    save_autoencoder(folder / "autoencoder" / "model")
+    train, settings = TRAININGS[request.param]
+    config = settings(folder, **SETTINGS)
+    train(replace(config, output_dir=str(folder / "whole")))
+    return train, config, folder / "whole"
+
+
 # 22 steps, a mean every 20 and a checkpoint every 3; after the last one: 100 is never reached.
 @pytest.mark.parametrize("kills", [[2, 5], [14, 4], [100], [21]])
-@pytest.mark.parametrize("training", ["autoencoder", "denoiser"])
-def test_a_killed_run_logs_what_an_uninterrupted_one_does(
-    autoencoder_config, denoiser_config, tmp_path, training, kills
-):
-    save_autoencoder(tmp_path / "autoencoder" / "model")
-    settings = {
-        "output_dir": str(tmp_path / "run"),
-        "max_train_steps": 22,
-        "checkpointing_steps": 3,
-        "gradient_accumulation_steps": 2,
-        "train_batch_size": 2,
-        "validation_steps": 6,
-        "max_validation_samples": 2,
-    }
-    if training == "autoencoder":
-        train, config = train_autoencoder, autoencoder_config(**settings)
-    else:
-        train, config = train_denoiser, denoiser_config(**settings)
-    train(replace(config, output_dir=str(tmp_path / "whole")))
-    config = replace(config, resume_from_checkpoint="latest")
+def test_a_killed_run_logs_what_an_uninterrupted_one_does(training, tmp_path, kills):
+    train, config, whole = training
+    run = tmp_path / "run"
+    config = replace(config, output_dir=str(run), resume_from_checkpoint="latest")
     for steps in kills:
         with pytest.raises(Killed):
             train(config, stop=KilledAfter(steps))
     train(config)
-    assert figures(tmp_path / "run") == figures(tmp_path / "whole")
-    steps = [x["step"] for x in figures(tmp_path / "whole") if "train_loss" in x]
+    assert figures(run) == figures(whole)
+    steps = [x["step"] for x in figures(whole) if "train_loss" in x]
     assert steps == [3, 6, 9, 12, 15, 18, 20, 21, 22]
-    reports = [
-        json.loads((tmp_path / run / "model" / "training.json").read_text())
-        for run in ("run", "whole")
-    ]
+    reports = [json.loads((x / "model" / "training.json").read_text()) for x in (run, whole)]
     assert reports[0]["train_loss"] == reports[1]["train_loss"] is not None
