@@ -17,7 +17,7 @@ ONE_STEP_AT_RATE_0 = {"max_train_steps": 1, "lr_warmup_ratio": 0.5}
 
 
 @pytest.fixture
-def saved_vae(tmp_path, narrow_presets) -> AutoencoderKL:
+def saved_vae(tmp_path) -> AutoencoderKL:
     vae = make_autoencoder(sample_size=32)
     vae.save_pretrained(tmp_path / "autoencoder" / "model")
     return vae
