@@ -9,7 +9,7 @@ from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveInt
 from hf_latent.command import Settings
 from hf_latent.data.images.config import ImagesConfig
 from hf_latent.errors import UserError
-from hf_latent.evaluation.feature_extractors import FeatureExtractorName
+from hf_latent.evaluation.features.extractors import FeatureExtractorName
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.pipeline.samplers import Sampler
 

@@ -6,25 +6,25 @@ from typing import Any
 from hf_latent.data.shards import Selection, Shards
 from hf_latent.evaluation.config import EvaluateConfig
 from hf_latent.evaluation.evaluate_pictures import save_pictures
-from hf_latent.evaluation.feature_extractors import LatentVectors, load_feature_extractor
-from hf_latent.evaluation.floor import measure_floor, measure_kept
-from hf_latent.evaluation.generated import measure_classes, write_samples
-from hf_latent.evaluation.generation import compare_sets
+from hf_latent.evaluation.features.extractors import LatentVectors, load_feature_extractor
+from hf_latent.evaluation.images.generated import measure_classes, write_samples
+from hf_latent.evaluation.images.reference import (
+    cached_neighbours,
+    identify,
+    open_real_images,
+    vectors_by_space,
+)
+from hf_latent.evaluation.images.sampling import count_evaluations, load_pipeline, resolve_guidance
 from hf_latent.evaluation.machine import describe_machine, shown_name
-from hf_latent.evaluation.memorisation import (
+from hf_latent.evaluation.measures.floor import measure_floor, measure_kept
+from hf_latent.evaluation.measures.generation import compare_sets
+from hf_latent.evaluation.measures.memorisation import (
     COPY_RATIO,
     Closeness,
     Duplicates,
     measure_closeness,
     memorisation_figures,
 )
-from hf_latent.evaluation.reference import (
-    cached_neighbours,
-    identify,
-    open_real_images,
-    vectors_by_space,
-)
-from hf_latent.evaluation.sampling import count_evaluations, load_pipeline, resolve_guidance
 from hf_latent.evaluation.stages import Stages
 from hf_latent.models.frozen import hash_weights
 from hf_latent.output import check_output_dir, write_json

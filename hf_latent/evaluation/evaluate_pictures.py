@@ -6,10 +6,10 @@ import torch
 
 from hf_latent.data.images.dataset import ImageDataset
 from hf_latent.data.shards import Shards
-from hf_latent.evaluation.memorisation import Closeness, Duplicates
+from hf_latent.evaluation.images.reference import RealImages
+from hf_latent.evaluation.measures.memorisation import Closeness, Duplicates
+from hf_latent.evaluation.measures.reconstruction import reconstruct
 from hf_latent.evaluation.pictures import image_grid, interleave, labelled_rows, save_picture
-from hf_latent.evaluation.reconstruction import reconstruct
-from hf_latent.evaluation.reference import RealImages
 from hf_latent.pipeline import LatentDiffusionPipeline
 
 SAMPLES_PER_CLASS, MOST_CLASSES = 8, 20

@@ -12,13 +12,12 @@ from hf_latent.data.images.dataset import ImageDataset
 from hf_latent.data.images.open import ImageSplits, open_images
 from hf_latent.errors import UserError
 from hf_latent.evaluation.config import ImagesOfModelConfig
-from hf_latent.evaluation.feature_extractors import (
+from hf_latent.evaluation.features.extractors import (
     FeatureExtractor,
     FeatureExtractorName,
     image_vectors,
     load_feature_extractor,
 )
-from hf_latent.evaluation.generation import frechet_distance
 from hf_latent.evaluation.inspection.latent_figures import describe_rate, measure_smoothness
 from hf_latent.evaluation.inspection.pictures import save_pictures
 from hf_latent.evaluation.inspection.report import render_report
@@ -26,7 +25,8 @@ from hf_latent.evaluation.inspection.round_trip import RoundTrip
 from hf_latent.evaluation.inspection.verdict import judge
 from hf_latent.evaluation.inspection.yardsticks import compare_yardsticks
 from hf_latent.evaluation.machine import describe_machine, shown_name
-from hf_latent.evaluation.reconstruction import measure_reconstructions
+from hf_latent.evaluation.measures.generation import frechet_distance
+from hf_latent.evaluation.measures.reconstruction import measure_reconstructions
 from hf_latent.evaluation.report_text import write_report
 from hf_latent.evaluation.stages import Stages
 from hf_latent.models.frozen import freeze, hash_weights

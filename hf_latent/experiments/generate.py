@@ -10,8 +10,8 @@ from PIL import Image
 from hf_latent.command import Seed
 from hf_latent.errors import UserError
 from hf_latent.evaluation.config import SamplingConfig
+from hf_latent.evaluation.images.sampling import count_evaluations, load_pipeline, sample_images
 from hf_latent.evaluation.pictures import check_pictures, image_grid, labelled_rows, save_picture
-from hf_latent.evaluation.sampling import count_evaluations, load_pipeline, sample_images
 from hf_latent.pipeline import LatentDiffusionPipeline
 
 RELEASED = "fashion-mnist"

@@ -13,9 +13,13 @@ from hf_latent.command import Seed, Settings
 from hf_latent.data.images.config import ImagesConfig
 from hf_latent.data.images.dataset import ImageDataset
 from hf_latent.data.images.open import ImageSplits, open_images
-from hf_latent.evaluation.classifier import LabelledImages, measure_accuracy, train_classifier
+from hf_latent.evaluation.images.sampling import load_pipeline
 from hf_latent.evaluation.machine import describe_machine
-from hf_latent.evaluation.sampling import load_pipeline
+from hf_latent.evaluation.measures.classifier import (
+    LabelledImages,
+    measure_accuracy,
+    train_classifier,
+)
 from hf_latent.experiments.evaluate_model import update_card
 from hf_latent.experiments.quickstart_report import (
     card_metrics,

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from hf_latent.data.images.pixels import Box
-from hf_latent.evaluation.classifier import LabelledImages, measure_accuracy
+from hf_latent.evaluation.images.sampling import count_evaluations, resolve_guidance, sample_images
 from hf_latent.evaluation.machine import describe_machine
+from hf_latent.evaluation.measures.classifier import LabelledImages, measure_accuracy
+from hf_latent.evaluation.measures.reconstruction import measure_reconstructions
 from hf_latent.evaluation.pictures import image_grid, interleave, labelled_rows, save_picture
-from hf_latent.evaluation.reconstruction import measure_reconstructions
-from hf_latent.evaluation.sampling import count_evaluations, resolve_guidance, sample_images
 from hf_latent.models.frozen import hash_weights
 from hf_latent.models.presets import measure_compression
 from hf_latent.pipeline import LatentDiffusionPipeline

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 import torch
 
 from hf_latent.errors import UserError
-from hf_latent.evaluation.reconstruction import reconstruct
-from hf_latent.evaluation.sampling import sample_images
+from hf_latent.evaluation.images.sampling import sample_images
+from hf_latent.evaluation.measures.reconstruction import reconstruct
 from hf_latent.pipeline import LatentDiffusionPipeline
 
 # Of the images to generate, so many are timed, at so many steps.

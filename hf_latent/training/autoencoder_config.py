@@ -6,7 +6,7 @@ from typing import Any, Literal
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from hf_latent.errors import UserError
-from hf_latent.evaluation.features import FeatureNetworkName
+from hf_latent.evaluation.features.networks import FeatureNetworkName
 from hf_latent.models.presets import Preset
 from hf_latent.training.run.accelerator import TrainingConfig
 

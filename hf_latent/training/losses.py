@@ -7,7 +7,7 @@ import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.training_utils import compute_density_for_timestep_sampling
 
-from hf_latent.evaluation.reconstruction import BACKGROUNDS, composite
+from hf_latent.evaluation.measures.reconstruction import BACKGROUNDS, composite
 from hf_latent.pipeline.add_noise import is_flow
 
 TimestepSampling = Literal["logit_normal", "uniform"]
@@ -62,7 +62,7 @@ def perceptual_loss(
     `reconstructions` only.
 
     Args:
-        network: images to feature maps `(N, C_l, H_l, W_l)`, see `evaluation/features.py`.
+        network: images to feature maps `(N, C_l, H_l, W_l)`, see `evaluation/features/networks.py`.
         reconstructions: `(B, C, H, W)` float.
         images: `(B, C, H, W)` float in [-1, 1].
 

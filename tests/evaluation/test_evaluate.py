@@ -14,12 +14,12 @@ from hf_latent.data.shards import Shards
 from hf_latent.errors import UserError
 from hf_latent.evaluation.config import EvaluateConfig
 from hf_latent.evaluation.evaluate import evaluate
-from hf_latent.evaluation.generation import compare_sets
-from hf_latent.evaluation.reference import RealImages
+from hf_latent.evaluation.images.reference import RealImages
+from hf_latent.evaluation.measures.generation import compare_sets
 from hf_latent.models.presets import create_denoiser, create_scheduler
 from hf_latent.pipeline import LatentDiffusionPipeline
 from tests.conftest import NARROW_DENOISER, make_autoencoder
-from tests.evaluation.short_vectors import ShortVectors, as_bytes
+from tests.evaluation.features.short_vectors import ShortVectors, as_bytes
 
 TRAIN, IMAGES, HELD_OUT = 300, 40, 60
 SPACES = ("features", "latents")
@@ -75,7 +75,7 @@ def models(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def few_held_out_images(monkeypatch):
-    monkeypatch.setattr("hf_latent.evaluation.reference.LARGEST_DEFAULT", HELD_OUT)
+    monkeypatch.setattr("hf_latent.evaluation.images.reference.LARGEST_DEFAULT", HELD_OUT)
 
 
 @pytest.fixture

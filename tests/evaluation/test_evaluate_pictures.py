@@ -12,7 +12,7 @@ from hf_latent.evaluation.evaluate_pictures import (
     save_duplicates,
     save_samples,
 )
-from hf_latent.evaluation.memorisation import Closeness, Duplicates
+from hf_latent.evaluation.measures.memorisation import Closeness, Duplicates
 from hf_latent.evaluation.pictures import LABEL_WIDTH
 
 CELL = 64  # images of 16 or 32 pixels are enlarged to it

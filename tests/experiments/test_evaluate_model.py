@@ -16,7 +16,7 @@ from hf_latent.hub.card.signature import is_unedited
 from hf_latent.models.presets import create_denoiser, create_scheduler
 from hf_latent.pipeline import LatentDiffusionPipeline
 from tests.conftest import NARROW_DENOISER, make_autoencoder
-from tests.evaluation.short_vectors import ShortVectors
+from tests.evaluation.features.short_vectors import ShortVectors
 from tests.hub.saved_models import measured, write_reports
 
 FILES = {"README.md", "metrics.json", "samples.png", "reconstructions.png"}
@@ -25,7 +25,7 @@ FILES |= {"closest_by_latents.png"}
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
-    monkeypatch.setattr("hf_latent.evaluation.reference.LARGEST_DEFAULT", 20)
+    monkeypatch.setattr("hf_latent.evaluation.images.reference.LARGEST_DEFAULT", 20)
     monkeypatch.setattr(
         "hf_latent.evaluation.evaluate.load_feature_extractor", lambda name: ShortVectors()
     )

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from hf_latent.command import parse_config
 from hf_latent.data.images.open import ImageSplits, open_images
 from hf_latent.errors import UserError
-from hf_latent.evaluation.features import load_feature_network
+from hf_latent.evaluation.features.networks import load_feature_network
 from hf_latent.models.fold import FOLDED_MEAN, measure_latents, sum_latents, unfold_latent_scale
 from hf_latent.models.frozen import hash_weights
 from hf_latent.pipeline.encode import encode_images, encode_posteriors

@@ -11,9 +11,9 @@ from torch.utils.data import DataLoader
 
 from hf_latent.data.images.dataset import ImageDataset
 from hf_latent.errors import UserError
-from hf_latent.evaluation.features import FeatureNetworkName, load_feature_network
+from hf_latent.evaluation.features.networks import FeatureNetworkName, load_feature_network
+from hf_latent.evaluation.measures.reconstruction import measure_reconstructions, reconstruct
 from hf_latent.evaluation.pictures import image_grid, save_picture
-from hf_latent.evaluation.reconstruction import measure_reconstructions, reconstruct
 from hf_latent.models.load import load_autoencoder
 from hf_latent.output import read_json
 from hf_latent.training.autoencoder_config import AutoencoderConfig

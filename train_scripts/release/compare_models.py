@@ -17,11 +17,11 @@ from hf_latent.data.images.config import ImagesConfig
 from hf_latent.data.images.open import open_images
 from hf_latent.data.images.pixels import to_uint8
 from hf_latent.errors import UserError
-from hf_latent.evaluation.feature_extractors import load_feature_extractor
-from hf_latent.evaluation.generation import frechet_distance
+from hf_latent.evaluation.features.extractors import load_feature_extractor
+from hf_latent.evaluation.images.sampling import count_evaluations, load_pipeline, sample_images
 from hf_latent.evaluation.machine import describe_machine
+from hf_latent.evaluation.measures.generation import frechet_distance
 from hf_latent.evaluation.pictures import image_grid, save_picture
-from hf_latent.evaluation.sampling import count_evaluations, load_pipeline, sample_images
 from hf_latent.models.presets import measure_compression
 from hf_latent.output import check_output_dir, write_json
 

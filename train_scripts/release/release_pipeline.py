@@ -15,7 +15,7 @@ import yaml
 
 from hf_latent.command import Settings, run_command
 from hf_latent.errors import UserError
-from hf_latent.evaluation.sampling import load_pipeline
+from hf_latent.evaluation.images.sampling import load_pipeline
 from hf_latent.hub.card.facts import PICTURES, read_model_facts
 from hf_latent.hub.card.render import CARD, render_model_card
 from hf_latent.hub.model_files import open_model_folder

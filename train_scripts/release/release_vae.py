@@ -20,8 +20,8 @@ from autoencoder_figures import (
 from hf_latent.command import Settings, parse_config, run_command
 from hf_latent.data.images.open import open_images
 from hf_latent.errors import UserError
+from hf_latent.evaluation.measures.reconstruction import reconstruct
 from hf_latent.evaluation.pictures import image_grid, interleave, save_picture
-from hf_latent.evaluation.reconstruction import reconstruct
 from hf_latent.hub.card.render import render_model_card
 from hf_latent.models.frozen import hash_weights
 from hf_latent.models.load import load_autoencoder

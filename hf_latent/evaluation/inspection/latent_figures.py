@@ -9,7 +9,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from hf_latent.data.images.dataset import ImageDataset
 from hf_latent.evaluation.inspection.frequencies import BandPower
 from hf_latent.evaluation.inspection.pictures import NOISE_LEVELS, noisy_latents
-from hf_latent.evaluation.reconstruction import image_psnr
+from hf_latent.evaluation.measures.reconstruction import image_psnr
 from hf_latent.models.fold import FOLDED_MEAN, FOLDED_STD
 from hf_latent.models.load import Autoencoder
 from hf_latent.models.presets import Compression

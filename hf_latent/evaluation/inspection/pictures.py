@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from hf_latent.data.images.dataset import ImageDataset
+from hf_latent.evaluation.measures.reconstruction import reconstruct
 from hf_latent.evaluation.pictures import image_grid, interleave, save_picture
-from hf_latent.evaluation.reconstruction import reconstruct
 from hf_latent.models.load import Autoencoder
 from hf_latent.output import replaced_whole
 from hf_latent.pipeline.decode import decode_latents

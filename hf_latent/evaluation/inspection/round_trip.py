@@ -7,8 +7,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
 from hf_latent.data.images.pixels import to_uint8
-from hf_latent.evaluation.feature_extractors import FeatureExtractor
-from hf_latent.evaluation.generation import FrechetDistance
+from hf_latent.evaluation.features.extractors import FeatureExtractor
 from hf_latent.evaluation.inspection.frequencies import BandPower
 from hf_latent.evaluation.inspection.latent_figures import LatentMoments, PosteriorRate
 from hf_latent.evaluation.inspection.structure import (
@@ -18,7 +17,8 @@ from hf_latent.evaluation.inspection.structure import (
     heavy_blur,
     sobel_edges,
 )
-from hf_latent.evaluation.reconstruction import composite, image_psnr, reconstruct
+from hf_latent.evaluation.measures.generation import FrechetDistance
+from hf_latent.evaluation.measures.reconstruction import composite, image_psnr, reconstruct
 from hf_latent.models.load import Autoencoder
 from hf_latent.pipeline.decode import decode_latents
 from hf_latent.pipeline.encode import normalize_latents

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from hf_latent.data.images.dataset import ImageDataset
 from hf_latent.evaluation.inspection.round_trip import shown
 from hf_latent.evaluation.inspection.structure import Agreement, sobel_edges
-from hf_latent.evaluation.reconstruction import measure_reconstructions, reconstruct
+from hf_latent.evaluation.measures.reconstruction import measure_reconstructions, reconstruct
 from hf_latent.models.load import Autoencoder
 
 QUALITIES = range(1, 101)

@@ -22,12 +22,12 @@ from tqdm.auto import tqdm
 from hf_latent.data.images.dataset import ImageDataset
 from hf_latent.data.images.open import ImageSplits
 from hf_latent.data.images.pixels import to_uint8
-from hf_latent.evaluation.feature_extractors import FeatureExtractor
-from hf_latent.evaluation.floor import measure_floor, measure_kept
-from hf_latent.evaluation.generation import frechet_distance
+from hf_latent.evaluation.features.extractors import FeatureExtractor
+from hf_latent.evaluation.images.reference import RealImages
+from hf_latent.evaluation.images.sampling import count_evaluations, load_pipeline, sample_images
 from hf_latent.evaluation.inspection.latent_figures import PosteriorRate, describe_rate
-from hf_latent.evaluation.reference import RealImages
-from hf_latent.evaluation.sampling import count_evaluations, load_pipeline, sample_images
+from hf_latent.evaluation.measures.floor import measure_floor, measure_kept
+from hf_latent.evaluation.measures.generation import frechet_distance
 from hf_latent.experiments.quickstart import AUTOENCODER, DENOISER
 from hf_latent.experiments.sweep.config import Pair, SweepConfig
 from hf_latent.experiments.sweep.plan import (

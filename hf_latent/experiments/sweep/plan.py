@@ -9,8 +9,8 @@ from diffusers import AutoencoderKL, UNet2DModel
 from hf_latent.data.images.open import ImageSplits
 from hf_latent.data.images.pixels import to_uint8
 from hf_latent.errors import UserError
-from hf_latent.evaluation.feature_extractors import FeatureExtractor
-from hf_latent.evaluation.generation import frechet_distance
+from hf_latent.evaluation.features.extractors import FeatureExtractor
+from hf_latent.evaluation.measures.generation import frechet_distance
 from hf_latent.experiments.quickstart import GRID_IMAGE_STEPS
 from hf_latent.experiments.sweep.config import Pair, SweepConfig
 from hf_latent.experiments.time_budget import SAFETY, TimeBudget

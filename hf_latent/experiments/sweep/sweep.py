@@ -12,14 +12,14 @@ import torch
 from hf_latent.data.images.dataset import ImageDataset
 from hf_latent.data.images.open import ImageSplits, open_images
 from hf_latent.errors import UserError
-from hf_latent.evaluation.feature_extractors import (
+from hf_latent.evaluation.features.extractors import (
     FeatureExtractor,
     image_vectors,
     load_feature_extractor,
 )
-from hf_latent.evaluation.generation import frechet_distance
+from hf_latent.evaluation.images.reference import FEWEST_HELD_OUT, RealImages
 from hf_latent.evaluation.machine import describe_machine, shown_name
-from hf_latent.evaluation.reference import FEWEST_HELD_OUT, RealImages
+from hf_latent.evaluation.measures.generation import frechet_distance
 from hf_latent.evaluation.report_text import write_report
 from hf_latent.experiments.sweep.choice import pareto_front, recommend
 from hf_latent.experiments.sweep.config import SweepConfig

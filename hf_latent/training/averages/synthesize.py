@@ -11,7 +11,7 @@ from jsonargparse.typing import PositiveInt
 
 from hf_latent.command import Settings, run_command
 from hf_latent.errors import UserError
-from hf_latent.evaluation.sampling import load_pipeline
+from hf_latent.evaluation.images.sampling import load_pipeline
 from hf_latent.hub.card.facts import read_model_facts
 from hf_latent.hub.card.render import write_model_card
 from hf_latent.hub.card.weights import read_saved_weights

@@ -10,9 +10,12 @@ import torch
 from diffusers import AutoencoderKL
 from torch.utils.data import DataLoader
 
-from hf_latent.evaluation.features import FeatureNetwork
+from hf_latent.evaluation.features.networks import FeatureNetwork
+from hf_latent.evaluation.measures.reconstruction import (
+    ReconstructionFigures,
+    measure_reconstructions,
+)
 from hf_latent.evaluation.pictures import interleave
-from hf_latent.evaluation.reconstruction import ReconstructionFigures, measure_reconstructions
 from hf_latent.models.fold import measure_latents, sum_latents
 from hf_latent.training.losses import kl_per_latent_value, perceptual_loss, reconstruction_loss
 from hf_latent.training.run.pictures import GRID_COLUMNS, MAX_GRID_ROWS, save_picture

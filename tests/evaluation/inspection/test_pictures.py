@@ -9,7 +9,7 @@ from hf_latent.evaluation.inspection.pictures import (
     interpolation_picture,
     noisy_latents,
 )
-from hf_latent.evaluation.reconstruction import reconstruct
+from hf_latent.evaluation.measures.reconstruction import reconstruct
 from hf_latent.pipeline.decode import decode_latents
 from hf_latent.pipeline.encode import encode_images
 from tests.conftest import make_autoencoder

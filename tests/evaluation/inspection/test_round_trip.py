@@ -3,12 +3,12 @@ import torch
 from diffusers import AutoencoderTiny
 
 from hf_latent.data.images.pixels import to_uint8
-from hf_latent.evaluation.feature_extractors import load_feature_extractor
-from hf_latent.evaluation.generation import frechet_distance
+from hf_latent.evaluation.features.extractors import load_feature_extractor
 from hf_latent.evaluation.inspection.frequencies import BandPower
 from hf_latent.evaluation.inspection.round_trip import RoundTrip, shown
 from hf_latent.evaluation.inspection.structure import NOISE_STD, Agreement, sobel_edges
-from hf_latent.evaluation.reconstruction import composite, image_psnr, reconstruct
+from hf_latent.evaluation.measures.generation import frechet_distance
+from hf_latent.evaluation.measures.reconstruction import composite, image_psnr, reconstruct
 from tests.conftest import make_autoencoder
 
 

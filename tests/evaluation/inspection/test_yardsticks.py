@@ -13,7 +13,7 @@ from hf_latent.evaluation.inspection.yardsticks import (
     overhead_bytes,
     resample,
 )
-from hf_latent.evaluation.reconstruction import image_psnr, reconstruct
+from hf_latent.evaluation.measures.reconstruction import image_psnr, reconstruct
 
 
 @pytest.fixture(scope="module")

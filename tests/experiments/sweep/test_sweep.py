@@ -22,7 +22,7 @@ from hf_latent.models.presets import AUTOENCODERS, DENOISERS
 from hf_latent.training import denoiser as denoiser_module
 from tests import forked
 from tests.conftest import NARROW_AUTOENCODER, NARROW_DENOISER
-from tests.evaluation.short_vectors import ShortVectors
+from tests.evaluation.features.short_vectors import ShortVectors
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ import jinja2.meta
 import pytest
 from PIL import Image
 
-from hf_latent.evaluation.sampling import load_pipeline, resolve_guidance
+from hf_latent.evaluation.images.sampling import load_pipeline, resolve_guidance
 from hf_latent.experiments.generate import GenerateConfig
 from hf_latent.hub.card.facts import read_model_facts
 from hf_latent.hub.card.render import ENVIRONMENT, card_pictures, render_model_card

@@ -11,7 +11,7 @@ from hf_latent.command import parse_config
 from hf_latent.data.images.open import open_images
 from hf_latent.data.images.pixels import Box
 from hf_latent.errors import UserError
-from hf_latent.evaluation.reconstruction import measure_reconstructions
+from hf_latent.evaluation.measures.reconstruction import measure_reconstructions
 from hf_latent.hub.card.render import render_model_card
 from hf_latent.models.frozen import hash_weights
 from hf_latent.models.load import load_autoencoder

@@ -8,7 +8,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from hf_latent.data.images.open import open_images
-from hf_latent.evaluation.features import load_feature_network
+from hf_latent.evaluation.features.networks import load_feature_network
 from hf_latent.models.frozen import hash_weights
 from hf_latent.training.run.pictures import picture_path
 from hf_latent.training.validation.autoencoder import (

@@ -1,6 +1,6 @@
 import pytest
 
-from hf_latent.evaluation.reconstruction import ReconstructionFigures
+from hf_latent.evaluation.measures.reconstruction import ReconstructionFigures
 from hf_latent.training.validation.autoencoder import HeldOutFigures
 from hf_latent.training.validation.diagnosis import diagnose
 

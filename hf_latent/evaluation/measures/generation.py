@@ -11,7 +11,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import poly_mmd
 
 from hf_latent.data.shards import Selection
-from hf_latent.evaluation.neighbours import (
+from hf_latent.evaluation.measures.neighbours import (
     Blocks,
     center_of,
     nearest_neighbours,

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from hf_latent.evaluation.feature_extractors import FeatureExtractor, as_rgb_pixels
+from hf_latent.evaluation.features.extractors import FeatureExtractor, as_rgb_pixels
 
 
 def as_bytes(images: torch.Tensor) -> set[bytes]:

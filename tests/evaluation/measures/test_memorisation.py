@@ -6,8 +6,8 @@ import torch
 
 from hf_latent.data.images.config import ImagesConfig
 from hf_latent.data.images.open import open_images
-from hf_latent.evaluation.feature_extractors import LatentVectors
-from hf_latent.evaluation.memorisation import (
+from hf_latent.evaluation.features.extractors import LatentVectors
+from hf_latent.evaluation.measures.memorisation import (
     COPY_RATIO,
     LOCAL_NEIGHBOURS,
     Closeness,
@@ -16,7 +16,7 @@ from hf_latent.evaluation.memorisation import (
     measure_closeness,
     memorisation_figures,
 )
-from hf_latent.evaluation.neighbours import nearest_neighbours
+from hf_latent.evaluation.measures.neighbours import nearest_neighbours
 from hf_latent.models.load import load_autoencoder
 
 TRAIN, SAMPLES, HELD_OUT = 2000, 500, 500

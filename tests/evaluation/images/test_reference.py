@@ -10,18 +10,18 @@ from hf_latent.data import shards
 from hf_latent.data.images.config import ImagesConfig
 from hf_latent.data.images.open import open_images
 from hf_latent.errors import UserError
-from hf_latent.evaluation import reference
 from hf_latent.evaluation.config import EvaluateConfig
-from hf_latent.evaluation.memorisation import LOCAL_NEIGHBOURS
-from hf_latent.evaluation.reference import (
+from hf_latent.evaluation.images import reference
+from hf_latent.evaluation.images.reference import (
     RealImages,
     cached_neighbours,
     cached_vectors,
     identify,
     vectors_by_space,
 )
+from hf_latent.evaluation.measures.memorisation import LOCAL_NEIGHBOURS
 from hf_latent.evaluation.stages import Stages
-from tests.evaluation.short_vectors import ShortVectors, as_bytes
+from tests.evaluation.features.short_vectors import ShortVectors, as_bytes
 
 CONFIG = ImagesConfig(resize_mode="pad", max_train_samples=90)
 

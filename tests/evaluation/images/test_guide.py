@@ -8,8 +8,8 @@ from tqdm.auto import tqdm
 
 from hf_latent.errors import UserError
 from hf_latent.evaluation.config import EvaluateConfig, SamplingConfig
-from hf_latent.evaluation.generated import write_samples
-from hf_latent.evaluation.sampling import count_evaluations, load_pipeline, sample_images
+from hf_latent.evaluation.images.generated import write_samples
+from hf_latent.evaluation.images.sampling import count_evaluations, load_pipeline, sample_images
 from hf_latent.models.frozen import hash_weights
 from hf_latent.models.presets import create_scheduler
 from hf_latent.pipeline import LatentDiffusionPipeline

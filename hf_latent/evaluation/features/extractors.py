@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from hf_latent.data.images.pixels import to_uint8
 from hf_latent.errors import UserError
-from hf_latent.evaluation.features import (
+from hf_latent.evaluation.features.networks import (
     DINOV2,
     EFFICIENTNET_SHA256,
     IMAGENET_MEAN,
@@ -23,7 +23,7 @@ from hf_latent.evaluation.features import (
     EfficientNetLite,
     load_feature_network,
 )
-from hf_latent.evaluation.reconstruction import composite
+from hf_latent.evaluation.measures.reconstruction import composite
 from hf_latent.models.frozen import hash_weights
 from hf_latent.models.load import Autoencoder
 from hf_latent.pipeline.encode import encode_images

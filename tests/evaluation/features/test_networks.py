@@ -7,8 +7,8 @@ from torch.nn import functional as F
 from transformers import Dinov2Config, Dinov2Model
 
 from hf_latent.errors import UserError
-from hf_latent.evaluation import features
-from hf_latent.evaluation.features import (
+from hf_latent.evaluation.features import networks as features
+from hf_latent.evaluation.features.networks import (
     Dinov2,
     FeatureNetwork,
     Lpips,

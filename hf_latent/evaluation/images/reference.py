@@ -18,9 +18,9 @@ from hf_latent.data.images.open import ImageSplits, open_images
 from hf_latent.data.shards import Shards, write_shards
 from hf_latent.errors import UserError
 from hf_latent.evaluation.config import LARGEST_DEFAULT, EvaluateConfig
-from hf_latent.evaluation.feature_extractors import FeatureExtractor, image_vectors
-from hf_latent.evaluation.memorisation import LOCAL_NEIGHBOURS
-from hf_latent.evaluation.neighbours import nearest_neighbours
+from hf_latent.evaluation.features.extractors import FeatureExtractor, image_vectors
+from hf_latent.evaluation.measures.memorisation import LOCAL_NEIGHBOURS
+from hf_latent.evaluation.measures.neighbours import nearest_neighbours
 from hf_latent.evaluation.stages import Stages
 from hf_latent.models.presets import measure_compression
 from hf_latent.output import replaced_whole

@@ -11,9 +11,9 @@ from torchmetrics.image.kid import KernelInceptionDistance
 from hf_latent.data.images.config import ImagesConfig
 from hf_latent.data.images.open import open_images
 from hf_latent.data.shards import Selection, write_shards
-from hf_latent.evaluation import generation
-from hf_latent.evaluation.feature_extractors import load_feature_extractor
-from hf_latent.evaluation.generation import (
+from hf_latent.evaluation.features.extractors import load_feature_extractor
+from hf_latent.evaluation.measures import generation
+from hf_latent.evaluation.measures.generation import (
     FrechetDistance,
     compare_sets,
     frechet_distance,

@@ -10,10 +10,10 @@ from tqdm.auto import tqdm
 
 from hf_latent.data.images.dataset import ImageDataset
 from hf_latent.data.images.pixels import to_uint8
-from hf_latent.evaluation.feature_extractors import FeatureExtractor
-from hf_latent.evaluation.generation import FrechetDistance, frechet_distance
-from hf_latent.evaluation.neighbours import Blocks
-from hf_latent.evaluation.reconstruction import measure_reconstructions, reconstruct
+from hf_latent.evaluation.features.extractors import FeatureExtractor
+from hf_latent.evaluation.measures.generation import FrechetDistance, frechet_distance
+from hf_latent.evaluation.measures.neighbours import Blocks
+from hf_latent.evaluation.measures.reconstruction import measure_reconstructions, reconstruct
 from hf_latent.models.load import Autoencoder
 
 

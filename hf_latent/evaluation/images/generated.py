@@ -9,16 +9,16 @@ from tqdm.auto import tqdm
 from hf_latent.data.images.dataset import ImageDataset
 from hf_latent.data.images.pixels import to_uint8
 from hf_latent.data.shards import Shards, write_shards
-from hf_latent.evaluation.classifier import (
+from hf_latent.evaluation.config import EvaluateConfig
+from hf_latent.evaluation.features.extractors import FeatureExtractor
+from hf_latent.evaluation.images.reference import RealImages
+from hf_latent.evaluation.images.sampling import resolve_guidance, sample_images
+from hf_latent.evaluation.measures.classifier import (
     LabelledImages,
     epochs_for,
     measure_accuracy,
     train_classifier,
 )
-from hf_latent.evaluation.config import EvaluateConfig
-from hf_latent.evaluation.feature_extractors import FeatureExtractor
-from hf_latent.evaluation.reference import RealImages
-from hf_latent.evaluation.sampling import resolve_guidance, sample_images
 from hf_latent.models.frozen import hash_weights
 from hf_latent.pipeline import LatentDiffusionPipeline
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from hf_latent.evaluation.reconstruction import composite
+from hf_latent.evaluation.measures.reconstruction import composite
 
 WIDTHS = (16, 32, 64)
 LARGEST_SIZE = 64

@@ -11,11 +11,11 @@ from hf_latent.data.images.open import open_images
 from hf_latent.data.shards import write_shards
 from hf_latent.errors import UserError
 from hf_latent.evaluation.config import EvaluateConfig
-from hf_latent.evaluation.feature_extractors import LatentVectors
-from hf_latent.evaluation.generated import generated_images, measure_classes, write_samples
-from hf_latent.evaluation.reference import RealImages
+from hf_latent.evaluation.features.extractors import LatentVectors
+from hf_latent.evaluation.images.generated import generated_images, measure_classes, write_samples
+from hf_latent.evaluation.images.reference import RealImages
 from hf_latent.models.presets import create_scheduler
-from tests.evaluation.short_vectors import ShortVectors
+from tests.evaluation.features.short_vectors import ShortVectors
 
 LABELS = torch.tensor([2, 0, 1, 1, 0, 2, 2, 1, 0, 0, 1])
 COUNT = len(LABELS)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hf_latent.data.images.pixels import Box
-from hf_latent.evaluation.reconstruction import measure_reconstructions
+from hf_latent.evaluation.measures.reconstruction import measure_reconstructions
 
 
 def test_psnr_is_the_mean_of_per_image_values():

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hf_latent.evaluation.neighbours import nearest_neighbours, squared_distances
+from hf_latent.evaluation.measures.neighbours import nearest_neighbours, squared_distances
 
 
 def vectors(count: int, length: int = 12, seed: int = 0) -> torch.Tensor:

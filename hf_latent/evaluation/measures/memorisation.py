@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hf_latent.evaluation.neighbours import Blocks, nearest_neighbours
+from hf_latent.evaluation.measures.neighbours import Blocks, nearest_neighbours
 
 # Set on Fashion-MNIST, where it tells slightly noised copies from held-out images in latents.
 COPY_RATIO = 0.5

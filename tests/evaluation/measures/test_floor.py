@@ -10,10 +10,10 @@ from tqdm.auto import tqdm
 from hf_latent.data.images.config import ImagesConfig
 from hf_latent.data.images.open import open_images
 from hf_latent.data.images.pixels import to_uint8
-from hf_latent.evaluation.feature_extractors import LatentVectors, load_feature_extractor
-from hf_latent.evaluation.floor import measure_floor, measure_kept
-from hf_latent.evaluation.generation import frechet_distance
-from hf_latent.evaluation.reconstruction import measure_reconstructions
+from hf_latent.evaluation.features.extractors import LatentVectors, load_feature_extractor
+from hf_latent.evaluation.measures.floor import measure_floor, measure_kept
+from hf_latent.evaluation.measures.generation import frechet_distance
+from hf_latent.evaluation.measures.reconstruction import measure_reconstructions
 from hf_latent.models.load import load_autoencoder
 from hf_latent.pipeline.decode import decode_latents
 from hf_latent.pipeline.encode import encode_images

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from hf_latent.errors import UserError
-from hf_latent.evaluation import feature_extractors
-from hf_latent.evaluation.feature_extractors import load_feature_extractor
+from hf_latent.evaluation.features import extractors as feature_extractors
+from hf_latent.evaluation.features.extractors import load_feature_extractor
 
 VARIABLE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 FILE_NAME = "weights-inception-2015-12-05-6726825d.pth"

@@ -8,15 +8,15 @@ from torch.nn import functional as F
 from transformers import Dinov2Config, Dinov2Model
 
 from hf_latent.errors import UserError
-from hf_latent.evaluation import features
-from hf_latent.evaluation.feature_extractors import (
+from hf_latent.evaluation.features import networks as features
+from hf_latent.evaluation.features.extractors import (
     Dinov2Vectors,
     InceptionVectors,
     LatentVectors,
     as_rgb_pixels,
     load_feature_extractor,
 )
-from hf_latent.evaluation.features import load_feature_network
+from hf_latent.evaluation.features.networks import load_feature_network
 from hf_latent.models.load import load_autoencoder
 from hf_latent.pipeline.encode import encode_images
 from tests.conftest import make_autoencoder

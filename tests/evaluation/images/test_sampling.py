@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from hf_latent.errors import UserError
-from hf_latent.evaluation.sampling import count_evaluations, load_pipeline, sample_images
+from hf_latent.evaluation.images.sampling import count_evaluations, load_pipeline, sample_images
 from hf_latent.pipeline.denoise import Guidance
 
 

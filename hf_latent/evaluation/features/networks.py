@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from hf_latent.errors import UserError
-from hf_latent.evaluation.reconstruction import BACKGROUNDS, composite
+from hf_latent.evaluation.measures.reconstruction import BACKGROUNDS, composite
 
 FeatureNetworkName = Literal["efficientnet-lite0", "dinov2", "lpips"]
 # The one published form of these weights is a .pth file: read with weights_only=True.

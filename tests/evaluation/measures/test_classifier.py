@@ -4,14 +4,14 @@ from torch.nn import functional as F
 
 from hf_latent.data.images.config import ImagesConfig
 from hf_latent.data.images.open import open_images
-from hf_latent.evaluation.classifier import (
+from hf_latent.evaluation.images.generated import real_images
+from hf_latent.evaluation.measures.classifier import (
     LabelledImages,
     classifier_input,
     epochs_for,
     measure_accuracy,
     train_classifier,
 )
-from hf_latent.evaluation.generated import real_images
 
 
 def test_it_learns_real_images_and_tells_when_labels_are_wrong():
