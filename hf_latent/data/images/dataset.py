@@ -40,7 +40,8 @@ class ImageDataset(torch.utils.data.Dataset):
         channels: 1, 3 or 4.
         keep_in_memory: keep the resized pixels once they have been decoded, `N * H * W * C`
             bytes, twice that with 16-bit grey. A random crop is not kept.
-        mirrored: mirror every image.
+        at_random: draw crops and flips, if the configuration has them.
+        mirrored: mirror every image, unless flips are drawn.
     """
 
     dataset: Dataset
@@ -49,6 +50,7 @@ class ImageDataset(torch.utils.data.Dataset):
     config: ImagesConfig
     channels: int
     keep_in_memory: bool = False
+    at_random: bool = True
     mirrored: bool = False
     _memory: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)
 
@@ -103,7 +105,7 @@ class ImageDataset(torch.utils.data.Dataset):
     def _pixels(self, keys: list[tuple[int, int]]) -> list[np.ndarray]:
         """Return `(H, W, C)` uint8 or uint16 pixels before any flip, by (epoch, index)."""
         config, (_, height, width) = self.config, self.image_shape
-        is_random = config.crop == "random" and config.resize_mode == "crop"
+        is_random = self.at_random and config.crop == "random" and config.resize_mode == "crop"
         if not is_random:  # an image is the same in every epoch
             keys = [(0, index) for _, index in keys]
         arrays = self._memory if self.keep_in_memory and not is_random else {}
@@ -120,7 +122,7 @@ class ImageDataset(torch.utils.data.Dataset):
 
     def is_mirrored(self, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
         """Return which images are mirrored in which epochs, `(n,)` bool for `(n,)` int64 each."""
-        if not self.config.horizontal_flip:
+        if not (self.at_random and self.config.horizontal_flip):
             return np.full(len(indices), self.mirrored)
         return is_flipped(self.config.seed, epochs, indices, len(self))
 
@@ -133,8 +135,7 @@ class ImageDataset(torch.utils.data.Dataset):
         Returns:
             the same images in the same order, cropped at the centre.
         """
-        config = replace(self.config, crop="center", horizontal_flip=False)
-        return replace(self, config=config, mirrored=mirrored)
+        return replace(self, at_random=False, mirrored=mirrored)
 
     def subset(self, places: np.ndarray) -> "ImageDataset":
         """Return the images at some places.
