@@ -2,14 +2,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from datasets import DatasetDict
 
 from hf_latent.data.images import sources
 from hf_latent.models.presets import AUTOENCODERS, DENOISERS
 from hf_latent.training.autoencoder import AutoencoderConfig
 from hf_latent.training.denoiser_config import DenoiserConfig
 from hf_latent.training.validation import denoiser as denoiser_validation
-from tests.conftest import NARROW_AUTOENCODER, NARROW_DENOISER
+from tests.conftest import NARROW_AUTOENCODER, NARROW_DENOISER, few_held_out
 
 SHORT = {
     "resize_mode": "pad",
@@ -20,23 +19,15 @@ SHORT = {
     "max_validation_samples": 12,
     "checkpointing_steps": None,
 }
-HELD_OUT = 50  # of the built-in images, in the tests' own process
-
-
-@pytest.fixture(scope="session")
-def small_sample() -> DatasetDict:
-    """The built-in images with few held-out ones, as a denoiser encodes all of them."""
-    whole = sources.load_fashion_mnist_sample()
-    return DatasetDict(train=whole["train"], test=whole["test"].select(range(HELD_OUT)))
 
 
 @pytest.fixture(autouse=True, scope="module")
-def small_trainings(small_sample):
+def small_trainings():
     """The tiny presets, narrower still; little to encode, and small pictures."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(AUTOENCODERS, "tiny", AUTOENCODERS["tiny"] | NARROW_AUTOENCODER)
         patch.setitem(DENOISERS, "tiny", DENOISERS["tiny"] | NARROW_DENOISER)
-        patch.setitem(sources.BUILT_IN, "fashion_mnist", lambda: small_sample)
+        patch.setitem(sources.BUILT_IN, "fashion_mnist", few_held_out)
         patch.setattr(denoiser_validation, "GRID_COLUMNS", 2)
         yield
 

@@ -441,6 +441,13 @@ def test_bad_settings_leave_no_folder(autoencoder_config, tmp_path, changes, mes
     assert not (tmp_path / "autoencoder").exists()
 
 
+def test_images_too_small_for_a_discriminator_are_trained_on_without_one(autoencoder_config):
+    small = {"resolution": 16, "resize_mode": "crop", "max_train_steps": 1}
+    with pytest.raises(UserError, match="16x16 are too small for a discriminator"):
+        train_autoencoder(autoencoder_config(**small, discriminator_weight=0.5))
+    assert train_autoencoder(autoencoder_config(**small)).steps == 1
+
+
 def test_a_run_does_not_write_over_another(autoencoder_config, tmp_path):
     (tmp_path / "autoencoder").mkdir()
     (tmp_path / "autoencoder" / "notes.txt").write_text("mine")

@@ -1,12 +1,13 @@
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from tests import forked
 
 SCRIPT = Path(__file__).with_name("both_trainings.py")
 
@@ -28,14 +29,14 @@ def first_gradients(run: Path, player: str, step: int, beta1: float) -> dict[str
 @pytest.mark.slow
 def test_two_processes_give_one_processs_curves(tmp_path):
     environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
-    # Standalone: at a port of its own, as other tests may do the same at the same time.
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    torchrun += ["--nproc_per_node", "2"]
-    for name, launcher, batch_size in (("one", [sys.executable], 8), ("two", torchrun, 4)):
-        command = [*launcher, str(SCRIPT), str(tmp_path / name), str(batch_size)]
-        process = subprocess.run(command, env=environment, capture_output=True, text=True)
-        assert process.returncode == 0, process.stderr[-2000:]
-        assert process.stdout.count("autoencoder: ") == 1, "only the first process speaks"
+    for name, count in (("one", 1), ("two", 2)):
+        command = [sys.executable, SCRIPT, tmp_path / name, 8 // count]
+        processes = forked.start_ranks(command, count, environment)
+        ended = [process.communicate() for process in processes]
+        for process, (_, errors) in zip(processes, ended, strict=True):
+            assert process.returncode == 0, errors[-2000:]
+        spoken = "".join(output for output, _ in ended)
+        assert spoken.count("autoencoder: ") == 1, "only the first process speaks"
     counted = {
         name: sorted(path.name for path in (tmp_path / name).glob("process-*"))
         for name in ("one", "two")

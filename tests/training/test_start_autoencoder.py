@@ -215,6 +215,7 @@ def test_a_compiled_training_does_the_same(autoencoder_config, tmp_path, compile
             compile=name == "compiled",
             max_train_steps=3,
             checkpointing_steps=3,
+            max_validation_samples=8,  # the size of a batch: another one is compiled again
         )
         summary = train_autoencoder(config)
     assert [type(module).__name__ for module in compiled_eagerly] == [

@@ -203,6 +203,7 @@ def test_a_compiled_training_does_the_same(denoiser_config, saved_vae, tmp_path,
             compile=name == "compiled",
             max_train_steps=3,
             checkpointing_steps=3,
+            max_validation_samples=8,  # the size of a batch: another one is compiled again
         )
         summary = train_denoiser(config)
     torch._dynamo.reset()

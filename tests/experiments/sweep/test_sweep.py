@@ -1,40 +1,55 @@
 import json
 import math
 import os
+import shutil
 import signal
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from hf_latent.data.images import sources
 from hf_latent.errors import UserError
 from hf_latent.experiments.sweep import pair as sweep_pair
 from hf_latent.experiments.sweep import plan as sweep_plan
 from hf_latent.experiments.sweep import sweep as sweep_module
 from hf_latent.experiments.sweep.config import SweepConfig
 from hf_latent.experiments.sweep.report import render_plot, render_report
-from hf_latent.experiments.sweep.sweep import sweep
 from hf_latent.models.presets import AUTOENCODERS, DENOISERS
 from hf_latent.training import denoiser as denoiser_module
+from hf_latent.training.validation import denoiser as denoiser_validation
 from tests import forked
-from tests.conftest import NARROW_AUTOENCODER, NARROW_DENOISER
+from tests.conftest import NARROW_AUTOENCODER, NARROW_DENOISER, few_held_out, ticking_clock
 from tests.evaluation.features.short_vectors import ShortVectors
+from tests.test_readme import BIN, TICKING
+
+TICK_SECONDS = 0.05
 
 
-@pytest.fixture(autouse=True)
-def small(monkeypatch):
-    """Narrow models, few held-out images, short vectors, and trainings of less than a second."""
-    monkeypatch.setitem(AUTOENCODERS, "tiny", AUTOENCODERS["tiny"] | NARROW_AUTOENCODER)
-    monkeypatch.setitem(DENOISERS, "tiny", DENOISERS["tiny"] | NARROW_DENOISER)
-    monkeypatch.setattr(sweep_module, "load_feature_extractor", lambda name: ShortVectors())
-    monkeypatch.setattr(sweep_module, "HELD_OUT_IMAGES", 20)
-    for module in (sweep_plan, sweep_pair):
-        monkeypatch.setattr(module, "WATCHED_IMAGES", 4)
-    monkeypatch.setattr(sweep_plan, "divide_minutes", lambda minutes, pairs: (0.005, 0.008))
+def sweep(config: SweepConfig) -> dict[str, Any]:
+    """Sweep by a clock that every look moves on: as long on any machine."""
+    return sweep_module.sweep(config, now=ticking_clock(TICK_SECONDS))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small():
+    """Narrow models, few held-out images, short vectors, and trainings of a few steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(AUTOENCODERS, "tiny", AUTOENCODERS["tiny"] | NARROW_AUTOENCODER)
+        patch.setitem(DENOISERS, "tiny", DENOISERS["tiny"] | NARROW_DENOISER)
+        patch.setitem(sources.BUILT_IN, "fashion_mnist", few_held_out)
+        patch.setattr(denoiser_validation, "GRID_COLUMNS", 2)
+        patch.setattr(sweep_module, "load_feature_extractor", lambda name: ShortVectors())
+        patch.setattr(sweep_module, "HELD_OUT_IMAGES", 20)
+        for module in (sweep_plan, sweep_pair):
+            patch.setattr(module, "WATCHED_IMAGES", 4)
+        patch.setattr(sweep_plan, "divide_minutes", lambda minutes, pairs: (0.005, 0.008))
+        yield
 
 
 @pytest.fixture
@@ -54,19 +69,30 @@ def trained(monkeypatch):
     return runs
 
 
-@pytest.fixture
-def config(tmp_path):
+def settings(output_dir: Path) -> SweepConfig:
     return SweepConfig(
         data="fashion_mnist",
         resize_mode="pad",
         max_train_samples=60,
-        output_dir=str(tmp_path / "sweep"),
+        output_dir=str(output_dir),
         factors="4,8",
         channels="2",
         num_images=20,
         num_inference_steps=2,
         max_minutes=10.0,
     )
+
+
+@pytest.fixture
+def config(tmp_path):
+    return settings(tmp_path / "sweep")
+
+
+@pytest.fixture(scope="module")
+def finished(small, tmp_path_factory):
+    """The report and the folder of a sweep that is over; change nothing."""
+    folder = tmp_path_factory.mktemp("finished") / "sweep"
+    return sweep(settings(folder)), folder
 
 
 def files(folder: Path) -> dict[str, tuple[bytes, int]]:
@@ -127,7 +153,7 @@ def check_pair(pair, factor):
     assert pair["compression_ratio"] == 1024 / (2 * side * side)
     for part, minutes, batch_size in (("autoencoder", 0.005, 16), ("denoiser", 0.008, 32)):
         assert pair[f"{part}_steps"] > 0
-        assert pair[f"{part}_minutes"] == pytest.approx(minutes, abs=0.01)
+        assert pair[f"{part}_minutes"] == pytest.approx(minutes, abs=0.004)
         assert pair[f"{part}_train_images_per_second"] == pytest.approx(
             pair[f"{part}_steps"] * batch_size / (60 * pair[f"{part}_minutes"])
         )
@@ -232,11 +258,12 @@ def test_killed_within_a_denoisers_training_it_goes_on_from_the_checkpoint(
     assert report["pairs"][1]["denoiser_steps"] >= 1
 
 
-def test_a_finished_sweep_is_not_done_again(config, trained, tmp_path):
-    first = sweep(config)
+def test_a_finished_sweep_is_not_done_again(config, trained, finished, tmp_path):
+    first, folder = finished
+    shutil.copytree(folder, tmp_path / "sweep")
     before = files(tmp_path / "sweep" / "f8-c2")
     again = sweep(config)
-    assert trained == ALL_RUNS
+    assert not trained
     assert files(tmp_path / "sweep" / "f8-c2") == before
     assert again["pairs"] == first["pairs"]
     assert again["real_against_real_fd"] == first["real_against_real_fd"]
@@ -302,10 +329,10 @@ def test_a_folder_with_other_files_is_refused(config, tmp_path):
         sweep(config)
 
 
-def test_figures_that_are_not_numbers_are_rendered(config):
-    report = sweep(config)
-    one, two = report["pairs"]
-    report["pairs"] = [one | {"generated_fd": None, "generated_fd_by_seed": [None, None]}, two]
+def test_figures_that_are_not_numbers_are_rendered(finished):
+    one, two = finished[0]["pairs"]
+    pairs = [one | {"generated_fd": None, "generated_fd_by_seed": [None, None]}, two]
+    report = finished[0] | {"pairs": pairs}
     report |= {"pareto_front": [two["name"]], "recommended": two["name"]}
     assert " - |" in render_report(report)
     render_plot(report)
@@ -348,18 +375,16 @@ def test_a_killed_process_goes_on(tmp_path):
         Image.fromarray(pixels).save(tmp_path / "images" / f"{i}.png")
     flags = (
         f"--data {tmp_path}/images --resolution 16 --factors 2,4 --channels 2 --num_images 10 "
-        f"--num_inference_steps 2 --validation_fraction 0.3 --max_minutes 1.0 "
+        f"--num_inference_steps 2 --validation_fraction 0.3 --max_minutes 2.0 "
         f"--output_dir {tmp_path}/sweep"
     )
-    code = "from hf_latent.cli import main; main()"
-    command = [sys.executable, "-c", code, "sweep", *flags.split()]
+    command = [sys.executable, "-c", TICKING, "0.25", BIN / "hf-latent", "sweep", *flags.split()]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
 
     process = forked.start(command, env=environment)
-    while not (tmp_path / "sweep" / "f4-c2" / "autoencoder.json").is_file():
+    while not (tmp_path / "sweep" / "f4-c2" / "denoiser").is_dir():
         assert process.poll() is None, process.communicate()[1][-2000:]
-        time.sleep(0.05)
-    time.sleep(1)
+        time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert not (tmp_path / "sweep" / "report.json").exists()
