@@ -142,7 +142,8 @@ def measure_compression(
         check_images(vae, image)
     except ValueError as error:
         raise UserError(str(error)) from error
-    return Compression(image_shape, _latent_shape(type(vae), vae.to_json_string(), image_shape))
+    kind: Any = type(vae)  # mypy takes a class of an untyped library for not hashable
+    return Compression(image_shape, _latent_shape(kind, vae.to_json_string(), image_shape))
 
 
 @cache
