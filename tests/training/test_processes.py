@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from tests import forked
 
 SCRIPT = Path(__file__).with_name("both_trainings.py")
+ROOT = Path(__file__).parents[2]
 
 
 def logged(run: Path, name: str) -> list[float]:
@@ -29,6 +30,7 @@ def first_gradients(run: Path, player: str, step: int, beta1: float) -> dict[str
 @pytest.mark.slow
 def test_two_processes_give_one_processs_curves(tmp_path):
     environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = str(ROOT)  # for what the script takes from the tests
     for name, count in (("one", 1), ("two", 2)):
         command = [sys.executable, SCRIPT, tmp_path / name, 8 // count]
         processes = forked.start_ranks(command, count, environment)

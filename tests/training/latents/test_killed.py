@@ -29,6 +29,11 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 pytestmark = pytest.mark.slow
 
 
+@pytest.fixture(scope="module", autouse=True)
+def small_trainings():
+    """Nothing smaller: this process encodes the images that the processes which it starts do."""
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A cache of 60 files that nothing interrupted: its configuration and its bytes."""
