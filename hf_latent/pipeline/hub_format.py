@@ -217,7 +217,7 @@ def _send(
 ) -> str:
     """Send a saved pipeline, and a card if there is none, in one commit.
 
-    `upload_folder` would make several commits of a large model, of which the first look whole.
+    `upload_folder` splits a large model into several commits, and the first ones may look whole.
     """
     repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
     remote = list_repo_files(repo_id, revision=kwargs.get("revision"), token=token)

@@ -1,4 +1,4 @@
-"""Where a stream has its shards: a folder, or the Hub, of which few are on the disk at once."""
+"""The shards of a stream: a folder, or the Hub, a few of whose shards are on the disk at once."""
 
 import shutil
 import tempfile
