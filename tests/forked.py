@@ -82,6 +82,8 @@ def serve(control: socket.socket) -> dict[str, Any]:
 def enter(request: dict[str, Any]) -> None:
     """Take over the folder and the environment that a request names."""
     os.setsid()
+    # Tests that run in the background of a shell ignore Ctrl-C, and so would all that they start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["environment"])
