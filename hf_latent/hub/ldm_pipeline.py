@@ -79,8 +79,8 @@ def to_ldm_pipeline(
 def _fold_class(unet: UNet2DModel, class_label: int) -> None:
     """Make a class-conditional denoiser, in place, one of a single class that takes no labels.
 
-    The embedding of a class is added to that of the timestep, whose last layer is linear. So it can
-    be added to the bias of that layer.
+    The class embedding is added to the timestep embedding. The last layer of the timestep embedding
+    is linear, so its bias can hold the class embedding.
     """
     with torch.no_grad():
         unet.time_embedding.linear_2.bias += unet.class_embedding.weight[class_label]

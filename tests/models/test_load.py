@@ -1,10 +1,11 @@
 import pytest
 import torch
+from diffusers.utils import logging as diffusers_logging
 from safetensors.torch import load_file, save_file
 
 from hf_latent.errors import UserError
 from hf_latent.models.frozen import hash_weights
-from hf_latent.models.load import PRETRAINED, load_autoencoder, load_denoiser
+from hf_latent.models.load import PRETRAINED, load_autoencoder, load_denoiser, loading
 from hf_latent.models.presets import create_scheduler
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.pipeline.samplers import get_objective, same_noise_levels
@@ -53,6 +54,16 @@ def test_a_damaged_folder_is_one_line(tmp_path, capfd):
         load_autoencoder(str(tmp_path))
     assert "\n" not in str(caught.value)
     assert capfd.readouterr().err == ""
+
+
+def test_what_the_libraries_say_themselves_is_kept_out(capfd):
+    logger = diffusers_logging.get_logger("diffusers.models")
+    with pytest.raises(UserError), loading("nowhere", "model"):
+        logger.error("a line of the library's own")
+        raise OSError("missing")
+    assert not capfd.readouterr().err
+    logger.error("after it they speak again")
+    assert "after it they speak again" in capfd.readouterr().err
 
 
 def test_pickled_weights_are_not_loaded(pipeline, tmp_path):

@@ -340,7 +340,9 @@ class Launched:
 
 
 TRAIN_VAE = Path(__file__).parents[2] / "train_scripts" / "train_vae.py"
-STEPS = 60  # long enough to be interrupted twice
+# Each kill comes after at most 6 signs, about 9 steps: more kills need a longer training, which
+# would otherwise be over before the last of them.
+STEPS = max(60, 24 * KILLS)
 # Only the last step has a checkpoint of its own.
 SAVED_WHEN_STOPPED = ("--checkpointing_steps", str(STEPS), "--validation_steps", "5")
 
