@@ -51,7 +51,7 @@ class ImagesOfModelConfig(ImagesConfig):
         return ImagesConfig(**values | {"crop": "center", "horizontal_flip": False})
 
 
-def read_interval(guidance_interval: str | None) -> tuple[float, float] | None:
+def parse_interval(guidance_interval: str | None) -> tuple[float, float] | None:
     """Read two noise levels of the command line; UserError where they are not such."""
     if guidance_interval is None:
         return None
@@ -98,7 +98,7 @@ class SamplingConfig(Settings):
     @property
     def interval(self) -> tuple[float, float] | None:
         """The two noise levels; UserError where they are not such."""
-        return read_interval(self.guidance_interval)
+        return parse_interval(self.guidance_interval)
 
     def check_model(self, pipeline: LatentDiffusionPipeline) -> None:
         """Refuse guidance of a model without classes and without a guide, naming the flag."""

@@ -14,9 +14,9 @@ from hf_latent.evaluation.images.reference import (
     open_real_images,
     vectors_by_space,
 )
-from hf_latent.evaluation.images.sampling import count_evaluations, load_pipeline, resolve_guidance
-from hf_latent.evaluation.machine import describe_machine, shown_name
-from hf_latent.evaluation.measures.floor import measure_floor, measure_kept
+from hf_latent.evaluation.images.sampling import choose_guidance, count_evaluations, load_pipeline
+from hf_latent.evaluation.machine import machine_figures, shown_name
+from hf_latent.evaluation.measures.floor import measure_autoencoder, measure_floor
 from hf_latent.evaluation.measures.generation import compare_sets
 from hf_latent.evaluation.measures.memorisation import (
     COPY_RATIO,
@@ -88,7 +88,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         extractor = load_feature_extractor(config.feature_extractor)
         spaces = {"features": extractor, "latents": LatentVectors(pipeline.vae)}
         splits, real = open_real_images(config, pipeline)
-        guidance = resolve_guidance(pipeline, config.guidance_scale, config.interval)
+        guidance = choose_guidance(pipeline, config.guidance_scale, config.interval)
         evaluations = count_evaluations(pipeline, config.num_inference_steps, guidance)
     count = len(real.reference)
     labels = real.subset(real.reference).labels if conditional else None
@@ -103,7 +103,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         for rows in (real.reference, real.other)
     )
     with stages.stage("reconstruction", len(real.held_out)) as bar:
-        kept = measure_kept(
+        kept = measure_autoencoder(
             pipeline.vae, real.held_out, features["held_out"], extractor, config.batch_size, bar
         )
     with stages.stage("floor", count) as bar:
@@ -143,10 +143,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         **classes,
         **memorisation,
     }
-    write_json(output_dir / "metrics.json", metrics | stages.report() | describe_machine())
+    write_json(output_dir / "metrics.json", metrics | stages.report() | machine_figures())
     with stages.stage("pictures"):
         save_pictures(output_dir, pipeline, real, samples, closeness, duplicates)
-    metrics |= stages.report() | describe_machine()
+    metrics |= stages.report() | machine_figures()
     write_json(output_dir / "metrics.json", metrics)
     print(summarize(metrics, output_dir))
     return metrics

@@ -18,13 +18,13 @@ from hf_latent.evaluation.features.extractors import (
     image_vectors,
     load_feature_extractor,
 )
-from hf_latent.evaluation.inspection.latent_figures import describe_rate, measure_smoothness
+from hf_latent.evaluation.inspection.latent_figures import measure_smoothness, rate_figures
 from hf_latent.evaluation.inspection.pictures import save_pictures
 from hf_latent.evaluation.inspection.report import render_report
 from hf_latent.evaluation.inspection.round_trip import RoundTrip
 from hf_latent.evaluation.inspection.verdict import judge
 from hf_latent.evaluation.inspection.yardsticks import compare_yardsticks
-from hf_latent.evaluation.machine import describe_machine, shown_name
+from hf_latent.evaluation.machine import machine_figures, shown_name
 from hf_latent.evaluation.measures.generation import frechet_distance
 from hf_latent.evaluation.measures.reconstruction import measure_reconstructions
 from hf_latent.evaluation.report_text import write_report
@@ -91,7 +91,7 @@ def open_fitting_images(
     return splits, held_out, compression
 
 
-def describe_compression(compression: Compression) -> dict[str, Any]:
+def compression_figures(compression: Compression) -> dict[str, Any]:
     """Return the arithmetic of a compression, flat."""
     images, latents = compression.image_values, compression.latent_values
     return {
@@ -161,7 +161,7 @@ def inspect_autoencoder(config: InspectConfig) -> dict[str, Any]:
             "real_fd": measure_real_distance(splits, count, extractor, stages),
             "real_fd_images": count,
         }
-    figures |= describe_compression(compression) | describe_rate(trip.rate, compression)
+    figures |= compression_figures(compression) | rate_figures(trip.rate, compression)
     with stages.stage("yardsticks"):
         figures["yardsticks"] = compare_yardsticks(
             vae,
@@ -186,10 +186,10 @@ def inspect_autoencoder(config: InspectConfig) -> dict[str, Any]:
         **figures,
     }
     output_dir.mkdir(parents=True, exist_ok=True)
-    write_report(output_dir, report | stages.report() | describe_machine(), render_report)
+    write_report(output_dir, report | stages.report() | machine_figures(), render_report)
     with stages.stage("pictures"):
         save_pictures(output_dir, vae, held_out, torch.cat(trip.psnr_db), report, config.batch_size)
-    report |= stages.report() | describe_machine()
+    report |= stages.report() | machine_figures()
     write_report(output_dir, report, render_report)
     print("\n".join([f"{report['vae']}: {verdict}", *(f"- {reason}" for reason in reasons)]))
     print(f"{output_dir / 'report.md'}")

@@ -30,7 +30,7 @@ def shown_name(given: str) -> str:
     return f"./{name}" if name in BUILT_IN else name
 
 
-def describe_machine() -> dict[str, Any]:
+def machine_figures() -> dict[str, Any]:
     """Describe this process and its machine, for a report.
 
     Returns:

@@ -15,7 +15,7 @@ MINIMUM_TILE = 64
 LABEL_WIDTH = 96
 
 
-def check_pictures(model: str, channels: int) -> None:
+def check_picture_channels(model: str, channels: int) -> None:
     """Refuse to draw what no picture can show, before anything long starts.
 
     Args:

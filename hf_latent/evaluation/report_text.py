@@ -10,7 +10,7 @@ import jinja2
 from hf_latent.output import read_json, write_json, write_text
 
 
-def number(value: float | None, form: str) -> str:
+def format_number(value: float | None, form: str) -> str:
     """Write a number.
 
     Args:
@@ -23,7 +23,7 @@ def number(value: float | None, form: str) -> str:
     return "-" if value is None or not math.isfinite(value) else form.format(value)
 
 
-def fill_template(template: Path, report: dict[str, Any], **others: Any) -> str:
+def render_template(template: Path, report: dict[str, Any], **others: Any) -> str:
     """Write a report.
 
     Args:
@@ -42,7 +42,7 @@ def fill_template(template: Path, report: dict[str, Any], **others: Any) -> str:
         keep_trailing_newline=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters["number"] = number
+    environment.filters["number"] = format_number
     return environment.get_template(template.name).render(report=report, **others)
 
 

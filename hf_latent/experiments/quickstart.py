@@ -14,7 +14,7 @@ from hf_latent.data.images.config import ImagesConfig
 from hf_latent.data.images.dataset import ImageDataset
 from hf_latent.data.images.open import ImageSplits, open_images
 from hf_latent.evaluation.images.sampling import load_pipeline
-from hf_latent.evaluation.machine import describe_machine
+from hf_latent.evaluation.machine import machine_figures
 from hf_latent.evaluation.measures.classifier import (
     LabelledImages,
     measure_accuracy,
@@ -245,7 +245,7 @@ def run_quickstart(
         **training,
         **budget.stage_seconds,
         "total_seconds": budget.total_seconds,
-        **describe_machine(),
+        **machine_figures(),
     }
     write_json(output_dir / "report.json", report)
     update_card(output_dir / "model", card_metrics(report, pipeline, IMAGES["data"]), output_dir)

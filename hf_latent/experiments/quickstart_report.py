@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from hf_latent.data.images.pixels import Box
-from hf_latent.evaluation.images.sampling import count_evaluations, resolve_guidance, sample_images
-from hf_latent.evaluation.machine import describe_machine
+from hf_latent.evaluation.images.sampling import choose_guidance, count_evaluations, sample_images
+from hf_latent.evaluation.machine import machine_figures
 from hf_latent.evaluation.measures.classifier import LabelledImages, measure_accuracy
 from hf_latent.evaluation.measures.reconstruction import measure_reconstructions
 from hf_latent.evaluation.pictures import image_grid, interleave, labelled_rows, save_picture
@@ -92,7 +92,7 @@ def measure_samples(
     asked_for = torch.arange(len(scored)) % len(labels)
     picture = labelled_rows(samples[:shown], labels, pipeline.id2label)
     save_picture(output_dir / "samples.png", picture)
-    guidance = resolve_guidance(pipeline, guidance_scale, None)
+    guidance = choose_guidance(pipeline, guidance_scale, None)
     return {
         "label_agreement": measure_accuracy(
             classifier, LabelledImages.from_tensors(scored * 2 - 1, asked_for)
@@ -134,7 +134,7 @@ def card_metrics(
         **{key: report[key] for key in (*same, "label_agreement")},
         "label_agreement_judge_real_images": report["test_images"],
         **{ours: report[key] for key, ours in names.items()},
-        **describe_machine(),
+        **machine_figures(),
     }
 
 

@@ -7,7 +7,7 @@ from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from hf_latent.command import Share
 from hf_latent.errors import UserError
-from hf_latent.evaluation.config import read_interval
+from hf_latent.evaluation.config import parse_interval
 from hf_latent.models.presets import Objective, Preset
 from hf_latent.training.losses import TimestepSampling
 from hf_latent.training.run.accelerator import TrainingConfig
@@ -98,7 +98,7 @@ class DenoiserConfig(TrainingConfig):
     @property
     def guidance(self) -> dict[str, Any] | None:
         """What the saved model guides with; UserError if the interval is none."""
-        interval = read_interval(self.guidance_interval)
+        interval = parse_interval(self.guidance_interval)
         own = {"guidance_scale": self.guidance_scale, "guidance_interval": interval}
         return {name: value for name, value in own.items() if value is not None} or None
 

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from diffusers.models.modeling_utils import ModelMixin
 
 from hf_latent.data.images.open import ImageSplits
-from hf_latent.evaluation.machine import describe_machine, shown_name
+from hf_latent.evaluation.machine import machine_figures, shown_name
 from hf_latent.hub.card.pictures import copy_picture
 from hf_latent.hub.card.render import write_model_card
 from hf_latent.hub.card.text import one_line
@@ -76,7 +76,7 @@ def describe_training(summary: TrainingSummary, accelerator: Accelerator) -> dic
         "processes": accelerator.num_processes,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "mixed_precision": accelerator.mixed_precision,
-        **describe_machine(),
+        **machine_figures(),
     }
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from hf_latent.evaluation.machine import anonymous_memory_mb, describe_machine, shown_name
+from hf_latent.evaluation.machine import anonymous_memory_mb, machine_figures, shown_name
 
 
 def test_it_says_what_a_figure_was_measured_with():
-    machine = describe_machine()
+    machine = machine_figures()
     assert machine["torch_threads"] == torch.get_num_threads()
     assert machine["torch_version"] == torch.__version__
     if sys.platform == "linux":

@@ -19,7 +19,7 @@ from hf_latent.data.images.pixels import to_uint8
 from hf_latent.errors import UserError
 from hf_latent.evaluation.features.extractors import load_feature_extractor
 from hf_latent.evaluation.images.sampling import count_evaluations, load_pipeline, sample_images
-from hf_latent.evaluation.machine import describe_machine
+from hf_latent.evaluation.machine import machine_figures
 from hf_latent.evaluation.measures.generation import frechet_distance
 from hf_latent.evaluation.pictures import image_grid, save_picture
 from hf_latent.models.presets import measure_compression
@@ -121,7 +121,7 @@ def compare_models(config: CompareConfig) -> dict[str, Any]:
         "real_against_real_fd": frechet_distance(other_real, real),
         "num_images": count,
         "validation_fingerprint": splits.validation_fingerprint,
-        **describe_machine(),
+        **machine_figures(),
     }
     write_json(output_dir / "comparison.json", report)
     for row in rows:

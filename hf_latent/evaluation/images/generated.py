@@ -12,10 +12,10 @@ from hf_latent.data.shards import Shards, write_shards
 from hf_latent.evaluation.config import EvaluateConfig
 from hf_latent.evaluation.features.extractors import FeatureExtractor
 from hf_latent.evaluation.images.reference import RealImages
-from hf_latent.evaluation.images.sampling import resolve_guidance, sample_images
+from hf_latent.evaluation.images.sampling import choose_guidance, sample_images
 from hf_latent.evaluation.measures.classifier import (
     LabelledImages,
-    epochs_for,
+    choose_epochs,
     measure_accuracy,
     train_classifier,
 )
@@ -47,7 +47,7 @@ def write_samples(
         `NAME` and `NAME_mirrored` for each space.
     """
 
-    guidance = resolve_guidance(pipeline, config.guidance_scale, config.interval)
+    guidance = choose_guidance(pipeline, config.guidance_scale, config.interval)
 
     def make_batch(rows: range) -> dict[str, torch.Tensor]:
         labels = None if class_labels is None else class_labels[rows.start : rows.stop]
@@ -137,9 +137,9 @@ def measure_classes(
         "real": real_images(real.subset(real.reference)),
         "generated": generated,
     }
-    bar.total = sum(x.length * epochs_for(x.length) for x in trained_on.values())
+    bar.total = sum(x.length * choose_epochs(x.length) for x in trained_on.values())
     judge, on_real, on_generated = (
-        train_classifier(x, num_classes, seed, epochs_for(x.length), on_images=bar.update)
+        train_classifier(x, num_classes, seed, choose_epochs(x.length), on_images=bar.update)
         for x in trained_on.values()
     )
     return {

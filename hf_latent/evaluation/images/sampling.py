@@ -65,7 +65,7 @@ def _add_guide(pipeline: LatentDiffusionPipeline, guide: str) -> None:
     pipeline.register_modules(guide_unet=guide_unet)
 
 
-def resolve_guidance(
+def choose_guidance(
     pipeline: LatentDiffusionPipeline,
     guidance_scale: float | None,
     guidance_interval: tuple[float, float] | None,

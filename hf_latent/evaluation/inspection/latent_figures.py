@@ -153,7 +153,7 @@ class PosteriorRate:
         return {"kl_bits": kl_bits, "rate_bits": rate_bits}
 
 
-def describe_rate(rate: PosteriorRate | None, compression: Compression) -> dict[str, Any]:
+def rate_figures(rate: PosteriorRate | None, compression: Compression) -> dict[str, Any]:
     """Return the bits of the posterior, and the bytes that the yardsticks get for an image.
 
     Without a posterior there is no rate: a latent is then taken at one byte a value.

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from hf_latent.evaluation.report_text import fill_template
+from hf_latent.evaluation.report_text import render_template
 
 
 def render_report(report: dict[str, Any]) -> str:
@@ -23,4 +23,4 @@ def render_report(report: dict[str, Any]) -> str:
     ]
     largest = max(correlations, default=0.0)
     template = Path(__file__).with_suffix(".md")
-    return fill_template(template, report, largest_correlation=largest)
+    return render_template(template, report, largest_correlation=largest)

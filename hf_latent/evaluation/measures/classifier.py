@@ -72,7 +72,7 @@ def create_classifier(image_shape: tuple[int, ...], num_classes: int) -> nn.Modu
     ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def epochs_for(images: int) -> int:
+def choose_epochs(images: int) -> int:
     """Return how many passes serve a number of images: 8, and of many fewer, at least 3."""
     return min(8, max(3, 200_000 // images))
 

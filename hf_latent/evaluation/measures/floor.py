@@ -17,7 +17,7 @@ from hf_latent.evaluation.measures.reconstruction import measure_reconstructions
 from hf_latent.models.load import Autoencoder
 
 
-def measure_kept(
+def measure_autoencoder(
     vae: Autoencoder,
     held_out: ImageDataset,
     held_out_vectors: Blocks,

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from jsonargparse.typing import PositiveInt
 
 from hf_latent.command import Settings
-from hf_latent.evaluation.machine import describe_machine
+from hf_latent.evaluation.machine import machine_figures
 from hf_latent.output import check_output_dir, write_json
 
 
@@ -83,6 +83,6 @@ def run_benchmark(config: BenchmarkConfig) -> dict[str, Any]:
     output_dir = check_output_dir(config.output_dir, config.overwrite_output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     measure = {"autoencoder": benchmark_autoencoder, "cache": benchmark_cache}[config.what]
-    report = {"what": config.what, **measure(config), **describe_machine()}
+    report = {"what": config.what, **measure(config), **machine_figures()}
     write_json(output_dir / "bench.json", report)
     return report

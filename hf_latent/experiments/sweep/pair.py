@@ -25,8 +25,8 @@ from hf_latent.data.images.pixels import to_uint8
 from hf_latent.evaluation.features.extractors import FeatureExtractor
 from hf_latent.evaluation.images.reference import RealImages
 from hf_latent.evaluation.images.sampling import count_evaluations, load_pipeline, sample_images
-from hf_latent.evaluation.inspection.latent_figures import PosteriorRate, describe_rate
-from hf_latent.evaluation.measures.floor import measure_floor, measure_kept
+from hf_latent.evaluation.inspection.latent_figures import PosteriorRate, rate_figures
+from hf_latent.evaluation.measures.floor import measure_autoencoder, measure_floor
 from hf_latent.evaluation.measures.generation import frechet_distance
 from hf_latent.experiments.quickstart import AUTOENCODER, DENOISER
 from hf_latent.experiments.sweep.config import Pair, SweepConfig
@@ -168,7 +168,7 @@ def measure_rate(
     for rows in torch.arange(len(held_out)).split(BATCH_SIZE):
         rate.update(vae.encode(held_out.read(rows).to(vae.device)).latent_dist)
     bits = {f"{name}_per_image": value for name, value in rate.bits_per_image().items()}
-    described = describe_rate(rate, compression)
+    described = rate_figures(rate, compression)
     return bits | {x: described[x] for x in ("kl_bits_per_pixel", "rate_bits_per_pixel")}
 
 
@@ -263,7 +263,9 @@ def run_pair(
             "denoiser_parameters": parameters[1],
             **trained,
             **measure_rate(vae, real.held_out, compression),
-            **measure_kept(vae, real.held_out, real.held_out_vectors, extractor, BATCH_SIZE, bar),
+            **measure_autoencoder(
+                vae, real.held_out, real.held_out_vectors, extractor, BATCH_SIZE, bar
+            ),
             "floor_fd": measure_floor(
                 vae, others, real.reference, extractor, BATCH_SIZE, config.seed, bar
             ),

@@ -4,7 +4,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from hf_latent.evaluation.report_text import fill_template, number
+from hf_latent.evaluation.report_text import format_number, render_template
 from hf_latent.experiments.sweep.choice import measured
 
 MARKERS = "os^Dvp*hX"  # by factor
@@ -19,7 +19,7 @@ def render_report(report: dict[str, Any]) -> str:
     Returns:
         Markdown; its plot is beside it.
     """
-    return fill_template(
+    return render_template(
         Path(__file__).with_suffix(".md"),
         report,
         conclusion="\n".join(_conclusion(report)),
@@ -47,11 +47,11 @@ def summarize(report: dict[str, Any], folder: str) -> str:
     rows = [heads] + [
         (
             pair["name"] + ("*" if pair["name"] in report["pareto_front"] else ""),
-            number(pair["rate_bits_per_image"], "{:.0f} bits"),
-            number(pair["reconstruction_psnr_db"], "{:.2f} dB"),
-            number(pair["floor_fd"], "{:.2f}"),
-            number(pair["generated_fd"], "{:.2f}"),
-            number(pair["sampling_images_per_second"], "{:.1f} images/s"),
+            format_number(pair["rate_bits_per_image"], "{:.0f} bits"),
+            format_number(pair["reconstruction_psnr_db"], "{:.2f} dB"),
+            format_number(pair["floor_fd"], "{:.2f}"),
+            format_number(pair["generated_fd"], "{:.2f}"),
+            format_number(pair["sampling_images_per_second"], "{:.1f} images/s"),
         )
         for pair in report["pairs"]
     ]

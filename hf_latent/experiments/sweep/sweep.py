@@ -18,7 +18,7 @@ from hf_latent.evaluation.features.extractors import (
     load_feature_extractor,
 )
 from hf_latent.evaluation.images.reference import FEWEST_HELD_OUT, RealImages
-from hf_latent.evaluation.machine import describe_machine, shown_name
+from hf_latent.evaluation.machine import machine_figures, shown_name
 from hf_latent.evaluation.measures.generation import frechet_distance
 from hf_latent.evaluation.report_text import write_report
 from hf_latent.experiments.sweep.choice import pareto_front, recommend
@@ -195,7 +195,7 @@ def sweep(
         "reason": None if choice is None else choice.reason,
         "warnings": [] if choice is None else choice.warnings,
         "last_run_minutes": budget.total_seconds / 60,
-        **describe_machine(),
+        **machine_figures(),
     }
     report = write_report(output_dir, report, render_report)
     with replaced_whole(output_dir / "sweep.png") as temporary:

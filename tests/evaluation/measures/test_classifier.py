@@ -7,8 +7,8 @@ from hf_latent.data.images.open import open_images
 from hf_latent.evaluation.images.generated import real_images
 from hf_latent.evaluation.measures.classifier import (
     LabelledImages,
+    choose_epochs,
     classifier_input,
-    epochs_for,
     measure_accuracy,
     train_classifier,
 )
@@ -79,7 +79,7 @@ def test_each_epoch_reads_every_image_once():
     [(10, 8), (13_000, 8), (25_000, 8), (40_000, 5), (60_000, 3), (1_000_000, 3)],
 )
 def test_many_images_need_fewer_epochs(images, epochs):
-    assert epochs_for(images) == epochs
+    assert choose_epochs(images) == epochs
 
 
 @pytest.mark.parametrize(

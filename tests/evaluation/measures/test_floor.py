@@ -11,7 +11,7 @@ from hf_latent.data.images.config import ImagesConfig
 from hf_latent.data.images.open import open_images
 from hf_latent.data.images.pixels import to_uint8
 from hf_latent.evaluation.features.extractors import LatentVectors, load_feature_extractor
-from hf_latent.evaluation.measures.floor import measure_floor, measure_kept
+from hf_latent.evaluation.measures.floor import measure_autoencoder, measure_floor
 from hf_latent.evaluation.measures.generation import frechet_distance
 from hf_latent.evaluation.measures.reconstruction import measure_reconstructions
 from hf_latent.models.load import load_autoencoder
@@ -48,7 +48,7 @@ def test_what_is_kept_is_measured_on_the_posteriors_mean(splits, extractor):
     images = stacked(held_out)
     originals = extractor(to_uint8(images))
     with tqdm(total=70, disable=False) as bar:
-        figures = measure_kept(vae, held_out, originals.split(33), extractor, 30, bar)
+        figures = measure_autoencoder(vae, held_out, originals.split(33), extractor, 30, bar)
         assert bar.n == 70
     decoded = decode_latents(vae, encode_images(vae, images, sample_posterior=False))
     pair = (images / 2 + 0.5, decoded / 2 + 0.5)
@@ -108,7 +108,7 @@ def test_rgba_has_all_of_its_figures(tmp_path, monkeypatch):
     extractor = LatentVectors(vae)
     vectors = extractor(held_out.read_uint8(torch.arange(8)))
     with tqdm() as bar:
-        figures = measure_kept(vae, held_out, [vectors], extractor, 5, bar)
+        figures = measure_autoencoder(vae, held_out, [vectors], extractor, 5, bar)
     names = ("psnr_db", "ssim", "images", "grey_psnr_db", "grey_ssim", "alpha_psnr_db", "fd")
     assert set(figures) == {f"reconstruction_{name}" for name in names}
     assert all(map(math.isfinite, figures.values()))
@@ -121,7 +121,7 @@ def test_the_released_autoencoder_keeps_more_than_chance(splits):
     originals = extractor(held_out.read_uint8(torch.arange(150)))
     others = extractor(splits.train.read_uint8(torch.arange(150)))
     with tqdm() as bar:
-        figures = measure_kept(vae, held_out, [originals], extractor, 100, bar)
+        figures = measure_autoencoder(vae, held_out, [originals], extractor, 100, bar)
         floor = measure_floor(
             vae, splits.train.subset(torch.arange(150).numpy()), [originals], extractor, 50, 0, bar
         )

@@ -7,7 +7,7 @@ import jinja2.meta
 import pytest
 from PIL import Image
 
-from hf_latent.evaluation.images.sampling import load_pipeline, resolve_guidance
+from hf_latent.evaluation.images.sampling import choose_guidance, load_pipeline
 from hf_latent.experiments.generate import GenerateConfig
 from hf_latent.hub.card.facts import read_model_facts
 from hf_latent.hub.card.render import ENVIRONMENT, card_pictures, render_model_card
@@ -96,7 +96,7 @@ def test_the_released_pipeline_is_small_and_as_good_as_was_promised():
     assert facts.training and facts.metrics, "the reports are about these weights"
     assert metrics["num_images"] == 10_000
     pipeline = load_pipeline("fashion-mnist")
-    guidance = resolve_guidance(pipeline, None, None)
+    guidance = choose_guidance(pipeline, None, None)
     found = metrics["guidance_scale"], tuple(metrics["guidance_interval"])
     assert found == (guidance.scale, guidance.interval)
     assert metrics["num_inference_steps"] == GenerateConfig().num_inference_steps
