@@ -154,7 +154,7 @@ def test_every_block_runs(folder):
 
 
 def test_figures_are_those_of_the_report():
-    report = json.loads((ROOT / "docs" / "quickstart" / "report.json").read_text())
+    report = json.loads((ROOT / "docs" / "reports" / "quickstart" / "report.json").read_text())
     for figure in (
         f"{report['total_seconds'] / 60:.1f} minutes",
         f"{report['label_agreement']:.3f}",
@@ -205,13 +205,13 @@ def test_figures_of_the_released_model_are_those_of_its_card():
 
 
 def test_the_benchmarks_figure_is_that_of_its_report():
-    report = json.loads((ROOT / "docs" / "bench" / "autoencoder.json").read_text())
+    report = json.loads((ROOT / "docs" / "reports" / "bench" / "autoencoder.json").read_text())
     assert f"at {report['ratio_median']:.2f} of the" in PROSE
     assert report["ratio_median"] >= 0.95
 
 
 def test_figures_of_the_cache_are_those_of_its_benchmark():
-    report = json.loads((ROOT / "docs" / "bench" / "cache.json").read_text())
+    report = json.loads((ROOT / "docs" / "reports" / "bench" / "cache.json").read_text())
     reading = min(report["reading_ratio_median"], report["reading_large_ratio_median"])
     memory = report["reading_large_anonymous_memory_mb"]
     for figure in (
@@ -231,7 +231,7 @@ def test_figures_of_the_cache_are_those_of_its_benchmark():
 
 
 def test_figures_of_the_sweep_are_those_of_its_report():
-    folder = ROOT / "docs" / "sweep" / "fashion-mnist"
+    folder = ROOT / "docs" / "reports" / "sweep" / "fashion-mnist"
     report = json.loads((folder / "report.json").read_text())
     assert (folder / "report.md").read_text() == render_sweep(report)
     for pair in report["pairs"]:
@@ -256,7 +256,7 @@ def row(start: str) -> str:
 
 
 def test_figures_of_the_inspection_are_those_of_its_report():
-    folder = ROOT / "docs" / "inspect" / "fashion-mnist-f4"
+    folder = ROOT / "docs" / "reports" / "inspect" / "fashion-mnist-f4"
     report = json.loads((folder / "report.json").read_text())
     assert report["verdict"] == "fine"
     yardsticks = {x["name"]: x for x in report["yardsticks"]}
@@ -274,7 +274,7 @@ def test_figures_of_the_inspection_are_those_of_its_report():
 
 
 def test_figures_of_the_evaluation_are_those_of_its_report():
-    path = ROOT / "docs" / "evaluate" / "quickstart" / "metrics.json"
+    path = ROOT / "docs" / "reports" / "evaluate" / "quickstart" / "metrics.json"
     x = json.loads(path.read_text())
     assert not x["memorisation_found"]
     expected = {
@@ -300,7 +300,7 @@ def test_figures_of_the_evaluation_are_those_of_its_report():
 def test_figures_of_the_objectives_are_those_of_their_reports():
     page = (ROOT / "train_scripts" / "recipes" / "fashion_mnist-32" / "README.md").read_text()
     found = {}
-    for path in (ROOT / "docs" / "objectives").glob("*/metrics.json"):
+    for path in (ROOT / "docs" / "reports" / "objectives").glob("*/metrics.json"):
         x = json.loads(path.read_text())
         training = json.loads(path.with_name("training.json").read_text())
         assert training["unet_weights_sha256"] == x["unet_weights_sha256"]
