@@ -48,7 +48,7 @@ from hf_latent.training.run.folder import (
 )
 from hf_latent.training.run.guard import NonFiniteGuard
 from hf_latent.training.run.pictures import picture_path
-from hf_latent.training.run.stop import StopSignal, leave
+from hf_latent.training.run.stop import StopSignal, exit_after_checkpoint
 from hf_latent.training.run.trackers import end_trackers
 from hf_latent.training.start_autoencoder import TrainableAutoencoder, start_autoencoder
 from hf_latent.training.validation.autoencoder import HeldOutFigures, validate_autoencoder
@@ -182,7 +182,7 @@ def train_autoencoder(
             limit = config.checkpoints_total_limit
             save_checkpoint(output_dir, clock.step, state, asdict(config), limit, accelerator)
         if stopping:
-            leave(output_dir, "autoencoder", accelerator)
+            exit_after_checkpoint(output_dir, "autoencoder", accelerator)
 
     if stop is not None:
         stop.release()

@@ -50,7 +50,7 @@ from hf_latent.training.run.ema import ema_weights
 from hf_latent.training.run.folder import start_run_folder
 from hf_latent.training.run.guard import NonFiniteGuard
 from hf_latent.training.run.pictures import picture_path
-from hf_latent.training.run.stop import StopSignal, leave
+from hf_latent.training.run.stop import StopSignal, exit_after_checkpoint
 from hf_latent.training.run.trackers import end_trackers
 from hf_latent.training.start_denoiser import start_denoiser
 from hf_latent.training.validation.denoiser import eval_mode, held_out_denoising_loss, save_samples
@@ -226,7 +226,7 @@ def train_denoiser(
             limit = config.checkpoints_total_limit
             save_checkpoint(output_dir, clock.step, state, settings, limit, accelerator)
         if stopping:
-            leave(output_dir, "denoiser", accelerator)
+            exit_after_checkpoint(output_dir, "denoiser", accelerator)
 
     if stop is not None:
         stop.release()

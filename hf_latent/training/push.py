@@ -11,7 +11,7 @@ from hf_latent.errors import UserError
 from hf_latent.hub.contents import refuse_other_model
 from hf_latent.hub.push import PushConfig, push
 from hf_latent.hub.remote import RemoteFiles, check_repo_id, insist, open_repository
-from hf_latent.training.run.accelerator import TrainingConfig, together
+from hf_latent.training.run.accelerator import TrainingConfig, raise_everywhere
 from hf_latent.training.run.folder import check_run_folder
 
 
@@ -38,7 +38,7 @@ def open_hub_model(
     """
     if not config.push_to_hub:
         return None
-    with together(accelerator):
+    with raise_everywhere(accelerator):
         if accelerator.is_main_process:
             overwrite, resume = config.overwrite_output_dir, config.resume_from_checkpoint
             check_run_folder(Path(config.output_dir), overwrite, resume)

@@ -29,7 +29,7 @@ from hf_latent.output import check_output_dir
 from hf_latent.training.latents.config import EncodeConfig
 from hf_latent.training.latents.files import describe_cache, finish_folder, start_folder, sum_file
 from hf_latent.training.latents.posteriors import encode_batches
-from hf_latent.training.run.accelerator import PROCESS_GROUP, check_processes, together
+from hf_latent.training.run.accelerator import PROCESS_GROUP, check_processes, raise_everywhere
 from hf_latent.training.run.batches import ignore_signals
 
 READ_AHEAD_BYTES = 2**22
@@ -62,7 +62,7 @@ def encode_latents(
     if accelerator is None:
         accelerator = Accelerator(kwargs_handlers=[PROCESS_GROUP])
         check_processes(accelerator)
-    with together(accelerator):
+    with raise_everywhere(accelerator):
         if accelerator.is_main_process:
             check_output_dir(config.output_dir, overwrite=True)
     if vae is None:
@@ -78,7 +78,7 @@ def encode_latents(
         )
     freeze(vae).to(accelerator.device)
     folder, manifest = Path(config.output_dir), describe_cache(config, splits, vae)
-    with together(accelerator):
+    with raise_everywhere(accelerator):
         if accelerator.is_main_process:
             start_folder(folder, manifest, replace_other)
 
@@ -86,7 +86,7 @@ def encode_latents(
     ranges = {split: split_ranges(manifest, split) for split in SPLITS}
     names = [name for files in ranges.values() for name in files]
     mine = names[accelerator.process_index :: accelerator.num_processes]
-    with together(accelerator):
+    with raise_everywhere(accelerator):
         found = {name: find_shard(folder / name, recorded.get(name)) for name in mine}
         entries = {name: entry for name, entry in found.items() if entry}
         missing = {
@@ -96,10 +96,10 @@ def encode_latents(
         made = encode_files(vae, splits, folder, missing, config, accelerator)
     entries, made = _gather(entries | made), _gather(made)
     if made or not recorded:
-        with together(accelerator):
+        with raise_everywhere(accelerator):
             sums = {name: sum_file(folder / name) for name in mine if name in ranges["train"]}
         sums = _gather(sums)
-        with together(accelerator):
+        with raise_everywhere(accelerator):
             if accelerator.is_main_process:
                 shards = {name: entries[name] for name in names}
                 finish_folder(folder, manifest, shards, [sums[name] for name in ranges["train"]])

@@ -36,7 +36,7 @@ from hf_latent.pipeline.encode import encode_posteriors
 from hf_latent.training.denoiser_config import DenoiserConfig
 from hf_latent.training.latents.config import EncodeConfig
 from hf_latent.training.latents.encode import encode_latents
-from hf_latent.training.run.accelerator import process_rows, together
+from hf_latent.training.run.accelerator import process_rows, raise_everywhere
 from hf_latent.training.run.batches import (
     GlobalBatchSampler,
     ProcessRows,
@@ -167,7 +167,7 @@ class CachedLatents(LatentSource):
 
     def prepare(self, vae: Autoencoder) -> None:
         """Make sure that the cache is undamaged."""
-        with together(self.accelerator):
+        with raise_everywhere(self.accelerator):
             self.cache.verify(self.accelerator.process_index, self.accelerator.num_processes)
 
     def held_out(self) -> LatentBatch:
@@ -371,7 +371,7 @@ def open_latent_source(
 
 def _pin_for_all(source: str, revision: str | None, accelerator: Accelerator) -> str | None:
     """Return one commit of the Hub for all processes."""
-    with together(accelerator):
+    with raise_everywhere(accelerator):
         if accelerator.is_main_process:
             revision = pin_revision(source, revision)
     return broadcast_object_list([revision])[0]

@@ -172,7 +172,7 @@ def check_processes(accelerator: Accelerator) -> None:
 
 
 @contextmanager
-def together(accelerator: Accelerator) -> Iterator[None]:
+def raise_everywhere(accelerator: Accelerator) -> Iterator[None]:
     """Make a user's mistake that one process finds inside end all of them, with the same line.
 
     All processes must come to it: it waits for them.

@@ -77,7 +77,7 @@ class StopSignal:
         return bool(accelerator.reduce(flag, "sum") > 0)
 
 
-def leave(output_dir: Path, name: str, accelerator: Accelerator) -> None:
+def exit_after_checkpoint(output_dir: Path, name: str, accelerator: Accelerator) -> None:
     """End a training that has just saved a checkpoint, and say how to go on.
 
     Args:

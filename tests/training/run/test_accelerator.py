@@ -11,7 +11,7 @@ from accelerate.state import AcceleratorState
 from hf_latent.errors import UserError
 from hf_latent.training.autoencoder import train_autoencoder
 from hf_latent.training.run import accelerator as run_module
-from hf_latent.training.run.accelerator import start_accelerator, together
+from hf_latent.training.run.accelerator import raise_everywhere, start_accelerator
 from tests import forked
 
 
@@ -155,13 +155,13 @@ def test_tensorboard_gets_the_scalars_of_the_log(autoencoder_config, tmp_path):
         assert [value for _, value in found] == pytest.approx([value for _, value in values])
 
 
-def test_a_mistake_of_one_process_is_the_mistake_of_all(monkeypatch):
-    with together(Accelerator()):
+def test_an_error_of_one_process_is_raised_in_all(monkeypatch):
+    with raise_everywhere(Accelerator()):
         pass
-    with pytest.raises(UserError, match=r"^mine$"), together(Accelerator()):
+    with pytest.raises(UserError, match=r"^mine$"), raise_everywhere(Accelerator()):
         raise UserError("mine")
     monkeypatch.setattr(run_module, "gather_object", lambda mine: [*mine, "another's"])
-    with pytest.raises(UserError, match=r"^another's$"), together(Accelerator()):
+    with pytest.raises(UserError, match=r"^another's$"), raise_everywhere(Accelerator()):
         pass
-    with pytest.raises(UserError, match=r"^mine$"), together(Accelerator()):
+    with pytest.raises(UserError, match=r"^mine$"), raise_everywhere(Accelerator()):
         raise UserError("mine")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from hf_latent.training.run.stop import StopSignal, leave
+from hf_latent.training.run.stop import StopSignal, exit_after_checkpoint
 
 
 @pytest.fixture
@@ -86,10 +86,10 @@ def test_a_signal_in_another_process_stops_this_one_too(stop, others, wanted):
 @pytest.mark.parametrize(
     ("processes", "launcher"), [(1, ["python"]), (2, ["accelerate", "launch"])]
 )
-def test_leaving_says_how_to_go_on(capsys, processes, launcher):
+def test_exit_after_checkpoint_says_how_to_resume(capsys, processes, launcher):
     accelerator = SimpleNamespace(num_processes=processes, end_training=list, print=print)
     with pytest.raises(SystemExit) as left:
-        leave(Path("runs/a b"), "autoencoder", accelerator)
+        exit_after_checkpoint(Path("runs/a b"), "autoencoder", accelerator)
     assert left.value.code == 0
     said, command = capsys.readouterr().out.strip().split("; to go on: ")
     assert said == "stopped, with a checkpoint"
