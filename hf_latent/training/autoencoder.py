@@ -136,7 +136,7 @@ def train_autoencoder(
             game = adversary.figures()
             clock.log_validation_loss(figures.loss, **figures.scalars(), **game)
             for line in diagnose(figures, seen[-1] if seen else None, game):
-                clock.say(f"step {clock.step}: {line}")
+                clock.print(f"step {clock.step}: {line}")
             seen.append(figures)
         return figures
 
@@ -150,7 +150,7 @@ def train_autoencoder(
             images = next(batches)["images"].to(accelerator.device)
             generator = seeded_generator(config.seed, "posterior", step, micro_step)
             noise = torch.randn(rows.global_size, *compression.latent_shape, generator=generator)
-            noise = rows.of(noise).to(accelerator.device)
+            noise = rows.select(noise).to(accelerator.device)
             batch |= {f"images_{micro_step}": images, f"noise_{micro_step}": noise}
             with accelerator.accumulate(model, *adversary.wrapped):
                 reconstructions, mean, logvar = model(images, noise)

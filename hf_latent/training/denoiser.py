@@ -113,7 +113,7 @@ def draw_batch(
     dropped = torch.rand(rows.global_size, generator=generator) < config.label_dropout
 
     posterior_noise, noise, timesteps, dropped = (
-        rows.of(x).to(device) for x in (posterior_noise, noise, timesteps, dropped)
+        rows.select(x).to(device) for x in (posterior_noise, noise, timesteps, dropped)
     )
     latents = posteriors.sample(posterior_noise)
     noised = add_noise(scheduler, latents, noise, timesteps, config.snr_gamma)
@@ -180,7 +180,7 @@ def train_denoiser(
     averages = {"unet": {"ema": ema, **snapshots.averages}}
     state = TrainingState({"unet": unet}, {"unet": optimizer}, averages, others)
     resume_training(checkpoint, state, settings, accelerator)
-    snapshots.forget_after(clock.step)
+    snapshots.remove_after(clock.step)
 
     rows = process_rows(config.train_batch_size, accelerator)
     null = null_conditions(unet, rows.batch_size, accelerator.device)

@@ -24,7 +24,7 @@ from hf_latent.models.presets import Compression, measure_compression
 from hf_latent.output import replaced_whole, write_json, write_text
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.training.latents.sources import LatentSource
-from hf_latent.training.run.accelerator import PLACE, TrainingConfig
+from hf_latent.training.run.accelerator import STORAGE_SETTINGS, TrainingConfig
 from hf_latent.training.run.clock import TrainingSummary
 from hf_latent.training.run.pictures import picture_path
 
@@ -50,7 +50,7 @@ def portable_settings(config: TrainingConfig) -> dict[str, Any]:
     return {
         name: shown_name(value) if name in PATHS and value is not None else value
         for name, value in asdict(config).items()
-        if name not in PLACE
+        if name not in STORAGE_SETTINGS
     }
 
 

@@ -20,7 +20,7 @@ from hf_latent.training.autoencoder_config import AutoencoderConfig
 from hf_latent.training.denoiser import train_denoiser
 from hf_latent.training.denoiser_config import DenoiserConfig
 from hf_latent.training.reports import (
-    PLACE,
+    STORAGE_SETTINGS,
     autoencoder_figures,
     portable_settings,
     write_model_reports,
@@ -95,7 +95,7 @@ def test_the_autoencoders_report_is_the_runs_without_its_paths(
     train_autoencoder(autoencoder_config(data=str(images), max_train_steps=1))
     folder = tmp_path / "autoencoder" / "model"
     run, own = json.loads((folder.parent / "report.json").read_text()), read(folder)
-    assert set(run) - set(own) == PLACE
+    assert set(run) - set(own) == STORAGE_SETTINGS
     # The run's own report says what was given, the model's what may be shown.
     assert {key: (run[key], own[key]) for key in own if own[key] != run[key]} == {
         "data": (str(images), "images")

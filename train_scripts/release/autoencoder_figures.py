@@ -18,7 +18,7 @@ from hf_latent.models.load import load_autoencoder
 from hf_latent.output import read_json
 from hf_latent.training.autoencoder_config import AutoencoderConfig
 from hf_latent.training.losses import perceptual_loss
-from hf_latent.training.run.checkpoints import HARMLESS
+from hf_latent.training.run.checkpoints import SETTINGS_WITHOUT_EFFECT
 
 ABLATION_IMAGES = 12
 BATCH_SIZE = 100
@@ -81,7 +81,11 @@ def check_ablation(runs: list[str], fingerprint: str) -> None:
         report = read_report(folder)
         if report["validation_fingerprint"] != fingerprint:
             raise UserError(f"{folder} held other images out than the released run")
-        names = {field.name for field in fields(AutoencoderConfig)} - LOSS_SETTINGS - HARMLESS
+        names = (
+            {field.name for field in fields(AutoencoderConfig)}
+            - LOSS_SETTINGS
+            - SETTINGS_WITHOUT_EFFECT
+        )
         kept = {name: report.get(name) for name in sorted(names)}
         first = first or kept
         if other := [k for k in kept if kept[k] != first[k]]:

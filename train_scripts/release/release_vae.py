@@ -28,7 +28,7 @@ from hf_latent.models.load import load_autoencoder
 from hf_latent.models.presets import measure_compression
 from hf_latent.output import read_json, replaced_whole, write_json, write_text
 from hf_latent.training.autoencoder_config import AutoencoderConfig
-from hf_latent.training.run.checkpoints import HARMLESS
+from hf_latent.training.run.checkpoints import SETTINGS_WITHOUT_EFFECT
 
 PAIRS, COLUMNS = 40, 16
 
@@ -76,7 +76,9 @@ def release_autoencoder(config: ReleaseConfig) -> dict[str, Any]:
         AutoencoderConfig, ["--config", config.recipe, "--output_dir", settings.output_dir]
     )
     ours, its = asdict(settings), asdict(recipe)
-    if other := [name for name in its if name not in HARMLESS and its[name] != ours[name]]:
+    if other := [
+        name for name in its if name not in SETTINGS_WITHOUT_EFFECT and its[name] != ours[name]
+    ]:
         raise UserError(f"{run} was not trained by {config.recipe}: they differ in {other[0]}")
     splits = open_images(settings)
     if config.ablation:

@@ -83,7 +83,7 @@ def benchmark_reading(folder: Path, rows: int, rounds: int, name: str) -> dict[s
     sampler = GlobalBatchSampler(rows, ProcessRows(READ_BATCH), seed=0)
 
     def keys() -> Iterator[tuple[torch.Tensor, None]]:
-        return ((torch.from_numpy(sampler.places(batch)[1]), None) for batch in count())
+        return ((torch.from_numpy(sampler.epochs_and_indices(batch)[1]), None) for batch in count())
 
     def cached() -> Iterator[LatentBatch]:
         return split.read_batches(keys())

@@ -17,7 +17,7 @@ from hf_latent.errors import UserError
 MAX_SIGMA_REL = 0.28  # at gamma = 0, where all steps weigh the same, it is 1 / sqrt(12) = 0.289
 
 
-def gamma_of(sigma_rel: float) -> float:
+def gamma_from_sigma_rel(sigma_rel: float) -> float:
     """Return the exponent of the average of a relative length.
 
     Karras et al. 2024, section 3.1: sigma_rel^2 (gamma + 2)^2 (gamma + 3) = gamma + 1. With
@@ -51,16 +51,16 @@ class PowerFunctionEMA(EMAModel):
 
     Args:
         parameters: of the model, in the order that `step` will get them.
-        sigma_rel: the length, see `gamma_of`.
+        sigma_rel: the length, see `gamma_from_sigma_rel`.
 
     Raises:
-        UserError: as of `gamma_of`.
+        UserError: as of `gamma_from_sigma_rel`.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], sigma_rel: float):
         """Start with the weights as they are; see the class."""
         super().__init__(parameters, foreach=True)
-        self.sigma_rel, self.gamma = sigma_rel, gamma_of(sigma_rel)
+        self.sigma_rel, self.gamma = sigma_rel, gamma_from_sigma_rel(sigma_rel)
 
     def get_decay(self, optimization_step: int) -> float:
         """Return beta(t), without EMAModel's warm-up and bounds.

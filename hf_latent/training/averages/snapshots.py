@@ -23,7 +23,7 @@ from torch import nn
 from hf_latent.errors import UserError
 from hf_latent.output import replaced_whole
 from hf_latent.training.averages.power_function import PowerFunctionEMA
-from hf_latent.training.run.checkpoints import HARMLESS
+from hf_latent.training.run.checkpoints import SETTINGS_WITHOUT_EFFECT
 
 FOLDER = "ema_snapshots"
 SIGMA_RELS = (0.05, 0.10)  # the two of Karras et al. 2024, section 3.2
@@ -39,7 +39,7 @@ class Snapshot:
     Attributes:
         path: the file.
         step: of the training, at whose end the average was saved.
-        sigma_rel: its length, see `power_ema.gamma_of`.
+        sigma_rel: its length, see `power_ema.gamma_from_sigma_rel`.
         training: which one, see `EmaSnapshots`.
     """
 
@@ -73,7 +73,9 @@ class EmaSnapshots:
         accelerator: Accelerator,
     ):
         """Start the averages; see the class."""
-        told = json.dumps([{k: settings[k] for k in settings if k not in HARMLESS}], sort_keys=True)
+        told = json.dumps(
+            [{k: settings[k] for k in settings if k not in SETTINGS_WITHOUT_EFFECT}], sort_keys=True
+        )
         self.training = hashlib.sha256(told.encode()).hexdigest()[:16]
         self.model, self.every, self.output_dir = model, every, output_dir
         self.saves = accelerator.is_main_process
@@ -126,7 +128,7 @@ class EmaSnapshots:
                 tensors = dict(zip(names, weights, strict=True))
                 temporary.write_bytes(save(tensors, {METADATA_KEY: told}))
 
-    def forget_after(self, step: int) -> None:
+    def remove_after(self, step: int) -> None:
         """Remove the snapshots of later steps, which will be saved again, and of other trainings.
 
         Args:

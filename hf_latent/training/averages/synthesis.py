@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from hf_latent.errors import UserError
-from hf_latent.training.averages.power_function import gamma_of
+from hf_latent.training.averages.power_function import gamma_from_sigma_rel
 from hf_latent.training.averages.snapshots import Snapshot
 
 Profile: TypeAlias = tuple[float, float]  # (t, gamma)
@@ -118,14 +118,14 @@ def plan_synthesis(snapshots: Sequence[Snapshot], sigma_rel: float, step: int) -
     Raises:
         UserError: if the snapshots cannot give this average.
     """
-    target = (step, gamma_of(sigma_rel))
+    target = (step, gamma_from_sigma_rel(sigma_rel))
     used = [snapshot for snapshot in snapshots if snapshot.step <= step]
     if len(used) < 2:
         raise UserError(
             f"--step {step} has fewer than 2 snapshots up to it: choose a later one, or train with "
             "a smaller --ema_snapshot_steps"
         )
-    profiles = [(snapshot.step, gamma_of(snapshot.sigma_rel)) for snapshot in used]
+    profiles = [(snapshot.step, gamma_from_sigma_rel(snapshot.sigma_rel)) for snapshot in used]
     weights = synthesis_weights(profiles, target)
     residual = relative_residual(profiles, weights, target)
     if not residual <= MAX_RELATIVE_RESIDUAL:

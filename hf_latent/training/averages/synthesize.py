@@ -16,7 +16,7 @@ from hf_latent.hub.card.facts import read_model_facts
 from hf_latent.hub.card.render import write_model_card
 from hf_latent.hub.card.weights import read_saved_weights
 from hf_latent.output import check_output_dir, replaced_whole, write_json
-from hf_latent.training.averages.power_function import gamma_of
+from hf_latent.training.averages.power_function import gamma_from_sigma_rel
 from hf_latent.training.averages.snapshots import FOLDER, list_snapshots
 from hf_latent.training.averages.synthesis import plan_synthesis, sum_snapshots
 
@@ -53,7 +53,7 @@ class SynthesizeEmaConfig(Settings):
     def __post_init__(self) -> None:
         """Refuse values that cannot work, naming the flag."""
         super().__post_init__()
-        gamma_of(self.sigma_rel)
+        gamma_from_sigma_rel(self.sigma_rel)
 
 
 def synthesize_ema(config: SynthesizeEmaConfig) -> Path:

@@ -47,7 +47,7 @@ from hf_latent.training.run.folder import describe_counts, open_run_images
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReadOptions:
     """How a training reads its latents.
 
     Attributes:
@@ -141,10 +141,10 @@ class LatentSource(ABC):
             f"{held_out['rows']} held out"
         )
         self.validation_fingerprint = held_out["fingerprint"]
-        self.identity = identify_latents(manifest)
+        self.identity = hash_latents(manifest)
 
 
-def identify_latents(manifest: dict[str, Any]) -> str:
+def hash_latents(manifest: dict[str, Any]) -> str:
     """Return the SHA-256 of what a cache's latents and their order depend on."""
     keys = ("autoencoder_sha256", "splits", "mirrored", "dtype", "shard_rows")
     text = json.dumps([manifest[key] for key in keys], sort_keys=True)
@@ -160,7 +160,7 @@ class CachedLatents(LatentSource):
         accelerator: of the run.
     """
 
-    def __init__(self, cache: LatentCache, reading: Reading, accelerator: Accelerator):
+    def __init__(self, cache: LatentCache, reading: ReadOptions, accelerator: Accelerator):
         """Take the attributes from the cache."""
         self.cache, self.reading, self.accelerator = cache, reading, accelerator
         self.describe_cache(cache.manifest)
@@ -181,7 +181,7 @@ class CachedLatents(LatentSource):
 
         def keys() -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
             for batch in count(start_batch):
-                epochs, indices = sampler.places(batch)
+                epochs, indices = sampler.epochs_and_indices(batch)
                 mirrored = None
                 if reading.horizontal_flip:
                     flipped = is_flipped(reading.seed, epochs, indices, len(split))
@@ -207,7 +207,7 @@ class EncodedOnce(CachedLatents):
         splits: ImageSplits,
         settings: EncodeConfig,
         replace_other: bool,
-        reading: Reading,
+        reading: ReadOptions,
         accelerator: Accelerator,
     ):
         """Take the attributes from the images."""
@@ -223,7 +223,7 @@ class EncodedOnce(CachedLatents):
             self._settings, self._splits, vae, self.accelerator, self._replace_other
         )
         self.encode_seconds = time.perf_counter() - start
-        self.identity = identify_latents(self.cache.manifest)
+        self.identity = hash_latents(self.cache.manifest)
         self._splits = None
 
 
@@ -246,7 +246,7 @@ class StreamedLatents(LatentSource):
         store: ShardStore,
         lanes: int,
         buffer_rows: int,
-        reading: Reading,
+        reading: ReadOptions,
         accelerator: Accelerator,
     ):
         """Take the attributes from the manifest."""
@@ -290,7 +290,7 @@ class EncodedLatents(LatentSource):
         reading: how they are read.
     """
 
-    def __init__(self, splits: ImageSplits, data: str, reading: Reading):
+    def __init__(self, splits: ImageSplits, data: str, reading: ReadOptions):
         """Take the attributes from the images."""
         self._splits, self.reading = splits, reading
         self.describe_images(splits, data)
@@ -335,7 +335,7 @@ def open_latent_source(
     Raises:
         UserError: if it cannot be had, or is not of this run's autoencoder or preprocessing.
     """
-    reading = Reading(
+    reading = ReadOptions(
         process_rows(config.train_batch_size, accelerator),
         config.seed,
         config.horizontal_flip,

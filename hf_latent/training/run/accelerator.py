@@ -26,7 +26,7 @@ from hf_latent.training.run.batches import ProcessRows
 UNSUPPORTED = (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MEGATRON_LM)
 TRACKERS = ("tensorboard", "trackio", "wandb")
 # Settings that say where a run is kept, and nothing of the model.
-PLACE = {
+STORAGE_SETTINGS = {
     *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "report_to"),
     *("push_to_hub", "hub_model_id", "hub_private_repo"),
 }

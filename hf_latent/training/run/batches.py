@@ -63,7 +63,7 @@ class ProcessRows:
         """Rows of a global batch."""
         return self.batch_size * self.num_processes
 
-    def of(self, global_batch: torch.Tensor) -> torch.Tensor:
+    def select(self, global_batch: torch.Tensor) -> torch.Tensor:
         """Cut this process's rows, `(batch_size, ...)`, out of `(global_size, ...)`."""
         return global_batch[self.process_index * self.batch_size :][: self.batch_size]
 
@@ -115,7 +115,7 @@ class GlobalBatchSampler:
         generator = seeded_generator(self.seed, "order", epoch)
         return torch.randperm(self.num_samples, generator=generator).numpy()
 
-    def places(self, batch: int) -> tuple[np.ndarray, np.ndarray]:
+    def epochs_and_indices(self, batch: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the epochs and indices, `(batch_size,)` int64 each, of this process's rows."""
         first = batch * self.rows.global_size + self.rows.process_index * self.rows.batch_size
         epochs, ranks = np.divmod(first + np.arange(self.rows.batch_size), self.num_samples)
@@ -127,7 +127,7 @@ class GlobalBatchSampler:
 
     def keys(self, batch: int) -> list[tuple[int, int]]:
         """Return this process's (epoch, index) keys of one global batch."""
-        epochs, indices = self.places(batch)
+        epochs, indices = self.epochs_and_indices(batch)
         return list(zip(epochs.tolist(), indices.tolist(), strict=True))
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:

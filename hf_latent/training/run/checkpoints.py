@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 
 from hf_latent.errors import UserError
 from hf_latent.output import replaced_whole, write_json
-from hf_latent.training.run.accelerator import PLACE
+from hf_latent.training.run.accelerator import STORAGE_SETTINGS
 from hf_latent.training.run.ema import ema_weights
 from hf_latent.training.run.folder import (
     TEMPORARY_CHECKPOINT,
@@ -37,7 +37,7 @@ from hf_latent.training.run.folder import (
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 # Settings that change nothing about what a training computes.
-HARMLESS = PLACE | {
+SETTINGS_WITHOUT_EFFECT = STORAGE_SETTINGS | {
     *("checkpointing_steps", "checkpoints_total_limit", "dataloader_num_workers", "latents"),
     *("validation_fingerprint", "validation_steps", "max_validation_samples"),
 }
@@ -244,7 +244,7 @@ def resume_training(
         ) from error
     now = json.loads(json.dumps(settings))
     now["num_processes"], before["num_processes"] = accelerator.num_processes, processes
-    changed = [k for k in before if k not in HARMLESS and now.get(k) != before[k]]
+    changed = [k for k in before if k not in SETTINGS_WITHOUT_EFFECT and now.get(k) != before[k]]
     for name in changed:
         accelerator.print(f"--{name} is {now.get(name)} from now on, {before[name]} until now")
     accelerator.print(f"resumed from {checkpoint}")

@@ -15,7 +15,7 @@ from accelerate.utils import broadcast
 from tqdm.auto import tqdm
 
 from hf_latent.training.run.accelerator import TrainingConfig
-from hf_latent.training.run.log import append_line, forget_after
+from hf_latent.training.run.log import append_line, remove_lines_after
 from hf_latent.training.run.trackers import log_to_trackers
 
 
@@ -157,7 +157,7 @@ class TrainingClock:
         self._start = self._now() - self._seconds_before
         self._bar.update(self.step)
         if self.accelerator.is_main_process:
-            forget_after(self.config.output_dir, state)
+            remove_lines_after(self.config.output_dir, state)
 
     def steps(self, *optimizers: torch.optim.Optimizer) -> Iterator[int]:
         """Yield the index of every step, from 0, with the optimizers' learning rate set.
@@ -215,7 +215,7 @@ class TrainingClock:
         self.validation_losses[self.step] = loss
         self._write({"validation_loss": loss, **figures})
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """Print a line above the progress bar.
 
         Args:

@@ -29,7 +29,7 @@ def read_lines(output_dir: str | Path) -> list[dict[str, Any]]:
     return [json.loads(x) for x in lines if x.endswith("\n")]  # a kill may cut the last short
 
 
-def forget_after(output_dir: str | Path, state: dict[str, Any]) -> None:
+def remove_lines_after(output_dir: str | Path, state: dict[str, Any]) -> None:
     """Remove what was logged after a checkpoint.
 
     Args:
@@ -37,11 +37,11 @@ def forget_after(output_dir: str | Path, state: dict[str, Any]) -> None:
         state: the clock's, of the checkpoint.
     """
     if _path(output_dir).exists():
-        kept = [x for x in read_lines(output_dir) if is_before(x, state)]
+        kept = [x for x in read_lines(output_dir) if is_logged_before(x, state)]
         write_text(_path(output_dir), "".join(json.dumps(x) + "\n" for x in kept))
 
 
-def is_before(line: dict[str, Any], state: dict[str, Any]) -> bool:
+def is_logged_before(line: dict[str, Any], state: dict[str, Any]) -> bool:
     """Return whether a line was logged before a checkpoint was saved.
 
     Args:

@@ -9,7 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from hf_latent.output import write_json
-from hf_latent.training.run.log import is_before, read_lines
+from hf_latent.training.run.log import is_logged_before, read_lines
 
 
 def start_trackers(
@@ -41,7 +41,7 @@ def start_trackers(
     shown = {k: v for k, v in settings.items() if isinstance(v, int | float | str)}
     accelerator.init_trackers("hf_latent", config=shown, init_kwargs=options)
     for line in read_lines(output_dir) if accelerator.is_main_process else []:
-        if line["step"] == state["step"] and is_before(line, state):
+        if line["step"] == state["step"] and is_logged_before(line, state):
             values = {key: value for key, value in line.items() if key != "step"}
             for tracker in accelerator.trackers:
                 if tracker.name == "tensorboard":  # it forgets the checkpoint's step too
@@ -57,7 +57,7 @@ def _tracker_options(
     if checkpoint is not None and path.exists():
         run = json.loads(path.read_text())
         lines = read_lines(output_dir)
-        after = [_key(x, x["step"]) for x in lines if not is_before(x, state)]
+        after = [_key(x, x["step"]) for x in lines if not is_logged_before(x, state)]
         known = run["logged_after_checkpoint"]
         run["logged_after_checkpoint"] = known + [x for x in after if x not in known]
     write_json(path, run)

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from hf_latent.errors import UserError
-from hf_latent.training.averages.power_function import PowerFunctionEMA, gamma_of
+from hf_latent.training.averages.power_function import PowerFunctionEMA, gamma_from_sigma_rel
 from hf_latent.training.averages.snapshots import list_snapshots
 from hf_latent.training.denoiser import train_denoiser
 from hf_latent.training.latents.encode import encode_latents
@@ -31,12 +31,12 @@ SETTINGS = SNAPSHOTS | IMAGES | {"max_train_samples": None}
 
 @pytest.mark.parametrize(("sigma_rel", "gamma"), GAMMAS.items())
 def test_the_exponents_are_the_papers(sigma_rel, gamma):
-    assert gamma_of(sigma_rel) == pytest.approx(gamma, abs=0.005)
+    assert gamma_from_sigma_rel(sigma_rel) == pytest.approx(gamma, abs=0.005)
 
 
 @pytest.mark.parametrize("sigma_rel", [0.01, 0.05, 0.07, 0.1, 0.2, 0.27])
 def test_the_length_is_the_profiles_deviation(sigma_rel):
-    gamma = gamma_of(sigma_rel)
+    gamma = gamma_from_sigma_rel(sigma_rel)
     share = np.linspace(0, 1, 1_000_001)
     profile = (gamma + 1) * share**gamma
     mean = np.trapezoid(profile * share, share)
@@ -46,13 +46,13 @@ def test_the_length_is_the_profiles_deviation(sigma_rel):
 
 @pytest.mark.parametrize("sigma_rel", [1e-200, 1e-9])
 def test_the_shortest_lengths_overflow_nothing(sigma_rel):
-    assert gamma_of(sigma_rel) == pytest.approx(1 / sigma_rel)
+    assert gamma_from_sigma_rel(sigma_rel) == pytest.approx(1 / sigma_rel)
 
 
 @pytest.mark.parametrize("sigma_rel", [0.0, -0.1, 0.28, 0.5, float("nan")])
 def test_a_length_that_no_average_has_is_refused(sigma_rel):
     with pytest.raises(UserError, match=r"^--sigma_rel must be above 0 and below 0\.28, not"):
-        gamma_of(sigma_rel)
+        gamma_from_sigma_rel(sigma_rel)
 
 
 @pytest.mark.parametrize("sigma_rel", [0.05, 0.10])
@@ -60,7 +60,7 @@ def test_the_average_is_the_weighted_sum_of_all_steps(sigma_rel):
     torch.manual_seed(0)
     model = torch.nn.Linear(3, 2).double()
     ema = PowerFunctionEMA(model.parameters(), sigma_rel)
-    gamma, seen = gamma_of(sigma_rel), []
+    gamma, seen = gamma_from_sigma_rel(sigma_rel), []
     for t in range(1, 41):
         with torch.no_grad():
             model.weight.normal_()

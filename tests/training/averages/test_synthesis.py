@@ -18,7 +18,7 @@ from hf_latent.hub.card.signature import is_unedited
 from hf_latent.models.frozen import hash_weights
 from hf_latent.models.presets import DENOISERS
 from hf_latent.pipeline import LatentDiffusionPipeline
-from hf_latent.training.averages.power_function import PowerFunctionEMA, gamma_of
+from hf_latent.training.averages.power_function import PowerFunctionEMA, gamma_from_sigma_rel
 from hf_latent.training.averages.snapshots import METADATA_KEY, Snapshot, list_snapshots
 from hf_latent.training.averages.synthesis import (
     Synthesis,
@@ -36,7 +36,7 @@ from tests.training.conftest import SHORT as SHORT_TRAINING
 from tests.training.encoding import save_autoencoder
 
 SCRIPT = Path(__file__).parents[3] / "train_scripts" / "synthesize_ema.py"
-SHORT, LONG = gamma_of(0.05), gamma_of(0.10)
+SHORT, LONG = gamma_from_sigma_rel(0.05), gamma_from_sigma_rel(0.10)
 EVERY, STEPS = 25, 300
 PROFILES = [(t, gamma) for t in range(EVERY, STEPS + 1, EVERY) for gamma in (SHORT, LONG)]
 
@@ -68,7 +68,7 @@ def test_a_stored_snapshot_is_taken_as_it_is(place):
 
 @pytest.mark.parametrize("sigma_rel", [0.04, 0.07, 0.15, 0.2])
 def test_the_residual_is_the_distance_of_the_profiles(sigma_rel):
-    target = (STEPS, gamma_of(sigma_rel))
+    target = (STEPS, gamma_from_sigma_rel(sigma_rel))
     weights = synthesis_weights(PROFILES, target)
     tau = np.linspace(0, STEPS, 1_200_001)[:-1]
     tau += tau[1] / 2  # between the jumps

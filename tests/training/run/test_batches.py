@@ -43,7 +43,7 @@ def test_it_goes_on_where_it_stopped():
 
 def test_rows_of_a_drawn_batch():
     drawn = torch.arange(6)
-    shares = [ProcessRows(2, rank, 3).of(drawn).tolist() for rank in range(3)]
+    shares = [ProcessRows(2, rank, 3).select(drawn).tolist() for rank in range(3)]
     assert shares == [[0, 1], [2, 3], [4, 5]]
     assert ProcessRows(2, 1, 3).global_size == 6
 
