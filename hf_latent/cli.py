@@ -10,6 +10,8 @@ from importlib import import_module
 from inspect import signature
 from typing import NamedTuple
 
+from hf_latent import __version__
+
 
 class Command(NamedTuple):
     """Where a subcommand lives.
@@ -131,6 +133,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     name, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if name in ("-h", "--help"):
         print(usage())
+        return
+    if name == "--version":
+        print(f"hf-latent {__version__}")
         return
     if name not in COMMANDS:
         print(f"error: no command {name!r}: use one of {', '.join(COMMANDS)}", file=sys.stderr)
