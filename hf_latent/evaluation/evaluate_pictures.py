@@ -43,7 +43,7 @@ def save_closest(path: Path, samples: Shards, train: ImageDataset, closeness: Cl
     mirrored = closeness.mirrored[rows].view(-1, 1, 1, 1)
     originals = torch.where(mirrored, originals.flip(3), originals)
     pairs = interleave(samples.read("images", rows), originals)
-    save_picture(path, image_grid(pairs / 255, COLUMNS))
+    save_picture(path, image_grid(pairs / 255, COLUMNS, group=2))
 
 
 def save_duplicates(path: Path, train: ImageDataset, duplicates: Duplicates) -> None:
@@ -51,7 +51,7 @@ def save_duplicates(path: Path, train: ImageDataset, duplicates: Duplicates) -> 
     order = duplicates.ratios.argsort()[: 4 * PAIRS].tolist()
     pairs = list(dict.fromkeys(tuple(sorted((x, int(duplicates.places[x])))) for x in order))
     places = torch.tensor(pairs[:PAIRS]).flatten()
-    save_picture(path, image_grid(train.read_uint8(places) / 255, COLUMNS))
+    save_picture(path, image_grid(train.read_uint8(places) / 255, COLUMNS, group=2))
 
 
 def save_pictures(
@@ -76,7 +76,7 @@ def save_pictures(
     images = real.held_out.evenly_spaced(PAIRS).read()
     decoded = torch.cat([reconstruct(pipeline.vae, x) for x in images.split(4)])
     pairs = interleave(images, decoded) / 2 + 0.5
-    save_picture(output_dir / "reconstructions.png", image_grid(pairs, COLUMNS))
+    save_picture(output_dir / "reconstructions.png", image_grid(pairs, COLUMNS, group=2))
     for space, own in closeness.items():
         save_closest(output_dir / f"closest_by_{space}.png", samples, real.train, own)
         save_duplicates(output_dir / f"duplicates_by_{space}.png", real.train, duplicates[space])

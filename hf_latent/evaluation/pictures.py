@@ -2,17 +2,18 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.image_processor import VaeImageProcessor
-from diffusers.utils import make_image_grid
 from PIL import Image, ImageDraw
 
 from hf_latent.errors import UserError
 from hf_latent.output import replaced_whole
 
 MINIMUM_TILE = 64
-LABEL_WIDTH = 96
+LABEL_WIDTH = 96  # at least; longer labels widen it
+HEADING_HEIGHT, FONT_SIZE, GAP = 20, 12, 8  # pixels
 
 
 def check_picture_channels(model: str, channels: int) -> None:
@@ -33,36 +34,47 @@ def check_picture_channels(model: str, channels: int) -> None:
 
 
 def image_grid(
-    images: torch.Tensor, columns: int, row_labels: Sequence[str] | None = None
+    images: torch.Tensor,
+    columns: int,
+    row_labels: Sequence[str] = (),
+    column_labels: Sequence[str] = (),
+    group: int | None = None,
 ) -> Image.Image:
-    """Lay images out in rows, small ones enlarged so that a person can see them.
+    """Lay images out in rows, and enlarge small ones.
 
     Args:
         images: `(B, C, H, W)` float in [0, 1]; C is 1, 3 or 4. The last row may be short.
         columns: images a row.
         row_labels: a text for each row, at its left.
+        column_labels: a text for each column, above it.
+        group: number of neighbouring columns that belong together; a white gap follows each group.
 
     Returns:
-        One picture, its pixels whole multiples of the images' own; RGB where there are labels.
+        An RGB picture; transparent images lie on white. One pixel of an image becomes a square of
+        equal pixels.
     """
-    missing = -len(images) % columns
-    blank = torch.ones(missing, *images.shape[1:], dtype=images.dtype)
-    images = torch.cat([images.detach().float().cpu().clamp(0, 1), blank])
+    images = images.detach().float().cpu().clamp(0, 1)
     scale = max(1, -(-MINIMUM_TILE // min(images.shape[2:])))
     images = images.repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
+    height, width = images.shape[2:]
+    measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    lengths = [measure.textlength(label, font_size=FONT_SIZE) for label in row_labels]
+    left = max(LABEL_WIDTH, int(max(lengths)) + 2 * GAP) if lengths else 0
+    top = HEADING_HEIGHT if column_labels else 0
+    lefts = [left + x * width + x // (group or columns) * GAP for x in range(columns)]
+    rows = -(-len(images) // columns)
+    picture = Image.new("RGB", (lefts[-1] + width, top + rows * height), "white")
+    draw = ImageDraw.Draw(picture)
     tiles = VaeImageProcessor.numpy_to_pil(VaeImageProcessor.pt_to_numpy(images))
-    rows = len(tiles) // columns
-    # make_image_grid pastes onto RGB, so a grid of RGBA images is put on white here.
-    tiles = [_on_white(tile) for tile in tiles]
-    grid = make_image_grid(tiles, rows, columns)
-    if row_labels is None:
-        return grid
-    labelled = Image.new("RGB", (grid.width + LABEL_WIDTH, grid.height), "white")
-    labelled.paste(grid, (LABEL_WIDTH, 0))
-    draw, height = ImageDraw.Draw(labelled), grid.height // rows
+    for i, tile in enumerate(tiles):
+        place = lefts[i % columns], top + i // columns * height
+        picture.paste(tile, place, tile if tile.mode == "RGBA" else None)
+    text: dict[str, Any] = {"fill": "black", "font_size": FONT_SIZE}
     for row, label in enumerate(row_labels):
-        draw.text((6, row * height + height // 2), label, fill="black", anchor="lm")
-    return labelled
+        draw.text((GAP, top + row * height + height // 2), label, anchor="lm", **text)
+    for x, label in zip(lefts, column_labels, strict=False):
+        draw.text((x + width // 2, top // 2), label, anchor="mm", **text)
+    return picture
 
 
 def labelled_rows(
@@ -101,9 +113,3 @@ def interleave(*batches: torch.Tensor) -> torch.Tensor:
         `(B * len(batches), C, H, W)`.
     """
     return torch.stack(batches, dim=1).flatten(0, 1)
-
-
-def _on_white(tile: Image.Image) -> Image.Image:
-    if tile.mode != "RGBA":
-        return tile.convert("RGB")
-    return Image.alpha_composite(Image.new("RGBA", tile.size, "white"), tile).convert("RGB")

@@ -44,7 +44,9 @@ def measure_kept(
     channels, height, width = test_images.shape[1:]
     compression = measure_compression(pipeline.vae, (channels, height, width))
     pairs = interleave(originals[:PAIRS], reconstructions[:PAIRS])
-    save_picture(output_dir / "reconstructions.png", image_grid(pairs, 2 * SAMPLES_PER_CLASS))
+    save_picture(
+        output_dir / "reconstructions.png", image_grid(pairs, 2 * SAMPLES_PER_CLASS, group=2)
+    )
     return {
         "image_shape": compression.image_shape,
         "latent_shape": compression.latent_shape,

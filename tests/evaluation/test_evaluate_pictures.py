@@ -13,7 +13,7 @@ from hf_latent.evaluation.evaluate_pictures import (
     save_samples,
 )
 from hf_latent.evaluation.measures.memorisation import Closeness, Duplicates
-from hf_latent.evaluation.pictures import LABEL_WIDTH
+from hf_latent.evaluation.pictures import GAP, LABEL_WIDTH
 
 CELL = 64  # images of 16 or 32 pixels are enlarged to it
 
@@ -29,9 +29,13 @@ def flat(levels: list[int]) -> torch.Tensor:
     return torch.tensor(levels, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 16, 16)
 
 
-def cells(path, left: int = 0) -> np.ndarray:
-    """The grid's cells, `(rows, columns, 64, 64)`, of one grey channel."""
+def cells(path, left: int = 0, group: int | None = None) -> np.ndarray:
+    """The grid's cells, `(rows, columns, 64, 64)`, of one grey channel, without the gaps."""
     pixels = np.asarray(Image.open(path))[:, left:, 0]
+    if group:
+        columns = np.arange(pixels.shape[1]) % (group * CELL + GAP)
+        assert (pixels[:, columns >= group * CELL] == 255).all()
+        pixels = pixels[:, columns < group * CELL]
     height, width = pixels.shape
     assert height % CELL == width % CELL == 0
     grid = pixels.reshape(height // CELL, CELL, width // CELL, CELL)
@@ -75,7 +79,7 @@ def test_the_closest_samples_stand_beside_their_training_image(train, tmp_path):
     written = samples(tmp_path / "samples", images)
     path = tmp_path / "closest.png"
     save_closest(path, written, train, Closeness(ratios, places, mirrored))
-    found = cells(path).reshape(-1, CELL, CELL)
+    found = cells(path, group=2).reshape(-1, CELL, CELL)
     assert len(found) == 2 * PAIRS
     for pair, row in enumerate(ratios.argsort()[:PAIRS].tolist()):
         original = train.read_uint8(places[row : row + 1])
@@ -89,7 +93,7 @@ def test_each_pair_of_duplicates_is_shown_once(train, tmp_path):
     ratios = 1 - torch.arange(80) / 100  # the last come first
     path = tmp_path / "duplicates.png"
     save_duplicates(path, train, Duplicates(ratios, places, torch.ones(80)))
-    found = cells(path).reshape(-1, CELL, CELL)
+    found = cells(path, group=2).reshape(-1, CELL, CELL)
     assert len(found) == 2 * PAIRS
     for pair in range(PAIRS):
         rows = torch.tensor([78 - 2 * pair, 79 - 2 * pair])

@@ -106,16 +106,17 @@ def measure_ablation(
         A row a run.
     """
     images = dataset.evenly_spaced(ABLATION_IMAGES).read()
-    rows, shown = [], [images]
+    rows, shown, names = [], [images], ["originals"]
     for run in runs:
         name, _, folder = run.partition("=")
         report = read_report(Path(folder))
         vae = load_autoencoder(str(Path(folder) / "model"))
         figures = measure_autoencoder(vae, dataset)
         shown.append(reconstruct(vae, images))
+        names.append(name)
         kept = {k: figures[f"test_{k}"] for k in ("psnr_db", "ssim", "perceptual_distance")}
         rows.append({"name": name, "steps": report["steps"], **kept})
-    picture = image_grid(torch.cat(shown) / 2 + 0.5, ABLATION_IMAGES)
+    picture = image_grid(torch.cat(shown) / 2 + 0.5, ABLATION_IMAGES, names)
     save_picture(card_dir / "ablation.png", picture)
     return rows
 

@@ -92,7 +92,7 @@ def release_autoencoder(config: ReleaseConfig) -> dict[str, Any]:
 
     images = splits.validation.evenly_spaced(PAIRS).read()
     pairs = interleave(images, reconstruct(vae, images)) / 2 + 0.5
-    save_picture(card_dir / "reconstructions.png", image_grid(pairs, COLUMNS))
+    save_picture(card_dir / "reconstructions.png", image_grid(pairs, COLUMNS, group=2))
     compression = measure_compression(vae, splits.image_shape)
     weights = model_dir / "diffusion_pytorch_model.safetensors"
     metrics = {

@@ -1,6 +1,7 @@
 """The pictures of an inspection: the worst images, the latent and noise in it, and a plot."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -136,34 +137,46 @@ def save_pictures(
         interpolation_picture(vae, torch.cat(pair))
         for pair in zip(start.split(1), end.split(1), strict=False)
     ]
-    pictures = {
-        "worst": (worst, 8),
-        "channels": (channels.flatten(0, 1), channels.shape[1]),
-        "interpolation": (torch.cat(between).flatten(0, 1), STEPS),
-        "latent_noise": (noisy.flatten(0, 1), 1 + len(NOISE_LEVELS)),
+    columns = {
+        "channels": ["image", "decoded", *(f"channel {x}" for x in range(channels.shape[1] - 2))],
+        "interpolation": [f"{x / (STEPS - 1):.0%}" for x in range(STEPS)],
+        "latent_noise": ["no noise", *(f"{level:.2f}" for level in NOISE_LEVELS)],
     }
-    for name, (shown, columns) in pictures.items():
-        save_picture(output_dir / f"{name}.png", image_grid(shown, columns))
+    rows = {"channels": channels, "interpolation": torch.cat(between), "latent_noise": noisy}
+    for name, labels in columns.items():
+        group = 1 if name == "channels" else None
+        picture = image_grid(rows[name].flatten(0, 1), len(labels), (), labels, group)
+        save_picture(output_dir / f"{name}.png", picture)
+    save_picture(output_dir / "worst.png", image_grid(worst, 8, group=2))
     plot_frequencies(output_dir / "frequencies.png", report)
 
 
 def plot_frequencies(path: Path, report: dict[str, Any]) -> None:
-    """Plot what is kept of each frequency band, beside edges, layout and noise."""
+    """Plot the share that is kept of details by size, and of layout, edges and noise."""
     from matplotlib.figure import Figure
 
-    edges = report["band_edges_cycles_per_pixel"]
-    names = [f"to {edge:.3g}" for edge in edges]
-    figure = Figure(figsize=(8, 3.2), layout="constrained")
-    bands, parts = figure.subplots(1, 2, width_ratios=(3, 2))
-    bands.bar(names, [max(0.0, kept or 0.0) for kept in report["band_kept"]])
-    bands.set(ylim=(0, 1), xlabel="cycles a pixel", title="kept, by spatial frequency")
-    bands.tick_params(axis="x", rotation=45)
-    kept = {
+    # A detail of n pixels is a wave of n pixels: 1 / n cycles a pixel.
+    *sizes, _ = (f"{1 / edge:.3g}" for edge in report["band_edges_cycles_per_pixel"])
+    between = [f"{larger} to {smaller}" for larger, smaller in pairwise(sizes)]
+    by_size = zip(
+        [f"over {sizes[0]}", *between, f"under {sizes[-1]}"], report["band_kept"], strict=True
+    )
+    by_kind = {
         "layout": report["layout_agreement"],
         "edges": report["edge_agreement"],
-        "added\npixel noise": report["noise_survival"],
+        "added noise": report["noise_survival"],
     }
-    parts.bar(list(kept), [max(0.0, value or 0.0) for value in kept.values()])
-    parts.set(ylim=(0, 1), title="kept, by kind")
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(5, 3))
+    for axes, label, kept in (
+        (left, "by size of detail, in pixels", dict(by_size)),
+        (right, "by kind", by_kind),
+    ):
+        bars = axes.bar(list(kept), [max(0.0, value or 0.0) for value in kept.values()], width=0.6)
+        axes.bar_label(bars, fmt="{:.0%}", padding=2)
+        axes.set_xlabel(label)
+        axes.spines[["top", "right"]].set_visible(False)
+    left.set(ylim=(0, 1.1), yticks=[0, 0.25, 0.5, 0.75, 1], ylabel="kept")
+    left.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
     with replaced_whole(path) as temporary:
         figure.savefig(temporary, dpi=120)

@@ -1,6 +1,8 @@
 """The texts and the plot of a sweep, made from the content of report.json alone."""
 
 import io
+from itertools import pairwise
+from math import dist
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,8 @@ from hf_latent.evaluation.report_text import format_number, render_template
 from hf_latent.experiments.sweep.choice import measured
 
 MARKERS = "os^Dvp*hX"  # by factor
+DPI = 120
+NAME_DISTANCE = 7  # from a marker's center, in points
 
 
 def render_report(report: dict[str, Any]) -> str:
@@ -67,20 +71,20 @@ def summarize(report: dict[str, Any], folder: str) -> str:
 
 
 def render_plot(report: dict[str, Any]) -> bytes:
-    """Plot generation against distortion: right and low is good.
+    """Plot generated FD against PSNR: right and low is good.
 
     Args:
         report: the content of report.json.
 
     Returns:
-        A PNG file: a marker a pair, its shape by factor and its colour by sampling throughput,
-        with the range of the seeds; below it a dash where a perfect denoiser would be; the Pareto
-        front as a line; the recommended pair in a ring.
+        A PNG file. Each pair has a marker, whose shape is the factor and whose colour is the
+        sampling speed, with the range of the seeds. A dash below it is the FD of a perfect
+        denoiser. A line joins the Pareto front, and a ring marks the recommended pair.
     """
     from matplotlib.figure import Figure
 
     pairs = {pair["name"]: pair for pair in measured(report["pairs"])}
-    figure = Figure(figsize=(8, 5.5), layout="constrained")
+    figure = Figure(figsize=(8, 6), layout="constrained")
     axes = figure.subplots()
 
     def place(pair: dict[str, Any]) -> tuple[float, float]:
@@ -99,7 +103,7 @@ def render_plot(report: dict[str, Any]) -> bytes:
         points = axes.scatter(
             across,
             up,
-            s=90,
+            s=70,
             c=[pair["sampling_images_per_second"] for pair in same],
             marker=marker,
             vmin=min(speeds),
@@ -108,26 +112,19 @@ def render_plot(report: dict[str, Any]) -> bytes:
             label=f"factor {factor}",
             zorder=3,
         )
-    floors = [pair for pair in pairs.values() if pair["floor_fd"] is not None]
-    axes.scatter(
-        [pair["reconstruction_psnr_db"] for pair in floors],
-        [pair["floor_fd"] for pair in floors],
-        s=70,
-        c="tab:red",
-        marker="_",
-        label="with a perfect denoiser",
-    )
-    for pair in pairs.values():
-        axes.annotate(
-            f"f{pair['factor']} c{pair['latent_channels']}",
-            place(pair),
-            xytext=(8, 5),
-            textcoords="offset points",
-        )
+    floors = [
+        (pair["reconstruction_psnr_db"], pair["floor_fd"])
+        for pair in pairs.values()
+        if pair["floor_fd"] is not None
+    ]
+    if floors:
+        across, up = zip(*floors, strict=True)
+        label = "with a perfect denoiser"
+        axes.scatter(across, up, s=70, c="tab:red", marker="_", label=label)
     if report["recommended"] is not None:
         axes.scatter(
             *place(pairs[report["recommended"]]),
-            s=350,
+            s=220,
             facecolors="none",
             edgecolors="tab:red",
             linewidths=2,
@@ -153,7 +150,57 @@ def render_plot(report: dict[str, Any]) -> bytes:
     axes.grid(alpha=0.3)
     if points is not None:
         figure.colorbar(points, label="sampling, images/s")
-    axes.legend(fontsize="small")
+    figure.legend(loc="outside lower center", ncols=4, fontsize="small", markerscale=0.8)
+    names = {f"f{x['factor']} c{x['latent_channels']}": place(x) for x in pairs.values()}
+    _write_names(axes, names, [*_along(front), *floors])
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
+    figure.savefig(buffer, format="png", dpi=DPI)
     return buffer.getvalue()
+
+
+def _along(line: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return points on a line through points."""
+    return [
+        (x1 + (x2 - x1) * i / 30, y1 + (y2 - y1) * i / 30)
+        for (x1, y1), (x2, y2) in pairwise(line)
+        for i in range(31)
+    ]
+
+
+def _write_names(
+    axes: Any, names: dict[str, tuple[float, float]], avoided: list[tuple[float, float]]
+) -> None:
+    """Write a name beside each point, where it covers little and is not nearer to other points."""
+    from matplotlib.transforms import Bbox
+
+    axes.figure.set_dpi(DPI)
+    axes.figure.draw_without_rendering()
+
+    def box(point: tuple[float, float], radius: float) -> Bbox:
+        x, y = axes.transData.transform(point)
+        return Bbox([[x - radius, y - radius], [x + radius, y + radius]])
+
+    places = {name: axes.transData.transform(point) for name, point in names.items()}
+    taken = [box(point, 10) for point in names.values()] + [box(point, 3) for point in avoided]
+    for name, point in names.items():
+        tried = []
+        for x, y in ((1, 1), (1, -1), (-1, 1), (-1, -1), (1, 0), (-1, 0), (0, 1), (0, -1)):
+            text = axes.annotate(
+                name,
+                point,
+                xytext=(x * NAME_DISTANCE, y * NAME_DISTANCE),
+                textcoords="offset points",
+                ha=("center", "left", "right")[x],
+                va=("center", "bottom", "top")[y],
+            )
+            extent = text.get_window_extent()
+            center = (extent.x0 + extent.x1) / 2, (extent.y0 + extent.y1) / 2
+            nearer = sum(
+                dist(center, other) < dist(center, places[name]) for other in places.values()
+            )
+            tried.append((nearer + extent.count_overlaps(taken), text, extent))
+        best = min(tried, key=lambda candidate: candidate[0])
+        for candidate in tried:
+            if candidate is not best:
+                candidate[1].remove()
+        taken.append(best[2])

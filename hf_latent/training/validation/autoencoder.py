@@ -91,7 +91,7 @@ def validate_autoencoder(
             reconstructions = vae.decode(posterior.mean).sample
             if number == 0:
                 shown = interleave(images, reconstructions)[: GRID_COLUMNS * MAX_GRID_ROWS]
-                save_picture(shown, picture)
+                save_picture(shown, picture, group=2)
             figures = torch.stack(
                 [
                     reconstruction_loss(reconstructions, images, loss_kind),
