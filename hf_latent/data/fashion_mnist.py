@@ -36,82 +36,69 @@ def load_fashion_mnist_sample() -> DatasetDict:
     """Load the built-in sample: 13,000 training and 2,000 test images.
 
     Returns:
-        splits `train` and `test` with `image` (grey, 28 x 28, PNG) and `label` (ten classes).
+        Splits `train` and `test` with `image` (grey, 28 x 28, PNG) and `label` (ten classes).
     """
     files = {split: str(SAMPLE_FOLDER / f"{split}.parquet") for split in IDX_PREFIXES}
     return datasets.load_dataset("parquet", data_files=files)
 
 
 def load_fashion_mnist() -> DatasetDict:
-    """Load all 60,000 + 10,000 images, from Debian's folder if it is there, else from the Hub.
+    """Load all 60,000 + 10,000 images, from Debian's folder if it exists, else from the Hub.
 
     Returns:
-        splits `train` and `test` with the same features as the sample, whatever the source.
+        Splits `train` and `test` with the features of the sample.
 
     Raises:
-        UserError: if neither has it.
+        UserError: if neither source has them.
     """
     if DEBIAN_FOLDER.is_dir():
         return read_idx_folder(DEBIAN_FOLDER)
     try:
         return datasets.load_dataset(HUB_ID).cast(FEATURES)
-    # Whatever goes wrong between here and the Hub is the user's to mend, not ours.
+    # The Hub's errors have no common class, and only the user can mend them.
     except Exception as error:
         raise UserError(
-            f"the full Fashion-MNIST is neither in {DEBIAN_FOLDER} (Debian's package "
-            f"dataset-fashion-mnist) nor to be had from the Hub as {HUB_ID}: "
+            f"cannot load the full Fashion-MNIST: there is no {DEBIAN_FOLDER} (Debian's package "
+            f"dataset-fashion-mnist), and the Hub does not give {HUB_ID}: "
             f"{' '.join(str(error).split())}"
         ) from error
 
 
 def read_idx_folder(folder: Path) -> DatasetDict:
-    """Read the four original files of Fashion-MNIST (or MNIST) in a folder.
+    """Read the four original files of Fashion-MNIST (or MNIST); `datasets` caches the result.
 
     Args:
         folder: holds `{train,t10k}-images-idx3-ubyte.gz` and `{train,t10k}-labels-idx1-ubyte.gz`.
 
     Returns:
-        splits `train` and `test`, in the original order.
-    """
-    return DatasetDict(
-        {
-            split: read_idx_pair(
-                folder / f"{prefix}-images-idx3-ubyte.gz",
-                folder / f"{prefix}-labels-idx1-ubyte.gz",
-            )
-            for split, prefix in IDX_PREFIXES.items()
-        }
-    )
-
-
-def read_idx_pair(images_file: Path, labels_file: Path) -> Dataset:
-    """Read one pair of idx.gz files; the result is cached by `datasets`.
-
-    Args:
-        images_file: unsigned bytes, `(N, height, width)`.
-        labels_file: unsigned bytes, `(N,)`, 0 to 9.
-
-    Returns:
-        `image` (PNG bytes, mode L) and `label`, in the original order.
+        Splits `train` and `test` with `image` (PNG bytes, mode L) and `label` (0 to 9), in the
+        original order.
 
     Raises:
-        UserError: if a file cannot be read or is not what it should be.
+        UserError: if a file cannot be read, or a split has unequal numbers of images and labels.
     """
-    images, labels = read_idx(images_file), read_idx(labels_file)
-    if len(images) != len(labels):
-        raise UserError(f"{images_file} has {len(images)} images and {len(labels)} labels")
-    arrays = {"images": images, "labels": labels}
-    return Dataset.from_generator(_encode_images, features=FEATURES, gen_kwargs=arrays)
+    splits = DatasetDict()
+    for split, prefix in IDX_PREFIXES.items():
+        images = read_idx(folder / f"{prefix}-images-idx3-ubyte.gz")
+        labels = read_idx(folder / f"{prefix}-labels-idx1-ubyte.gz")
+        if len(images) != len(labels):
+            raise UserError(
+                f"{folder}/{prefix}-* have {len(images)} images and {len(labels)} labels: fetch "
+                "them again"
+            )
+        arrays = {"images": images, "labels": labels}
+        splits[split] = Dataset.from_generator(_encode_images, features=FEATURES, gen_kwargs=arrays)
+    return splits
 
 
 def read_idx(file: Path) -> np.ndarray:
     """Read one gzipped idx file of unsigned bytes (format: http://yann.lecun.com/exdb/mnist).
 
     Returns:
-        uint8 array with the shape that the file's header states.
+        uint8, in the shape that the file's header states.
 
     Raises:
-        UserError: if the file is not an idx.gz of unsigned bytes, or is cut short.
+        UserError: if the file is cut short, or no idx.gz of unsigned bytes.
     """
     try:
         content = gzip.decompress(file.read_bytes())
@@ -119,12 +106,12 @@ def read_idx(file: Path) -> np.ndarray:
         raise UserError(
             f"{file} cannot be read ({error}): give the folder of the four Fashion-MNIST idx.gz"
         ) from error
-    # Two zero bytes, 8 for unsigned bytes, the number of axes, then each axis as big-endian int32.
+    # Header: two zero bytes, 8 (unsigned bytes), number of axes, each axis as big-endian int32.
     axes = content[3] if content[:3] == b"\0\0\x08" and len(content) > 3 else 0
     start = 4 + 4 * axes
     shape = tuple(int(length) for length in np.frombuffer(content[4:start], ">i4"))
     if not axes or len(content) - start != np.prod(shape, dtype=np.int64):
-        raise UserError(f"{file} is not a whole idx file of unsigned bytes: fetch it again")
+        raise UserError(f"{file} is no whole idx file of unsigned bytes: fetch it again")
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 

@@ -1,4 +1,4 @@
-"""Keep the progress bars of the datasets library out of a command's output."""
+"""Hide the progress bars of the datasets library."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ import datasets
 
 @contextmanager
 def quiet_datasets() -> Iterator[None]:
-    """Hide the progress bars of `datasets` inside the block; afterwards they are as before."""
+    """Hide the progress bars of `datasets` in the block, and restore them after it."""
     were_shown = not datasets.are_progress_bars_disabled()
     if were_shown:
         datasets.disable_progress_bars()

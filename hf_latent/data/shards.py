@@ -1,19 +1,20 @@
-"""Tensors of many images on disk: written a shard at a time, read through memory maps.
+"""Tensors with one row per image, in files that are read through memory maps.
 
-    manifest.json                      what the rows depend on and, once all shards are there,
-                                       every shard's number of rows, length and checksum
-    000000.safetensors ...             named tensors with one row an image
-    000000.entry.json ...              the same of one shard, until all are there
+    manifest.json                      what the rows depend on; once all shards exist, also the
+                                       number of rows, length and checksum of each
+    000000.safetensors ...             named tensors with one row per image
+    000000.entry.json ...              the manifest's entry of one shard, until all shards exist
 
-Memory stays flat in the number of images. A killed run goes on: what has its entry, and its
-checksum, is not made again. Several processes can write different shards of one folder.
+The number of images does not change the memory in use. A killed run resumes: it does not make a
+shard again whose file has the checksum of its entry. Several processes can write different shards
+of one folder.
 """
 
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +24,23 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from hf_latent.errors import UserError
-from hf_latent.output import replaced_whole, write_json
+from hf_latent.output import read_json, replaced_whole, write_json
 
 SHARD_ROWS = 1000
 
 
 class Shards:
-    """Named tensors with one row an image, in files of a fixed number of rows.
+    """Named tensors with one row per image, in files of a fixed number of rows.
 
-    A shard that was read stays mapped, so that it is opened once; that takes address space, and no
-    memory that the system could not take back. A pickled copy opens its own.
+    A shard is mapped when it is first read, and stays mapped: that takes address space, but only
+    memory that the system can take back. A pickled copy maps its own shards.
 
     Args:
-        folder: of the shards.
-        num_rows: how many rows in all.
-        shard_rows: rows of a shard; the last one may have fewer.
-        prefix: of the shards' names.
-        row_shapes: shape of a row of each tensor, by name; what is not named may have any.
+        folder: holds the shards.
+        num_rows: rows of all shards.
+        shard_rows: rows of each shard; the last one may have fewer.
+        prefix: of the shards' file names.
+        row_shapes: shape of a row of some tensors, by name; other tensors may have any shape.
     """
 
     def __init__(
@@ -50,21 +51,24 @@ class Shards:
         prefix: str = "",
         row_shapes: Mapping[str, tuple[int, ...]] | None = None,
     ):
-        """Open no shard yet."""
+        """Map no shard yet."""
         self.folder, self._row_shapes = Path(folder), row_shapes or {}
         self._length, self._shard_rows = num_rows, shard_rows
         self._names = list(shard_ranges(num_rows, shard_rows, prefix))
-        self._open: dict[tuple[int, str], torch.Tensor] = {}
+        self._mapped: dict[tuple[int, str], torch.Tensor] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave what is mapped out of a pickle."""
-        return {**self.__dict__, "_open": {}}
+        """Leave the mapped shards out of a pickle."""
+        return {**self.__dict__, "_mapped": {}}
 
     def __len__(self) -> int:
         """Return the number of rows."""
         return self._length
 
     def _map(self, number: int, name: str) -> torch.Tensor:
+        """Return a tensor of one shard, as a view of its file."""
+        if (number, name) in self._mapped:
+            return self._mapped[number, name]
         path = self.folder / self._names[number]
         try:
             with safe_open(path, "pt") as file:
@@ -75,37 +79,28 @@ class Shards:
         shape = (rows, *self._row_shapes.get(name, tensor.shape[1:]))
         if tensor.shape != shape:
             raise UserError(
-                f"{path} is not what its manifest.json says: {name} has shape "
+                f"{path} does not match its manifest.json: {name} has shape "
                 f"{tuple(tensor.shape)}, not {shape}; remove it, and run again"
             )
+        self._mapped[number, name] = tensor
         return tensor
 
-    def _shard(self, number: int, name: str) -> torch.Tensor:
-        if (number, name) not in self._open:
-            self._open[number, name] = self._map(number, name)
-        return self._open[number, name]
-
     def close(self, number: int) -> None:
-        """Give up the map of a shard; it is opened anew when it is read again."""
-        for key in [key for key in self._open if key[0] == number]:
-            del self._open[key]
+        """Unmap a shard; reading it maps it again."""
+        for key in [key for key in self._mapped if key[0] == number]:
+            del self._mapped[key]
 
     def select(self, name: str, rows: torch.Tensor | None = None) -> "Selection":
         """Return some rows of a tensor, to be read block by block.
 
         Args:
             name: of the tensor.
-            rows: `(n,)` int64, which rows and in which order; None: all.
+            rows: `(n,)` int64, the rows in their order; None: all.
         """
-        return Selection(self, name, rows)
-
-    def read_in_order(self, name: str) -> Iterator[torch.Tensor]:
-        """Read a tensor shard by shard, without a copy: views of the mapped files."""
-        for number in range(len(self._names)):
-            yield self._map(number, name)  # not kept: what is yielded may be changed
+        return Selection(self, name, torch.arange(len(self)) if rows is None else rows)
 
     def read(self, name: str, rows: torch.Tensor) -> torch.Tensor:
-        """Read some rows of one tensor, as `read_named`."""
+        """Read some rows of one tensor, like `read_named`."""
         return self.read_named({name: None}, rows)[name]
 
     def read_named(
@@ -114,15 +109,15 @@ class Shards:
         """Read some rows of several tensors at once.
 
         Args:
-            names: of the tensors; with each, `(n,)` int64: of each row, which entry of its first
-                dimension; None: whole rows.
+            names: by the tensor's name, None for whole rows, or `(n,)` int64: which entry of each
+                row to read.
             rows: `(n,)` int64 in any order, at least one, each below the length.
 
         Returns:
             By name `(n, ...)`, copies in memory.
         """
-        # In the order of the files, each shard's rows at once, then in the order asked for. With
-        # numpy: so small copies are not worth torch's threads, which may have to be waited for.
+        # Read shard after shard, then bring the rows into the order of the request. numpy, because
+        # waiting for torch's threads takes longer than such small copies.
         order = np.argsort(rows.numpy(), kind="stable")
         ordered = rows.numpy()[order]
         numbers, starts = np.unique(ordered // self._shard_rows, return_index=True)
@@ -130,17 +125,17 @@ class Shards:
         inverse = np.empty_like(order)
         inverse[order] = np.arange(len(order))
         found = {}
-        for name, views in names.items():
+        for name, entries in names.items():
             parts: np.ndarray | None = None
             for number, start, end in zip(numbers.tolist(), starts.tolist(), ends, strict=True):
-                shard = self._shard(number, name)
+                shard = self._map(number, name)
                 places = ordered[start:end] - number * self._shard_rows
-                if views is not None:
-                    places = places * shard.shape[1] + views.numpy()[order[start:end]]
+                if entries is not None:
+                    places = places * shard.shape[1] + entries.numpy()[order[start:end]]
                     shard = shard.flatten(0, 1)
                 if parts is None:
                     parts = np.empty((len(rows), *shard.shape[1:]), shard.numpy().dtype)
-                # "clip" lets numpy write into `out` directly; every place is within it.
+                # mode="clip" lets numpy write into `out` directly; no place is out of range.
                 np.take(shard.numpy(), places, 0, out=parts[start:end], mode="clip")
             assert parts is not None, "at least one row"
             found[name] = torch.from_numpy(parts.take(inverse, 0))
@@ -149,35 +144,31 @@ class Shards:
 
 @dataclass(frozen=True)
 class Selection:
-    """Some rows of a tensor in shards; iterate over it for blocks of at most `SHARD_ROWS` rows.
+    """Some rows of a tensor in shards; iterating yields blocks of at most `SHARD_ROWS` rows.
 
     Attributes:
-        shards: where they are.
+        shards: hold the tensor.
         name: of the tensor.
-        rows: `(n,)` int64, which rows and in which order; None: all of them.
+        rows: `(n,)` int64, the rows in their order.
     """
 
     shards: Shards
     name: str
-    rows: torch.Tensor | None = None
+    rows: torch.Tensor
 
     def __len__(self) -> int:
         """Return the number of rows."""
-        return len(self.shards) if self.rows is None else len(self.rows)
+        return len(self.rows)
 
     def __iter__(self) -> Iterator[torch.Tensor]:
-        """Read the blocks one after the other, each `(n, ...)` on the CPU."""
-        if self.rows is None:
-            yield from self.shards.read_in_order(self.name)
-        else:
-            for chosen in self.rows.split(SHARD_ROWS):
-                yield self.shards.read(self.name, chosen)
+        """Read one block after the other, each `(n, ...)` on the CPU."""
+        for rows in self.rows.split(SHARD_ROWS):
+            yield self.shards.read(self.name, rows)
 
     def subsets(self, count: int) -> list["Selection"]:
-        """Return `count` disjoint selections of equal size; rows that are left over are dropped."""
+        """Return `count` disjoint selections of equal size; rows that remain are left out."""
         size = len(self) // count
-        rows = torch.arange(len(self)) if self.rows is None else self.rows
-        return [Selection(self.shards, self.name, x) for x in rows.split(size)[:count]]
+        return [replace(self, rows=rows) for rows in self.rows.split(size)[:count]]
 
 
 def write_shards(
@@ -187,31 +178,30 @@ def write_shards(
     identity: dict[str, Any],
     on_rows: Callable[[int], object] = lambda count: None,
 ) -> Shards:
-    """Write a folder of shards, except those that are there.
+    """Write the shards of a folder that do not exist yet.
 
     Args:
-        folder: made if it is missing. One that was begun for the same identity goes on.
-        num_rows: how many rows in all.
-        make_rows: makes the tensors of a range of rows, on the CPU.
-        identity: what the rows depend on, as JSON; kept in manifest.json.
-        on_rows: called with the number of rows after each shard, also after one that was there.
-
-    Returns:
-        The shards.
+        folder: created if missing, resumed if its identity is the same.
+        num_rows: rows of all shards.
+        make_rows: returns the tensors of a range of rows, on the CPU.
+        identity: JSON values that the rows depend on; kept in manifest.json.
+        on_rows: called with the number of rows after each shard, existing or new.
 
     Raises:
-        UserError: if the folder holds shards of another identity, or cannot be written.
+        UserError: if the folder has another identity, or cannot be written.
     """
     folder = Path(folder)
     manifest = {"rows": num_rows, "shard_rows": SHARD_ROWS, **identity}
-    manifest = json.loads(json.dumps(manifest))  # as it will be read again
+    manifest = json.loads(json.dumps(manifest))  # JSON turns tuples into lists
     recorded: dict[str, Any] = {}
     if (folder / "manifest.json").is_file():
         try:
-            before = json.loads((folder / "manifest.json").read_bytes())
-            recorded = before.pop("shards", {})
-        except (OSError, ValueError, AttributeError, TypeError) as error:
-            raise UserError(f"{folder} has no manifest.json to read: remove it") from error
+            before = read_json(folder / "manifest.json")
+        except UserError as error:
+            raise UserError(
+                f"{folder} has no readable manifest.json: remove that folder"
+            ) from error
+        recorded = before.pop("shards", {})
         if before != manifest:
             other = [k for k in {**before, **manifest} if before.get(k) != manifest.get(k)]
             what = "number of images" if other[0] == "rows" else other[0]
@@ -231,7 +221,7 @@ def write_shards(
 
 
 def shard_ranges(num_rows: int, shard_rows: int, prefix: str = "") -> dict[str, range]:
-    """Return which rows each shard has, by the name of its file, in order."""
+    """Return the rows of each shard, by its file name, in order."""
     return {
         f"{prefix}{number:06d}.safetensors": range(start, min(start + shard_rows, num_rows))
         for number, start in enumerate(range(0, num_rows, shard_rows))
@@ -239,14 +229,14 @@ def shard_ranges(num_rows: int, shard_rows: int, prefix: str = "") -> dict[str, 
 
 
 def write_shard(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """Write one shard whole, then its entry beside it, by which the next run knows it again.
+    """Write one shard whole, then its entry beside it.
 
     Args:
         path: of the file.
-        tensors: on the CPU, with one row an image.
+        tensors: on the CPU, with one row per image.
 
     Returns:
-        The entry, for the manifest: `rows`, `bytes` and `sha256`.
+        The entry for the manifest: `rows`, `bytes` and `sha256`.
 
     Raises:
         UserError: if the disk is full, or the folder cannot be written.
@@ -257,7 +247,7 @@ def write_shard(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
         "bytes": len(content),
         "sha256": hashlib.sha256(content).hexdigest(),
     }
-    with _full_disk_is_one_line(path):
+    with _write_errors_in_one_line(path):
         with replaced_whole(path) as temporary:
             temporary.write_bytes(content)
         write_json(_entry_path(path), entry)
@@ -265,35 +255,35 @@ def write_shard(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
 
 
 def find_shard(path: Path, recorded: dict[str, Any] | None = None) -> dict[str, Any] | None:
-    """Return the entry of a shard that is what was written; None: it has to be made.
+    """Return the entry of a shard, or None if the file is missing or not what was written.
 
     Args:
         path: of the file.
-        recorded: its entry in a finished manifest; None: it is read beside the file.
+        recorded: its entry in a finished manifest; None: read the entry beside the file.
     """
     try:
-        entry = recorded or json.loads(_entry_path(path).read_bytes())
+        entry = recorded or read_json(_entry_path(path))
         entry = {key: entry[key] for key in ("rows", "bytes", "sha256")}
         return entry if hash_file(path) == entry["sha256"] else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, UserError, KeyError, TypeError):
         return None
 
 
 def write_manifest(
     folder: Path, manifest: dict[str, Any], shards: dict[str, dict[str, Any]] | None = None
 ) -> None:
-    """Write manifest.json: to begin a folder, or to finish it.
+    """Write manifest.json when a folder is begun, and again when it is finished.
 
     Args:
-        folder: made if it is missing.
+        folder: created if missing.
         manifest: what the shards depend on.
-        shards: the entries of all files, by name, if all are there; those beside them are removed.
+        shards: if all exist, the entry of each by its file name; the entry files are removed.
 
     Raises:
         UserError: if the disk is full, or the folder cannot be written.
     """
     path = folder / "manifest.json"
-    with _full_disk_is_one_line(path):
+    with _write_errors_in_one_line(path):
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, manifest if shards is None else manifest | {"shards": shards})
     for name in shards or {}:
@@ -311,7 +301,7 @@ def _entry_path(path: Path) -> Path:
 
 
 @contextmanager
-def _full_disk_is_one_line(path: Path) -> Iterator[None]:
+def _write_errors_in_one_line(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

@@ -14,7 +14,6 @@ from hf_latent.data.fashion_mnist import (
     load_fashion_mnist_sample,
     read_idx,
     read_idx_folder,
-    read_idx_pair,
 )
 from hf_latent.errors import UserError
 
@@ -44,7 +43,7 @@ def hand_made(tmp_path):
     return write_idx_folder(tmp_path / "idx", {"train": 60, "t10k": 20})
 
 
-def test_sample_has_the_promised_rows_and_features():
+def test_sample_has_the_documented_rows_and_features():
     sample = load_fashion_mnist_sample()
     assert {split: len(rows) for split, rows in sample.items()} == {"train": 13000, "test": 2000}
     assert np.bincount(sample["train"]["label"]).tolist() == [1300] * 10
@@ -68,7 +67,7 @@ def test_idx_reader_returns_shape_and_values(tmp_path):
     assert np.array_equal(read_idx(tmp_path / "a.gz"), array)
 
 
-# Each is made inside the test: gzip writes the time of day into its header.
+# Made inside the test, because gzip writes the time of day into its header.
 NOT_IDX = {
     "not gzip": lambda: b"not gzip",
     "empty": lambda: gzip.compress(b""),
@@ -79,24 +78,25 @@ NOT_IDX = {
 
 
 @pytest.mark.parametrize("case", NOT_IDX)
-def test_idx_reader_refuses_what_is_not_idx(tmp_path, case):
+def test_idx_reader_refuses_other_files(tmp_path, case):
     (tmp_path / "a.gz").write_bytes(NOT_IDX[case]())
     with pytest.raises(UserError, match=r"a\.gz"):
         read_idx(tmp_path / "a.gz")
 
 
-def test_idx_pair_keeps_order_pixels_and_labels(hand_made):
-    images_file = hand_made / "train-images-idx3-ubyte.gz"
-    labels_file = hand_made / "train-labels-idx1-ubyte.gz"
-    dataset = read_idx_pair(images_file, labels_file)
-    assert dataset.features == FEATURES
-    assert np.array_equal(pixels(dataset), read_idx(images_file))
-    assert dataset["label"][:] == read_idx(labels_file).tolist()
+def test_idx_folder_keeps_order_pixels_and_labels(hand_made):
+    for split, prefix in (("train", "train"), ("test", "t10k")):
+        dataset = read_idx_folder(hand_made)[split]
+        assert dataset.features == FEATURES
+        images = read_idx(hand_made / f"{prefix}-images-idx3-ubyte.gz")
+        assert np.array_equal(pixels(dataset), images)
+        labels = read_idx(hand_made / f"{prefix}-labels-idx1-ubyte.gz")
+        assert dataset["label"][:] == labels.tolist()
 
 
-def test_idx_pair_of_unequal_length_is_refused_in_one_line(hand_made):
+def test_unequal_numbers_of_images_and_labels_are_refused(hand_made):
     (hand_made / "t10k-labels-idx1-ubyte.gz").write_bytes(idx(np.zeros(3)))
-    with pytest.raises(UserError, match="20 images and 3 labels"):
+    with pytest.raises(UserError, match=r"idx/t10k-\* have 20 images and 3 labels"):
         read_idx_folder(hand_made)
 
 

@@ -28,7 +28,7 @@ TENSORS = {"numbers": NUMBERS, "labels": LABELS, "pixels": PIXELS}
 
 
 @pytest.fixture(autouse=True)
-def five_rows_a_shard(monkeypatch):
+def five_rows_per_shard(monkeypatch):
     monkeypatch.setattr(shards, "SHARD_ROWS", 5)
 
 
@@ -40,7 +40,7 @@ def write(folder, make=make_rows, **arguments):
     return write_shards(folder, ROWS, make, {"seed": 0, "sizes": [1, 2]}, **arguments)
 
 
-def mistake(action, *parts: str) -> None:
+def assert_user_error(action, *parts: str) -> None:
     with pytest.raises(UserError) as error:
         action()
     assert "\n" not in str(error.value)
@@ -49,7 +49,7 @@ def mistake(action, *parts: str) -> None:
 
 
 @pytest.mark.parametrize("name", TENSORS)
-def test_all_rows_come_back_as_they_were(tmp_path, name):
+def test_all_rows_are_read_as_written(tmp_path, name):
     written = write(tmp_path / "new" / "folder")
     assert len(written) == ROWS
     blocks = list(Shards(tmp_path / "new" / "folder", ROWS, 5).select(name))
@@ -58,7 +58,7 @@ def test_all_rows_come_back_as_they_were(tmp_path, name):
     assert all(block.dtype == TENSORS[name].dtype for block in blocks)
 
 
-def test_there_is_one_file_a_shard_and_a_manifest(tmp_path):
+def test_a_folder_holds_one_file_per_shard_and_a_manifest(tmp_path):
     write(tmp_path / "folder")
     assert sorted(path.name for path in (tmp_path / "folder").iterdir()) == [
         *(f"{number:06d}.safetensors" for number in range(5)),
@@ -82,7 +82,7 @@ def test_rows_are_read_in_any_order_and_more_than_once(tmp_path, rows):
         assert torch.equal(written.read(name, wanted), tensor[wanted])
 
 
-def test_a_selection_gives_its_rows_in_its_order_in_blocks_more_than_once(tmp_path):
+def test_a_selection_yields_its_rows_in_its_order_each_time(tmp_path):
     rows = torch.randperm(ROWS, generator=torch.Generator().manual_seed(1))[:12]
     selection = write(tmp_path).select("numbers", rows)
     assert len(selection) == 12
@@ -92,7 +92,7 @@ def test_a_selection_gives_its_rows_in_its_order_in_blocks_more_than_once(tmp_pa
         assert torch.equal(torch.cat(blocks), NUMBERS[rows])
 
 
-def test_changing_what_is_read_leaves_the_files_alone(tmp_path):
+def test_changing_read_rows_does_not_change_the_files(tmp_path):
     written, rows = write(tmp_path), torch.arange(3)
     written.read("numbers", rows).zero_()
     assert torch.equal(written.read("numbers", rows), NUMBERS[:3])
@@ -110,30 +110,30 @@ def test_subsets_are_disjoint_and_of_equal_size(tmp_path, count, size):
     assert torch.equal(read, NUMBERS[rows[: count * size]])
 
 
-def test_rows_that_do_not_fill_a_shard_and_rows_that_fill_it(tmp_path):
+def test_the_last_shard_may_be_full_or_not(tmp_path):
     for count in (1, 4, 5, 10):
         written = write_shards(tmp_path / str(count), count, make_rows, {})
         assert torch.equal(torch.cat(list(written.select("labels"))), LABELS[:count])
         assert len(list((tmp_path / str(count)).glob("*.safetensors"))) == -(-count // 5)
 
 
-def test_progress_counts_every_row_also_those_that_are_there(tmp_path):
+def test_progress_counts_existing_and_new_rows(tmp_path):
     for _ in range(2):
-        told = []
-        write(tmp_path, on_rows=told.append)
-        assert told == [5, 5, 5, 5, 3]
+        counts = []
+        write(tmp_path, on_rows=counts.append)
+        assert counts == [5, 5, 5, 5, 3]
 
 
-def test_a_folder_that_is_whole_is_not_made_again(tmp_path):
+def test_a_finished_folder_is_not_made_again(tmp_path):
     write(tmp_path)
 
     def never(rows):
-        raise AssertionError(f"{rows} are there")
+        raise AssertionError(f"{rows} exist")
 
     assert torch.equal(torch.cat(list(write(tmp_path, never).select("pixels"))), PIXELS)
 
 
-def test_a_killed_run_goes_on_with_what_is_missing(tmp_path):
+def test_a_killed_run_resumes_with_the_missing_shards(tmp_path):
     def killed(rows):
         if rows.start == 15:
             raise KeyboardInterrupt
@@ -153,7 +153,7 @@ def test_a_killed_run_goes_on_with_what_is_missing(tmp_path):
     assert torch.equal(torch.cat(list(written.select("numbers"))), NUMBERS)
 
 
-def test_a_shard_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
+def test_a_shard_is_never_half_written(tmp_path, monkeypatch):
     def stopped_while_writing(path, content):
         with open(path, "wb") as file:
             file.write(content[:30])
@@ -175,10 +175,10 @@ def test_a_shard_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
         (ROWS - 1, {"seed": 0, "sizes": [1, 2]}, "number of images"),
     ],
 )
-def test_shards_of_another_identity_are_refused_and_left_alone(tmp_path, rows, identity, named):
+def test_shards_of_another_identity_are_refused_and_kept(tmp_path, rows, identity, named):
     write(tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    mistake(
+    assert_user_error(
         lambda: write_shards(tmp_path, rows, make_rows, identity),
         f"{tmp_path} was made with another {named}: remove that folder",
     )
@@ -188,10 +188,10 @@ def test_shards_of_another_identity_are_refused_and_left_alone(tmp_path, rows, i
 def test_shards_of_another_size_are_refused(tmp_path, monkeypatch):
     write(tmp_path)
     monkeypatch.setattr(shards, "SHARD_ROWS", 6)
-    mistake(lambda: write(tmp_path), "another shard_rows")
+    assert_user_error(lambda: write(tmp_path), "another shard_rows")
 
 
-def test_an_identity_of_tuples_is_that_of_lists(tmp_path):
+def test_tuples_in_an_identity_equal_lists(tmp_path):
     write(tmp_path)
     write_shards(tmp_path, ROWS, make_rows, {"seed": 0, "sizes": (1, 2)})
 
@@ -217,20 +217,20 @@ def test_a_damaged_shard_is_named_in_one_line(tmp_path, damage):
     written = write(tmp_path)
     damage(tmp_path / "000002.safetensors")
     assert torch.equal(written.read("numbers", torch.arange(10)), NUMBERS[:10])
-    mistake(
+    assert_user_error(
         lambda: written.read("numbers", torch.tensor([3, 14])),
         str(tmp_path / "000002.safetensors"),
         "cannot be read",
         "remove it, and run again",
     )
-    # ... and doing so mends it.
+    # Following the advice mends it.
     (tmp_path / "000002.safetensors").unlink(missing_ok=True)
     assert torch.equal(torch.cat(list(write(tmp_path).select("numbers"))), NUMBERS)
 
 
 @pytest.mark.parametrize("damage", [cut_in_the_data, cut_in_the_header, overwrite, remove])
 @pytest.mark.parametrize("finished", [True, False])
-def test_what_is_not_what_was_written_is_made_again(tmp_path, damage, finished):
+def test_a_damaged_shard_is_made_again(tmp_path, damage, finished):
     def make(rows):
         made.append(rows.start)
         if rows.start == 20 and not finished and len(made) == 5:
@@ -247,7 +247,7 @@ def test_what_is_not_what_was_written_is_made_again(tmp_path, damage, finished):
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[1]", '{"sha256": 7}'])
-def test_a_shard_with_a_damaged_entry_or_none_is_not_known_again(tmp_path, content):
+def test_a_shard_without_a_valid_entry_is_not_found(tmp_path, content):
     path = tmp_path / "000000.safetensors"
     entry = write_shard(path, TENSORS)
     assert find_shard(path) == find_shard(path, entry) == entry
@@ -258,17 +258,21 @@ def test_a_shard_with_a_damaged_entry_or_none_is_not_known_again(tmp_path, conte
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1, 2]", "17"])
-def test_a_broken_manifest_is_named_in_one_line(tmp_path, content):
+def test_a_damaged_manifest_is_one_line(tmp_path, content):
     write(tmp_path)
     (tmp_path / "manifest.json").write_text(content)
-    mistake(lambda: write(tmp_path), f"{tmp_path} has no manifest.json to read: remove it")
+    assert_user_error(
+        lambda: write(tmp_path), f"{tmp_path} has no readable manifest.json: remove that folder"
+    )
 
 
 @pytest.mark.parametrize("content", ["{}", '{"rows": "many"}', '{"rows": null}'])
-def test_a_manifest_of_something_else_is_refused(tmp_path, content):
+def test_another_manifest_is_refused(tmp_path, content):
     write(tmp_path)
     (tmp_path / "manifest.json").write_text(content)
-    mistake(lambda: write(tmp_path), f"{tmp_path} was made with another", "remove that folder")
+    assert_user_error(
+        lambda: write(tmp_path), f"{tmp_path} was made with another", "remove that folder"
+    )
 
 
 def test_the_hash_of_a_file_is_its_sha256(tmp_path):
@@ -276,12 +280,12 @@ def test_the_hash_of_a_file_is_its_sha256(tmp_path):
     assert hash_file(tmp_path / "file") == hashlib.sha256(b"latents").hexdigest()
 
 
-def test_a_full_disk_at_the_manifest_is_one_line_that_names_it(tmp_path, monkeypatch):
+def test_a_full_disk_is_one_line_that_names_the_manifest(tmp_path, monkeypatch):
     def full(path, values):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(shards, "write_json", full)
-    mistake(
+    assert_user_error(
         lambda: write_manifest(tmp_path, {"format": "f"}, {}),
         f"{tmp_path}/manifest.json cannot be written (No space left on device): make room",
     )

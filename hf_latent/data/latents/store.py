@@ -123,7 +123,7 @@ class HubShardStore(ShardStore):
                 check_content(lane.folder / name, self.manifest["shards"][name])
             except UserError as error:
                 raise UserError(
-                    f"{name} of {self.name} is not what its manifest.json says: push it again"
+                    f"{name} of {self.name} does not match its manifest.json: push it again"
                 ) from error
 
     def drop(self, lane: LatentSplit, shards: Iterable[int]) -> None:

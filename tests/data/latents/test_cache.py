@@ -286,4 +286,4 @@ def test_a_shard_of_another_shape_than_its_manifest_says_is_refused(tmp_path, te
     cache.train.read(torch.arange(5))
     with pytest.raises(UserError) as error:
         cache.train.read(torch.tensor([0, 7]), torch.tensor([True, True]))
-    assert str(error.value).startswith(f"{path} is not what its manifest.json says: ")
+    assert str(error.value).startswith(f"{path} does not match its manifest.json: ")
