@@ -17,16 +17,16 @@ PICTURES = ("samples.png", "reconstructions.png", "closest_by_latents.png")
 
 
 def evaluate_model(config: EvaluateConfig) -> dict[str, Any]:
-    """Measure a model and, where it is a local folder, tell the figures on its card.
+    """Measure a model and, if it is a local folder, update its card.
 
     Args:
-        config: the model, the data, and how much.
+        config: the model, the data and the number of images.
 
     Returns:
         The content of metrics.json.
 
     Raises:
-        UserError: for whatever the user can mend, in one line.
+        UserError: if the model or the data cannot be used.
     """
     metrics = evaluate(config)
     model = Path(config.model)
@@ -37,24 +37,26 @@ def evaluate_model(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def update_card(model: Path, metrics: dict[str, Any], pictures: Path) -> None:
-    """Put what was measured into a model's folder, and write its card anew.
+    """Write figures and pictures into a model's folder, and render its card.
+
+    Pictures of an earlier evaluation are removed. Pictures of the training stay if there are no
+    newer ones.
 
     Args:
         model: the folder of a pipeline.
-        metrics: what was measured, with the hashes of the weights that it was measured of.
-        pictures: the folder of those that the card shows, if they are there; those of an earlier
-            evaluation go, and those of the training are kept where there is no newer one.
+        metrics: the figures, with the hashes of the measured weights.
+        pictures: the folder of the new pictures; each may be missing.
 
     Raises:
         UserError: if the model's other reports cannot be read.
     """
-    earlier = _measured_before(model, metrics)
+    measured_before = _has_figures_of(model, metrics)
     write_json(model / "metrics.json", metrics)
     trained = read_model_facts(model).training
     for name in PICTURES:
         if (pictures / name).is_file():
             copy_picture(pictures / name, model / name)
-        elif earlier or not trained or "training" not in REPORTS_OF[name]:
+        elif measured_before or not trained or "training" not in REPORTS_OF[name]:
             (model / name).unlink(missing_ok=True)
     if write_model_card(model):
         print(f"the figures are on the card, {model / CARD}")
@@ -62,8 +64,8 @@ def update_card(model: Path, metrics: dict[str, Any], pictures: Path) -> None:
         print(f"{model / CARD} was edited by hand and is kept; the figures are in metrics.json")
 
 
-def _measured_before(model: Path, metrics: dict[str, Any]) -> bool:
-    """Tell whether these very weights were measured before: then the pictures are of that."""
+def _has_figures_of(model: Path, metrics: dict[str, Any]) -> bool:
+    """Return whether the folder's metrics.json has figures of the same weights."""
     try:
         before = read_json(model / "metrics.json")
     except UserError:

@@ -1,4 +1,4 @@
-"""Images from a saved model, one row a class."""
+"""`hf-latent generate`: images from a saved model, one row a class."""
 
 import os
 from dataclasses import dataclass
@@ -29,10 +29,10 @@ class GenerateConfig(SamplingConfig):
 
     Attributes:
         model: the folder or Hub id of a model, or the name of a released one.
-        class_labels: labels or class names with commas between, taken in turn; unset, all classes.
-        num_images: how many in all; unset, 4 a class, or 8 without classes.
+        class_labels: comma-separated labels or class names, used in turn; by default all classes.
+        num_images: number of images; by default 4 a class, or 8 without classes.
         output: the picture to write.
-        seed: of the first image; the next has the next, so an image does not depend on the others.
+        seed: of the first image; each further image has the next seed.
         batch_size: images at a time.
     """
 
@@ -44,9 +44,10 @@ class GenerateConfig(SamplingConfig):
     batch_size: PositiveInt = 64
 
 
-def _chosen_labels(
+def choose_labels(
     class_labels: int | str | None, pipeline: LatentDiffusionPipeline
 ) -> list[int] | None:
+    """Return the labels to generate; None for a model without classes."""
     if class_labels is None:
         return None if pipeline.num_classes is None else list(range(pipeline.num_classes))
     try:
@@ -59,13 +60,13 @@ def generate(config: GenerateConfig) -> Path:
     """Generate images and save them as one picture.
 
     Args:
-        config: which, and where to.
+        config: the model, the labels and the picture.
 
     Returns:
         The picture's path.
 
     Raises:
-        UserError: if the model, a label, a number or the output file is not fit.
+        UserError: if the model, a label, a number or the output file cannot be used.
     """
     output = Path(config.output)
     if Image.registered_extensions().get(output.suffix.lower()) not in Image.SAVE:
@@ -73,12 +74,12 @@ def generate(config: GenerateConfig) -> Path:
     if not output.parent.is_dir() or output.is_dir() or not os.access(output.parent, os.W_OK):
         raise UserError(f"--output {output} cannot be written: choose a folder that exists")
     pipeline = load_pipeline(config.model, config.sampler, config.guide)
-    labels = _chosen_labels(config.class_labels, pipeline)
+    labels = choose_labels(config.class_labels, pipeline)
     config.check_model(pipeline)
     count_evaluations(pipeline, config.num_inference_steps)
     check_picture_channels(config.model, pipeline.vae.config.out_channels)
-    usual = UNCONDITIONAL_COLUMNS if labels is None else COLUMNS * len(labels)
-    num_images = config.num_images or usual
+    default = UNCONDITIONAL_COLUMNS if labels is None else COLUMNS * len(labels)
+    num_images = config.num_images or default
     images = sample_images(
         pipeline,
         labels,

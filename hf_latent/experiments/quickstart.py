@@ -1,4 +1,4 @@
-"""The main job on built-in real data, from nothing: train, sample, measure, save."""
+"""`hf-latent quickstart`: train, sample, measure and save a model of built-in images."""
 
 import time
 from collections.abc import Callable
@@ -23,9 +23,9 @@ from hf_latent.evaluation.measures.classifier import (
 from hf_latent.experiments.evaluate_model import update_card
 from hf_latent.experiments.quickstart_report import (
     card_metrics,
-    measure_kept,
+    describe_quickstart,
+    measure_autoencoder,
     measure_samples,
-    summarize,
     training_figures,
 )
 from hf_latent.experiments.time_budget import TimeBudget
@@ -60,8 +60,7 @@ DENOISER = {
 RELEASED_AUTOENCODER = "fashion-mnist-f4"
 AUTOENCODER_SHARE = 0.25
 MINIMUM_MINUTES = 0.05
-# Sample grid at the end of a denoiser's training: images times steps.
-GRID_IMAGE_STEPS = 80 * 20
+GRID_IMAGE_STEPS = 80 * 20  # images times steps of the grid at the end of a denoiser's training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +71,11 @@ class QuickstartConfig(Settings):
         output_dir: the folder for the model, its pictures and report.json.
         overwrite_output_dir: accept a folder with files in it and replace those.
         train_vae: train an autoencoder too, in place of the released fashion-mnist-f4.
-        max_minutes: for the whole command; evaluation is reserved first, the rest is training.
-        guidance_scale: classifier-free guidance of the samples, 1 is off.
+        max_minutes: for the whole command, evaluation included.
+        guidance_scale: classifier-free guidance of the samples; 1 is off.
         num_inference_steps: sampling steps.
-        evaluation_images: generated images that label agreement is measured on.
-        max_train_samples: so many training images, drawn from the seed; unset, all.
+        evaluation_images: number of generated images to measure label agreement on.
+        max_train_samples: number of training images, drawn by the seed; by default all.
         seed: of everything random.
     """
 
@@ -91,12 +90,12 @@ class QuickstartConfig(Settings):
     seed: Seed = 0
 
     def images_config(self) -> ImagesConfig:
-        """Return which images are used, and how."""
+        """Return the settings of the images."""
         return ImagesConfig(**IMAGES, seed=self.seed, max_train_samples=self.max_train_samples)
 
 
-def load_tensors(dataset: ImageDataset) -> tuple[torch.Tensor, torch.Tensor]:
-    """Read all of a small data set.
+def read_images_and_labels(dataset: ImageDataset) -> tuple[torch.Tensor, torch.Tensor]:
+    """Read a small data set into memory.
 
     Returns:
         Images `(N, C, H, W)` float32 in [-1, 1], and labels `(N,)` int64.
@@ -108,7 +107,7 @@ def load_tensors(dataset: ImageDataset) -> tuple[torch.Tensor, torch.Tensor]:
 def reserve_evaluation(
     config: QuickstartConfig, splits: ImageSplits, test_images: torch.Tensor, budget: TimeBudget
 ) -> None:
-    """Reserve time for what comes between and after the trainings, timed on untrained models."""
+    """Reserve time for all work except the trainings, timed on untrained models."""
     if config.train_vae:
         vae: Autoencoder = create_autoencoder("tiny", splits.image_shape[0], splits.image_shape[1])
     else:
@@ -116,9 +115,8 @@ def reserve_evaluation(
     unet = create_denoiser("tiny", vae, splits.image_shape, splits.num_classes)
     pipeline = LatentDiffusionPipeline(vae.eval(), unet.eval(), create_scheduler("flow"))
     images = test_images[:200]
-    # The latents of all images, and before them the latent scale.
+    # All images are encoded for the latent cache, and training images for the latent scale too.
     encoded = len(splits.train) * (2 if config.train_vae else 1) + len(splits.validation)
-    # Samples to score, and the grid at the end of the denoiser's training.
     image_steps = config.evaluation_images * config.num_inference_steps + GRID_IMAGE_STEPS
     budget.reserve_model(
         pipeline, images, encoded, len(test_images), image_steps, config.guidance_scale
@@ -126,11 +124,7 @@ def reserve_evaluation(
 
 
 def train(config: QuickstartConfig, splits: ImageSplits, budget: TimeBudget) -> dict[str, Any]:
-    """Train the denoiser, and before it the autoencoder if asked, in what is left of the time.
-
-    Returns:
-        Figures for the report.
-    """
+    """Train the autoencoder, if asked, and the denoiser in the time left; return figures."""
     output_dir = Path(config.output_dir)
     shared: dict[str, Any] = {
         **asdict(config.images_config()),
@@ -181,11 +175,11 @@ def run_quickstart(
     started: float | None = None,
     now: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Any]:
-    """Run the whole chain and leave model/, samples.png, reconstructions.png and report.json.
+    """Train and measure a model; save model/, samples.png, reconstructions.png and report.json.
 
     Args:
         config: the settings.
-        started: what `now` was when the command was called; None: it is called now.
+        started: see `TimeBudget`.
         now: the clock, in seconds.
 
     Returns:
@@ -196,26 +190,25 @@ def run_quickstart(
     """
     budget = TimeBudget(config.max_minutes, started, now)
     output_dir = check_output_dir(config.output_dir, config.overwrite_output_dir)
-    trained = "an autoencoder, then a denoiser" if config.train_vae else "a denoiser"
-    space = (
-        "its latent space" if config.train_vae else f"the latent space of {RELEASED_AUTOENCODER}"
-    )
+    models = f"a denoiser in the latent space of {RELEASED_AUTOENCODER}"
+    if config.train_vae:
+        models = "an autoencoder, then a denoiser in its latent space"
     print(
-        f"Fashion-MNIST in {config.max_minutes:g} minutes: train {trained} in {space};\n"
+        f"Fashion-MNIST in {config.max_minutes:g} minutes: train {models};\n"
         f"sample ten classes, measure, and save the model to {output_dir}/model."
     )
     with budget.stage("setup"):
         splits = open_images(config.images_config())
-        test_images, test_labels = load_tensors(splits.validation)
+        test_images, test_labels = read_images_and_labels(splits.validation)
     with budget.stage("classifier"):
-        training_set = LabelledImages.from_tensors(*load_tensors(splits.train))
+        training_set = LabelledImages.from_tensors(*read_images_and_labels(splits.train))
         classifier = train_classifier(training_set, splits.num_classes or 1, config.seed)
         test_set = LabelledImages.from_tensors(test_images, test_labels)
         accuracy = measure_accuracy(classifier, test_set)
         del training_set
     with budget.stage("reserve"):
         reserve_evaluation(config, splits, test_images, budget)
-    budget.check(MINIMUM_MINUTES, "fewer --evaluation_images or --max_train_samples take less")
+    budget.check(MINIMUM_MINUTES, "fewer --evaluation_images or --max_train_samples save time")
     print(
         f"{budget.minutes_left:.1f} minutes of training, then "
         f"{budget.reserved_seconds / 60:.1f} to encode, sample and measure."
@@ -225,7 +218,7 @@ def run_quickstart(
         pipeline = load_pipeline(str(output_dir / "model"))
         box = splits.validation.unpadded_box()
         assert box is not None, "28x28 pixels are padded to 32x32"
-        figures = measure_kept(pipeline, test_images, box, output_dir)
+        figures = measure_autoencoder(pipeline, test_images, box, output_dir)
         figures |= measure_samples(
             pipeline,
             classifier,
@@ -249,5 +242,5 @@ def run_quickstart(
     }
     write_json(output_dir / "report.json", report)
     update_card(output_dir / "model", card_metrics(report, pipeline, IMAGES["data"]), output_dir)
-    print(summarize(report, output_dir))
+    print(describe_quickstart(report, output_dir))
     return report

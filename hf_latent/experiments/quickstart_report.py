@@ -1,4 +1,4 @@
-"""What quickstart measures of its model, and how it says it."""
+"""The figures and pictures of a quickstart."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,16 +22,16 @@ SAMPLES_PER_CLASS = 8
 PAIRS = 40
 
 
-def measure_kept(
+def measure_autoencoder(
     pipeline: LatentDiffusionPipeline, test_images: torch.Tensor, box: Box, output_dir: Path
 ) -> dict[str, Any]:
     """Measure reconstructions of test images, and save reconstructions.png.
 
     Args:
         pipeline: the model.
-        test_images: `(N, C, H, W)` in [-1, 1].
-        box: what padding was put around.
-        output_dir: for the picture: images and reconstructions in turn.
+        test_images: `(N, C, H, W)` float in [-1, 1].
+        box: the part of an image inside its padding.
+        output_dir: for the picture: each image beside its reconstruction.
 
     Returns:
         Figures for the report.
@@ -74,11 +74,11 @@ def measure_samples(
     Args:
         pipeline: the model.
         classifier: trained on real images.
-        num_images: how many are scored; those of the picture are among them where that is enough.
+        num_images: number of samples to score.
         seed: of the first image.
-        guidance_scale: classifier-free guidance, 1 is off.
+        guidance_scale: classifier-free guidance; 1 is off.
         num_inference_steps: sampling steps.
-        output_dir: for the picture: a row a class.
+        output_dir: for the picture, with a row a class.
         now: the clock, in seconds.
 
     Returns:
@@ -110,15 +110,12 @@ def measure_samples(
 def card_metrics(
     report: dict[str, Any], pipeline: LatentDiffusionPipeline, data: str
 ) -> dict[str, Any]:
-    """Return the figures for the model's card, under the names that `hf-latent evaluate` gives.
+    """Return the content of the model's metrics.json, with the keys of `hf-latent evaluate`.
 
     Args:
         report: the content of report.json.
         pipeline: the model.
-        data: what it was measured on.
-
-    Returns:
-        The content of the model's metrics.json.
+        data: name of the images.
     """
     names = {
         "label_agreement_images": "num_images",
@@ -135,13 +132,13 @@ def card_metrics(
         "validation_fingerprint": report["validation_fingerprint"],
         **{key: report[key] for key in (*same, "label_agreement")},
         "label_agreement_judge_real_images": report["test_images"],
-        **{ours: report[key] for key, ours in names.items()},
+        **{name: report[key] for key, name in names.items()},
         **machine_figures(),
     }
 
 
 def training_figures(name: str, summary: TrainingSummary) -> dict[str, Any]:
-    """Return a training's figures for the report, its name before each."""
+    """Return a training's figures; each key starts with the training's name."""
     return {
         f"{name}_steps": summary.steps,
         f"{name}_training_seconds": summary.seconds,
@@ -151,15 +148,12 @@ def training_figures(name: str, summary: TrainingSummary) -> dict[str, Any]:
     }
 
 
-def summarize(report: dict[str, Any], output_dir: Path) -> str:
-    """Say what was reached, where it lies and what to try next.
+def describe_quickstart(report: dict[str, Any], output_dir: Path) -> str:
+    """Return lines for the terminal: the main figures, the files and what to try next.
 
     Args:
         report: the content of report.json.
         output_dir: its folder.
-
-    Returns:
-        A few lines for the terminal.
     """
     lines = [
         "",
@@ -170,7 +164,7 @@ def summarize(report: dict[str, Any], output_dir: Path) -> str:
         f"  label agreement  {report['label_agreement']:.3f} of "
         f"{report['label_agreement_images']:,} samples at guidance {report['guidance_scale']:g} "
         f"(real test images: {report['classifier_real_test_accuracy']:.3f})",
-        f"  to look at       {output_dir}/samples.png, {output_dir}/reconstructions.png, "
+        f"  look at          {output_dir}/samples.png, {output_dir}/reconstructions.png, "
         f"{output_dir}/report.json",
         "",
         "Try next:",

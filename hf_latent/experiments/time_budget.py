@@ -1,4 +1,4 @@
-"""Keeping a command within the minutes that it was given."""
+"""Keep a command within its time limit."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -11,18 +11,17 @@ from hf_latent.evaluation.images.sampling import sample_images
 from hf_latent.evaluation.measures.reconstruction import reconstruct
 from hf_latent.pipeline import LatentDiffusionPipeline
 
-# Of the images to generate, so many are timed, at so many steps.
-TIMED_IMAGES, TIMED_STEPS = 100, 2
-SAFETY = 1.2  # machines slow down: what was timed once is taken to last this much longer
+TIMED_IMAGES, TIMED_STEPS = 100, 2  # generated, to estimate the time of all
+SAFETY = 1.2  # a machine may slow down after the timing
 
 
 class TimeBudget:
-    """How long a command has run, what is still to do, and what is left for training.
+    """The time that a command has used, reserved for later work, and left for training.
 
     Args:
         max_minutes: for the whole command.
-        started: what `now` was when the command was called; None: it is called now.
-        now: the clock, in seconds; trainings within the budget go by it too.
+        started: time of `now` at which the command started; by default the present.
+        now: the clock, in seconds; trainings within the budget use it too.
     """
 
     def __init__(
@@ -39,27 +38,27 @@ class TimeBudget:
 
     @property
     def total_seconds(self) -> float:
-        """Seconds since the command was called."""
+        """Seconds since the command started."""
         return self.now() - self.started
 
     @property
     def minutes_left(self) -> float:
-        """Minutes that are neither over nor reserved."""
+        """Minutes that are neither used nor reserved."""
         return self.max_minutes - (self.total_seconds + self.reserved_seconds) / 60
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time what happens inside, as `NAME_seconds` of `stage_seconds`."""
+        """Time the body, as `NAME_seconds` of `stage_seconds`."""
         start = self.now()
         yield
         self.stage_seconds[f"{name}_seconds"] = self.now() - start
 
     def reserve(self, work: Callable[[], object], times: float) -> None:
-        """Run a small part of some later work, twice, and reserve the time for all of it.
+        """Run a part of some later work twice, and reserve the time for all parts.
 
         Args:
-            work: the part; the first run is warm-up.
-            times: how many such parts there will be.
+            work: the part; its first run is warm-up.
+            times: number of parts.
         """
         work()
         start = self.now()
@@ -75,15 +74,15 @@ class TimeBudget:
         image_steps: int,
         guidance_scale: float = 1.0,
     ) -> None:
-        """Reserve the time that a model takes, timed on an untrained one of the same shape.
+        """Reserve the time that a trained model will need.
 
         Args:
-            pipeline: the untrained model.
-            images: some to time it with, `(B, C, H, W)` float in [-1, 1].
-            encoded: how many images will be encoded.
-            decoded: how many will be encoded and decoded.
-            image_steps: how many will be generated, times their steps.
-            guidance_scale: of the generated ones.
+            pipeline: an untrained model of the same shape.
+            images: to time it with, `(B, C, H, W)` float in [-1, 1].
+            encoded: number of images to encode.
+            decoded: number of images to encode and decode.
+            image_steps: number of images to generate, times their sampling steps.
+            guidance_scale: of the generated images.
         """
         if torch.accelerator.is_available():
             pipeline.to(torch.accelerator.current_accelerator())
@@ -98,14 +97,14 @@ class TimeBudget:
         )
 
     def check(self, minimum_minutes: float, advice: str) -> None:
-        """Refuse to start where the rest is too short.
+        """Check that enough time is left.
 
         Args:
             minimum_minutes: that must be left.
-            advice: how else to make room.
+            advice: another way to save time, for the message.
 
         Raises:
-            UserError: naming the minutes that would do on this machine.
+            UserError: if less is left; the message says how many minutes this machine needs.
         """
         if self.minutes_left < minimum_minutes:
             needed = self.max_minutes - self.minutes_left + minimum_minutes

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from hf_latent.cli import main
-from hf_latent.evaluation.pictures import LABEL_WIDTH
+from hf_latent.evaluation.pictures import GAP, LABEL_WIDTH
 from hf_latent.experiments.quickstart import QuickstartConfig, run_quickstart
 from hf_latent.experiments.time_budget import TimeBudget
 from hf_latent.hub.card.render import card_pictures, render_model_card
@@ -66,7 +66,7 @@ def test_it_leaves_a_model_pictures_and_a_report(finished):
         "samples.png",
     ]
     assert Image.open(folder / "samples.png").size == (LABEL_WIDTH + 8 * 64, 10 * 64)
-    assert Image.open(folder / "reconstructions.png").size == (16 * 64, 5 * 64)
+    assert Image.open(folder / "reconstructions.png").size == (16 * 64 + 7 * GAP, 5 * 64)
     written = json.loads((folder / "report.json").read_text())
     assert written == json.loads(json.dumps(report))
 

@@ -12,6 +12,7 @@ from hf_latent.data.images.open import open_images
 from hf_latent.data.images.pixels import Box
 from hf_latent.errors import UserError
 from hf_latent.evaluation.measures.reconstruction import measure_reconstructions
+from hf_latent.evaluation.pictures import LABEL_WIDTH
 from hf_latent.hub.card.render import render_model_card
 from hf_latent.models.frozen import hash_weights
 from hf_latent.models.load import load_autoencoder
@@ -77,7 +78,7 @@ def test_a_release_has_model_card_pictures_and_figures(run, tmp_path):
         "metrics.json",
         "reconstructions.png",
     ]
-    assert Image.open(card_dir / "ablation.png").size == (12 * 64, 3 * 64)
+    assert Image.open(card_dir / "ablation.png").size == (LABEL_WIDTH + 12 * 64, 3 * 64)
     card = (card_dir / "README.md").read_text()
     (card_dir / "README.md").unlink()
     model_dir = tmp_path / "pretrained" / "made"
