@@ -1,4 +1,4 @@
-"""The game of autoencoder and discriminator, with neither's gradient left in the other."""
+"""Adversarial training: the discriminator's part of an autoencoder's training."""
 
 import math
 
@@ -21,10 +21,15 @@ from hf_latent.training.run.checkpoints import TrainingState
 
 
 def check_image_size(num_layers: int, height: int, width: int) -> None:
-    """Make sure that a discriminator of so many layers finds a patch in every image.
+    """Check that the images are large enough for a discriminator.
+
+    Args:
+        num_layers: the discriminator's layers with stride 2.
+        height: of the images, in pixels.
+        width: of the images, in pixels.
 
     Raises:
-        UserError: if the images are too small.
+        UserError: if the discriminator would return no logit.
     """
     smallest = 3 * 2**num_layers
     if min(height, width) < smallest:
@@ -35,17 +40,17 @@ def check_image_size(num_layers: int, height: int, width: int) -> None:
 
 
 class Adversary:
-    """The discriminator's side of a training: its pull on the autoencoder, and its own loss.
+    """The discriminator, its loss, and the adversarial loss of the autoencoder.
 
-    The weight of its pull is LDM's adaptive weight, measured over the whole step before: all of
-    its micro-steps, in all processes. So a batch weighs the same however it is cut up. (LDM
-    measures it on each part of the batch by itself.)
+    The adversarial loss has LDM's adaptive weight, measured over all micro-steps and processes of
+    the previous step. So the weight does not depend on how the batch is split. (LDM measures it on
+    each part of the batch separately.) Neither network gets a gradient from the other one's loss.
 
     Args:
-        config: widths, start and weight; with a weight of 0 there is no discriminator.
+        config: sizes, start and weight. With a weight of 0 there is no discriminator.
         channels: C of the images.
-        vae: the autoencoder; both gradients are measured at its decoder's last layer.
-        state: of the training; the discriminator joins it.
+        vae: the autoencoder, at whose last decoder layer the weight is measured.
+        state: of the training. The discriminator is added to it.
         accelerator: the run's.
     """
 
@@ -71,7 +76,7 @@ class Adversary:
             config.discriminator_base_channels,
             config.discriminator_num_layers,
         )
-        # LDM's betas: a slow first moment would chase an opponent that has moved on.
+        # LDM's betas. The opponent changes at every step, so a long first moment would be outdated.
         optimizer = create_optimizer(
             self.discriminator, config.learning_rate, config.adam_weight_decay, (0.5, 0.9)
         )
@@ -82,36 +87,32 @@ class Adversary:
         state.optimizers["discriminator"] = optimizer
         state.others["adversary"] = self
 
-    def plays(self, step: int) -> bool:
-        """Return whether the discriminator trains, and pulls, in a step."""
+    def is_active(self, step: int) -> bool:
+        """Return whether a step trains the discriminator and uses the adversarial loss."""
         return bool(self.wrapped) and step >= self.config.discriminator_start
 
-    def measures(self, step: int) -> bool:
-        """Return whether gradients are measured in a step: from the one before the first play."""
-        return bool(self.wrapped) and step >= self.config.discriminator_start - 1
-
-    def pull(
+    def adversarial_loss(
         self, reconstructions: torch.Tensor, fidelity: torch.Tensor, step: int
     ) -> torch.Tensor:
-        """Return what to add to the autoencoder's loss, and measure for the next step's weight.
+        """Return the weighted adversarial loss, and measure gradients for the next step's weight.
 
-        The adversarial gradient is taken at the reconstructions, where the autoencoder ends and
-        the discriminator begins, and goes on from there: the discriminator's own weights get none.
+        Autograd runs from the discriminator to the reconstructions only, so that the
+        discriminator's weights get no gradient.
 
         Args:
             reconstructions: `(B, C, H, W)`, with their graph.
-            fidelity: reconstruction and perceptual loss, a scalar with its graph.
-            step: the training's.
+            fidelity: the reconstruction and perceptual loss, a scalar with its graph.
+            step: of the training, from 0.
 
         Returns:
-            A scalar whose gradient is the weight times the adversarial loss's; 0 while the
-            discriminator does not play.
+            A scalar that has the gradient of the weighted adversarial loss, but not its value; 0
+            before `discriminator_start`.
         """
-        if not self.measures(step):
+        if not self.is_active(step + 1):  # the step before the first active one measures too
             return torch.zeros_like(fidelity)
         leaf = reconstructions.detach().requires_grad_()
         adversarial = generator_hinge_loss(self.discriminator(as_seen(leaf)))
-        # Half precision would lose a mean's gradient, and overflow on a sum's.
+        # In half precision the gradient of a mean would underflow, and that of a sum overflow.
         scale = math.sqrt(reconstructions.numel())
         (at_output,) = torch.autograd.grad(adversarial * scale, leaf)
         measured = [
@@ -120,31 +121,26 @@ class Adversary:
         ]
         parts = self.config.gradient_accumulation_steps
         self._gradients += torch.stack([x.float().flatten() for x in measured]) / (scale * parts)
-        weight = self.weight if self.plays(step) else 0.0
+        weight = self.weight if self.is_active(step) else 0.0
         return weight * (reconstructions * (at_output / scale)).sum()
 
-    def loss(self, images: torch.Tensor, reconstructions: torch.Tensor) -> torch.Tensor:
-        """Return the discriminator's own loss; the autoencoder gets no gradient of it.
+    def discriminator_loss(
+        self, images: torch.Tensor, reconstructions: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the loss of the discriminator, a scalar without gradient for the autoencoder.
 
         Args:
             images: `(B, C, H, W)` float in [-1, 1].
             reconstructions: `(B, C, H, W)`, with or without a graph.
-
-        Returns:
-            A scalar.
         """
         both = as_seen(torch.cat([images, reconstructions.detach()]))
         real, fake = self.wrapped[0](both).chunk(2)
         self.logits = real.detach().mean(), fake.detach().mean()
         return discriminator_hinge_loss(real, fake)
 
-    def finish_step(self, step: int) -> None:
-        """Weigh what all micro-steps of all processes measured, for the next step.
-
-        Args:
-            step: the training's.
-        """
-        if not self.measures(step):
+    def update_weight(self, step: int) -> None:
+        """Compute the next step's weight from the gradients of all micro-steps and processes."""
+        if not self.is_active(step + 1):
             return
         gradients = self.accelerator.reduce(self._gradients, "mean")
         if gradients.isfinite().all():
@@ -157,7 +153,7 @@ class Adversary:
         self._gradients.zero_()
 
     def figures(self) -> dict[str, float]:
-        """Return what there is to watch once it plays: the last batch's logits, and the weight."""
+        """Return the last batch's mean logits and the weight; nothing before the first loss."""
         if self.logits is None:
             return {}
         real, fake = (logit.item() for logit in self.logits)
@@ -168,9 +164,9 @@ class Adversary:
         }
 
     def state(self) -> dict[str, float]:
-        """Return what a checkpoint keeps beside the weights."""
+        """Return what a checkpoint keeps besides the weights."""
         return {"adversarial_weight": self.weight}
 
     def load_state(self, state: dict[str, float]) -> None:
-        """Go on from a checkpoint's `state`."""
+        """Resume from a checkpoint's `state`."""
         self.weight = state["adversarial_weight"]

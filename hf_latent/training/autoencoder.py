@@ -1,6 +1,6 @@
-"""The first training: the autoencoder.
+"""Train an autoencoder.
 
-Read from top to bottom: data, model, players, steps, fold, save.
+Read from top to bottom: data, model, optimizer, steps, fold, save.
 """
 
 import time
@@ -24,12 +24,12 @@ from hf_latent.training.adversary import Adversary, check_image_size
 from hf_latent.training.autoencoder_config import AutoencoderConfig
 from hf_latent.training.latents.scale import measure_latent_scale
 from hf_latent.training.losses import kl_per_latent_value, perceptual_loss, reconstruction_loss
-from hf_latent.training.push import open_hub_model, push_model
+from hf_latent.training.push import prepare_push, push_model
 from hf_latent.training.reports import (
-    describe_images,
-    describe_training,
+    image_figures,
     portable_settings,
     save_model,
+    training_figures,
 )
 from hf_latent.training.run.accelerator import (
     create_ema,
@@ -57,13 +57,12 @@ from hf_latent.training.validation.diagnosis import diagnose
 
 @dataclass(frozen=True)
 class AutoencoderSummary(TrainingSummary):
-    """What the training of an autoencoder did.
+    """The results of an autoencoder's training.
 
     Attributes:
-        held_out: of the averaged weights, on held-out images, before the fold.
-        residual_mean: of held-out latents as the saved model gives them, per channel; 0 at best,
-            after a fold.
-        residual_std: the same for the deviation; 1 at best, after a fold.
+        held_out: figures of the averaged weights on held-out images, before the fold.
+        residual_mean: mean of the saved model's held-out latents per channel; about 0 after a fold.
+        residual_std: their standard deviation per channel; about 1 after a fold.
     """
 
     held_out: HeldOutFigures
@@ -77,20 +76,20 @@ def train_autoencoder(
     stop: StopSignal | None = None,
     now: Callable[[], float] = time.perf_counter,
 ) -> AutoencoderSummary:
-    """Train an autoencoder, fold its latent scale in and save it.
+    """Train an autoencoder, fold the latent scale into it, and save it.
 
     Args:
         config: the settings.
-        splits: the images, if they are open already.
-        stop: ends the training between two steps, with a checkpoint; before the first, at once.
-        now: the clock that the time limit goes by, in seconds.
+        splits: the images; None opens those of the settings.
+        stop: ends the training early with a checkpoint, if a signal comes.
+        now: returns the time in seconds, for the time limit.
 
     Returns:
-        What was done; the model is in `output_dir/model`, the figures in `output_dir/report.json`.
+        The results. `output_dir/model` has the model, `output_dir/report.json` the figures.
 
     Raises:
-        UserError: if the settings, the images or the folder are not fit.
-        SystemExit: with status 0, if `stop` asked for it.
+        UserError: if the settings, the images or the run folder are not valid.
+        SystemExit: with status 0, if `stop` ended the training.
     """
     accelerator = start_accelerator(config)
     splits = splits or open_run_images(config, accelerator)
@@ -98,15 +97,13 @@ def train_autoencoder(
     if config.discriminator_weight:
         check_image_size(config.discriminator_num_layers, *image_shape[1:])
     vae = start_autoencoder(config, image_shape)
-    compression = measure_compression(vae, image_shape)
-    accelerator.print(f"autoencoder: {compression}")
     name = config.perceptual_network
     network = load_feature_network(name).to(accelerator.device) if name else None
-    hub_model = open_hub_model(config, "AutoencoderKL", accelerator)
-    output_dir = Path(config.output_dir)
-    checkpoint = start_run_folder(
-        config, describe_counts(splits), splits.validation_fingerprint, accelerator
-    )
+    compression = measure_compression(vae, image_shape)
+    accelerator.print(f"autoencoder: {compression}")
+    push_settings = prepare_push(config, "AutoencoderKL", accelerator)
+    output_dir, counts = Path(config.output_dir), describe_counts(splits)
+    checkpoint = start_run_folder(config, counts, splits.validation_fingerprint, accelerator)
 
     ema = create_ema(vae, config.ema_decay, accelerator.device)
     betas = (0.9, config.adam_beta2)
@@ -116,7 +113,8 @@ def train_autoencoder(
     guard = NonFiniteGuard(output_dir, accelerator)
     state = TrainingState({"vae": vae}, {"vae": optimizer}, {"vae": {"ema": ema}}, {"clock": clock})
     adversary = Adversary(config, image_shape[0], vae, state, accelerator)
-    resume_training(checkpoint, state, asdict(config), accelerator)
+    settings = asdict(config)
+    resume_training(checkpoint, state, settings, accelerator)
 
     rows = process_rows(config.train_batch_size, accelerator)
     done, workers = clock.step * config.gradient_accumulation_steps, config.dataloader_num_workers
@@ -125,25 +123,26 @@ def train_autoencoder(
     held_out_loader: DataLoader = DataLoader(
         held_out_images, rows.batch_size, num_workers=workers, worker_init_fn=ignore_signals
     )
-    seen: list[HeldOutFigures] = []
+    previous: HeldOutFigures | None = None
 
     def validate() -> HeldOutFigures:
+        nonlocal previous
         picture = picture_path(output_dir, clock.step)
         with clock.validation():
             figures = validate_autoencoder(
                 vae, held_out_loader, config.reconstruction_loss, picture, network
             )
-            game = adversary.figures()
-            clock.log_validation_loss(figures.loss, **figures.scalars(), **game)
-            for line in diagnose(figures, seen[-1] if seen else None, game):
+            adversarial = adversary.figures()
+            clock.log_validation_loss(figures.loss, **figures.scalars(), **adversarial)
+            for line in diagnose(figures, previous, adversarial):
                 clock.print(f"step {clock.step}: {line}")
-            seen.append(figures)
+        previous = figures
         return figures
 
     if stop is not None:
         stop.defer(accelerator)
     for step in clock.steps(*state.optimizers.values()):
-        players = ["vae", "discriminator"] if adversary.plays(step) else ["vae"]
+        trained = ["vae", "discriminator"] if adversary.is_active(step) else ["vae"]
         losses: list[torch.Tensor] = []
         batch: dict[str, torch.Tensor] = {}
         for micro_step in range(config.gradient_accumulation_steps):
@@ -161,18 +160,19 @@ def train_autoencoder(
                 loss = fidelity + config.kl_weight * kl_per_latent_value(mean, logvar)
                 clock.log_loss(loss)
                 losses.append(loss.detach())
-                accelerator.backward(loss + adversary.pull(reconstructions, fidelity, step))
-                if adversary.plays(step):
-                    discriminator_loss = adversary.loss(images, reconstructions)
+                adversarial = adversary.adversarial_loss(reconstructions, fidelity, step)
+                accelerator.backward(loss + adversarial)
+                if adversary.is_active(step):
+                    discriminator_loss = adversary.discriminator_loss(images, reconstructions)
                     accelerator.backward(discriminator_loss)
                     losses.append(discriminator_loss.detach())
-        norms = state.clip_gradients(players, config.max_grad_norm, accelerator)
+        norms = state.clip_gradients(trained, config.max_grad_norm, accelerator)
         if guard.allows(step, torch.stack(losses).sum(), norms, batch):
-            state.step_optimizers(players, accelerator)
+            state.step_optimizers(trained, accelerator)
             ema.step(vae.parameters())
-        adversary.finish_step(step)
-        for player in players:
-            state.optimizers[player].zero_grad()
+        adversary.update_weight(step)
+        for name in trained:
+            state.optimizers[name].zero_grad()
         if clock.validation_is_due and accelerator.is_main_process:
             with ema_weights(ema, vae):
                 validate()
@@ -180,7 +180,7 @@ def train_autoencoder(
         if stopping or clock.checkpoint_is_due:
             clock.log_pending_losses()
             limit = config.checkpoints_total_limit
-            save_checkpoint(output_dir, clock.step, state, asdict(config), limit, accelerator)
+            save_checkpoint(output_dir, clock.step, state, settings, limit, accelerator)
         if stopping:
             exit_after_checkpoint(output_dir, "autoencoder", accelerator)
 
@@ -189,7 +189,7 @@ def train_autoencoder(
     ema.copy_to(vae.parameters())
     freeze(vae)
     (held_out,) = broadcast_object_list([validate() if accelerator.is_main_process else None])
-    # A decoder that was trained alone keeps the latents, and so the scale, of its encoder.
+    # An encoder that was not trained keeps its latents, and so their scale.
     if not config.train_decoder_only:
         measured_on = splits.train.evenly_spaced(config.fold_samples or len(splits.train))
         vae = fold_latent_scale(vae, measure_latent_scale(vae, measured_on, config, accelerator))
@@ -202,19 +202,18 @@ def train_autoencoder(
     )
     if accelerator.is_main_process:
         figures = {
-            **describe_training(summary, accelerator),
-            **describe_images(config.data, splits, compression),
+            **training_figures(summary, accelerator),
+            **image_figures(config.data, splits, compression),
             **{f"held_out_{name}": value for name, value in held_out.scalars().items()},
             "residual_mean": summary.residual_mean,
             "residual_std": summary.residual_std,
             "vae_weights_sha256": hash_weights(vae),
         }
-        settings = portable_settings(config)
-        save_model(vae, output_dir, settings, figures, "reconstructions.png")
-        report = asdict(config) | figures | {"data": config.data}
+        save_model(vae, output_dir, portable_settings(config), figures, "reconstructions.png")
+        report = settings | figures | {"data": config.data}
         write_json(output_dir / "report.json", report)
     end_trackers(accelerator)
-    push_model(hub_model)
+    push_model(push_settings)
     return summary
 
 

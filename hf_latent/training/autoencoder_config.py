@@ -1,4 +1,4 @@
-"""The settings of the first training."""
+"""The settings of an autoencoder's training."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,28 +16,31 @@ class AutoencoderConfig(TrainingConfig):
     """Train an autoencoder on your images.
 
     Attributes:
-        preset: a new autoencoder's configuration: tiny (f4), small (f4), base (f8), or LDM's
+        preset: Configuration of a new autoencoder: tiny (f=4), small (f=4), base (f=8), or LDM's
             published ldm-f4 and ldm-f8.
-        latent_channels: channels of the latent; unset, the preset's.
-        block_out_channels: widths of the levels, in place of the preset's; n levels make a
-            downsampling factor of 2^(n-1).
-        layers_per_block: residual blocks a level, in place of the preset's.
-        pretrained_vae: start from this AutoencoderKL instead of a new one: a folder or Hub id, of
-            an autoencoder or of a whole pipeline.
-        train_decoder_only: leave the encoder of pretrained_vae as it is, so that its latents, and
-            every denoiser trained on them, stay valid.
-        reconstruction_loss: l1 or l2; l2 gives the higher PSNR, l1 the sharper edges.
-        kl_weight: weight of the KL divergence in nats per latent value.
-        perceptual_weight: weight of the perceptual distance; 0 is off.
-        perceptual_network: what the perceptual distance is measured with: efficientnet-lite0
-            (extra `features`), dinov2 (from the Hub) or lpips (extra `lpips`). With a weight of 0
-            it is measured on held-out images only, and unset not at all.
-        discriminator_weight: times LDM's adaptive weight; 0 trains without a discriminator.
-        discriminator_start: the step at which the discriminator begins to play.
-        discriminator_base_channels: width of its first layer.
-        discriminator_num_layers: its layers with stride 2; each doubles what one patch sees.
-        fold_samples: measure the latent scale on so many training images, evenly spaced; unset,
-            on all.
+        latent_channels: Number of latent channels. By default the preset's.
+        block_out_channels: Channels of each level. n levels give a downsampling factor of
+            2^(n-1). By default the preset's.
+        layers_per_block: Residual blocks per level. By default the preset's.
+        pretrained_vae: Start from this AutoencoderKL instead of a new one: a folder or Hub id of an
+            autoencoder or a pipeline.
+        train_decoder_only: Keep the encoder of pretrained_vae unchanged, so that its latents and
+            the denoisers trained on them stay valid.
+        reconstruction_loss: l1 (absolute error, sharper edges) or l2 (squared error, higher PSNR).
+        kl_weight: Weight of the KL divergence, which is measured in nats per latent value.
+        perceptual_weight: Weight of the perceptual distance. 0 turns it off.
+        perceptual_network: Network that measures the perceptual distance: efficientnet-lite0 (extra
+            `features`), dinov2 (from the Hub) or lpips (extra `lpips`). If perceptual_weight is 0,
+            only held-out images are measured. By default the distance is not measured.
+        discriminator_weight: Weight of the adversarial loss, multiplied by LDM's adaptive weight. 0
+            trains without a discriminator.
+        discriminator_start: First step, counted from 0, that trains the discriminator and uses the
+            adversarial loss.
+        discriminator_base_channels: Channels of the discriminator's first layer.
+        discriminator_num_layers: Number n of the discriminator's layers with stride 2. Each doubles
+            the patch that one logit sees. Images need at least 3 * 2^n pixels a side.
+        fold_samples: Number of training images, evenly spaced, that measure the latent scale. By
+            default all.
     """
 
     preset: Preset = "tiny"
@@ -57,23 +60,24 @@ class AutoencoderConfig(TrainingConfig):
     fold_samples: PositiveInt | None = None
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot work, naming the flag."""
+        """Check values that depend on each other."""
         super().__post_init__()
         if self.perceptual_weight and self.perceptual_network is None:
             raise UserError("--perceptual_weight needs a --perceptual_network")
         if self.train_decoder_only and self.pretrained_vae is None:
-            raise UserError("--train_decoder_only needs a --pretrained_vae to take the encoder of")
-        counted = self.discriminator_weight and self.max_train_minutes is None
-        if counted and self.discriminator_start >= self.max_train_steps:
+            raise UserError("--train_decoder_only needs a --pretrained_vae, whose encoder it keeps")
+        counts_steps = self.max_train_minutes is None
+        never_starts = counts_steps and self.discriminator_start >= self.max_train_steps
+        if self.discriminator_weight and never_starts:
             raise UserError(
                 f"--discriminator_start {self.discriminator_start} must be below --max_train_steps "
                 f"{self.max_train_steps}"
             )
         if self.pretrained_vae and self.architecture():
             names = ", ".join(f"--{name}" for name in self.architecture())
-            raise UserError(f"{names} cannot change a --pretrained_vae: leave one of them out")
+            raise UserError(f"{names} cannot change a --pretrained_vae: remove one of them")
 
     def architecture(self) -> dict[str, Any]:
-        """Return the entries of the autoencoder's configuration that replace the preset's."""
+        """Return the settings that replace the preset's."""
         names = ("latent_channels", "block_out_channels", "layers_per_block")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}

@@ -1,6 +1,6 @@
-"""The second training: the denoiser, on the latents of a frozen autoencoder.
+"""Train a denoiser on the latents of a frozen autoencoder.
 
-Read from top to bottom: data, latents, model, steps, save.
+Read from top to bottom: data, models, latents, optimizer, steps, save.
 """
 
 import time
@@ -25,12 +25,12 @@ from hf_latent.training.averages.snapshots import EmaSnapshots
 from hf_latent.training.denoiser_config import DenoiserConfig
 from hf_latent.training.latents.sources import open_latent_source
 from hf_latent.training.losses import denoising_loss, draw_timesteps
-from hf_latent.training.push import open_hub_model, push_model
+from hf_latent.training.push import prepare_push, push_model
 from hf_latent.training.reports import (
-    describe_denoiser,
-    describe_training,
+    denoiser_figures,
     portable_settings,
     save_model,
+    training_figures,
 )
 from hf_latent.training.run.accelerator import (
     create_ema,
@@ -53,18 +53,18 @@ from hf_latent.training.run.pictures import picture_path
 from hf_latent.training.run.stop import StopSignal, exit_after_checkpoint
 from hf_latent.training.run.trackers import end_trackers
 from hf_latent.training.start_denoiser import start_denoiser
-from hf_latent.training.validation.denoiser import eval_mode, held_out_denoising_loss, save_samples
+from hf_latent.training.validation.denoiser import eval_mode, measure_held_out_loss, save_samples
 
 
 @dataclass(frozen=True)
 class DenoiserSummary(TrainingSummary):
-    """What the training of a denoiser did.
+    """The results of a denoiser's training.
 
     Attributes:
-        encode_seconds: wall-clock time of encoding the images, if they were encoded first.
-        encoded_images: how many that were, over all processes, held-out ones too.
+        encode_seconds: wall-clock time of encoding the images before the first step.
+        encoded_images: number of those images over all processes, held-out images included.
         vae_hash_before: SHA-256 of the autoencoder's weights before the training.
-        vae_hash_after: and after it; equal, or the training ended with an error.
+        vae_hash_after: the same after the training.
     """
 
     encode_seconds: float
@@ -81,21 +81,21 @@ def draw_batch(
     rows: ProcessRows,
     place: tuple[int, int],
 ) -> tuple[NoisedLatents, Conditions]:
-    """Make one process's rows of a training batch.
+    """Draw one process's rows of a training batch.
 
-    Everything random is drawn for the global batch from (seed, step, micro-step), and then cut, so
-    that a row does not depend on how many processes there are.
+    All random values are drawn for the global batch from (seed, step, micro-step). Then this
+    process's rows are selected, so that a row does not depend on the number of processes.
 
     Args:
         config: the seed and the distributions.
-        scheduler: says the objective.
-        batch: of the images of these rows, on the device that the batch is for.
-        null: the denoiser's null conditions, of as many images.
+        scheduler: determines the objective.
+        batch: this process's images, on the device of the result.
+        null: the null conditions of as many images.
         rows: of this process.
-        place: step and micro-step.
+        place: step and micro-step, from 0.
 
     Returns:
-        The noised latents, and their conditions, some replaced by the null conditions.
+        The noised latents and their conditions, some of them replaced by the null conditions.
     """
     posteriors = batch.posteriors
     device = posteriors.mean.device
@@ -130,16 +130,16 @@ def train_denoiser(
 
     Args:
         config: the settings.
-        splits: the images, if they are open already.
-        stop: ends the training between two steps, with a checkpoint; before the first, at once.
-        now: the clock that the time limit goes by, in seconds.
+        splits: the images; None opens those of the settings.
+        stop: ends the training early with a checkpoint, if a signal comes.
+        now: returns the time in seconds, for the time limit.
 
     Returns:
-        What was done; the pipeline is in `output_dir/model`.
+        The results. `output_dir/model` has the pipeline.
 
     Raises:
-        UserError: if the settings, the images, the autoencoder or the folder are not fit.
-        SystemExit: with status 0, if `stop` asked for it.
+        UserError: if the settings, the images, the autoencoder or the run folder are not valid.
+        SystemExit: with status 0, if `stop` ended the training.
     """
     accelerator = start_accelerator(config)
     vae = load_autoencoder(config.vae)
@@ -153,17 +153,13 @@ def train_denoiser(
     pipeline = LatentDiffusionPipeline(vae, unet, sampler, id2label, guidance=config.guidance)
     pipeline.set_progress_bar_config(disable=True)
     accelerator.print(f"latents: {measure_compression(vae, source.image_shape)}")
-    hub_model = open_hub_model(config, "LatentDiffusionPipeline", accelerator)
+    push_settings = prepare_push(config, "LatentDiffusionPipeline", accelerator)
     output_dir, counts = Path(config.output_dir), source.counts
     checkpoint = start_run_folder(config, counts, source.validation_fingerprint, accelerator)
 
     freeze(vae).to(accelerator.device)
     frozen_vae = FrozenWeights(vae)
     source.prepare(vae)
-    held_out = source.held_out()
-    known = null_conditions(unet, 0, "cpu")
-    named = {name: x for name, x in held_out.conditions.items() if name in known}
-    held_out = replace(held_out, conditions=named)
 
     ema = create_ema(unet, config.ema_decay, accelerator.device)
     settings = asdict(config)
@@ -183,14 +179,17 @@ def train_denoiser(
     snapshots.remove_after(clock.step)
 
     rows = process_rows(config.train_batch_size, accelerator)
-    null = null_conditions(unet, rows.batch_size, accelerator.device)
     batches = source.batches(clock.step * config.gradient_accumulation_steps)
+    null = null_conditions(unet, rows.batch_size, accelerator.device)
+    held_out = source.held_out()
+    held_out = replace(held_out, conditions={name: held_out.conditions[name] for name in null})
 
     def validate() -> None:
+        picture = picture_path(output_dir, clock.step)
         with clock.validation(), eval_mode(unet):
-            loss = held_out_denoising_loss(unet, scheduler, held_out, rows.batch_size, config.seed)
+            loss = measure_held_out_loss(unet, scheduler, held_out, rows.batch_size, config.seed)
             clock.log_validation_loss(loss.mean, **loss.scalars())
-            save_samples(pipeline, picture_path(output_dir, clock.step), config.seed)
+            save_samples(pipeline, picture, config.seed)
 
     if stop is not None:
         stop.defer(accelerator)
@@ -203,7 +202,7 @@ def train_denoiser(
                 config, scheduler, latents, null, rows, (step, micro_step)
             )
             batch |= {f"{k}_{micro_step}": tensor for k, tensor in vars(noised).items()}
-            if unet.config.dropout:  # of each process's own rows
+            if unet.config.dropout:  # each process drops other values
                 seed_torch(config.seed, "dropout", step, micro_step, accelerator.process_index)
             with accelerator.accumulate(model):
                 output = model(noised.noisy_latents, noised.timesteps, **conditions).sample
@@ -235,7 +234,7 @@ def train_denoiser(
     freeze(unet)
     in_half = config.save_dtype == "float16"
     if in_half:
-        unet.half().float()  # what is measured and shown is what is saved
+        unet.half().float()  # measure and show the weights that are saved
     vae_hash_after = hash_weights(vae)
     if vae_hash_after != frozen_vae.sha256:
         raise RuntimeError("the frozen autoencoder changed while the denoiser trained")
@@ -250,8 +249,8 @@ def train_denoiser(
     )
     if accelerator.is_main_process:
         figures = {
-            **describe_training(summary, accelerator),
-            **describe_denoiser(config.vae, source, pipeline),
+            **training_figures(summary, accelerator),
+            **denoiser_figures(config.vae, source, pipeline),
             "held_out_images": len(held_out),
             **({"ema_training": snapshots.training} if snapshots.averages else {}),
         }
@@ -259,7 +258,7 @@ def train_denoiser(
             unet.half()
         save_model(pipeline, output_dir, portable_settings(config), figures, "samples.png")
     end_trackers(accelerator)
-    push_model(hub_model)
+    push_model(push_settings)
     return summary
 
 

@@ -1,4 +1,4 @@
-"""The settings of the second training."""
+"""The settings of a denoiser's training."""
 
 from dataclasses import dataclass, fields
 from typing import Any, Literal
@@ -18,42 +18,47 @@ class DenoiserConfig(TrainingConfig):
     """Train a denoiser in the latent space of a trained autoencoder.
 
     Attributes:
-        vae: the autoencoder: a folder or Hub id, of an autoencoder or of a whole pipeline.
-        preset: the denoiser's configuration: tiny, small, base, or LDM's published ldm-f4 and
-            ldm-f8. Its channels and size come from the autoencoder. With pretrained_unet it is
-            ignored.
-        pretrained_unet: start from this UNet2DModel instead of a new one: a folder or Hub id, of a
-            denoiser or of a whole pipeline; of the same latents, classes and objective.
-        objective: what the denoiser predicts.
-        conditional: use the images' classes, if they have any.
-        label_dropout: how often a label is dropped in training, for guidance.
-        latents: a latent cache of encode_latents.py: a folder, or a data set id on the Hub. The
-            images are then not opened; resolution, resize_mode and the like must be those of the
-            cache. Unset, the images are encoded once into output_dir/latents.
-        latents_revision: of the cache on the Hub.
-        stream_latents: read the cache as a stream of shuffled shards, for one larger than memory
-            or, on the Hub, than the disk.
-        stream_lanes: places of the cache that a stream reads at once; more mix better. Processes
-            times workers must divide it, and it the global batch.
-        stream_buffer_rows: images that a stream shuffles together.
-        encode_every_step: keep no latents, and encode the images of every step; the only way that
-            goes with random crops.
-        timestep_sampling: how often which noise level is trained: logit_normal (flow only; most
-            often the middle ones) or uniform; unset, logit_normal for flow, uniform otherwise.
-        timestep_logit_mean: mean of the noise level's logit (logit_normal); larger: noisier.
-        timestep_logit_std: deviation of the noise level's logit (logit_normal).
-        snr_gamma: bound the weight of little noise in the loss (min-SNR, Hang et al. 2023; 5 there;
-            not for flow); unset, all noise levels weigh the same.
-        zero_terminal_snr: end the noise schedule with noise only, as sampling starts (Lin et al.
-            2024; v_prediction and sample); with snr_gamma that last noise level weighs nothing.
-        guidance_scale: of the pictures, and from then on what the saved model draws with if no
-            other is asked for; unset, 2 with classes or a guide, else off.
-        guidance_interval: the same of the noise levels that are guided, such as 0,0.8; unset, all.
-        save_dtype: of the saved denoiser, rounded at the end: float16 halves the file; loaded, its
-            weights are float32 all the same.
-        ema_snapshot_steps: steps between snapshots of two power-function averages, from which
-            synthesize_ema makes an average of any length (Karras et al. 2024); each is as large as
-            the denoiser, and the last step makes one too. Unset, none is kept.
+        vae: Folder or Hub id of the autoencoder, or of a pipeline that contains it.
+        preset: Configuration of a new denoiser: tiny, small, base, or LDM's published ldm-f4 and
+            ldm-f8. Its channels and size come from the autoencoder. Ignored with pretrained_unet.
+        pretrained_unet: Start from this UNet2DModel instead of a new one: a folder or Hub id of a
+            denoiser or a pipeline. It must have the latents, classes and objective of this run.
+        objective: What the denoiser predicts: flow (noise - latents), epsilon (the noise),
+            v_prediction (a mixture of both) or sample (the latents).
+        conditional: Train with class labels, if the images have any.
+        label_dropout: Share of the class labels, below 1, that training replaces by the null label.
+            Guidance needs some.
+        latents: Latent cache written by encode_latents.py: a folder or a Hub data set id. The
+            images are then not opened. resolution, resize_mode and the like must match the cache.
+            By default the images are encoded once into output_dir/latents.
+        latents_revision: Branch, tag or commit of a latent cache on the Hub. By default main.
+        stream_latents: Read the cache as a stream of shuffled shards: for a cache larger than the
+            memory or, on the Hub, than the disk.
+        stream_lanes: Number of places in the cache that a stream reads at once. More mix better. It
+            must be a multiple of processes times workers, and must divide the global batch.
+        stream_buffer_rows: Number of images that a stream shuffles together.
+        encode_every_step: Encode the images anew at every step and keep no latents. Random crops
+            need this.
+        timestep_sampling: Distribution of the noise levels in training: logit_normal (mostly middle
+            levels, flow only) or uniform. By default logit_normal for flow, uniform otherwise.
+        timestep_logit_mean: Mean of the noise level's logit for logit_normal. A larger mean trains
+            noisier levels.
+        timestep_logit_std: Standard deviation of the noise level's logit for logit_normal.
+        snr_gamma: Limit the loss weight of low noise levels (min-SNR, Hang et al. 2023, who use 5).
+            Not for flow. By default all noise levels have the same weight.
+        zero_terminal_snr: End the noise schedule with pure noise, from which sampling starts (Lin
+            et al. 2024). Only for v_prediction and sample. With snr_gamma the last noise level has
+            weight 0.
+        guidance_scale: Guidance scale of the sample pictures, and the saved model's default. By
+            default 2 with classes or a guide, else off.
+        guidance_interval: Lowest and highest noise level that are guided, from 0 (no noise) to 1
+            (only noise), such as 0,0.8; also the saved model's default. By default all.
+        save_dtype: Dtype of the saved denoiser. float16 rounds the weights and halves the file.
+            Loading gives float32 weights.
+        ema_snapshot_steps: Steps between snapshots of two power-function averages of the weights.
+            synthesize_ema makes an average of any length from them (Karras et al. 2024). Each
+            snapshot is two files as large as the denoiser. The last step saves one too. By default
+            there are none.
     """
 
     vae: str
@@ -79,7 +84,7 @@ class DenoiserConfig(TrainingConfig):
     ema_snapshot_steps: PositiveInt | None = None
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot work, naming the flag."""
+        """Check values that depend on each other."""
         super().__post_init__()
         if self.crop == "random" and not self.encode_every_step:
             raise UserError(
@@ -87,7 +92,7 @@ class DenoiserConfig(TrainingConfig):
                 "pass --encode_every_step true"
             )
         if self.encode_every_step and self.latents:
-            raise UserError("--encode_every_step reads no --latents: pass one of both")
+            raise UserError("--encode_every_step reads no --latents: remove one of them")
         if self.stream_latents and not self.latents:
             raise UserError("--stream_latents needs the cache to read: pass --latents")
         if self.latents and self.max_train_samples is not None:
@@ -97,39 +102,32 @@ class DenoiserConfig(TrainingConfig):
 
     @property
     def guidance(self) -> dict[str, Any] | None:
-        """What the saved model guides with; UserError if the interval is none."""
+        """The saved model's default guidance; raises UserError if the interval is not valid."""
         interval = parse_interval(self.guidance_interval)
         own = {"guidance_scale": self.guidance_scale, "guidance_interval": interval}
         return {name: value for name, value in own.items() if value is not None} or None
 
     def _check_objective(self) -> None:
-        """Refuse what is not defined for the objective, or would have no effect."""
+        """Reject settings that are undefined for the objective, or have no effect."""
+        # Min-SNR is not defined for flow. Flow's schedule always ends with pure noise, from which
+        # epsilon predicts nothing about the image.
+        for name, unfit in (("snr_gamma", ["flow"]), ("zero_terminal_snr", ["flow", "epsilon"])):
+            if getattr(self, name) and self.objective in unfit:
+                raise UserError(
+                    f"--{name} does not go with --objective {self.objective}: remove it, or choose "
+                    "v_prediction or sample"
+                )
         flow = self.objective == "flow"
-        if flow and self.snr_gamma is not None:
-            raise UserError(
-                "--snr_gamma does not go with --objective flow, for which it is not defined: leave "
-                "it out, or choose epsilon, v_prediction or sample"
-            )
-        if flow and self.zero_terminal_snr:
-            raise UserError(
-                "--zero_terminal_snr does not go with --objective flow, which always ends with "
-                "noise only: leave it out"
-            )
-        if self.objective == "epsilon" and self.zero_terminal_snr:
-            raise UserError(
-                "--zero_terminal_snr does not go with --objective epsilon, which says nothing of "
-                "the image where there is only noise: choose v_prediction or sample"
-            )
         if not flow and self.timestep_sampling == "logit_normal":
             raise UserError(
                 f"--timestep_sampling logit_normal does not go with --objective {self.objective}: "
-                "leave it out, or choose flow"
+                "remove it, or choose flow"
             )
         uniform = not flow or self.timestep_sampling == "uniform"
         logit = [field for field in fields(self) if field.name.startswith("timestep_logit_")]
         changed = [field.name for field in logit if getattr(self, field.name) != field.default]
         if uniform and changed:
             raise UserError(
-                f"--{changed[0]} has no effect on uniform timesteps: leave it out, or choose "
+                f"--{changed[0]} has no effect on uniform timesteps: remove it, or choose "
                 "--objective flow with --timestep_sampling logit_normal"
             )

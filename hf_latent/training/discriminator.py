@@ -1,4 +1,4 @@
-"""The second player: a PatchGAN discriminator."""
+"""A PatchGAN discriminator, which tells images from reconstructions."""
 
 import math
 
@@ -9,15 +9,15 @@ from torch import nn
 
 
 class PatchDiscriminator(ModelMixin, ConfigMixin):
-    """Tells images from reconstructions, patch by patch (Isola et al. 2017, section 3.2.2).
+    """Classify each patch as image or reconstruction (Isola et al. 2017, section 3.2.2).
 
-    Normalised by groups within an image, never over the batch: its answer about one image depends
-    on no other, so neither on how many processes share the batch.
+    Group normalisation replaces the paper's batch normalisation: the logits of one image depend
+    neither on the other images nor on the number of processes.
 
     Args:
         in_channels: C of the images.
-        base_channels: width of the first layer; doubled in each layer, up to eight times.
-        num_layers: layers with stride 2; each doubles what one patch sees.
+        base_channels: channels of the first layer. Each layer doubles them, up to 8 times.
+        num_layers: layers with stride 2. Each doubles the patch that one logit sees.
     """
 
     @register_to_config
@@ -43,12 +43,5 @@ class PatchDiscriminator(ModelMixin, ConfigMixin):
                 nn.init.normal_(module.weight, std=0.02)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Judge every patch.
-
-        Args:
-            images: `(B, C, H, W)` float in [-1, 1].
-
-        Returns:
-            Logits `(B, 1, h, w)`, high for what looks like an image.
-        """
+        """Return logits `(B, 1, h, w)`, high for images, from `(B, C, H, W)` float in [-1, 1]."""
         return self.layers(images)

@@ -1,4 +1,4 @@
-"""What the two trainings minimise, and the timesteps that the second draws."""
+"""The losses of both trainings, and the timesteps that the denoiser trains on."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -16,15 +16,14 @@ TimestepSampling = Literal["logit_normal", "uniform"]
 def reconstruction_loss(
     reconstructions: torch.Tensor, images: torch.Tensor, kind: Literal["l1", "l2"] = "l1"
 ) -> torch.Tensor:
-    """Mean absolute (L1) or mean squared (L2) error.
+    """Return the mean absolute (L1) or mean squared (L2) error.
 
-    Four channels are RGBA, and compared as they are seen: composited on white and on mid-grey, and
-    the alpha channel by itself. What a transparent pixel's colour would be counts for nothing.
+    RGBA images are compared as they are seen, see `as_seen`.
 
     Args:
         reconstructions: `(B, C, H, W)` float.
         images: `(B, C, H, W)` float in [-1, 1].
-        kind: which; L2 gives the higher PSNR, L1 the sharper edges.
+        kind: L2 gives the higher PSNR, L1 the sharper edges.
 
     Returns:
         A scalar, in units of [-1, 1] or their square.
@@ -34,13 +33,15 @@ def reconstruction_loss(
 
 
 def as_seen(images: torch.Tensor) -> torch.Tensor:
-    """Show RGBA images on two backgrounds, and leave all others as they are.
+    """Composite RGBA images on white and on mid-grey; return all other images unchanged.
+
+    The colour of a fully transparent pixel then has no effect.
 
     Args:
         images: `(B, C, H, W)` float in [-1, 1].
 
     Returns:
-        `(B, 7, H, W)` for four channels: on white, on mid-grey, alpha; otherwise the same.
+        For 4 channels `(B, 7, H, W)`: RGB on white, RGB on mid-grey, alpha.
     """
     if images.shape[1] != 4:
         return images
@@ -54,15 +55,16 @@ def perceptual_loss(
     reconstructions: torch.Tensor,
     images: torch.Tensor,
 ) -> torch.Tensor:
-    """Distance of two batches in the features of a frozen network.
+    """Return the distance of two batches in the features of a frozen network.
 
-    The sum over layers of the squared difference of features with unit length across channels,
-    averaged over places and images (Zhang et al. 2018, equation 1; their learned weights of
-    channels are in the features where the network is `lpips`). The gradient flows into
-    `reconstructions` only.
+    The squared difference of the features, averaged over positions and images and summed over
+    channels and layers (Zhang et al. 2018, equation 1). The network normalises its features to unit
+    length across channels; `lpips` also applies the paper's learned weights. Only `reconstructions`
+    get a gradient.
 
     Args:
-        network: images to feature maps `(N, C_l, H_l, W_l)`, see `evaluation/features/networks.py`.
+        network: maps images to features `(N, C_l, H_l, W_l)` of each layer l, N a multiple of B,
+            see `evaluation/features/networks.py`.
         reconstructions: `(B, C, H, W)` float.
         images: `(B, C, H, W)` float in [-1, 1].
 
@@ -79,26 +81,23 @@ def perceptual_loss(
 
 
 def discriminator_hinge_loss(real_logits: torch.Tensor, fake_logits: torch.Tensor) -> torch.Tensor:
-    """What the discriminator minimises (Lim and Ye 2017, equation 3).
+    """Return the loss of the discriminator (Lim and Ye 2017, equation 3).
 
     Args:
         real_logits: `(B, 1, h, w)` float, of images.
         fake_logits: `(B, 1, h, w)` float, of reconstructions.
 
     Returns:
-        A scalar: 1 if it cannot tell them apart, 0 if it always can.
+        A scalar: 1 if all logits are 0, 0 if the discriminator is always right.
     """
     return 0.5 * ((1 - real_logits).relu().mean() + (1 + fake_logits).relu().mean())
 
 
 def generator_hinge_loss(fake_logits: torch.Tensor) -> torch.Tensor:
-    """What the autoencoder minimises against the discriminator (Lim and Ye 2017, equation 4).
+    """Return the adversarial loss of the autoencoder, a scalar (Lim and Ye 2017, equation 4).
 
     Args:
         fake_logits: `(B, 1, h, w)` float, of reconstructions.
-
-    Returns:
-        A scalar.
     """
     return -fake_logits.mean()
 
@@ -106,37 +105,31 @@ def generator_hinge_loss(fake_logits: torch.Tensor) -> torch.Tensor:
 def adaptive_weight(
     fidelity_gradient: torch.Tensor, adversarial_gradient: torch.Tensor, maximum: float = 1e4
 ) -> float:
-    """Weight the adversarial loss so that it pulls as hard as the others at the last layer.
+    """Return the weight that gives both losses gradients of equal norm at the decoder's last layer.
 
-    `|grad fidelity| / (|grad adversarial| + 1e-4)`, clamped to `[0, maximum]` (Esser et al. 2021,
-    equation 7, with LDM's constants).
+    `|grad fidelity| / (|grad adversarial| + 1e-4)`, at most `maximum` (Esser et al. 2021, equation
+    7, with LDM's constants).
 
     Args:
-        fidelity_gradient: of reconstruction and perceptual loss, at the decoder's last layer.
-        adversarial_gradient: of `generator_hinge_loss`, at the same weights.
-        maximum: the clamp.
-
-    Returns:
-        The weight.
+        fidelity_gradient: gradient of the reconstruction and perceptual loss, any shape.
+        adversarial_gradient: gradient of `generator_hinge_loss`, the same shape.
+        maximum: the largest weight.
     """
     weight = fidelity_gradient.norm() / (adversarial_gradient.norm() + 1e-4)
     return min(weight.item(), maximum)
 
 
 def kl_per_latent_value(mean: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
-    """KL divergence of the posterior from a standard normal, in nats per latent value.
+    """Return the KL divergence of the posterior from a standard normal, in nats per latent value.
 
-    `(mean^2 + var - 1 - log var) / 2` (Kingma and Welling 2014, appendix B), averaged, so that its
-    weight does not depend on the image's size. LDM sums over latent values and weighs that against
-    an error summed over pixels: its weight is ours times the compression ratio (image values over
-    latent values).
+    `(mean^2 + var - 1 - log var) / 2` (Kingma and Welling 2014, appendix B), averaged over latent
+    values, so that its weight does not depend on the image size. LDM sums the KL over latent values
+    and the error over pixels: LDM's weight is ours times the compression ratio (image values per
+    latent value).
 
     Args:
         mean: `(B, c, h, w)`, the posterior's mean.
-        logvar: `(B, c, h, w)`, its log-variance.
-
-    Returns:
-        A scalar in nats.
+        logvar: `(B, c, h, w)`, the posterior's log-variance.
     """
     return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
 
@@ -144,15 +137,12 @@ def kl_per_latent_value(mean: torch.Tensor, logvar: torch.Tensor) -> torch.Tenso
 def denoising_loss(
     model_output: torch.Tensor, target: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:
-    """Weighted mean squared error (Ho et al. 2020, equation 14, for any target).
+    """Return the weighted mean squared error (Ho et al. 2020, equation 14, for any target).
 
     Args:
         model_output: `(B, c, h, w)` float.
         target: `(B, c, h, w)` float.
         weights: `(B,)` float.
-
-    Returns:
-        A scalar.
     """
     return (weights * (model_output.float() - target.float()).square().mean((1, 2, 3))).mean()
 
@@ -167,22 +157,22 @@ def draw_timesteps(
 ) -> torch.Tensor:
     """Draw the timesteps of a training batch.
 
-    Flow: sigma is logit-normal (Esser et al. 2024, section 3.1), or uniform as in rectified flow
-    (Liu et al. 2023, equation 1). Otherwise uniform over the scheduler's discrete timesteps.
+    For flow, sigma is logit-normal (Esser et al. 2024, section 3.1), or uniform as in rectified
+    flow (Liu et al. 2023, equation 1). For other objectives, the discrete timesteps are uniform.
 
     Args:
-        scheduler: says the objective.
-        count: how many.
+        scheduler: determines the objective.
+        count: number of timesteps.
         generator: on the CPU.
-        logit_mean: mean of sigma's logit; larger: noisier.
-        logit_std: deviation of sigma's logit.
-        sampling: the distribution; None: logit_normal for flow, uniform otherwise.
+        logit_mean: mean of sigma's logit; a larger mean gives more noise.
+        logit_std: standard deviation of sigma's logit.
+        sampling: None means logit_normal for flow, uniform otherwise.
 
     Returns:
-        `(count,)` on the CPU: float32 in [0, num_train_timesteps] for flow, else int64.
+        `(count,)` on the CPU: float32 in [0, num_train_timesteps] for flow, otherwise int64.
 
     Raises:
-        ValueError: for logit_normal with discrete timesteps.
+        ValueError: if discrete timesteps are to be logit_normal.
     """
     num_train_timesteps = scheduler.config.num_train_timesteps
     if is_flow(scheduler):

@@ -1,4 +1,4 @@
-"""A training's model on the Hub: what is made sure of before the training, and the push after."""
+"""Push a training's model to the Hub: checks before the training, and the push after it."""
 
 import shlex
 from functools import partial
@@ -15,26 +15,26 @@ from hf_latent.training.run.accelerator import TrainingConfig, raise_everywhere
 from hf_latent.training.run.folder import check_run_folder
 
 
-def open_hub_model(
+def prepare_push(
     config: TrainingConfig, class_name: str, accelerator: Accelerator
 ) -> PushConfig | None:
-    """Make sure that a training's model can be pushed; all processes call it.
+    """Check that the trained model can be pushed; all processes must call this.
 
-    The repository is made, if it is missing: nothing else shows as surely that the token may. The
-    run's folder is looked at before, so that one that is refused leaves no empty repository.
+    Creates the repository if it is missing: only that shows that the token may write. The run
+    folder is checked first, so that a rejected folder leaves no empty repository.
 
     Args:
         config: the run's.
-        class_name: of the model that it trains.
-        accelerator: its first process asks the Hub.
+        class_name: of the trained model.
+        accelerator: the run's; its main process asks the Hub.
 
     Returns:
-        What `push_model` takes; None without `--push_to_hub`, and on the other processes.
+        The settings for `push_model`; None without `--push_to_hub`, and on other processes.
 
     Raises:
-        UserError: if the run's folder may not be written, there is no token, it may not write,
-            the repository holds another kind of model or is public against `--hub_private_repo`,
-            or the Hub cannot be reached.
+        UserError: if the run folder is rejected, the token is missing or may not write, the
+            repository has another kind of model or is public despite `--hub_private_repo`, or the
+            Hub cannot be reached.
     """
     if not config.push_to_hub:
         return None
@@ -49,31 +49,31 @@ def open_hub_model(
     return None
 
 
-def push_model(destination: PushConfig | None) -> None:
-    """Push a trained model, after everything else: the other processes do not wait for it.
+def push_model(settings: PushConfig | None) -> None:
+    """Push a trained model. This is a training's last step: other processes do not wait for it.
 
     Args:
-        destination: of `open_hub_model`.
+        settings: from `prepare_push`.
 
     Raises:
-        UserError: if that fails; it says where the model lies, and how to push it.
+        UserError: if the push fails; it names the saved model and the command that pushes it.
     """
-    if destination is None:
+    if settings is None:
         return
     try:
-        push(destination)
+        push(settings)
     except (UserError, OSError, KeyboardInterrupt) as error:
         reason = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
-        words = ["hf-latent", "push", "--model", str(destination.model)]
-        words += ["--repo_id", destination.repo_id, *["--private"] * destination.private]
+        words = ["hf-latent", "push", "--model", str(settings.model)]
+        words += ["--repo_id", settings.repo_id, *["--private"] * settings.private]
         raise UserError(
-            f"the model is whole, in {destination.model}, but not on the Hub ({reason}); to push "
+            f"the model is saved in {settings.model}, but not on the Hub ({reason}); to push "
             f"it: {shlex.join(words)}"
         ) from None
 
 
 def _repo_id(config: TrainingConfig) -> str:
-    """Return the repository's name, with the account's where the flag has none."""
+    """Return `user/name`; by default the account and the run folder's name."""
     name = config.hub_model_id
     if name is None:
         name = Path(config.output_dir).absolute().name
@@ -90,7 +90,7 @@ def _repo_id(config: TrainingConfig) -> str:
 
 
 def _open_repository(repo_id: str, private: bool, class_name: str) -> None:
-    """Make the repository, or make sure that it is the model's; it may be repeated."""
+    """Create the repository, or check that it is for this kind of model."""
     api, repo = HfApi(token=True), {"repo_id": repo_id, "repo_type": "model"}
     open_repository(api, **repo, private=private)
     refuse_other_model(repo_id, RemoteFiles(api, repo, "main"), class_name)

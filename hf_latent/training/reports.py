@@ -1,6 +1,5 @@
-"""What a training leaves beside its model: training.json, config.yaml, a picture and the card."""
+"""The files that a training saves with its model: training.json, config.yaml, picture and card."""
 
-import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +13,7 @@ from accelerate import Accelerator
 from diffusers.models.modeling_utils import ModelMixin
 
 from hf_latent.data.images.open import ImageSplits
+from hf_latent.errors import UserError
 from hf_latent.evaluation.machine import machine_figures, shown_name
 from hf_latent.hub.card.pictures import copy_picture
 from hf_latent.hub.card.render import write_model_card
@@ -21,16 +21,17 @@ from hf_latent.hub.card.text import one_line
 from hf_latent.models.frozen import hash_weights
 from hf_latent.models.load import find_released
 from hf_latent.models.presets import Compression, measure_compression
-from hf_latent.output import replaced_whole, write_json, write_text
+from hf_latent.output import read_json, replaced_whole, write_json, write_text
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.training.latents.sources import LatentSource
 from hf_latent.training.run.accelerator import STORAGE_SETTINGS, TrainingConfig
 from hf_latent.training.run.clock import TrainingSummary
 from hf_latent.training.run.pictures import picture_path
 
-# Settings that name files of this machine.
+# Settings that may be paths of this machine.
 PATHS = {"data", "vae", "pretrained_vae", "pretrained_unet", "latents"}
-CARRIED = {
+# Figures of an autoencoder that the reports of its denoisers repeat.
+AUTOENCODER_FIGURES = {
     *("data", "train_images", "image_shape", "resize_mode", "horizontal_flip", "steps", "seconds"),
     *("pretrained_vae", "images_seen"),
     *("images_per_second", "train_batch_size", "gradient_accumulation_steps", "processes"),
@@ -39,13 +40,9 @@ CARRIED = {
 
 
 def portable_settings(config: TrainingConfig) -> dict[str, Any]:
-    """Return the settings that make the model, without paths of this machine.
+    """Return the settings that affect the model, without paths of this machine.
 
-    Args:
-        config: of the run.
-
-    Returns:
-        What `--config` reads, with another `--output_dir`.
+    `--config` reads them again, if an `--output_dir` is given.
     """
     return {
         name: shown_name(value) if name in PATHS and value is not None else value
@@ -54,15 +51,10 @@ def portable_settings(config: TrainingConfig) -> dict[str, Any]:
     }
 
 
-def describe_training(summary: TrainingSummary, accelerator: Accelerator) -> dict[str, Any]:
-    """Return the figures that both trainings report.
+def training_figures(summary: TrainingSummary, accelerator: Accelerator) -> dict[str, Any]:
+    """Return the figures that both trainings report, flat.
 
-    Args:
-        summary: of the training.
-        accelerator: says how many processes there were, and on what.
-
-    Returns:
-        Flat figures; without a rate if no step ran in this process.
+    `images_per_second` is missing if no step ran in this process.
     """
     device = accelerator.device
     rate = summary.images_per_second
@@ -80,43 +72,36 @@ def describe_training(summary: TrainingSummary, accelerator: Accelerator) -> dic
     }
 
 
-def describe_images(data: str, splits: ImageSplits, compression: Compression) -> dict[str, Any]:
-    """Return what an autoencoder was trained on.
+def image_figures(data: str, splits: ImageSplits, compression: Compression) -> dict[str, Any]:
+    """Return figures of an autoencoder's images, flat.
 
     Args:
-        data: the images, as the settings name them.
+        data: the setting of that name.
         splits: the images.
         compression: of the autoencoder.
-
-    Returns:
-        Flat figures.
     """
     return {
         "data": shown_name(data),
         "train_images": len(splits.train),
         "held_out_split_images": len(splits.validation),
         "validation_fingerprint": splits.validation_fingerprint,
-        "image_shape": compression.image_shape,
-        "latent_shape": compression.latent_shape,
-        "compression_ratio": compression.ratio,
+        **_compression_figures(compression),
     }
 
 
-def describe_denoiser(
+def denoiser_figures(
     vae: str, source: LatentSource, pipeline: LatentDiffusionPipeline
 ) -> dict[str, Any]:
-    """Return what a denoiser was trained on: images, latents and autoencoder.
+    """Return figures of a denoiser's images, latents and autoencoder, flat.
 
     Args:
-        vae: the autoencoder, as the settings name it.
+        vae: the setting of that name.
         source: of the latents.
-        pipeline: trained.
+        pipeline: the trained one, whose weights are hashed.
 
     Returns:
-        Flat figures, with the hashes of the weights and what is known of the autoencoder; without
-        the time of encoding if nothing was encoded.
+        The figures; without the time of encoding if nothing was encoded.
     """
-    compression = measure_compression(pipeline.vae, source.image_shape)
     vae_sha256 = hash_weights(pipeline.vae)
     is_local = find_released(vae) == vae and Path(vae).exists()
     encoding = {"encode_seconds": source.encode_seconds, "encoded_images": source.encoded_images}
@@ -125,9 +110,7 @@ def describe_denoiser(
         "train_images": source.train_images,
         "held_out_split_images": source.held_out_images,
         "validation_fingerprint": source.validation_fingerprint,
-        "image_shape": compression.image_shape,
-        "latent_shape": compression.latent_shape,
-        "compression_ratio": compression.ratio,
+        **_compression_figures(measure_compression(pipeline.vae, source.image_shape)),
         **(encoding if source.encoded_images else {}),
         "autoencoder": None if is_local else vae,
         "vae_weights_sha256": vae_sha256,
@@ -136,28 +119,35 @@ def describe_denoiser(
     }
 
 
+def _compression_figures(compression: Compression) -> dict[str, Any]:
+    return {
+        "image_shape": compression.image_shape,
+        "latent_shape": compression.latent_shape,
+        "compression_ratio": compression.ratio,
+    }
+
+
 def autoencoder_figures(vae: str, weights_sha256: str) -> dict[str, Any]:
-    """Return what is known of the training of a denoiser's autoencoder.
+    """Return the figures of the training of a denoiser's autoencoder.
 
     Args:
-        vae: the folder of an autoencoder or of a pipeline, or a released autoencoder's name.
-        weights_sha256: of its weights; what is told of others is left out.
+        vae: the folder of an autoencoder or pipeline, or the name of a released autoencoder.
+        weights_sha256: of the autoencoder's weights. A report about other weights is ignored.
 
     Returns:
-        Flat figures, `autoencoder_` before each name.
+        Flat figures, each name with the prefix `autoencoder_`.
     """
-    folder = Path(find_released(vae))
-    report: Any = None
-    with suppress(OSError, ValueError, RecursionError):
-        report = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-    if not isinstance(report, dict) or report.get("vae_weights_sha256") != weights_sha256:
+    report: dict[str, Any] = {}
+    with suppress(UserError):
+        report = read_json(Path(find_released(vae), "training.json"))
+    if report.get("vae_weights_sha256") != weights_sha256:
         return {}
-    if "unet_weights_sha256" in report:  # of a pipeline, which carries them along already
+    if "unet_weights_sha256" in report:  # a pipeline's report has the figures already
         return {key: value for key, value in report.items() if key.startswith("autoencoder_")}
     return {
         f"autoencoder_{key}": value
         for key, value in report.items()
-        if key in CARRIED or key.startswith("held_out_")
+        if key in AUTOENCODER_FIGURES or key.startswith("held_out_")
     }
 
 
@@ -168,14 +158,14 @@ def save_model(
     figures: dict[str, Any],
     picture_name: str,
 ) -> None:
-    """Save a trained model whole, and its reports beside it.
+    """Save a trained model and its reports to `output_dir/model`.
 
     Args:
         model: with the averaged weights.
-        output_dir: the run's folder; the model goes to `model` in it.
-        settings: of the run, as `portable_settings` gives them.
-        figures: of the training, with the number of `steps` and the hash of each part's weights.
-        picture_name: of the last step's picture, beside the model.
+        output_dir: the run folder.
+        settings: from `portable_settings`.
+        figures: of the training, with `steps` and the hash of each component's weights.
+        picture_name: file name in the model folder of the last step's picture.
     """
     folder = output_dir / "model"
     with replaced_whole(folder) as temporary:
@@ -191,36 +181,36 @@ def write_model_reports(
     picture: Path,
     picture_name: str,
 ) -> None:
-    """Write the reports, the picture and the card into a model's folder.
+    """Write the reports, the picture and the card into a model folder.
 
-    A picture or a card that cannot be made costs a line, not the end of the training: the model is
-    saved, may be pushed, and `hf-latent evaluate` makes its card anew.
+    If the picture or the card fails, a line says so and the training continues: the model is saved
+    and can be pushed, and `hf-latent evaluate` makes the card again.
 
     Args:
-        folder: the saved model's.
-        settings: of the run, as `portable_settings` gives them.
-        figures: of the training, with the hash of each part's weights.
-        picture: the last one of the run; if there is none, the card shows none.
-        picture_name: beside the model.
+        folder: of the saved model.
+        settings: as of `save_model`.
+        figures: as of `save_model`.
+        picture: the file to copy; if it is missing, the card shows no picture.
+        picture_name: as of `save_model`.
     """
     settings = settings | {key: figures[key] for key in settings if key in figures}
-    if settings["data"] is None:  # what a latent cache was made of need not be known
+    if settings["data"] is None:  # a latent cache may not name its images
         del settings["data"]
     write_json(folder / "training.json", settings | figures)
     write_text(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
-    with _line_for_failure(folder, "picture"):
+    with _print_failure(folder, "picture"):
         if picture.is_file():
             copy_picture(picture, folder / picture_name)
-    with _line_for_failure(folder, "card"):
+    with _print_failure(folder, "card"):
         write_model_card(folder)
 
 
 @contextmanager
-def _line_for_failure(folder: Path, made: str) -> Iterator[None]:
-    """Print what goes wrong inside, and go on: the other processes wait for this one."""
+def _print_failure(folder: Path, part: str) -> Iterator[None]:
+    """Print an exception and continue: the other processes wait for this one."""
     try:
         yield
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
-        text = f"the model is whole, in {folder}; its {made} could not be made ({reason})"
+        text = f"the model is saved in {folder}; its {part} could not be made ({reason})"
         print(one_line(text))

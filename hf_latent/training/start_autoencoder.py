@@ -1,4 +1,4 @@
-"""The autoencoder as its training starts with it: new or pretrained, whole or the decoder only."""
+"""The autoencoder at the start of its training: new or pretrained, whole or only the decoder."""
 
 import torch
 from diffusers import AutoencoderKL
@@ -12,17 +12,14 @@ from hf_latent.training.autoencoder_config import AutoencoderConfig
 
 
 class TrainableAutoencoder(nn.Module):
-    """Encoding, sampling and decoding in one forward pass.
+    """Encode, sample and decode in one forward pass.
 
-    Distributed training averages gradients only for what goes through the wrapped module's
-    forward, and `AutoencoderKL.forward` keeps the posterior to itself.
-
-    Args:
-        vae: the autoencoder to train.
+    Distributed training averages only gradients that pass through the wrapped module's forward, and
+    `AutoencoderKL.forward` does not return the posterior.
     """
 
     def __init__(self, vae: AutoencoderKL):
-        """Keep the autoencoder."""
+        """Wrap the autoencoder to train."""
         super().__init__()
         self.vae = vae
 
@@ -47,18 +44,18 @@ class TrainableAutoencoder(nn.Module):
 def start_autoencoder(
     config: AutoencoderConfig, image_shape: tuple[int, int, int]
 ) -> AutoencoderKL:
-    """Create the autoencoder that a training starts with.
+    """Create or load the autoencoder to train.
 
     Args:
-        config: the preset, or the pretrained autoencoder.
+        config: names the preset or the pretrained autoencoder.
         image_shape: `(C, H, W)`.
 
     Returns:
         The autoencoder in float32. With `train_decoder_only` its encoder has no gradient, and its
-        latents keep the scale that they had.
+        latents keep their scale.
 
     Raises:
-        UserError: if the pretrained one cannot be loaded or has no posterior.
+        UserError: if the pretrained autoencoder cannot be loaded or has no posterior.
     """
     if config.pretrained_vae is None:
         channels, height, width = image_shape
@@ -66,7 +63,12 @@ def start_autoencoder(
         size = height if height == width else (height, width)
         vae = create_autoencoder(config.preset, channels, size, **config.architecture())
     else:
-        vae = _load_pretrained(config.pretrained_vae)
+        vae = load_autoencoder(config.pretrained_vae)
+        if not isinstance(vae, AutoencoderKL):
+            raise UserError(
+                f"--pretrained_vae {config.pretrained_vae} is a {type(vae).__name__}, which has no "
+                "posterior to train: name an AutoencoderKL"
+            )
         if not config.train_decoder_only:
             vae = prepare_for_training(vae)
     vae.train().requires_grad_(True)
@@ -77,17 +79,7 @@ def start_autoencoder(
     if config.gradient_checkpointing:
         vae.enable_gradient_checkpointing()
     if config.compile:
-        # The last layer stays as it is: the adaptive weight takes gradients at it.
+        # The last layer is not compiled: the adaptive weight needs gradients at it.
         for module in (vae.encoder, vae.decoder.mid_block, *vae.decoder.up_blocks):
             module.compile()
-    return vae
-
-
-def _load_pretrained(name: str) -> AutoencoderKL:
-    vae = load_autoencoder(name)
-    if not isinstance(vae, AutoencoderKL):
-        raise UserError(
-            f"--pretrained_vae {name} is a {type(vae).__name__}, which has no posterior to train: "
-            "name an AutoencoderKL"
-        )
     return vae

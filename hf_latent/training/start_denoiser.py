@@ -1,4 +1,4 @@
-"""The denoiser as its training starts with it: new, or one that was trained before."""
+"""The denoiser at the start of its training: new or pretrained."""
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DModel
@@ -17,31 +17,30 @@ def start_denoiser(
     image_shape: tuple[int, int, int],
     num_classes: int | None,
 ) -> UNet2DModel:
-    """Create the denoiser that a training starts with.
+    """Create or load the denoiser to train.
 
     Args:
-        config: the preset, or the pretrained denoiser.
-        vae: the autoencoder whose latents it will denoise.
+        config: names the preset or the pretrained denoiser.
+        vae: the autoencoder that makes the latents.
         image_shape: `(C, H, W)`.
-        num_classes: of the images; None: an unconditional denoiser.
+        num_classes: number of class labels; None for an unconditional denoiser.
 
     Returns:
-        The denoiser in float32, all its weights trainable.
+        The denoiser in float32.
 
     Raises:
-        UserError: if the pretrained one cannot be loaded or does not fit the run, the images' size
-            does not fit the denoiser, or there are no classes to guide by.
+        UserError: if the pretrained denoiser cannot be loaded or does not fit the run, the image
+            size does not fit the denoiser, or guidance has no classes.
     """
     if num_classes is None and config.guidance:
         flag = next(iter(config.guidance))
-        raise UserError(f"--{flag} needs images with classes, and --conditional: leave it out")
+        raise UserError(f"--{flag} needs images with classes and --conditional: remove it")
     torch.manual_seed(config.seed)
     if config.pretrained_unet is None:
         unet = create_denoiser(config.preset, vae, image_shape, num_classes)
     else:
-        unet = _load_pretrained(config.pretrained_unet, config.objective, num_classes)
         latent_shape = measure_compression(vae, image_shape).latent_shape
-        _fit_latents(unet, config.pretrained_unet, config.vae, latent_shape)
+        unet = _load_pretrained(config.pretrained_unet, config, num_classes, latent_shape)
     unet.train().requires_grad_(True)
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
@@ -50,38 +49,36 @@ def start_denoiser(
     return unet
 
 
-def _load_pretrained(name: str, objective: str, num_classes: int | None) -> UNet2DModel:
-    """Load a denoiser of this run's objective and classes."""
+def _load_pretrained(
+    name: str, config: DenoiserConfig, num_classes: int | None, latent_shape: tuple[int, ...]
+) -> UNet2DModel:
+    """Load a denoiser with this run's objective, classes and latents."""
     unet, scheduler = load_denoiser(name)
     before = None if scheduler is None else get_objective(scheduler)
-    if before not in (None, objective):
+    if before not in (None, config.objective):
         raise UserError(
             f"--pretrained_unet {name} was trained with --objective {before}, and this run has "
-            f"{objective}: pass --objective {before}"
+            f"{config.objective}: pass --objective {before}"
         )
     embeddings = unet.config.num_class_embeds
     needed = None if num_classes is None else num_classes + 1  # the last is the null label's
     if unet.config.class_embed_type is not None or embeddings != needed:
-        kind = unet.config.class_embed_type or ""
+        found = embeddings or unet.config.class_embed_type or "no"
         raise UserError(
-            f"--pretrained_unet {name} has {embeddings or kind or 'no'} class embeddings, and this "
-            f"run needs {needed or 'none'} (its classes and the null label): name a denoiser of "
-            "the same classes, or set --conditional as it was"
+            f"--pretrained_unet {name} has {found} class embeddings, and this run needs "
+            f"{needed or 'none'} (its classes and the null label): name a denoiser of the same "
+            "classes, or change --conditional"
         )
-    return unet
-
-
-def _fit_latents(unet: UNet2DModel, name: str, vae: str, latent_shape: tuple[int, ...]) -> None:
-    """Refuse a denoiser of other latents, and tell a fitting one their size."""
     channels, height, width = latent_shape
-    found = (unet.config.in_channels, unet.config.out_channels)
-    if found != (channels, channels):
+    inputs, outputs = unet.config.in_channels, unet.config.out_channels
+    if (inputs, outputs) != (channels, channels):
         raise UserError(
-            f"--pretrained_unet {name} takes {found[0]} channels and gives {found[1]}, and the "
-            f"latents of --vae {vae} have {channels}: name the autoencoder that it was trained with"
+            f"--pretrained_unet {name} takes {inputs} channels and gives {outputs}, and the "
+            f"latents of --vae {config.vae} have {channels}: name the autoencoder of its training"
         )
     try:
         check_latents(unet, (1, *latent_shape))
     except ValueError as error:
         raise UserError(f"--pretrained_unet {name}: {error}; choose another --resolution") from None
     unet.register_to_config(sample_size=height if height == width else (height, width))
+    return unet

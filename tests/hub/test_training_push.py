@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from hf_latent.errors import UserError
 from hf_latent.hub.card.signature import is_unedited
 from hf_latent.training.autoencoder_config import AutoencoderConfig
-from hf_latent.training.push import open_hub_model
+from hf_latent.training.push import prepare_push
 from tests.hub.conftest import TOKEN, model_files
 
 NARROW = """
@@ -29,7 +29,7 @@ SHORT = shlex.split(
     "--data fashion_mnist --resolution 32 --resize_mode pad --max_train_samples 20 "
     "--max_train_steps 1 --train_batch_size 4 --validation_steps 10 --max_validation_samples 4"
 )
-WHOLE = "the model is whole, in {model}, but not on the Hub ({reason}"
+WHOLE = "the model is saved in {model}, but not on the Hub ({reason}"
 
 
 @pytest.fixture
@@ -174,13 +174,13 @@ def test_the_runs_folder_is_looked_at_before_the_hub(tmp_path):
     settings = {"push_to_hub": True, "hub_model_id": "ada/m"}
     config = AutoencoderConfig(output_dir=str(tmp_path / "run"), **settings)
     with pytest.raises(UserError, match=r"--output_dir .*run has files in it: choose another"):
-        open_hub_model(config, "AutoencoderKL", Accelerator())
+        prepare_push(config, "AutoencoderKL", Accelerator())
 
 
 def test_a_folder_whose_name_no_repository_can_have_asks_for_one(tmp_path):
     config = AutoencoderConfig(output_dir=str(tmp_path / "my run"), push_to_hub=True)
     with pytest.raises(UserError) as raised:
-        open_hub_model(config, "AutoencoderKL", Accelerator())
+        prepare_push(config, "AutoencoderKL", Accelerator())
     assert str(raised.value) == (
         f"--output_dir {tmp_path / 'my run'}: a repository on the Hub cannot be called 'my run'; "
         "name one with --hub_model_id"

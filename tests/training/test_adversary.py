@@ -54,9 +54,11 @@ def play(game, step: int, rows: slice = slice(None)) -> torch.Tensor:
     with game.accelerator.accumulate(game.model, *adversary.wrapped):
         reconstructions, _, _ = game.model(images, game.noise[rows])
         fidelity = reconstruction_loss(reconstructions, images)
-        game.accelerator.backward(fidelity + adversary.pull(reconstructions, fidelity, step))
-        if adversary.plays(step):
-            game.accelerator.backward(adversary.loss(images, reconstructions))
+        game.accelerator.backward(
+            fidelity + adversary.adversarial_loss(reconstructions, fidelity, step)
+        )
+        if adversary.is_active(step):
+            game.accelerator.backward(adversary.discriminator_loss(images, reconstructions))
     return reconstructions
 
 
@@ -86,7 +88,7 @@ def test_the_pull_is_the_weight_times_the_generators_loss(game):
     expected = torch.autograd.grad(adversarial, list(game.vae.parameters()))
     reconstructions, _, _ = game.model(game.images, game.noise)
     fidelity = reconstruction_loss(reconstructions, game.images)
-    game.adversary.pull(reconstructions, fidelity, START).backward()
+    game.adversary.adversarial_loss(reconstructions, fidelity, START).backward()
     assert max(gradient.abs().max() for gradient in expected) > 1e-4
     for (name, parameter), gradient in zip(game.vae.named_parameters(), expected, strict=True):
         torch.testing.assert_close(
@@ -99,7 +101,7 @@ def test_no_gradient_of_the_autoencoders_step_reaches_the_discriminator(game):
     game.adversary.weight = 3.5
     reconstructions, _, _ = game.model(game.images, game.noise)
     fidelity = reconstruction_loss(reconstructions, game.images)
-    pull = game.adversary.pull(reconstructions, fidelity, START)
+    pull = game.adversary.adversarial_loss(reconstructions, fidelity, START)
     game.accelerator.backward(fidelity + pull)
     assert all(parameter.grad is None for parameter in game.adversary.discriminator.parameters())
     assert all(parameter.grad.abs().max() > 0 for parameter in game.vae.decoder.parameters())
@@ -110,11 +112,13 @@ def test_no_gradient_of_the_discriminators_step_reaches_the_autoencoder(game):
     game.adversary.weight = 3.5
     reconstructions, _, _ = game.model(game.images, game.noise)
     fidelity = reconstruction_loss(reconstructions, game.images)
-    game.accelerator.backward(fidelity + game.adversary.pull(reconstructions, fidelity, START))
+    game.accelerator.backward(
+        fidelity + game.adversary.adversarial_loss(reconstructions, fidelity, START)
+    )
     before = gradients(game.vae)
     # Its graph is still there: a gradient would find its way.
     reconstructions, _, _ = game.model(game.images, game.noise)
-    game.accelerator.backward(game.adversary.loss(game.images, reconstructions))
+    game.accelerator.backward(game.adversary.discriminator_loss(game.images, reconstructions))
     for found, expected in zip(gradients(game.vae), before, strict=True):
         assert torch.equal(found, expected)
     # But for the last bias, which real and fake pull to opposite sides.
@@ -127,7 +131,7 @@ def test_the_discriminators_loss_is_the_hinge_of_both(game):
     reconstructions, _, _ = game.model(game.images, game.noise)
     real, fake = (game.adversary.discriminator(x) for x in (game.images, reconstructions))
     expected = 0.5 * ((1 - real).clamp(min=0).mean() + (1 + fake).clamp(min=0).mean())
-    found = game.adversary.loss(game.images, reconstructions)
+    found = game.adversary.discriminator_loss(game.images, reconstructions)
     torch.testing.assert_close(found, expected)
     figures = game.adversary.figures()
     assert figures["discriminator_real_logit"] == pytest.approx(real.mean().item(), abs=1e-5)
@@ -137,13 +141,13 @@ def test_the_discriminators_loss_is_the_hinge_of_both(game):
 def test_the_weight_is_the_ratio_of_two_gradients_taken_apart(game):
     game = game()
     play(game, START)
-    game.adversary.finish_step(START)
+    game.adversary.update_weight(START)
     expected = 0.7 * ratio_by_autograd(game)
     assert expected > 1e-2
     assert game.adversary.weight == pytest.approx(expected, rel=1e-4)
     # What was measured is forgotten: the same batch again gives the same weight.
     play(game, START + 1)
-    game.adversary.finish_step(START + 1)
+    game.adversary.update_weight(START + 1)
     assert game.adversary.weight == pytest.approx(expected, rel=1e-4)
 
 
@@ -154,7 +158,7 @@ def test_a_batch_in_two_halves_weighs_and_pulls_the_same(game):
         one.adversary.weight = 2.0
         for rows in cuts:
             play(one, START, rows)
-        one.adversary.finish_step(START)
+        one.adversary.update_weight(START)
         found.append((one.adversary.weight, one.vae, one.adversary.discriminator))
     (weight, *models), (weight_in_halves, *models_in_halves) = found
     assert weight_in_halves == pytest.approx(weight, rel=1e-5)
@@ -170,17 +174,17 @@ def test_nothing_is_pulled_before_the_start_and_the_step_before_measures(game):
         weight = adversary.weight
         reconstructions, _, _ = game.model(game.images, game.noise)
         fidelity = reconstruction_loss(reconstructions, game.images)
-        pull = adversary.pull(reconstructions, fidelity, step)
+        pull = adversary.adversarial_loss(reconstructions, fidelity, step)
         pulled = 0.0
         if pull.requires_grad:
             pulled = torch.autograd.grad(pull, last, retain_graph=True)[0].norm().item()
-        adversary.finish_step(step)
-        assert adversary.plays(step) == (step == START)
+        adversary.update_weight(step)
+        assert adversary.is_active(step) == (step == START)
         assert (pulled > 0) == (step == START)
         assert (weight > 0) == (step == START)
     assert weight == pytest.approx(0.7 * ratio_by_autograd(game), rel=1e-4)
     # Nor where a checkpoint's weight is there already.
-    assert adversary.pull(reconstructions, fidelity, START - 1) == 0
+    assert adversary.adversarial_loss(reconstructions, fidelity, START - 1) == 0
 
 
 def test_a_step_that_is_not_finite_leaves_the_weight(game, capsys):
@@ -188,7 +192,7 @@ def test_a_step_that_is_not_finite_leaves_the_weight(game, capsys):
     game.adversary.weight = 2.0
     game.images[0, 0, 0, 0] = torch.nan
     play(game, START)
-    game.adversary.finish_step(START)
+    game.adversary.update_weight(START)
     assert game.adversary.weight == 2.0
     assert capsys.readouterr().out == (
         f"step {START + 1}: the gradients that weigh the adversarial loss are not finite; "
@@ -196,7 +200,7 @@ def test_a_step_that_is_not_finite_leaves_the_weight(game, capsys):
     )
     game.images.nan_to_num_(0)
     play(game, START)
-    game.adversary.finish_step(START)
+    game.adversary.update_weight(START)
     assert game.adversary.weight == pytest.approx(0.7 * ratio_by_autograd(game), rel=1e-4)
     assert capsys.readouterr().out == ""
 
@@ -218,9 +222,9 @@ def test_the_colour_of_transparent_pixels_is_not_played_for(game):
         images = with_hidden(game.images, hidden, shown)
         reconstructions = with_hidden(game.model(game.images, game.noise)[0], -hidden)
         fidelity = reconstruction_loss(reconstructions, images)
-        pull = adversary.pull(reconstructions, fidelity, START)
+        pull = adversary.adversarial_loss(reconstructions, fidelity, START)
         (gradient,) = torch.autograd.grad(pull, adversary.last_layer, retain_graph=True)
-        return adversary.loss(images, reconstructions), gradient
+        return adversary.discriminator_loss(images, reconstructions), gradient
 
     loss, gradient = played(-1.0)
     for hidden in (0.0, 0.9):
@@ -237,9 +241,9 @@ def test_a_weight_of_0_makes_no_discriminator(game):
     assert list(game.state.models) == ["vae"]
     assert game.state.optimizers == game.state.others == {}
     reconstructions = play(game, 0)
-    assert not game.adversary.plays(0)
-    assert game.adversary.pull(reconstructions, reconstructions.mean(), 0) == 0
-    game.adversary.finish_step(0)
+    assert not game.adversary.is_active(0)
+    assert game.adversary.adversarial_loss(reconstructions, reconstructions.mean(), 0) == 0
+    game.adversary.update_weight(0)
     assert game.adversary.figures() == {}
     fidelity = reconstruction_loss(game.model(game.images, game.noise)[0], game.images)
     expected = torch.autograd.grad(fidelity, list(game.vae.parameters()))
@@ -256,7 +260,7 @@ def test_it_joins_the_training_and_its_state_goes_through_a_checkpoint(game):
         id(p) for p in first.adversary.discriminator.parameters()
     }
     play(first, START)
-    first.adversary.finish_step(START)
+    first.adversary.update_weight(START)
     assert first.adversary.weight > 0
     second.adversary.load_state(first.adversary.state())
     assert second.adversary.weight == first.adversary.weight

@@ -226,7 +226,7 @@ def test_a_card_that_cannot_be_made_ends_no_training(
     lines = capsys.readouterr().out.splitlines()
     for folder in (tmp_path / "autoencoder" / "model", tmp_path / "denoiser" / "model"):
         assert read(folder)["steps"] == 1 and (folder / "config.yaml").is_file()
-        start = f"the model is whole, in {folder}; its card could not be made (TypeError: "
+        start = f"the model is saved in {folder}; its card could not be made (TypeError: "
         assert sum(line.startswith(start) for line in lines) == 1
 
 
@@ -247,7 +247,7 @@ def test_a_picture_that_cannot_be_copied_costs_the_picture_only(
         *("training.json", "config.yaml", "README.md"),
     }
     (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith(f"the model is whole, in {folder}; its picture could not be made (")
+    assert line.startswith(f"the model is saved in {folder}; its picture could not be made (")
     # The line can be printed, whatever the folder is called.
     odd = tmp_path / "na\udcffme"
     odd.mkdir()

@@ -1,4 +1,4 @@
-"""What the autoencoder's training measures on held-out images, as it goes and at its end."""
+"""Measure an autoencoder on held-out images, during its training and at the end."""
 
 import math
 from collections.abc import Iterator
@@ -20,8 +20,8 @@ from hf_latent.models.fold import measure_latents, sum_latents
 from hf_latent.training.losses import kl_per_latent_value, perceptual_loss, reconstruction_loss
 from hf_latent.training.run.pictures import GRID_COLUMNS, MAX_GRID_ROWS, save_picture
 
-# A channel whose posterior mean hardly moves from image to image carries nothing (the inactive
-# units of Burda et al. 2016, section 5.2).
+# A latent channel is dead if the variance of its posterior mean over the images is lower (the
+# inactive units of Burda et al. 2016, section 5.2).
 DEAD_CHANNEL_VARIANCE = 1e-2
 
 
@@ -32,10 +32,10 @@ class HeldOutFigures:
     Attributes:
         loss: mean error, L1 or L2 as in training, in units of [-1, 1] or their square.
         kl_nats_per_latent_value: KL divergence of the posterior.
-        perceptual_distance: of the configured network; None without one.
-        latent_mean: per channel, of posterior samples.
-        latent_std: per channel, of posterior samples.
-        dead_channels: numbers of the channels that carry nothing.
+        perceptual_distance: None without a feature network.
+        latent_mean: mean of posterior samples per channel.
+        latent_std: standard deviation of posterior samples per channel.
+        dead_channels: numbers of the dead channels, from 0.
         reconstruction: PSNR and SSIM.
     """
 
@@ -48,17 +48,15 @@ class HeldOutFigures:
     reconstruction: ReconstructionFigures
 
     def scalars(self) -> dict[str, Any]:
-        """Return the figures flat, for a log line; what was not measured is left out."""
-        figures = asdict(self.reconstruction)
-        kept = {k: v for k, v in figures.items() if v is not None and not math.isnan(v)}
-        distance = self.perceptual_distance
+        """Return the figures for a log line, flat, without those that were not measured."""
+        distance, measured = self.perceptual_distance, asdict(self.reconstruction).items()
         return {
             "kl_nats_per_latent_value": self.kl_nats_per_latent_value,
             **({} if distance is None else {"perceptual_distance": distance}),
             "latent_std_smallest": min(self.latent_std),
             "latent_std_largest": max(self.latent_std),
             "dead_channels": len(self.dead_channels),
-            **kept,
+            **{k: v for k, v in measured if v is not None and not math.isnan(v)},
         }
 
 
@@ -70,17 +68,14 @@ def validate_autoencoder(
     picture: Path,
     network: FeatureNetwork | None = None,
 ) -> HeldOutFigures:
-    """Reconstruct held-out images from the posterior's mean, and save pairs of them.
+    """Reconstruct held-out images from the posterior's mean, and save the first pairs.
 
     Args:
         vae: with the averaged weights.
         loader: of the held-out images.
-        loss_kind: l1 or l2, as in training.
-        picture: the file that shows the first pairs.
-        network: measures the perceptual distance; None leaves it out.
-
-    Returns:
-        The figures.
+        loss_kind: as in training.
+        picture: the PNG file of the first images and their reconstructions.
+        network: measures the perceptual distance, if given.
     """
     sums, moments = torch.zeros(3), torch.zeros(4, vae.config.latent_channels, dtype=torch.float64)
 

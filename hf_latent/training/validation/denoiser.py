@@ -1,4 +1,4 @@
-"""What the denoiser's training shows as it goes: held-out loss and a picture."""
+"""Measure a denoiser's loss on held-out latents and save samples, during its training."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,19 +22,19 @@ NOISE_LEVEL_PARTS = 5
 
 @dataclass(frozen=True)
 class HeldOutLoss:
-    """The mean squared error on held-out latents, unweighted.
+    """The unweighted mean squared error on held-out latents.
 
     Attributes:
         mean: over all images and noise levels.
-        by_timesteps: over the images of each of five equal parts of the scheduler's timesteps, by
-            the part's two ends; without the parts that no image falls into.
+        by_timesteps: the mean within each of five equal parts of the scheduler's timesteps, by the
+            part's first and last timestep. Parts without images are missing.
     """
 
     mean: float
     by_timesteps: dict[tuple[int, int], float]
 
     def scalars(self) -> dict[str, float]:
-        """Return the parts flat, for a log line, the least noise first."""
+        """Return the parts for a log line, flat, the least noise first."""
         return {
             f"validation_loss_timesteps_{start}_to_{end}": loss
             for (start, end), loss in self.by_timesteps.items()
@@ -42,14 +42,14 @@ class HeldOutLoss:
 
 
 def evenly_spaced_timesteps(scheduler: SchedulerMixin, count: int) -> torch.Tensor:
-    """Return noise levels in the middle of `count` equal parts of the scheduler's range.
+    """Return the middle of each of `count` equal parts of the scheduler's timesteps.
 
     Args:
-        scheduler: says the objective.
-        count: how many.
+        scheduler: determines the objective.
+        count: number of timesteps.
 
     Returns:
-        `(count,)`: float32 for flow, else int64.
+        `(count,)`: float32 for flow, otherwise int64.
     """
     timesteps = (torch.arange(count) + 0.5) / count * scheduler.config.num_train_timesteps
     return timesteps if is_flow(scheduler) else timesteps.long()
@@ -57,13 +57,10 @@ def evenly_spaced_timesteps(scheduler: SchedulerMixin, count: int) -> torch.Tens
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Show a model as it will be used, without dropout, for a while.
+    """Put a model into eval mode, without dropout; afterwards restore its mode.
 
     Args:
         model: changed in place.
-
-    Yields:
-        Nothing; inside, the model is in eval mode, and after it in the mode that it was in.
     """
     training = model.training
     model.eval()
@@ -74,20 +71,20 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def held_out_denoising_loss(
+def measure_held_out_loss(
     unet: UNet2DModel,
     scheduler: SchedulerMixin,
     held_out: LatentBatch,
     batch_size: int,
     seed: int,
 ) -> HeldOutLoss:
-    """Measure the loss on held-out latents, with noise and noise levels that never change.
+    """Measure the loss on held-out latents, with the same noise and noise levels in every call.
 
     Args:
         unet: with the averaged weights.
-        scheduler: says the objective.
+        scheduler: determines the objective.
         held_out: held-out images, on the CPU.
-        batch_size: images at a time.
+        batch_size: images per forward pass.
         seed: of the noise.
 
     Returns:
@@ -97,7 +94,7 @@ def held_out_denoising_loss(
     generator = seeded_generator(seed, "validation")
     posterior_noise, noise = torch.randn(2, *posteriors.mean.shape, generator=generator)
     latents = posteriors.sample(posterior_noise)
-    # Shuffled, so that the noise level does not go with the order of the data.
+    # Shuffle, so that the noise level does not follow the order of the data.
     timesteps = evenly_spaced_timesteps(scheduler, count)
     timesteps = timesteps[torch.randperm(count, generator=generator)]
     loss, errors = 0.0, torch.empty(count)
@@ -107,28 +104,21 @@ def held_out_denoising_loss(
         output = unet(noised.noisy_latents, noised.timesteps, **conditions).sample
         loss += denoising_loss(output, noised.target, noised.weights).item() * len(rows)
         errors[rows] = (output.float() - noised.target.float()).square().mean((1, 2, 3)).cpu()
-    return HeldOutLoss(loss / count, _mean_by_timesteps(scheduler, timesteps, errors))
-
-
-def _mean_by_timesteps(
-    scheduler: SchedulerMixin, timesteps: torch.Tensor, errors: torch.Tensor
-) -> dict[tuple[int, int], float]:
-    """Average errors `(B,)` over each part of the timesteps `(B,)`."""
     width = scheduler.config.num_train_timesteps / NOISE_LEVEL_PARTS
     parts = (timesteps / width).long()
-    return {
+    by_timesteps = {
         (round(part * width), round((part + 1) * width)): errors[parts == part].mean().item()
-        for part in range(NOISE_LEVEL_PARTS)
-        if (parts == part).any()
+        for part in parts.unique().tolist()
     }
+    return HeldOutLoss(loss / count, by_timesteps)
 
 
 def save_samples(pipeline: LatentDiffusionPipeline, path: Path, seed: int) -> None:
-    """Generate images from noise that never changes, one row a class, and save them.
+    """Generate images from the same noise in every call, and save them: one row per class.
 
     Args:
         pipeline: with the averaged weights.
-        path: the picture's.
+        path: the PNG file.
         seed: of the noise.
     """
     rows = min(pipeline.num_classes or 2, MAX_GRID_ROWS)

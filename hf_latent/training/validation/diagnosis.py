@@ -1,4 +1,4 @@
-"""What a person should know about a running training of an autoencoder, in plain words."""
+"""Describe problems of an autoencoder's training, and how to mend them."""
 
 from hf_latent.training.validation.autoencoder import HeldOutFigures
 
@@ -9,64 +9,55 @@ LARGE_LATENT_STD = 20.0
 
 def diagnose(
     figures: HeldOutFigures,
-    before: HeldOutFigures | None = None,
-    game: dict[str, float] | None = None,
+    previous: HeldOutFigures | None = None,
+    adversarial: dict[str, float] | None = None,
 ) -> list[str]:
-    """Say what is off, or that nothing is.
+    """Return one line for each problem with its remedy, or one line that says there is none.
 
     Args:
-        figures: of held-out images, now.
-        before: the same at the last validation; None at the first.
-        game: the discriminator's figures (`Adversary.figures`); empty if it does not play yet.
-
-    Returns:
-        One line for each thing that is off, what to do included; one line otherwise.
+        figures: of the held-out images.
+        previous: the figures of the previous validation, if any.
+        adversarial: from `Adversary.figures`, if the discriminator is active.
     """
     lines = []
     channels = len(figures.latent_std)
-    # A channel may wake up yet: it is called dead the second time.
-    dead = sorted(set(figures.dead_channels) & set(before.dead_channels if before else ()))
+    psnr_db, latent_std = figures.reconstruction.psnr_db, max(figures.latent_std)
+    # A dead channel may come alive, so it is reported at the second validation.
+    dead = sorted(set(figures.dead_channels) & set(previous.dead_channels if previous else ()))
     if len(dead) == channels:
         lines.append(
-            "the posterior collapsed: the latent says nothing about the image; "
-            "lower --kl_weight tenfold and start anew"
+            "the posterior collapsed: the latents say nothing about the images; "
+            "divide --kl_weight by 10 and start again"
         )
     elif dead:
-        named = ", ".join(map(str, dead))
+        numbers = ", ".join(map(str, dead))
         lines.append(
-            f"dead: channel {named} of {channels} (counted from 0) carries nothing; "
-            "lower --kl_weight, or take fewer --latent_channels"
+            f"dead: channel {numbers} of {channels} (counted from 0) carries nothing; "
+            "lower --kl_weight or --latent_channels"
         )
-    if max(figures.latent_std) > LARGE_LATENT_STD:
+    if latent_std > LARGE_LATENT_STD:
         lines.append(
-            f"the latents grow without bound (deviation {max(figures.latent_std):.1f}): "
-            "raise --kl_weight"
+            f"the latents grow without bound (deviation {latent_std:.1f}): raise --kl_weight"
         )
-    game = game or {}
-    real = game.get("discriminator_real_logit", 0.0)
-    fake = game.get("discriminator_fake_logit", 0.0)
+    adversarial = adversarial or {}
+    real = adversarial.get("discriminator_real_logit", 0.0)
+    fake = adversarial.get("discriminator_fake_logit", 0.0)
     if real > WON_LOGIT and fake < -WON_LOGIT:
         lines.append(
-            f"the discriminator won (its answers: {real:.1f} to images, {fake:.1f} to "
-            "reconstructions): its pull is noise now; raise --discriminator_start or lower "
-            "--discriminator_weight"
+            f"the discriminator won (mean logit {real:.1f} for images, {fake:.1f} for "
+            "reconstructions), so the adversarial loss is only noise: raise --discriminator_start "
+            "or lower --discriminator_weight"
         )
-    now = figures.reconstruction.psnr_db
-    if before is not None and now < before.reconstruction.psnr_db - LOST_PSNR_DB:
-        if not game:
-            lines.append(
-                f"held-out PSNR fell from {before.reconstruction.psnr_db:.1f} to {now:.1f} dB: "
-                "lower --learning_rate"
-            )
-        else:
-            lines.append(
-                f"held-out PSNR fell from {before.reconstruction.psnr_db:.1f} to {now:.1f} dB: a "
-                "little is the price of sharper texture, this much is not; lower "
-                "--discriminator_weight"
-            )
-    asleep = len(figures.dead_channels)
-    if asleep and not dead:
+    if previous is not None and psnr_db < previous.reconstruction.psnr_db - LOST_PSNR_DB:
+        fell = f"held-out PSNR fell from {previous.reconstruction.psnr_db:.1f} to {psnr_db:.1f} dB"
         lines.append(
-            f"{asleep} of {channels} channels carry nothing yet; if that stays, lower --kl_weight"
+            f"{fell}, more than sharper texture costs: lower --discriminator_weight"
+            if adversarial
+            else f"{fell}: lower --learning_rate"
         )
-    return lines or [f"this is normal: {now:.1f} dB, all {channels} channels alive"]
+    if figures.dead_channels and not dead:
+        lines.append(
+            f"{len(figures.dead_channels)} of {channels} channels carry nothing yet; if that "
+            "stays, lower --kl_weight"
+        )
+    return lines or [f"this is normal: {psnr_db:.1f} dB, all {channels} channels alive"]

@@ -10,7 +10,7 @@ from hf_latent.pipeline.encode import LatentPosteriors
 from hf_latent.training.denoiser import train_denoiser
 from hf_latent.training.losses import denoising_loss
 from hf_latent.training.run.batches import seeded_generator
-from hf_latent.training.validation.denoiser import evenly_spaced_timesteps, held_out_denoising_loss
+from hf_latent.training.validation.denoiser import evenly_spaced_timesteps, measure_held_out_loss
 from tests.conftest import make_autoencoder
 
 
@@ -33,10 +33,10 @@ def test_held_out_loss_is_that_of_the_target_and_never_changes():
     mean = torch.full((300, 4, 4, 4), 3.0)
     held_out = LatentBatch(LatentPosteriors(mean, torch.zeros_like(mean)), {})
     scheduler = create_scheduler("flow")
-    loss = held_out_denoising_loss(ZeroDenoiser(), scheduler, held_out, 64, 0)
+    loss = measure_held_out_loss(ZeroDenoiser(), scheduler, held_out, 64, 0)
     # E (noise - 3)^2 = 1 + 9
     assert abs(loss.mean - 10) < 0.3
-    assert loss == held_out_denoising_loss(ZeroDenoiser(), scheduler, held_out, 64, 0)
+    assert loss == measure_held_out_loss(ZeroDenoiser(), scheduler, held_out, 64, 0)
 
 
 @pytest.mark.parametrize("objective", ["flow", "v_prediction"])
@@ -44,7 +44,7 @@ def test_held_out_loss_of_each_part_of_the_noise_levels(objective):
     generator = torch.Generator().manual_seed(4)
     posteriors = LatentPosteriors(*torch.rand(2, 53, 4, 4, 4, generator=generator))
     scheduler = create_scheduler(objective)
-    found = held_out_denoising_loss(ZeroDenoiser(), scheduler, LatentBatch(posteriors, {}), 8, 0)
+    found = measure_held_out_loss(ZeroDenoiser(), scheduler, LatentBatch(posteriors, {}), 8, 0)
 
     generator = seeded_generator(0, "validation")
     posterior_noise, noise = torch.randn(2, 53, 4, 4, 4, generator=generator)
@@ -70,7 +70,7 @@ def test_held_out_loss_of_each_part_of_the_noise_levels(objective):
 def test_parts_without_images_are_left_out():
     posteriors = LatentPosteriors(*torch.rand(2, 2, 4, 4, 4))
     scheduler = create_scheduler("flow")
-    loss = held_out_denoising_loss(ZeroDenoiser(), scheduler, LatentBatch(posteriors, {}), 8, 0)
+    loss = measure_held_out_loss(ZeroDenoiser(), scheduler, LatentBatch(posteriors, {}), 8, 0)
     assert list(loss.by_timesteps) == [(200, 400), (600, 800)]
 
 

@@ -4,7 +4,7 @@ from hf_latent.evaluation.measures.reconstruction import ReconstructionFigures
 from hf_latent.training.validation.autoencoder import HeldOutFigures
 from hf_latent.training.validation.diagnosis import diagnose
 
-PLAYING = {"discriminator_real_logit": 0.3, "discriminator_fake_logit": -0.2}
+UNDECIDED = {"discriminator_real_logit": 0.3, "discriminator_fake_logit": -0.2}
 
 
 def figures(
@@ -21,64 +21,63 @@ def figures(
     )
 
 
-def game(real: float, fake: float) -> dict[str, float]:
+def logits(real: float, fake: float) -> dict[str, float]:
     return {"discriminator_real_logit": real, "discriminator_fake_logit": fake}
 
 
 NORMAL = ["this is normal: 25.0 dB, all 3 channels alive"]
 DEAD = (
-    "dead: channel {} of 3 (counted from 0) carries nothing; "
-    "lower --kl_weight, or take fewer --latent_channels"
+    "dead: channel {} of 3 (counted from 0) carries nothing; lower --kl_weight or --latent_channels"
 )
-ASLEEP = "{} of 3 channels carry nothing yet; if that stays, lower --kl_weight"
+NOT_YET_ALIVE = "{} of 3 channels carry nothing yet; if that stays, lower --kl_weight"
 COLLAPSED = (
-    "the posterior collapsed: the latent says nothing about the image; "
-    "lower --kl_weight tenfold and start anew"
+    "the posterior collapsed: the latents say nothing about the images; "
+    "divide --kl_weight by 10 and start again"
 )
 GROWING = "the latents grow without bound (deviation 20.1): raise --kl_weight"
 WON = (
-    "the discriminator won (its answers: 2.1 to images, -2.1 to reconstructions): its pull is "
-    "noise now; raise --discriminator_start or lower --discriminator_weight"
+    "the discriminator won (mean logit 2.1 for images, -2.1 for reconstructions), so the "
+    "adversarial loss is only noise: raise --discriminator_start or lower --discriminator_weight"
 )
 FELL = "held-out PSNR fell from 25.0 to 23.9 dB: lower --learning_rate"
-FELL_IN_A_GAME = (
-    "held-out PSNR fell from 25.0 to 23.9 dB: a little is the price of sharper texture, this much "
-    "is not; lower --discriminator_weight"
+FELL_WITH_DISCRIMINATOR = (
+    "held-out PSNR fell from 25.0 to 23.9 dB, more than sharper texture costs: "
+    "lower --discriminator_weight"
 )
 
 
 @pytest.mark.parametrize(
-    ("now", "before", "playing", "expected"),
+    ("now", "previous", "adversarial", "expected"),
     [
         (figures(), None, None, NORMAL),
         (figures(), None, {}, NORMAL),
-        (figures(), figures(), PLAYING, NORMAL),
+        (figures(), figures(), UNDECIDED, NORMAL),
         (figures(), figures(dead=(0, 1, 2)), {}, NORMAL),
-        (figures(dead=(1,)), None, {}, [ASLEEP.format(1)]),
-        (figures(dead=(0, 1, 2)), None, {}, [ASLEEP.format(3)]),
-        (figures(dead=(0,)), figures(dead=(1,)), {}, [ASLEEP.format(1)]),
+        (figures(dead=(1,)), None, {}, [NOT_YET_ALIVE.format(1)]),
+        (figures(dead=(0, 1, 2)), None, {}, [NOT_YET_ALIVE.format(3)]),
+        (figures(dead=(0,)), figures(dead=(1,)), {}, [NOT_YET_ALIVE.format(1)]),
         (figures(dead=(1, 2)), figures(dead=(0, 1)), {}, [DEAD.format("1")]),
         (figures(dead=(0, 2)), figures(dead=(2, 0)), {}, [DEAD.format("0, 2")]),
         (figures(dead=(0, 1, 2)), figures(dead=(1, 0)), {}, [DEAD.format("0, 1")]),
         (figures(dead=(0, 1, 2)), figures(dead=(2, 1, 0)), {}, [COLLAPSED]),
         (figures(largest_std=20.0), None, {}, NORMAL),
         (figures(largest_std=20.1), None, {}, [GROWING]),
-        (figures(), None, game(2.1, -2.1), [WON]),
-        (figures(), None, game(2.1, -1.9), NORMAL),
-        (figures(), None, game(1.9, -2.1), NORMAL),
-        (figures(), None, game(-2.1, 2.1), NORMAL),
+        (figures(), None, logits(2.1, -2.1), [WON]),
+        (figures(), None, logits(2.1, -1.9), NORMAL),
+        (figures(), None, logits(1.9, -2.1), NORMAL),
+        (figures(), None, logits(-2.1, 2.1), NORMAL),
         (figures(23.9), None, {}, ["this is normal: 23.9 dB, all 3 channels alive"]),
         (figures(24.1), figures(), {}, ["this is normal: 24.1 dB, all 3 channels alive"]),
-        (figures(24.1), figures(), PLAYING, ["this is normal: 24.1 dB, all 3 channels alive"]),
+        (figures(24.1), figures(), UNDECIDED, ["this is normal: 24.1 dB, all 3 channels alive"]),
         (figures(23.9), figures(), {}, [FELL]),
-        (figures(23.9), figures(), PLAYING, [FELL_IN_A_GAME]),
+        (figures(23.9), figures(), UNDECIDED, [FELL_WITH_DISCRIMINATOR]),
         (
             figures(23.9, (1,), 20.1),
             figures(dead=(1,)),
-            game(2.1, -2.1),
-            [DEAD.format("1"), GROWING, WON, FELL_IN_A_GAME],
+            logits(2.1, -2.1),
+            [DEAD.format("1"), GROWING, WON, FELL_WITH_DISCRIMINATOR],
         ),
     ],
 )
-def test_each_line_is_said_in_its_case_and_no_other(now, before, playing, expected):
-    assert diagnose(now, before, playing) == expected
+def test_each_problem_has_its_line(now, previous, adversarial, expected):
+    assert diagnose(now, previous, adversarial) == expected
