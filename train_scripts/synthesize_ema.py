@@ -1,4 +1,4 @@
-"""Make another average after a training: `python train_scripts/synthesize_ema.py --run R ...`."""
+"""Make another weight average: `python train_scripts/synthesize_ema.py --run RUN ...`."""
 
 from hf_latent.command import run_command
 from hf_latent.training.averages.synthesize import SynthesizeEmaConfig, synthesize_ema

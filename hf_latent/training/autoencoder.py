@@ -81,7 +81,7 @@ def train_autoencoder(
     Args:
         config: the settings.
         splits: the images; None opens those of the settings.
-        stop: ends the training early with a checkpoint, if a signal comes.
+        stop: ends the training on a signal, after the first step with a checkpoint.
         now: returns the time in seconds, for the time limit.
 
     Returns:
@@ -97,8 +97,9 @@ def train_autoencoder(
     if config.discriminator_weight:
         check_image_size(config.discriminator_num_layers, *image_shape[1:])
     vae = start_autoencoder(config, image_shape)
-    name = config.perceptual_network
-    network = load_feature_network(name).to(accelerator.device) if name else None
+    network = None
+    if config.perceptual_network is not None:
+        network = load_feature_network(config.perceptual_network).to(accelerator.device)
     compression = measure_compression(vae, image_shape)
     accelerator.print(f"autoencoder: {compression}")
     push_settings = prepare_push(config, "AutoencoderKL", accelerator)

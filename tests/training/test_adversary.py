@@ -16,10 +16,10 @@ START = 5
 
 
 @pytest.fixture
-def game(autoencoder_config):
-    """An autoencoder and its adversary: images, noise, and what the training has around them."""
+def start(autoencoder_config):
+    """Return a function that makes an autoencoder, its adversary, images and noise."""
 
-    def start(channels: int = 3, **changes) -> SimpleNamespace:
+    def start_training(channels: int = 3, **changes) -> SimpleNamespace:
         settings = {
             "discriminator_weight": 0.7,
             "discriminator_start": START,
@@ -45,34 +45,34 @@ def game(autoencoder_config):
             noise=torch.randn(4, 4, 4, 4, generator=generator),
         )
 
-    return start
+    return start_training
 
 
-def play(game, step: int, rows: slice = slice(None)) -> torch.Tensor:
-    """Do one micro-step as the training does; return the reconstructions."""
-    images, adversary = game.images[rows], game.adversary
-    with game.accelerator.accumulate(game.model, *adversary.wrapped):
-        reconstructions, _, _ = game.model(images, game.noise[rows])
+def micro_step(training, step: int, rows: slice = slice(None)) -> torch.Tensor:
+    """Do one micro-step as in the training; return the reconstructions."""
+    images, adversary = training.images[rows], training.adversary
+    with training.accelerator.accumulate(training.model, *adversary.wrapped):
+        reconstructions, _, _ = training.model(images, training.noise[rows])
         fidelity = reconstruction_loss(reconstructions, images)
-        game.accelerator.backward(
+        training.accelerator.backward(
             fidelity + adversary.adversarial_loss(reconstructions, fidelity, step)
         )
         if adversary.is_active(step):
-            game.accelerator.backward(adversary.discriminator_loss(images, reconstructions))
+            training.accelerator.backward(adversary.discriminator_loss(images, reconstructions))
     return reconstructions
 
 
-def losses_by_autograd(game) -> tuple[torch.Tensor, torch.Tensor]:
-    reconstructions, _, _ = game.model(game.images, game.noise)
-    fidelity = reconstruction_loss(reconstructions, game.images)
-    return fidelity, generator_hinge_loss(game.adversary.discriminator(reconstructions))
+def losses_by_autograd(training) -> tuple[torch.Tensor, torch.Tensor]:
+    reconstructions, _, _ = training.model(training.images, training.noise)
+    fidelity = reconstruction_loss(reconstructions, training.images)
+    return fidelity, generator_hinge_loss(training.adversary.discriminator(reconstructions))
 
 
-def ratio_by_autograd(game) -> float:
-    last = game.vae.decoder.conv_out.weight
+def ratio_by_autograd(training) -> float:
+    last = training.vae.decoder.conv_out.weight
     fidelity, adversarial = (
         torch.autograd.grad(loss, last, retain_graph=True)[0].norm()
-        for loss in losses_by_autograd(game)
+        for loss in losses_by_autograd(training)
     )
     return float(fidelity / (adversarial + 1e-4))
 
@@ -81,83 +81,87 @@ def gradients(model) -> list[torch.Tensor]:
     return [parameter.grad.clone() for parameter in model.parameters()]
 
 
-def test_the_pull_is_the_weight_times_the_generators_loss(game):
-    game = game()
-    game.adversary.weight = 3.5
-    _, adversarial = losses_by_autograd(game)
-    expected = torch.autograd.grad(adversarial, list(game.vae.parameters()))
-    reconstructions, _, _ = game.model(game.images, game.noise)
-    fidelity = reconstruction_loss(reconstructions, game.images)
-    game.adversary.adversarial_loss(reconstructions, fidelity, START).backward()
+def test_the_adversarial_gradient_is_the_weight_times_that_of_the_generators_loss(start):
+    training = start()
+    training.adversary.weight = 3.5
+    _, adversarial = losses_by_autograd(training)
+    expected = torch.autograd.grad(adversarial, list(training.vae.parameters()))
+    reconstructions, _, _ = training.model(training.images, training.noise)
+    fidelity = reconstruction_loss(reconstructions, training.images)
+    training.adversary.adversarial_loss(reconstructions, fidelity, START).backward()
     assert max(gradient.abs().max() for gradient in expected) > 1e-4
-    for (name, parameter), gradient in zip(game.vae.named_parameters(), expected, strict=True):
+    for (name, parameter), gradient in zip(training.vae.named_parameters(), expected, strict=True):
         torch.testing.assert_close(
             parameter.grad, 3.5 * gradient, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}"
         )
 
 
-def test_no_gradient_of_the_autoencoders_step_reaches_the_discriminator(game):
-    game = game()
-    game.adversary.weight = 3.5
-    reconstructions, _, _ = game.model(game.images, game.noise)
-    fidelity = reconstruction_loss(reconstructions, game.images)
-    pull = game.adversary.adversarial_loss(reconstructions, fidelity, START)
-    game.accelerator.backward(fidelity + pull)
-    assert all(parameter.grad is None for parameter in game.adversary.discriminator.parameters())
-    assert all(parameter.grad.abs().max() > 0 for parameter in game.vae.decoder.parameters())
-
-
-def test_no_gradient_of_the_discriminators_step_reaches_the_autoencoder(game):
-    game = game()
-    game.adversary.weight = 3.5
-    reconstructions, _, _ = game.model(game.images, game.noise)
-    fidelity = reconstruction_loss(reconstructions, game.images)
-    game.accelerator.backward(
-        fidelity + game.adversary.adversarial_loss(reconstructions, fidelity, START)
+def test_the_discriminator_gets_no_gradient_from_the_adversarial_loss(start):
+    training = start()
+    training.adversary.weight = 3.5
+    reconstructions, _, _ = training.model(training.images, training.noise)
+    fidelity = reconstruction_loss(reconstructions, training.images)
+    adversarial = training.adversary.adversarial_loss(reconstructions, fidelity, START)
+    training.accelerator.backward(fidelity + adversarial)
+    assert all(
+        parameter.grad is None for parameter in training.adversary.discriminator.parameters()
     )
-    before = gradients(game.vae)
-    # Its graph is still there: a gradient would find its way.
-    reconstructions, _, _ = game.model(game.images, game.noise)
-    game.accelerator.backward(game.adversary.discriminator_loss(game.images, reconstructions))
-    for found, expected in zip(gradients(game.vae), before, strict=True):
+    assert all(parameter.grad.abs().max() > 0 for parameter in training.vae.decoder.parameters())
+
+
+def test_the_autoencoder_gets_no_gradient_from_the_discriminators_loss(start):
+    training = start()
+    training.adversary.weight = 3.5
+    reconstructions, _, _ = training.model(training.images, training.noise)
+    fidelity = reconstruction_loss(reconstructions, training.images)
+    training.accelerator.backward(
+        fidelity + training.adversary.adversarial_loss(reconstructions, fidelity, START)
+    )
+    before = gradients(training.vae)
+    # The graph still exists: a gradient could flow.
+    reconstructions, _, _ = training.model(training.images, training.noise)
+    training.accelerator.backward(
+        training.adversary.discriminator_loss(training.images, reconstructions)
+    )
+    for found, expected in zip(gradients(training.vae), before, strict=True):
         assert torch.equal(found, expected)
-    # But for the last bias, which real and fake pull to opposite sides.
-    weights = [p for p in game.adversary.discriminator.parameters() if p.ndim == 4]
+    # The gradients of the last bias cancel: one from images, one from reconstructions.
+    weights = [p for p in training.adversary.discriminator.parameters() if p.ndim == 4]
     assert all(weight.grad.abs().max() > 0 for weight in weights)
 
 
-def test_the_discriminators_loss_is_the_hinge_of_both(game):
-    game = game()
-    reconstructions, _, _ = game.model(game.images, game.noise)
-    real, fake = (game.adversary.discriminator(x) for x in (game.images, reconstructions))
+def test_the_discriminators_loss_is_the_hinge_loss_of_images_and_reconstructions(start):
+    training = start()
+    reconstructions, _, _ = training.model(training.images, training.noise)
+    real, fake = (training.adversary.discriminator(x) for x in (training.images, reconstructions))
     expected = 0.5 * ((1 - real).clamp(min=0).mean() + (1 + fake).clamp(min=0).mean())
-    found = game.adversary.discriminator_loss(game.images, reconstructions)
+    found = training.adversary.discriminator_loss(training.images, reconstructions)
     torch.testing.assert_close(found, expected)
-    figures = game.adversary.figures()
+    figures = training.adversary.figures()
     assert figures["discriminator_real_logit"] == pytest.approx(real.mean().item(), abs=1e-5)
     assert figures["discriminator_fake_logit"] == pytest.approx(fake.mean().item(), abs=1e-5)
 
 
-def test_the_weight_is_the_ratio_of_two_gradients_taken_apart(game):
-    game = game()
-    play(game, START)
-    game.adversary.update_weight(START)
-    expected = 0.7 * ratio_by_autograd(game)
+def test_the_weight_is_the_ratio_of_two_separate_gradient_norms(start):
+    training = start()
+    micro_step(training, START)
+    training.adversary.update_weight(START)
+    expected = 0.7 * ratio_by_autograd(training)
     assert expected > 1e-2
-    assert game.adversary.weight == pytest.approx(expected, rel=1e-4)
-    # What was measured is forgotten: the same batch again gives the same weight.
-    play(game, START + 1)
-    game.adversary.update_weight(START + 1)
-    assert game.adversary.weight == pytest.approx(expected, rel=1e-4)
+    assert training.adversary.weight == pytest.approx(expected, rel=1e-4)
+    # The measurement starts anew: the same batch gives the same weight again.
+    micro_step(training, START + 1)
+    training.adversary.update_weight(START + 1)
+    assert training.adversary.weight == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_batch_in_two_halves_weighs_and_pulls_the_same(game):
+def test_a_batch_in_two_halves_has_the_same_weight_and_gradients(start):
     found = []
     for parts, cuts in ((1, [slice(None)]), (2, [slice(0, 2), slice(2, 4)])):
-        one = game(gradient_accumulation_steps=parts)
+        one = start(gradient_accumulation_steps=parts)
         one.adversary.weight = 2.0
         for rows in cuts:
-            play(one, START, rows)
+            micro_step(one, START, rows)
         one.adversary.update_weight(START)
         found.append((one.adversary.weight, one.vae, one.adversary.discriminator))
     (weight, *models), (weight_in_halves, *models_in_halves) = found
@@ -167,114 +171,116 @@ def test_a_batch_in_two_halves_weighs_and_pulls_the_same(game):
             torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_nothing_is_pulled_before_the_start_and_the_step_before_measures(game):
-    game = game()
-    adversary, last = game.adversary, game.vae.decoder.conv_out.weight
+def test_the_step_before_the_start_measures_the_first_weight(start):
+    training = start()
+    adversary, last = training.adversary, training.vae.decoder.conv_out.weight
     for step in range(START + 1):
         weight = adversary.weight
-        reconstructions, _, _ = game.model(game.images, game.noise)
-        fidelity = reconstruction_loss(reconstructions, game.images)
-        pull = adversary.adversarial_loss(reconstructions, fidelity, step)
-        pulled = 0.0
-        if pull.requires_grad:
-            pulled = torch.autograd.grad(pull, last, retain_graph=True)[0].norm().item()
+        reconstructions, _, _ = training.model(training.images, training.noise)
+        fidelity = reconstruction_loss(reconstructions, training.images)
+        adversarial = adversary.adversarial_loss(reconstructions, fidelity, step)
+        norm = 0.0
+        if adversarial.requires_grad:
+            norm = torch.autograd.grad(adversarial, last, retain_graph=True)[0].norm().item()
         adversary.update_weight(step)
         assert adversary.is_active(step) == (step == START)
-        assert (pulled > 0) == (step == START)
+        assert (norm > 0) == (step == START)
         assert (weight > 0) == (step == START)
-    assert weight == pytest.approx(0.7 * ratio_by_autograd(game), rel=1e-4)
-    # Nor where a checkpoint's weight is there already.
+    assert weight == pytest.approx(0.7 * ratio_by_autograd(training), rel=1e-4)
+    # Also with a weight from a checkpoint.
     assert adversary.adversarial_loss(reconstructions, fidelity, START - 1) == 0
 
 
-def test_a_step_that_is_not_finite_leaves_the_weight(game, capsys):
-    game = game()
-    game.adversary.weight = 2.0
-    game.images[0, 0, 0, 0] = torch.nan
-    play(game, START)
-    game.adversary.update_weight(START)
-    assert game.adversary.weight == 2.0
+def test_a_step_that_is_not_finite_keeps_the_weight(start, capsys):
+    training = start()
+    training.adversary.weight = 2.0
+    training.images[0, 0, 0, 0] = torch.nan
+    micro_step(training, START)
+    training.adversary.update_weight(START)
+    assert training.adversary.weight == 2.0
     assert capsys.readouterr().out == (
         f"step {START + 1}: the gradients that weigh the adversarial loss are not finite; "
         "its weight stays 2\n"
     )
-    game.images.nan_to_num_(0)
-    play(game, START)
-    game.adversary.update_weight(START)
-    assert game.adversary.weight == pytest.approx(0.7 * ratio_by_autograd(game), rel=1e-4)
+    training.images.nan_to_num_(0)
+    micro_step(training, START)
+    training.adversary.update_weight(START)
+    assert training.adversary.weight == pytest.approx(0.7 * ratio_by_autograd(training), rel=1e-4)
     assert capsys.readouterr().out == ""
 
 
-def test_the_colour_of_transparent_pixels_is_not_played_for(game):
-    game = game(channels=4)
-    adversary = game.adversary
+def test_the_colour_of_transparent_pixels_has_no_effect(start):
+    training = start(channels=4)
+    adversary = training.adversary
     assert adversary.discriminator.config.in_channels == 7
     adversary.weight = 3.5
     colour = torch.tensor([True, True, True, False]).view(1, 4, 1, 1)
     left = (torch.arange(16) < 8).view(1, 1, 1, 16)
 
     def with_hidden(images: torch.Tensor, hidden: float, shown: float = 0.0) -> torch.Tensor:
-        """Make the left half transparent, over a hidden colour."""
+        """Make the left half transparent, with a hidden colour."""
         images = images.where(~left | colour, -1.0).where(~left | ~colour, hidden)
         return images.where(left | ~colour, images + shown)
 
-    def played(hidden: float, shown: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
-        images = with_hidden(game.images, hidden, shown)
-        reconstructions = with_hidden(game.model(game.images, game.noise)[0], -hidden)
+    def losses(hidden: float, shown: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
+        images = with_hidden(training.images, hidden, shown)
+        reconstructions = with_hidden(training.model(training.images, training.noise)[0], -hidden)
         fidelity = reconstruction_loss(reconstructions, images)
-        pull = adversary.adversarial_loss(reconstructions, fidelity, START)
-        (gradient,) = torch.autograd.grad(pull, adversary.last_layer, retain_graph=True)
+        adversarial = adversary.adversarial_loss(reconstructions, fidelity, START)
+        (gradient,) = torch.autograd.grad(adversarial, adversary.last_layer, retain_graph=True)
         return adversary.discriminator_loss(images, reconstructions), gradient
 
-    loss, gradient = played(-1.0)
+    loss, gradient = losses(-1.0)
     for hidden in (0.0, 0.9):
-        other_loss, other_gradient = played(hidden)
+        other_loss, other_gradient = losses(hidden)
         assert torch.equal(other_loss, loss)
         assert torch.equal(other_gradient, gradient)
-    assert gradient[3].abs().max() > 0, "alpha is played for"
-    assert gradient[:3].abs().max() > 0, "so is the colour that is seen"
-    assert not torch.equal(played(-1.0, shown=0.5)[0], loss)
+    assert gradient[3].abs().max() > 0, "alpha has an effect"
+    assert gradient[:3].abs().max() > 0, "visible colour has an effect"
+    assert not torch.equal(losses(-1.0, shown=0.5)[0], loss)
 
 
-def test_a_weight_of_0_makes_no_discriminator(game):
-    game = game(discriminator_weight=0.0, discriminator_start=0)
-    assert list(game.state.models) == ["vae"]
-    assert game.state.optimizers == game.state.others == {}
-    reconstructions = play(game, 0)
-    assert not game.adversary.is_active(0)
-    assert game.adversary.adversarial_loss(reconstructions, reconstructions.mean(), 0) == 0
-    game.adversary.update_weight(0)
-    assert game.adversary.figures() == {}
-    fidelity = reconstruction_loss(game.model(game.images, game.noise)[0], game.images)
-    expected = torch.autograd.grad(fidelity, list(game.vae.parameters()))
-    for found, gradient in zip(gradients(game.vae), expected, strict=True):
+def test_a_weight_of_0_makes_no_discriminator(start):
+    training = start(discriminator_weight=0.0, discriminator_start=0)
+    assert list(training.state.models) == ["vae"]
+    assert training.state.optimizers == training.state.others == {}
+    reconstructions = micro_step(training, 0)
+    assert not training.adversary.is_active(0)
+    assert training.adversary.adversarial_loss(reconstructions, reconstructions.mean(), 0) == 0
+    training.adversary.update_weight(0)
+    assert training.adversary.figures() == {}
+    fidelity = reconstruction_loss(
+        training.model(training.images, training.noise)[0], training.images
+    )
+    expected = torch.autograd.grad(fidelity, list(training.vae.parameters()))
+    for found, gradient in zip(gradients(training.vae), expected, strict=True):
         torch.testing.assert_close(found, gradient, rtol=1e-5, atol=1e-7)
 
 
-def test_it_joins_the_training_and_its_state_goes_through_a_checkpoint(game):
-    first, second = game(), game()
+def test_the_adversary_joins_the_training_state_and_keeps_its_weight(start):
+    first, second = start(), start()
     assert first.state.models["discriminator"] is first.adversary.discriminator
     assert first.state.others["adversary"] is first.adversary
     (group,) = first.state.optimizers["discriminator"].param_groups
     assert {id(p) for p in group["params"]} == {
         id(p) for p in first.adversary.discriminator.parameters()
     }
-    play(first, START)
+    micro_step(first, START)
     first.adversary.update_weight(START)
     assert first.adversary.weight > 0
     second.adversary.load_state(first.adversary.state())
     assert second.adversary.weight == first.adversary.weight
 
 
-def test_the_same_seed_makes_the_same_discriminator(game):
-    first, second, third = (game(seed=seed).adversary.discriminator for seed in (1, 1, 2))
+def test_the_same_seed_makes_the_same_discriminator(start):
+    first, second, third = (start(seed=seed).adversary.discriminator for seed in (1, 1, 2))
     for name, tensor in first.state_dict().items():
         assert torch.equal(tensor, second.state_dict()[name]), name
     assert not torch.equal(first.layers[0].weight, third.layers[0].weight)
 
 
 @pytest.mark.parametrize("num_layers", [1, 2, 3, 4])
-def test_images_without_room_for_one_patch_are_refused(autoencoder_config, num_layers):
+def test_images_too_small_for_one_patch_are_refused(autoencoder_config, num_layers):
     config = autoencoder_config(discriminator_weight=0.5, discriminator_num_layers=num_layers)
     discriminator = PatchDiscriminator(1, base_channels=8, num_layers=num_layers)
     for size in range(4, 64, 2):

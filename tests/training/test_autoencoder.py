@@ -24,7 +24,7 @@ from hf_latent.training.run.batches import GlobalBatchSampler, ProcessRows, seed
 from hf_latent.training.start_autoencoder import TrainableAutoencoder, start_autoencoder
 from tests.conftest import make_autoencoder
 
-PLAYING = {
+WITH_DISCRIMINATOR = {
     "discriminator_weight": 0.5,
     "discriminator_base_channels": 8,
     "discriminator_num_layers": 2,
@@ -113,7 +113,7 @@ def test_the_perceptual_gradient_reaches_the_encoder():
     assert vae.encoder.conv_in.weight.grad.norm() > 1e-3
 
 
-def test_the_perceptual_weight_changes_the_encoder_that_is_trained(autoencoder_config, tmp_path):
+def test_the_perceptual_weight_changes_the_trained_encoder(autoencoder_config, tmp_path):
     config = autoencoder_config(
         perceptual_network=NETWORK,
         perceptual_weight=3.0,
@@ -143,7 +143,7 @@ def test_the_perceptual_weight_changes_the_encoder_that_is_trained(autoencoder_c
     assert summary.train_loss == pytest.approx((loss + 3.0 * distance).item(), rel=1e-4)
 
 
-def test_a_network_without_weight_is_only_watched(autoencoder_config, tmp_path):
+def test_a_network_without_weight_only_measures(autoencoder_config, tmp_path):
     watched = train_autoencoder(autoencoder_config(perceptual_network=NETWORK))
     plain = train_autoencoder(autoencoder_config(output_dir=str(tmp_path / "plain")))
     assert watched.held_out.perceptual_distance > 0.1
@@ -168,7 +168,7 @@ def test_weights_stay_float32_under_bf16(autoencoder_config, tmp_path, another_p
         )
     )
     config = autoencoder_config(
-        **PLAYING,
+        **WITH_DISCRIMINATOR,
         mixed_precision="bf16",
         perceptual_network=NETWORK,
         perceptual_weight=0.5,
@@ -206,7 +206,7 @@ def test_accumulation_of_2_equals_one_batch_of_both(autoencoder_config, tmp_path
 
         monkeypatch.setattr(autoencoder, "seeded_generator", in_parts)
         config = autoencoder_config(
-            **PLAYING,
+            **WITH_DISCRIMINATOR,
             output_dir=str(tmp_path / str(parts)),
             train_batch_size=8 // parts,
             gradient_accumulation_steps=parts,
@@ -268,7 +268,7 @@ def test_any_number_of_channels(autoencoder_config, channels):
     shape = (channels, 32, 32)
     splits = ImageSplits(MadeUpImages(20, shape), MadeUpImages(9, shape), None, "0" * 16, 0)
     config = autoencoder_config(
-        **PLAYING,
+        **WITH_DISCRIMINATOR,
         max_train_steps=2,
         perceptual_network=NETWORK,
         perceptual_weight=0.1,
@@ -291,7 +291,7 @@ def test_16_bit_images_of_48_by_80_pixels(autoencoder_config, tmp_path):
         pixels = np.random.default_rng(i).integers(0, 2**16, (48, 80), dtype=np.uint16)
         Image.fromarray(pixels).save(folder / f"{i}.png")
     config = autoencoder_config(
-        **PLAYING,
+        **WITH_DISCRIMINATOR,
         data=str(folder),
         resolution="48,80",
         resize_mode="crop",
@@ -324,8 +324,8 @@ def test_the_scale_can_be_measured_on_some_images(autoencoder_config, tmp_path):
     assert vaes[0].config[FOLDED_MEAN] != pytest.approx(vaes[1].config[FOLDED_MEAN], abs=1e-4)
 
 
-def test_the_report_says_what_was_done_and_measured(autoencoder_config, tmp_path):
-    config = autoencoder_config(**PLAYING, max_train_steps=6)
+def test_the_report_has_settings_and_figures(autoencoder_config, tmp_path):
+    config = autoencoder_config(**WITH_DISCRIMINATOR, max_train_steps=6)
     summary = train_autoencoder(config)
     report = json.loads((tmp_path / "autoencoder" / "report.json").read_text())
     splits = open_images(config)
@@ -434,14 +434,14 @@ def test_rgb_images_of_any_shape(autoencoder_config, tmp_path):
         ({"fold_samples": 0}, "--fold_samples must be a whole number above 0"),
     ],
 )
-def test_bad_settings_leave_no_folder(autoencoder_config, tmp_path, changes, message):
+def test_rejected_settings_leave_no_folder(autoencoder_config, tmp_path, changes, message):
     with pytest.raises(UserError, match=message) as error:
         train_autoencoder(autoencoder_config(**changes))
     assert "\n" not in str(error.value)
     assert not (tmp_path / "autoencoder").exists()
 
 
-def test_images_too_small_for_a_discriminator_are_trained_on_without_one(autoencoder_config):
+def test_small_images_are_trained_on_without_a_discriminator(autoencoder_config):
     small = {"resolution": 16, "resize_mode": "crop", "max_train_steps": 1}
     with pytest.raises(UserError, match="16x16 are too small for a discriminator"):
         train_autoencoder(autoencoder_config(**small, discriminator_weight=0.5))

@@ -55,7 +55,7 @@ def test_the_autoencoder_stays_frozen(plain, tmp_path):
     assert hash_weights(LatentDiffusionPipeline.from_pretrained(summary.model_dir).vae) == before
 
 
-def test_an_autoencoder_that_changes_is_noticed(denoiser_config, monkeypatch):
+def test_a_change_of_the_frozen_autoencoder_is_an_error(denoiser_config, monkeypatch):
     loss = denoiser.denoising_loss
     loaded = []
     monkeypatch.setattr(
@@ -112,7 +112,7 @@ def test_options_reach_the_training_and_the_saved_pipeline(denoiser_config, chan
     assert {name: training[name] for name in changes} == changes
 
 
-def test_guidance_is_that_of_the_pictures_and_of_the_saved_model(denoiser_config, tmp_path):
+def test_guidance_is_used_for_the_samples_and_saved_with_the_model(denoiser_config, tmp_path):
     own = {"guidance_scale": 3.0, "guidance_interval": "0,0.8"}
     pictures = []
     for name, changes in (("plain", {}), ("guided", own)):
@@ -124,7 +124,7 @@ def test_guidance_is_that_of_the_pictures_and_of_the_saved_model(denoiser_config
     assert pictures[0] != pictures[1]
 
 
-def test_a_model_saved_in_half_precision_is_the_rounded_one(denoiser_config, plain):
+def test_a_model_saved_in_half_precision_has_the_rounded_weights(denoiser_config, plain):
     whole = plain.model_dir
     half = train_denoiser(denoiser_config(save_dtype="float16")).model_dir
     name = "diffusion_pytorch_model.safetensors"
@@ -170,7 +170,7 @@ def test_rows_of_a_batch_do_not_depend_on_the_number_of_processes(denoiser_confi
     assert set(labels.tolist()) & set(range(8))
 
 
-def test_every_step_and_part_of_a_step_draws_a_fresh_sample(denoiser_config):
+def test_every_step_and_micro_step_draws_a_new_sample(denoiser_config):
     config, scheduler = denoiser_config(), create_scheduler("flow")
     posteriors = LatentPosteriors(torch.full((8, 4, 8, 8), 3.0), torch.full((8, 4, 8, 8), 0.5))
     batch = LatentBatch(posteriors, {"class_labels": torch.zeros(8, dtype=torch.int64)})
@@ -200,7 +200,7 @@ def test_every_step_and_part_of_a_step_draws_a_fresh_sample(denoiser_config):
         ({"crop": "random"}, "--crop random"),
     ],
 )
-def test_what_does_not_fit_leaves_no_folder(denoiser_config, tmp_path, changes, message):
+def test_rejected_settings_leave_no_folder(denoiser_config, tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
         train_denoiser(denoiser_config(**changes))
     assert not (tmp_path / "denoiser").exists()

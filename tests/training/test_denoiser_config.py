@@ -38,7 +38,7 @@ V = {"objective": "v_prediction"}
         ),
     ],
 )
-def test_what_does_not_go_together_is_refused_in_one_line(denoiser_config, changes, message):
+def test_incompatible_settings_are_refused_in_one_line(denoiser_config, changes, message):
     with pytest.raises(UserError, match=message) as raised:
         denoiser_config(**changes)
     assert "\n" not in str(raised.value)
@@ -58,7 +58,7 @@ def test_what_does_not_go_together_is_refused_in_one_line(denoiser_config, chang
         {"pretrained_unet": "ada/model", "compile": True, "gradient_checkpointing": True},
     ],
 )
-def test_what_goes_together_comes_back_from_its_file(denoiser_config, tmp_path, changes):
+def test_compatible_settings_are_read_back_from_a_file(denoiser_config, tmp_path, changes):
     config = denoiser_config(**changes)
     (tmp_path / "config.yaml").write_text(dump_config(config))
     assert parse_config(DenoiserConfig, ["--config", str(tmp_path / "config.yaml")]) == config

@@ -45,7 +45,7 @@ def test_shape_of_the_logits(num_layers, size, expected):
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4, 6])
-def test_any_number_of_channels_counts(channels):
+def test_any_number_of_channels_is_used(channels):
     discriminator = make_discriminator(channels)
     images = torch.randn(2, channels, 32, 32, requires_grad=True)
     discriminator(images).square().sum().backward()
@@ -53,7 +53,7 @@ def test_any_number_of_channels_counts(channels):
 
 
 @pytest.mark.parametrize("base_channels", [1, 9, 33, 50, 100])
-def test_any_width_counts(base_channels):
+def test_any_base_width_works(base_channels):
     discriminator = PatchDiscriminator(3, base_channels=base_channels)
     assert discriminator(torch.randn(2, 3, 32, 32)).isfinite().all()
     for module in discriminator.modules():
@@ -68,7 +68,7 @@ def test_nothing_is_normalised_over_the_batch(num_layers):
     assert len([m for m in modules if isinstance(m, torch.nn.GroupNorm)]) == num_layers
 
 
-def test_an_image_gets_the_same_answer_alone_and_in_a_batch():
+def test_an_image_gets_the_same_logits_alone_and_in_a_batch():
     discriminator = make_discriminator()
     images = torch.randn(5, 3, 48, 80) * torch.tensor([0.1, 1, 3, 0.5, 9]).view(5, 1, 1, 1)
     logits = discriminator(images)

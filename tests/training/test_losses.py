@@ -27,12 +27,12 @@ def test_l2_is_the_mean_squared_error():
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 5, 6])
-def test_other_than_four_channels_are_compared_as_they_are(channels):
+def test_images_without_alpha_are_compared_unchanged(channels):
     images = torch.randn(2, channels, 4, 4)
     assert torch.equal(as_seen(images), images)
 
 
-def test_rgba_is_seen_on_white_on_grey_and_as_alpha():
+def test_rgba_is_composited_on_white_and_grey_with_alpha_apart():
     # Half transparent red; red, green, blue and alpha in [-1, 1].
     red = torch.tensor([1.0, -1.0, -1.0, 0.0]).view(1, 4, 1, 1)
     white, grey, alpha = [1.0, 0.0, 0.0], [0.5, -0.5, -0.5], [0.0]
@@ -40,7 +40,7 @@ def test_rgba_is_seen_on_white_on_grey_and_as_alpha():
 
 
 @pytest.mark.parametrize("kind", ["l1", "l2"])
-def test_hidden_colour_counts_for_nothing_and_alpha_counts(kind):
+def test_hidden_colour_has_no_effect_and_alpha_has_one(kind):
     images = torch.rand(2, 4, 6, 6) * 1.8 - 0.9
     images[:, 3, :3] = -1  # the upper half is transparent
     other = images.clone()
@@ -60,7 +60,7 @@ def test_hidden_colour_counts_for_nothing_and_alpha_counts(kind):
     assert share > (0.5 if kind == "l1" else 0.99)
 
 
-def test_perceptual_loss_sums_layers_and_averages_places_and_images():
+def test_perceptual_loss_sums_layers_and_averages_positions_and_images():
     first = torch.nn.Conv2d(3, 5, 3, stride=2)
     second = torch.nn.Conv2d(5, 2, 1)
 
@@ -94,7 +94,7 @@ def test_hinge_losses():
     assert generator_hinge_loss(fake) == pytest.approx(-1.5 / 4)
 
 
-def test_adaptive_weight_is_the_ratio_of_the_norms_and_clamped():
+def test_adaptive_weight_is_the_clamped_ratio_of_the_norms():
     fidelity, adversarial = torch.tensor([3.0, 4.0]), torch.tensor([0.0, 2.0])
     assert adaptive_weight(fidelity, adversarial) == pytest.approx(5 / 2.0001)
     assert adaptive_weight(fidelity, adversarial, maximum=1.5) == 1.5

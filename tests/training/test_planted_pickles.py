@@ -32,7 +32,7 @@ def checkpoint(tmp_path):
     return tmp_path / "run" / "checkpoint-1", state, config
 
 
-def test_pickles_beside_a_checkpoints_files_are_passed_over(checkpoint, planted):
+def test_pickles_in_a_checkpoint_are_ignored(checkpoint, planted):
     folder, state, config = checkpoint
     for name in BESIDE:
         planted.write(folder / name)
@@ -52,7 +52,7 @@ def test_pickles_beside_a_checkpoints_files_are_passed_over(checkpoint, planted)
         "vae_ema/diffusion_pytorch_model.safetensors",
     ],
 )
-def test_a_pickle_in_place_of_a_checkpoints_file_is_refused(checkpoint, planted, name):
+def test_a_pickle_in_place_of_a_checkpoint_file_is_refused(checkpoint, planted, name):
     folder, _, config = checkpoint
     planted.write(folder / name)
     config = AutoencoderConfig(output_dir=config.output_dir, resume_from_checkpoint=str(folder))
@@ -60,7 +60,7 @@ def test_a_pickle_in_place_of_a_checkpoints_file_is_refused(checkpoint, planted,
         resume(config, start(config))
 
 
-def test_pickles_beside_a_caches_files_are_passed_over(tmp_path, planted):
+def test_pickles_in_a_latent_cache_are_ignored(tmp_path, planted):
     tensors = write_latents(tmp_path / "cache")
     for name in ("manifest.pkl", "train-000000.pt", "train-000099.bin", "cache.pkl"):
         planted.write(tmp_path / "cache" / name)
@@ -72,7 +72,7 @@ def test_pickles_beside_a_caches_files_are_passed_over(tmp_path, planted):
 
 @pytest.mark.parametrize("name", [SHARD, "manifest.json"])
 @pytest.mark.parametrize("described", [True, False])
-def test_a_pickle_in_place_of_a_caches_file_is_refused(tmp_path, planted, name, described):
+def test_a_pickle_in_place_of_a_cache_file_is_refused(tmp_path, planted, name, described):
     folder = tmp_path / "cache"
     write_latents(folder)
     planted.write(folder / name)

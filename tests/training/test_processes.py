@@ -18,9 +18,9 @@ def logged(run: Path, name: str) -> list[float]:
     return [line[name] for line in lines if name in line]
 
 
-def first_gradients(run: Path, player: str, step: int, beta1: float) -> dict[str, torch.Tensor]:
+def first_gradients(run: Path, model: str, step: int, beta1: float) -> dict[str, torch.Tensor]:
     """AdamW's first moment after its first step is (1 - beta1) times the gradient."""
-    moments = load_file(run / f"checkpoint-{step}" / f"{player}_optimizer.safetensors")
+    moments = load_file(run / f"checkpoint-{step}" / f"{model}_optimizer.safetensors")
     assert {float(x) for name, x in moments.items() if name.endswith(".step")} == {1.0}
     return {
         name: moment / (1 - beta1) for name, moment in moments.items() if name.endswith(".exp_avg")
@@ -28,7 +28,7 @@ def first_gradients(run: Path, player: str, step: int, beta1: float) -> dict[str
 
 
 @pytest.mark.slow
-def test_two_processes_give_one_processs_curves(tmp_path):
+def test_two_processes_give_the_curves_of_one(tmp_path):
     environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = str(ROOT)  # for what the script takes from the tests
     for name, count in (("one", 1), ("two", 2)):
@@ -58,9 +58,9 @@ def test_two_processes_give_one_processs_curves(tmp_path):
         assert two == pytest.approx(one, abs=tolerance), f"{figure} of {part}"
 
     # The discriminator takes its first step in the training's third.
-    for player, step, beta1 in (("vae", 1, 0.9), ("discriminator", 3, 0.5)):
+    for model, step, beta1 in (("vae", 1, 0.9), ("discriminator", 3, 0.5)):
         one, two = (
-            first_gradients(tmp_path / name / "vae", player, step, beta1) for name in ("one", "two")
+            first_gradients(tmp_path / name / "vae", model, step, beta1) for name in ("one", "two")
         )
         assert two.keys() == one.keys()
         assert max(gradient.abs().max() for gradient in one.values()) > 1e-2

@@ -43,7 +43,7 @@ def trained(tmp_path_factory):
     return folder / "autoencoder" / "model", folder / "denoiser" / "model"
 
 
-def test_both_leave_a_card_that_is_good_already(trained):
+def test_both_trainings_leave_a_complete_card(trained):
     place = trained[0].parents[1]
     for folder, picture in zip(trained, ("reconstructions.png", "samples.png"), strict=True):
         card = (folder / "README.md").read_text()
@@ -85,7 +85,7 @@ def test_figures_of_the_denoiser(trained):
     assert "autoencoder_output_dir" not in denoiser and "autoencoder_seed" not in denoiser
 
 
-def test_the_autoencoders_report_is_the_runs_without_its_paths(
+def test_the_models_report_is_the_runs_report_without_paths(
     autoencoder_config, denoiser_config, tmp_path
 ):
     images = tmp_path / "images"
@@ -156,7 +156,7 @@ def test_latents_of_unknown_images_name_no_data(trained, denoiser_config, tmp_pa
         )
 
 
-def test_figures_of_an_autoencoder_go_along_if_they_are_of_its_weights(trained, tmp_path):
+def test_autoencoder_figures_are_repeated_if_the_weights_match(trained, tmp_path):
     autoencoder, denoiser = trained
     sha256 = read(autoencoder)["vae_weights_sha256"]
     figures = autoencoder_figures(str(autoencoder), sha256)
@@ -172,9 +172,7 @@ def test_figures_of_an_autoencoder_go_along_if_they_are_of_its_weights(trained, 
         assert autoencoder_figures(str(autoencoder), sha256) == {}
 
 
-def test_the_autoencoder_that_another_began_from_is_told(
-    autoencoder_config, denoiser_config, tmp_path
-):
+def test_the_report_names_the_pretrained_autoencoder(autoencoder_config, denoiser_config, tmp_path):
     first, second = tmp_path / "first" / "model", tmp_path / "autoencoder" / "model"
     make_autoencoder(sample_size=32).save_pretrained(first)
     train_autoencoder(
@@ -188,7 +186,7 @@ def test_the_autoencoder_that_another_began_from_is_told(
     assert str(tmp_path) not in json.dumps(figures)
 
 
-def test_a_finished_run_that_is_resumed_makes_up_no_figures(
+def test_a_finished_run_that_is_resumed_invents_no_figures(
     autoencoder_config, denoiser_config, tmp_path
 ):
     runs = (
@@ -216,7 +214,7 @@ def test_a_finished_run_that_is_resumed_makes_up_no_figures(
     assert report["images_seen"] == 8 and "images_per_second" not in report
 
 
-def test_a_card_that_cannot_be_made_ends_no_training(
+def test_a_failed_card_does_not_end_the_training(
     autoencoder_config, denoiser_config, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(model_reports, "write_model_card", None)
@@ -230,9 +228,7 @@ def test_a_card_that_cannot_be_made_ends_no_training(
         assert sum(line.startswith(start) for line in lines) == 1
 
 
-def test_a_picture_that_cannot_be_copied_costs_the_picture_only(
-    autoencoder_config, tmp_path, capsys
-):
+def test_a_failed_picture_does_not_stop_the_card(autoencoder_config, tmp_path, capsys):
     folder = tmp_path / "model"
     make_autoencoder().save_pretrained(folder)
     (tmp_path / "broken.png").write_bytes(b"no picture")
@@ -257,7 +253,7 @@ def test_a_picture_that_cannot_be_copied_costs_the_picture_only(
     assert f"{tmp_path}/na?me; its card could not be made (UserError: " in capsys.readouterr().out
 
 
-def test_names_that_are_not_utf8_are_no_hindrance(autoencoder_config, tmp_path, capsys):
+def test_names_that_are_not_utf8_are_accepted(autoencoder_config, tmp_path, capsys):
     vae = make_autoencoder()
     vae.save_pretrained(tmp_path / "model")
     figures = {"train_images": 2, "image_shape": [1, 32, 32], "data": "im\udcffages"}
@@ -271,7 +267,7 @@ def test_names_that_are_not_utf8_are_no_hindrance(autoencoder_config, tmp_path, 
     assert "2 training images of im?ages" in card and is_unedited(card)
 
 
-def test_an_autoencoder_without_a_report_is_fine(denoiser_config, tmp_path):
+def test_an_autoencoder_without_a_report_is_accepted(denoiser_config, tmp_path):
     make_autoencoder(sample_size=32).save_pretrained(tmp_path / "autoencoder" / "model")
     train_denoiser(denoiser_config(max_train_steps=1))
     card = (tmp_path / "denoiser" / "model" / "README.md").read_text()

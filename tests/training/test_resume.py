@@ -103,7 +103,8 @@ def copied_run(whole_autoencoder_run, tmp_path) -> Path:
     return shutil.copytree(whole_autoencoder_run, tmp_path / "autoencoder")
 
 
-# The discriminator's weight is measured from the third step on; it plays from the fourth.
+# The adversarial weight is measured from the third step on, the discriminator trained from the
+# fourth.
 def test_an_interrupted_autoencoder_ends_bit_for_bit_as_an_uninterrupted_one(
     autoencoder_config, whole_autoencoder_run, tmp_path, capsys
 ):
@@ -149,7 +150,7 @@ def test_an_earlier_checkpoint_can_be_named(autoencoder_config, copied_run, whol
     assert_each_loss_is_logged_once(copied_run)
 
 
-def test_a_run_that_ended_can_be_resumed_to_the_same_end(autoencoder_config, copied_run):
+def test_a_finished_run_can_be_resumed_without_change(autoencoder_config, copied_run):
     before = weights(copied_run / "model")
     config = autoencoder_config(**AUTOENCODER, resume_from_checkpoint="latest")
     summary = train_autoencoder(config)
@@ -158,7 +159,7 @@ def test_a_run_that_ended_can_be_resumed_to_the_same_end(autoencoder_config, cop
     assert_each_loss_is_logged_once(copied_run)
 
 
-def test_a_log_line_that_a_kill_cut_short_does_not_stand_in_the_way(autoencoder_config, copied_run):
+def test_a_log_line_cut_short_by_a_kill_is_ignored(autoencoder_config, copied_run):
     with open(copied_run / "logs" / "losses.jsonl", "a") as log:
         log.write('{"step": 2, "train_lo')
     train_autoencoder(autoencoder_config(**AUTOENCODER, resume_from_checkpoint="latest"))
@@ -262,7 +263,7 @@ def test_a_denoiser_with_options_ends_bit_for_bit_as_an_uninterrupted_one(
         assert last[name] == whole_last[name], name
 
 
-def test_options_that_change_on_resuming_are_told(denoiser_config, tmp_path, capsys):
+def test_settings_that_change_on_resuming_are_printed(denoiser_config, tmp_path, capsys):
     save_autoencoder(tmp_path / "autoencoder" / "model")
     config = denoiser_config(**DENOISER, objective="v_prediction")
     with pytest.raises(SystemExit):
@@ -273,7 +274,7 @@ def test_options_that_change_on_resuming_are_told(denoiser_config, tmp_path, cap
     assert "--zero_terminal_snr is True from now on, False until now" in output
 
 
-def test_other_latents_are_refused_and_the_same_elsewhere_are_not(denoiser_config, tmp_path):
+def test_other_latents_are_refused_and_moved_ones_are_accepted(denoiser_config, tmp_path):
     vae = save_autoencoder(tmp_path / "autoencoder" / "model")
     encode_latents(encode_settings(vae, tmp_path / "cache"))
     encode_latents(encode_settings(vae, tmp_path / "other", max_train_samples=30))
@@ -394,7 +395,7 @@ def launched_trainings(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_it_ends_bit_for_bit(launched_trainings, tmp_path):
+def test_an_autoencoder_killed_at_random_moments_ends_bit_for_bit(launched_trainings, tmp_path):
     seed = random.SystemRandom().randrange(10**6)
     print(f"seed of the random moments: {seed}")  # pytest shows it if the test fails
     draw = random.Random(seed)
@@ -415,7 +416,7 @@ def test_killed_at_random_moments_it_ends_bit_for_bit(launched_trainings, tmp_pa
 
 
 @pytest.mark.slow
-def test_sigterm_and_ctrl_c_save_a_checkpoint_and_say_how_to_go_on(launched_trainings, tmp_path):
+def test_sigterm_and_ctrl_c_save_a_checkpoint_and_say_how_to_resume(launched_trainings, tmp_path):
     run = tmp_path / "stopped"
     training = Launched(
         run,
@@ -456,7 +457,7 @@ def test_sigterm_and_ctrl_c_save_a_checkpoint_and_say_how_to_go_on(launched_trai
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a training outlives its launcher")
-def test_a_launcher_that_ends_has_its_training_save_a_checkpoint(launched_trainings, tmp_path):
+def test_a_training_saves_a_checkpoint_if_its_launcher_ends(launched_trainings, tmp_path):
     run = tmp_path / "launched"
     one = ("--num_processes", "1", "--num_machines", "1", "--cpu")
     plain = ("--mixed_precision", "no", "--dynamo_backend", "no")

@@ -14,7 +14,7 @@ from hf_latent.training.start_autoencoder import TrainableAutoencoder, start_aut
 from tests.conftest import make_autoencoder
 
 SHAPE = (1, 32, 32)
-PLAYING = {
+WITH_DISCRIMINATOR = {
     "discriminator_weight": 0.5,
     "discriminator_base_channels": 8,
     "discriminator_num_layers": 1,
@@ -64,7 +64,7 @@ def test_a_preset_with_its_architecture_changed(autoencoder_config):
     assert start_autoencoder(autoencoder_config(), SHAPE).config.latent_channels == 4
 
 
-def test_a_new_autoencoder_depends_on_the_seed_only(autoencoder_config):
+def test_a_new_autoencoder_depends_only_on_the_seed(autoencoder_config):
     torch.manual_seed(1)
     one = start_autoencoder(autoencoder_config(seed=7), SHAPE)
     torch.manual_seed(2)
@@ -73,7 +73,7 @@ def test_a_new_autoencoder_depends_on_the_seed_only(autoencoder_config):
 
 
 @pytest.mark.parametrize("folded", [False, True])
-def test_a_pretrained_one_starts_unfolded(autoencoder_config, tmp_path, folded):
+def test_a_pretrained_autoencoder_starts_unfolded(autoencoder_config, tmp_path, folded):
     original = make_autoencoder(sample_size=32)
     (make_folded() if folded else original).save_pretrained(tmp_path / "pretrained")
     vae = start_autoencoder(autoencoder_config(pretrained_vae=str(tmp_path / "pretrained")), SHAPE)
@@ -84,13 +84,13 @@ def test_a_pretrained_one_starts_unfolded(autoencoder_config, tmp_path, folded):
         torch.testing.assert_close(weight, expected, rtol=0, atol=1e-6, msg=name)
 
 
-def test_one_of_a_pipelines_folder(autoencoder_config, pipeline, tmp_path):
+def test_the_autoencoder_of_a_pipeline_can_be_trained(autoencoder_config, pipeline, tmp_path):
     pipeline.save_pretrained(tmp_path / "pipeline")
     vae = start_autoencoder(autoencoder_config(pretrained_vae=str(tmp_path / "pipeline")), SHAPE)
     assert equal_weights(vae, pipeline.vae)
 
 
-def test_what_is_trained_alone_is_the_decoder(autoencoder_config, tmp_path):
+def test_only_the_decoder_is_trained(autoencoder_config, tmp_path):
     folded = make_folded()
     folded.save_pretrained(tmp_path / "pretrained")
     vae = start_autoencoder(
@@ -107,7 +107,7 @@ def test_what_is_trained_alone_is_the_decoder(autoencoder_config, tmp_path):
 
 
 @pytest.mark.parametrize("folded", [False, True])
-def test_training_the_decoder_alone_leaves_the_latents_bit_for_bit(
+def test_training_only_the_decoder_keeps_the_latents_bit_for_bit(
     autoencoder_config, tmp_path, folded
 ):
     pretrained = make_folded() if folded else make_autoencoder(sample_size=32)
@@ -128,7 +128,7 @@ def test_training_the_decoder_alone_leaves_the_latents_bit_for_bit(
     assert (decoded - decoded_before).abs().max() > 1e-3
 
 
-def test_a_whole_pretrained_one_is_trained_and_folded_anew(autoencoder_config, tmp_path):
+def test_a_pretrained_autoencoder_is_trained_and_folded_again(autoencoder_config, tmp_path):
     folded = make_folded()
     folded.save_pretrained(tmp_path / "pretrained")
     config = autoencoder_config(pretrained_vae=str(tmp_path / "pretrained"), max_train_steps=2)
@@ -139,7 +139,7 @@ def test_a_whole_pretrained_one_is_trained_and_folded_anew(autoencoder_config, t
     assert summary.residual_std == pytest.approx([1.0] * 4, abs=0.2)
 
 
-def test_one_without_a_posterior_is_refused(autoencoder_config, tmp_path):
+def test_an_autoencoder_without_a_posterior_is_refused(autoencoder_config, tmp_path):
     AutoencoderTiny(
         1,
         1,
@@ -155,7 +155,7 @@ def test_one_without_a_posterior_is_refused(autoencoder_config, tmp_path):
     assert not (tmp_path / "autoencoder").exists()
 
 
-def test_one_of_other_channels_is_refused(autoencoder_config, tmp_path):
+def test_an_autoencoder_with_other_channels_is_refused(autoencoder_config, tmp_path):
     make_autoencoder(channels=3, sample_size=32).save_pretrained(tmp_path / "rgb")
     config = autoencoder_config(pretrained_vae=str(tmp_path / "rgb"))
     with pytest.raises(UserError, match="1 channels and the autoencoder takes 3"):
@@ -174,10 +174,10 @@ def test_gradient_checkpointing_gives_the_same_gradients(autoencoder_config):
         torch.testing.assert_close(gradient, plain[name], rtol=0, atol=1e-6, msg=name)
 
 
-def test_gradient_checkpointing_goes_with_the_discriminator(autoencoder_config, tmp_path):
+def test_gradient_checkpointing_works_with_the_discriminator(autoencoder_config, tmp_path):
     for name in ("plain", "checkpointed"):
         config = autoencoder_config(
-            **PLAYING,
+            **WITH_DISCRIMINATOR,
             output_dir=str(tmp_path / name),
             gradient_checkpointing=name == "checkpointed",
             max_train_steps=3,
@@ -210,7 +210,7 @@ def compiled_eagerly(monkeypatch):
 def test_a_compiled_training_does_the_same(autoencoder_config, tmp_path, compiled_eagerly):
     for name in ("plain", "compiled"):
         config = autoencoder_config(
-            **PLAYING,
+            **WITH_DISCRIMINATOR,
             output_dir=str(tmp_path / name),
             compile=name == "compiled",
             max_train_steps=3,

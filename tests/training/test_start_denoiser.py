@@ -51,7 +51,7 @@ def assert_equal_weights(found: torch.nn.Module, expected: torch.nn.Module) -> N
         assert torch.equal(tensor, weights[name].float()), name
 
 
-def test_a_new_denoiser_is_the_presets_and_depends_on_the_seed_only(denoiser_config, saved_vae):
+def test_a_new_denoiser_depends_only_on_preset_and_seed(denoiser_config, saved_vae):
     torch.manual_seed(1)
     unet = start_denoiser(denoiser_config(seed=7), saved_vae, SHAPE, CLASSES)
     torch.manual_seed(7)
@@ -60,7 +60,7 @@ def test_a_new_denoiser_is_the_presets_and_depends_on_the_seed_only(denoiser_con
 
 
 @pytest.mark.parametrize("in_pipeline", [False, True])
-def test_a_warm_start_begins_with_the_weights(
+def test_a_warm_start_begins_with_the_pretrained_weights(
     warm_config, save_denoiser, saved_vae, tmp_path, in_pipeline
 ):
     pretrained = save_denoiser(in_pipeline)
@@ -80,7 +80,7 @@ def test_a_warm_start_begins_with_the_weights(
         assert torch.equal(average[name], weight), name
 
 
-def test_a_warm_start_goes_on_from_the_loss_where_it_was(denoiser_config, warm_config, tmp_path):
+def test_a_warm_start_begins_with_the_pretrained_loss(denoiser_config, warm_config, tmp_path):
     make_autoencoder(sample_size=32).save_pretrained(tmp_path / "autoencoder" / "model")
     before = train_denoiser(
         denoiser_config(output_dir=str(tmp_path / "first"), max_train_steps=20, learning_rate=3e-3)
@@ -96,7 +96,7 @@ def test_weights_in_half_precision_are_trained_in_float32(warm_config, save_deno
     assert_equal_weights(unet, pretrained)
 
 
-def test_the_preset_is_ignored_and_the_size_is_that_of_the_latents(
+def test_a_warm_start_ignores_the_preset_and_has_the_latents_size(
     warm_config, save_denoiser, saved_vae
 ):
     save_denoiser(block_out_channels=(8, 24))

@@ -69,7 +69,7 @@ def stop_at_the_first_file(process: forked.Process, cache: Path, number: int) ->
     return stdout.splitlines()[-1], found
 
 
-def test_a_denoiser_that_still_encodes_ends_at_once_and_goes_on(denoiser_config, tmp_path):
+def test_a_denoiser_stopped_while_encoding_can_be_resumed(denoiser_config, tmp_path):
     save_autoencoder(tmp_path / "autoencoder" / "model")
     config = denoiser_config(max_train_steps=1, dataloader_num_workers=1, validation_steps=9)
     recipe = tmp_path / "recipe.yaml"
@@ -89,7 +89,7 @@ def test_a_denoiser_that_still_encodes_ends_at_once_and_goes_on(denoiser_config,
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_encoding_ends_at_once_and_goes_on(tmp_path, number):
+def test_stopped_encoding_can_be_resumed(tmp_path, number):
     config = encode_settings(save_autoencoder(tmp_path / "vae"), tmp_path / "cache")
     config = replace(config, dataloader_num_workers=1)
     script = (str(SCRIPTS / "encode_latents.py"), *as_flags(config))
@@ -103,7 +103,7 @@ def test_encoding_ends_at_once_and_goes_on(tmp_path, number):
 
 
 @pytest.mark.parametrize("both", [True, False])
-def test_a_process_that_waits_for_another_ends_too(both):
+def test_a_waiting_process_is_stopped_too(both):
     first, second = forked.start_ranks([sys.executable, "-c", WAITING], env=ENVIRONMENT)
     try:
         for process in (first, second):
@@ -123,7 +123,7 @@ def test_a_process_that_waits_for_another_ends_too(both):
         second.kill()
 
 
-def test_it_ends_where_nobody_reads_its_line_too():
+def test_a_process_is_stopped_even_if_its_output_is_closed():
     """As Ctrl-C does to a training whose output goes through a pipe: both ends get it."""
     process = start(
         "-c",

@@ -92,7 +92,7 @@ def test_dead_channels_are_numbered(setting, dead):
     assert figures.scalars()["dead_channels"] == len(dead)
 
 
-def test_a_channel_lives_from_a_variance_of_its_mean_on(setting):
+def test_a_channel_is_alive_above_a_variance_of_its_mean(setting):
     vae, held_out, config = setting
     with torch.no_grad():
         variance = vae.encode(stack(held_out)).latent_dist.mean.var((0, 2, 3), correction=0)
@@ -102,7 +102,7 @@ def test_a_channel_lives_from_a_variance_of_its_mean_on(setting):
     assert validate(vae, held_out, config, 0).dead_channels == [1]
 
 
-def test_the_loss_is_the_configured_one(setting, autoencoder_config):
+def test_the_loss_has_the_configured_kind(setting, autoencoder_config):
     vae, held_out, _ = setting
     config = autoencoder_config(reconstruction_loss="l2")
     images = stack(held_out)
@@ -127,7 +127,7 @@ def test_the_perceptual_distance_is_the_mean_over_images(setting):
     assert figures.perceptual_distance > 0.1
 
 
-def test_scalars_are_flat_and_what_was_not_measured_is_left_out(setting):
+def test_scalars_are_flat_and_have_only_measured_figures(setting):
     vae, held_out, config = setting
     figures = validate(vae, held_out, config, 0)
     scalars = figures.scalars()
@@ -148,7 +148,7 @@ def test_scalars_are_flat_and_what_was_not_measured_is_left_out(setting):
     assert set(measured) - set(scalars) == {"perceptual_distance"}
 
 
-def test_pairs_are_saved_and_the_autoencoder_is_left_as_it_is(setting, tmp_path):
+def test_pairs_are_saved_and_the_autoencoder_is_unchanged(setting, tmp_path):
     vae, held_out, config = setting
     before = hash_weights(vae.train())
     figures = [validate(vae, held_out, config, step) for step in (3, 4)]

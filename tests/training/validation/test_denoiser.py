@@ -29,7 +29,7 @@ def test_noise_levels_cover_the_range():
     assert timesteps.dtype == torch.int64
 
 
-def test_held_out_loss_is_that_of_the_target_and_never_changes():
+def test_held_out_loss_is_correct_and_reproducible():
     mean = torch.full((300, 4, 4, 4), 3.0)
     held_out = LatentBatch(LatentPosteriors(mean, torch.zeros_like(mean)), {})
     scheduler = create_scheduler("flow")
@@ -74,7 +74,7 @@ def test_parts_without_images_are_left_out():
     assert list(loss.by_timesteps) == [(200, 400), (600, 800)]
 
 
-def test_the_log_has_the_parts(denoiser_config, tmp_path):
+def test_the_log_has_the_loss_of_each_part(denoiser_config, tmp_path):
     make_autoencoder(sample_size=32).save_pretrained(tmp_path / "autoencoder" / "model")
     summary = train_denoiser(denoiser_config())
     lines = [json.loads(x) for x in (tmp_path / "denoiser/logs/losses.jsonl").open()]
