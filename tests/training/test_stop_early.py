@@ -94,7 +94,7 @@ def test_stopped_encoding_can_be_resumed(tmp_path, number):
     config = replace(config, dataloader_num_workers=1)
     script = (str(SCRIPTS / "encode_latents.py"), *as_flags(config))
     line, kept = stop_at_the_first_file(start("-c", SLOWLY, *script), tmp_path / "cache", number)
-    assert line == "stopped: the same command goes on; encoded files that are whole are kept"
+    assert line == "stopped: the same command continues; complete encoded files are kept"
     process = start(*script)
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 0, stderr[-2000:]
