@@ -187,8 +187,10 @@ def train_denoiser(
     def validate() -> None:
         picture = picture_path(output_dir, clock.step)
         with clock.validation(), eval_mode(unet):
-            loss = measure_held_out_loss(unet, scheduler, held_out, rows.batch_size, config.seed)
-            clock.log_validation_loss(loss.mean, **loss.scalars())
+            loss, figures = measure_held_out_loss(
+                unet, scheduler, held_out, rows.batch_size, config.seed
+            )
+            clock.log_validation_loss(loss, **figures)
             save_samples(pipeline, picture, config.seed)
 
     if stop is not None:
@@ -202,7 +204,7 @@ def train_denoiser(
                 config, scheduler, latents, null, rows, (step, micro_step)
             )
             batch |= {f"{k}_{micro_step}": tensor for k, tensor in vars(noised).items()}
-            if unet.config.dropout:  # each process drops other values
+            if unet.config.dropout:  # other masks in each process
                 seed_torch(config.seed, "dropout", step, micro_step, accelerator.process_index)
             with accelerator.accumulate(model):
                 output = model(noised.noisy_latents, noised.timesteps, **conditions).sample

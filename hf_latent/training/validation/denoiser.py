@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,36 +19,10 @@ from hf_latent.training.run.pictures import GRID_COLUMNS, MAX_GRID_ROWS, save_pi
 NOISE_LEVEL_PARTS = 5
 
 
-@dataclass(frozen=True)
-class HeldOutLoss:
-    """The unweighted mean squared error on held-out latents.
-
-    Attributes:
-        mean: over all images and noise levels.
-        by_timesteps: the mean within each of five equal parts of the scheduler's timesteps, by the
-            part's first and last timestep. Parts without images are missing.
-    """
-
-    mean: float
-    by_timesteps: dict[tuple[int, int], float]
-
-    def scalars(self) -> dict[str, float]:
-        """Return the parts for a log line, flat, the least noise first."""
-        return {
-            f"validation_loss_timesteps_{start}_to_{end}": loss
-            for (start, end), loss in self.by_timesteps.items()
-        }
-
-
 def evenly_spaced_timesteps(scheduler: SchedulerMixin, count: int) -> torch.Tensor:
     """Return the middle of each of `count` equal parts of the scheduler's timesteps.
 
-    Args:
-        scheduler: determines the objective.
-        count: number of timesteps.
-
-    Returns:
-        `(count,)`: float32 for flow, otherwise int64.
+    They are `(count,)`: float32 for flow, otherwise int64.
     """
     timesteps = (torch.arange(count) + 0.5) / count * scheduler.config.num_train_timesteps
     return timesteps if is_flow(scheduler) else timesteps.long()
@@ -77,8 +50,8 @@ def measure_held_out_loss(
     held_out: LatentBatch,
     batch_size: int,
     seed: int,
-) -> HeldOutLoss:
-    """Measure the loss on held-out latents, with the same noise and noise levels in every call.
+) -> tuple[float, dict[str, float]]:
+    """Measure the unweighted loss on held-out latents, with the same noise in every call.
 
     Args:
         unet: with the averaged weights.
@@ -88,7 +61,9 @@ def measure_held_out_loss(
         seed: of the noise.
 
     Returns:
-        The mean squared error over evenly spaced noise levels, and over each part of them.
+        The mean squared error over evenly spaced noise levels; and the same within each of five
+        equal parts of the timesteps, by its name in the log, the least noise first. Parts without
+        images are missing.
     """
     posteriors, count = held_out.posteriors, len(held_out)
     generator = seeded_generator(seed, "validation")
@@ -106,11 +81,11 @@ def measure_held_out_loss(
         errors[rows] = (output.float() - noised.target.float()).square().mean((1, 2, 3)).cpu()
     width = scheduler.config.num_train_timesteps / NOISE_LEVEL_PARTS
     parts = (timesteps / width).long()
-    by_timesteps = {
-        (round(part * width), round((part + 1) * width)): errors[parts == part].mean().item()
-        for part in parts.unique().tolist()
-    }
-    return HeldOutLoss(loss / count, by_timesteps)
+    figures = {}
+    for part in parts.unique().tolist():
+        name = f"validation_loss_timesteps_{round(part * width)}_to_{round((part + 1) * width)}"
+        figures[name] = errors[parts == part].mean().item()
+    return loss / count, figures
 
 
 def save_samples(pipeline: LatentDiffusionPipeline, path: Path, seed: int) -> None:

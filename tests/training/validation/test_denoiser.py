@@ -21,6 +21,10 @@ class ZeroDenoiser(torch.nn.Module):
         return type("Output", (), {"sample": torch.zeros_like(sample)})
 
 
+def part_name(start: int, end: int) -> str:
+    return f"validation_loss_timesteps_{start}_to_{end}"
+
+
 def test_noise_levels_cover_the_range():
     timesteps = evenly_spaced_timesteps(create_scheduler("flow"), 4)
     assert timesteps.tolist() == [125.0, 375.0, 625.0, 875.0]
@@ -33,10 +37,10 @@ def test_held_out_loss_is_correct_and_reproducible():
     mean = torch.full((300, 4, 4, 4), 3.0)
     held_out = LatentBatch(LatentPosteriors(mean, torch.zeros_like(mean)), {})
     scheduler = create_scheduler("flow")
-    loss = measure_held_out_loss(ZeroDenoiser(), scheduler, held_out, 64, 0)
+    loss, figures = measure_held_out_loss(ZeroDenoiser(), scheduler, held_out, 64, 0)
     # E (noise - 3)^2 = 1 + 9
-    assert abs(loss.mean - 10) < 0.3
-    assert loss == measure_held_out_loss(ZeroDenoiser(), scheduler, held_out, 64, 0)
+    assert abs(loss - 10) < 0.3
+    assert (loss, figures) == measure_held_out_loss(ZeroDenoiser(), scheduler, held_out, 64, 0)
 
 
 @pytest.mark.parametrize("objective", ["flow", "v_prediction"])
@@ -44,7 +48,9 @@ def test_held_out_loss_of_each_part_of_the_noise_levels(objective):
     generator = torch.Generator().manual_seed(4)
     posteriors = LatentPosteriors(*torch.rand(2, 53, 4, 4, 4, generator=generator))
     scheduler = create_scheduler(objective)
-    found = measure_held_out_loss(ZeroDenoiser(), scheduler, LatentBatch(posteriors, {}), 8, 0)
+    loss, figures = measure_held_out_loss(
+        ZeroDenoiser(), scheduler, LatentBatch(posteriors, {}), 8, 0
+    )
 
     generator = seeded_generator(0, "validation")
     posterior_noise, noise = torch.randn(2, 53, 4, 4, 4, generator=generator)
@@ -53,25 +59,26 @@ def test_held_out_loss_of_each_part_of_the_noise_levels(objective):
     noised = add_noise(scheduler, posteriors.sample(posterior_noise), noise, timesteps)
     errors = noised.target.square().mean((1, 2, 3))
     parts = [(0, 200), (200, 400), (400, 600), (600, 800), (800, 1000)]
-    assert list(found.by_timesteps) == parts
+    assert list(figures) == [part_name(*part) for part in parts]
     for start, end in parts:
         inside = (timesteps >= start) & (timesteps < end)
         assert 10 <= inside.sum() <= 11
-        assert found.by_timesteps[start, end] == pytest.approx(errors[inside].mean().item())
+        assert figures[part_name(start, end)] == pytest.approx(errors[inside].mean().item())
 
-    # The mean is what it always was: batch by batch, to the bit.
+    # The mean is summed batch by batch, so it is equal to the bit.
     total = 0.0
     for rows in torch.arange(53).split(8):
         target, weights = noised.target[rows], noised.weights[rows]
         total += denoising_loss(torch.zeros_like(target), target, weights).item() * len(rows)
-    assert found.mean == total / 53
+    assert loss == total / 53
 
 
 def test_parts_without_images_are_left_out():
     posteriors = LatentPosteriors(*torch.rand(2, 2, 4, 4, 4))
     scheduler = create_scheduler("flow")
-    loss = measure_held_out_loss(ZeroDenoiser(), scheduler, LatentBatch(posteriors, {}), 8, 0)
-    assert list(loss.by_timesteps) == [(200, 400), (600, 800)]
+    held_out = LatentBatch(posteriors, {})
+    _, figures = measure_held_out_loss(ZeroDenoiser(), scheduler, held_out, 8, 0)
+    assert list(figures) == [part_name(200, 400), part_name(600, 800)]
 
 
 def test_the_log_has_the_loss_of_each_part(denoiser_config, tmp_path):
@@ -82,7 +89,7 @@ def test_the_log_has_the_loss_of_each_part(denoiser_config, tmp_path):
     assert [line["step"] for line in lines] == [2, 4]
     for line in lines:
         assert line["validation_loss"] == summary.validation_losses[line["step"]]
-        parts = [line[f"validation_loss_timesteps_{n}_to_{n + 200}"] for n in range(0, 1000, 200)]
+        parts = [line[part_name(n, n + 200)] for n in range(0, 1000, 200)]
         # 12 images: 2, 3, 2, 3 and 2 of them
         mean = sum(x * count for x, count in zip(parts, (2, 3, 2, 3, 2), strict=True)) / 12
         assert mean == pytest.approx(line["validation_loss"])
