@@ -1,4 +1,4 @@
-"""Both trainings, short, in as many processes as were launched: a script for test_processes.py."""
+"""Run both trainings for a few steps in the launched processes; test_processes.py starts this."""
 
 import sys
 from pathlib import Path

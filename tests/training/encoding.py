@@ -1,4 +1,4 @@
-"""What the tests of encoding and of latent sources share: a tiny autoencoder, and settings."""
+"""A tiny autoencoder and settings for tests of encoding and of latent sources."""
 
 from pathlib import Path
 

@@ -103,11 +103,11 @@ def test_trainable_autoencoder_samples_the_posterior_with_given_noise(images):
 def test_the_perceptual_gradient_reaches_the_encoder():
     vae, network = make_autoencoder(sample_size=32).train(), load_feature_network(NETWORK)
     images = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    # The posterior's mean: no other loss, and no noise, is there to bring a gradient.
+    # Only the posterior's mean: no other loss and no noise brings a gradient.
     reconstructions, _, _ = TrainableAutoencoder(vae)(images, torch.zeros(2, 4, 8, 8))
     perceptual_loss(network, reconstructions, images).backward()
     for name, parameter in vae.encoder.named_parameters():
-        if name == "conv_out.bias":  # half of it is the log-variance's
+        if name == "conv_out.bias":  # half of it belongs to the log-variance
             continue
         assert parameter.grad.abs().max() > 1e-7, name
     assert vae.encoder.conv_in.weight.grad.norm() > 1e-3
@@ -125,7 +125,7 @@ def test_the_perceptual_weight_changes_the_trained_encoder(autoencoder_config, t
         max_grad_norm=1e9,
     )
     summary = train_autoencoder(config)
-    # The first step's gradient, which Adam's first moment keeps a tenth of, written out.
+    # Adam's first moment after one step is a tenth of the gradient.
     vae = start_autoencoder(config, (1, 32, 32))
     keys = GlobalBatchSampler(40, ProcessRows(8), 0).keys(0)
     train = open_images(config).train
@@ -154,7 +154,7 @@ def test_a_network_without_weight_only_measures(autoencoder_config, tmp_path):
 
 @pytest.fixture
 def another_precision():
-    """Accelerate lets a process have one precision only, unless it forgets."""
+    """Reset Accelerate, which allows one precision per process."""
     AcceleratorState._reset_state()
     yield
     AcceleratorState._reset_state()
@@ -201,7 +201,7 @@ def test_accumulation_of_2_equals_one_batch_of_both(autoencoder_config, tmp_path
         drawn: dict[int, torch.Generator] = {}
 
         def in_parts(seed, purpose, step, micro_step, drawn=drawn):
-            """One generator a step: the parts' noise follows each other as in the whole."""
+            """Return one generator per step, so that the micro-steps share a batch's noise."""
             return drawn.setdefault(step, seeded_generator(seed, purpose, step))
 
         monkeypatch.setattr(autoencoder, "seeded_generator", in_parts)
@@ -237,7 +237,7 @@ def test_accumulation_of_2_equals_one_batch_of_both(autoencoder_config, tmp_path
 
 
 class MadeUpImages(torch.utils.data.Dataset):
-    """Images of any shape, as `ImageDataset` serves them."""
+    """Random images of any shape, with `ImageDataset`'s interface."""
 
     def __init__(self, count: int, shape: tuple[int, int, int]):
         self.image_shape = shape
@@ -337,7 +337,7 @@ def test_the_report_has_settings_and_figures(autoencoder_config, tmp_path):
     for name, value in summary.held_out.scalars().items():
         assert report[f"held_out_{name}"] == value, name
     assert report["held_out_images"] == 12
-    # The residual: of held-out images, encoded with the autoencoder that was saved.
+    # The residual is that of held-out images, encoded with the saved autoencoder.
     vae = AutoencoderKL.from_pretrained(summary.model_dir)
     held_out = splits.validation.evenly_spaced(12)
     images = torch.stack([held_out[i]["images"] for i in range(12)])
@@ -347,7 +347,7 @@ def test_the_report_has_settings_and_figures(autoencoder_config, tmp_path):
     assert report["residual_std"] == pytest.approx(expected.std.tolist(), abs=1e-5)
     assert report["residual_mean"] == pytest.approx([0] * 4, abs=0.3)
     assert report["residual_std"] == pytest.approx([1] * 4, abs=0.3)
-    assert summary.residual_mean != [0.0] * 4, "measured on the images that it was folded on"
+    assert summary.residual_mean != [0.0] * 4, "measured on the images of the fold"
     # Before the fold.
     before = unfold_latent_scale(vae)
     with torch.no_grad():

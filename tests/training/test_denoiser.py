@@ -28,7 +28,7 @@ def saved_autoencoder(tmp_path):
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
-    """What a training without further settings did; change nothing in its folder."""
+    """The summary of a training with default settings; tests must not change its folder."""
     folder = tmp_path_factory.mktemp("plain")
     make_autoencoder(sample_size=32).save_pretrained(folder / "autoencoder" / "model")
     return train_denoiser(short_denoiser(folder))
@@ -188,7 +188,7 @@ def test_every_step_and_micro_step_draws_a_new_sample(denoiser_config):
         assert abs(found.std() - 0.5) < 0.05
         for other in drawn.keys() - {place}:
             noise, other_noise = (x - 3 for x in (found, drawn[other]))
-            assert abs((noise * other_noise).mean()) < 0.02, "the two samples go together"
+            assert abs((noise * other_noise).mean()) < 0.02, "the two samples are correlated"
 
 
 @pytest.mark.parametrize(

@@ -43,11 +43,11 @@ def test_a_killed_denoiser_ends_bit_for_bit_as_an_uninterrupted_one(denoiser_con
     seed = random.SystemRandom().randrange(10**6)
     print(f"seed of the random moments: {seed}")  # pytest shows it if the test fails
     moments = random.Random(seed)
-    # What it saves until it is killed; the first time it has no checkpoint yet.
-    for signs in (1, *(moments.randint(2, 4) for _ in range(KILLS - 1))):
+    # Number of new files before each kill; at the first kill there is no checkpoint yet.
+    for files in (1, *(moments.randint(2, 4) for _ in range(KILLS - 1))):
         training = launch(config, *resume)
-        for _ in range(signs):
-            training.wait_for_a_sign()
+        for _ in range(files):
+            training.wait_for_new_file()
         time.sleep(moments.uniform(0, 0.1))
         assert training.end(signal.SIGKILL)[0] == -signal.SIGKILL
     assert launch(config, *resume).end()[0] == 0

@@ -1,4 +1,4 @@
-"""What each objective trains: noise, target and weights against formulas and diffusers' own."""
+"""Noise, target and weights of each objective, compared with formulas and with diffusers."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def make_posteriors() -> LatentPosteriors:
 
 
 def draw(config):
-    """Return a batch as the training draws it, and the latents and the noise in it."""
+    """Return a training batch, and the latents and the noise in it."""
     scheduler = create_scheduler(config.objective, config.zero_terminal_snr)
     posteriors = make_posteriors()
     batch = LatentBatch(posteriors, {})
@@ -47,7 +47,7 @@ def alphas_cumprod(zero_terminal_snr: bool) -> torch.Tensor:
 
 
 def reference(config) -> DDPMScheduler:
-    """Another of diffusers' classes with the same schedule."""
+    """Another diffusers scheduler with the same noise schedule."""
     return DDPMScheduler(
         beta_schedule="scaled_linear",
         beta_start=0.0015,
@@ -71,7 +71,7 @@ def test_discrete_objectives(denoiser_config, objective, zero_terminal_snr, snr_
 
     signal = alphas_cumprod(zero_terminal_snr)[noised.timesteps]
     alpha, sigma = (x.sqrt().float().view(-1, 1, 1, 1) for x in (signal, 1 - signal))
-    # float32 sums up 1000 factors.
+    # The rounding errors of 1000 float32 factors add up.
     close = {"rtol": 0, "atol": 2e-5}
     torch.testing.assert_close(noised.noisy_latents, alpha * latents + sigma * noise, **close)
     target = {
@@ -117,7 +117,7 @@ def test_discrete_objectives(denoiser_config, objective, zero_terminal_snr, snr_
             },
             "logit_normal",
         ),
-        ({"timestep_sampling": "uniform"}, "none"),  # diffusers' name of it
+        ({"timestep_sampling": "uniform"}, "none"),  # the name in diffusers
     ],
 )
 def test_flow(denoiser_config, changes, scheme):

@@ -1,4 +1,4 @@
-"""Pickles planted in a checkpoint and in a latent cache: refused or passed over, never loaded."""
+"""Pickles planted in a checkpoint and in a latent cache: refused or ignored, never loaded."""
 
 import pytest
 import torch

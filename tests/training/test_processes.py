@@ -30,15 +30,15 @@ def first_gradients(run: Path, model: str, step: int, beta1: float) -> dict[str,
 @pytest.mark.slow
 def test_two_processes_give_the_curves_of_one(tmp_path):
     environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = str(ROOT)  # for what the script takes from the tests
+    environment["PYTHONPATH"] = str(ROOT)  # the script imports the tests
     for name, count in (("one", 1), ("two", 2)):
         command = [sys.executable, SCRIPT, tmp_path / name, 8 // count]
         processes = forked.start_ranks(command, count, environment)
         ended = [process.communicate() for process in processes]
         for process, (_, errors) in zip(processes, ended, strict=True):
             assert process.returncode == 0, errors[-2000:]
-        spoken = "".join(output for output, _ in ended)
-        assert spoken.count("autoencoder: ") == 1, "only the first process speaks"
+        printed = "".join(output for output, _ in ended)
+        assert printed.count("autoencoder: ") == 1, "only the main process prints"
     counted = {
         name: sorted(path.name for path in (tmp_path / name).glob("process-*"))
         for name in ("one", "two")

@@ -1,4 +1,4 @@
-"""What both trainings leave beside their models."""
+"""The reports and cards of both trainings."""
 
 import json
 import shutil
@@ -35,7 +35,7 @@ def read(folder):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """The folders of an autoencoder and of a denoiser that was trained on it; change nothing."""
+    """The folders of an autoencoder and of its denoiser; tests must not change them."""
     folder = tmp_path_factory.mktemp("trained")
     accumulated = {"gradient_accumulation_steps": 2, "max_train_steps": 3}
     train_autoencoder(short_autoencoder(folder, **accumulated))
@@ -96,12 +96,12 @@ def test_the_models_report_is_the_runs_report_without_paths(
     folder = tmp_path / "autoencoder" / "model"
     run, own = json.loads((folder.parent / "report.json").read_text()), read(folder)
     assert set(run) - set(own) == STORAGE_SETTINGS
-    # The run's own report says what was given, the model's what may be shown.
+    # The run's report has the given path, the model's report only its name.
     assert {key: (run[key], own[key]) for key in own if own[key] != run[key]} == {
         "data": (str(images), "images")
     }
     assert "datasets:" not in (folder / "README.md").read_text()
-    # The denoiser's latents are made of the same folder.
+    # The denoiser's latents are made from the same folder.
     train_denoiser(denoiser_config(data=str(images), conditional=False, max_train_steps=1))
     assert read(tmp_path / "denoiser" / "model")["data"] == "images"
 
@@ -161,7 +161,7 @@ def test_autoencoder_figures_are_repeated_if_the_weights_match(trained, tmp_path
     sha256 = read(autoencoder)["vae_weights_sha256"]
     figures = autoencoder_figures(str(autoencoder), sha256)
     assert figures["autoencoder_held_out_psnr_db"] == read(autoencoder)["held_out_psnr_db"]
-    # A pipeline's own folder may be named too: what it carries goes on.
+    # A pipeline's report has the figures already.
     assert autoencoder_figures(str(denoiser), sha256) == figures
     assert autoencoder_figures(str(autoencoder), "0" * 64) == {}
     assert autoencoder_figures("fashion-mnist-f4", "0" * 64) == {}
@@ -244,7 +244,7 @@ def test_a_failed_picture_does_not_stop_the_card(autoencoder_config, tmp_path, c
     }
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith(f"the model is saved in {folder}; its picture could not be made (")
-    # The line can be printed, whatever the folder is called.
+    # The line can be printed even if the folder name is not UTF-8.
     odd = tmp_path / "na\udcffme"
     odd.mkdir()
     write_model_reports(

@@ -87,12 +87,12 @@ def log_lines(run: Path, key: str) -> list[dict]:
 def assert_each_loss_is_logged_once(run: Path) -> None:
     steps = [line["step"] for line in log_lines(run, "train_loss")]
     assert steps
-    assert steps == sorted(set(steps)), "the loss of a step stands twice in the log"
+    assert steps == sorted(set(steps)), "the log has the loss of a step twice"
 
 
 @pytest.fixture(scope="module")
 def whole_autoencoder_run(tmp_path_factory) -> Path:
-    """A run that nothing interrupted; tests change a copy of it."""
+    """An uninterrupted run; tests change a copy of it."""
     folder = tmp_path_factory.mktemp("whole")
     train_autoencoder(short_autoencoder(folder, **AUTOENCODER))
     return folder / "autoencoder"
@@ -201,14 +201,14 @@ def test_an_interrupted_denoiser_ends_bit_for_bit_as_an_uninterrupted_one(
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory) -> TrainingSummary:
-    """A denoiser that others begin from; tests change a copy of its model."""
+    """A pretrained denoiser; tests change a copy of its model."""
     folder = tmp_path_factory.mktemp("first")
     save_autoencoder(folder / "autoencoder" / "model")
     return train_denoiser(short_denoiser(folder, **DENOISER, seed=1))
 
 
 def with_dropout(model: Path, copy: Path) -> str:
-    """Copy a saved denoiser, to be trained on with dropout."""
+    """Copy a saved denoiser, with dropout turned on."""
     path = shutil.copytree(model, copy) / "unet" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"dropout": 0.3}))
     return str(copy)
@@ -217,7 +217,7 @@ def with_dropout(model: Path, copy: Path) -> str:
 def test_validation_does_not_change_a_training_with_dropout(denoiser_config, first, tmp_path):
     save_autoencoder(tmp_path / "autoencoder" / "model")
     config = denoiser_config(**DENOISER, seed=1)
-    # At a learning rate of 0, the weights after the first step are still those of the start.
+    # The first step has a learning rate of 0, so the weights do not change.
     config = replace(config, pretrained_unet=str(first.model_dir), lr_warmup_ratio=0.5)
     train_denoiser(replace(config, output_dir=str(tmp_path / "without")))
     dropping = with_dropout(first.model_dir, tmp_path / "dropping")
@@ -301,11 +301,11 @@ def test_more_held_out_images_on_resuming_encode_nothing_again(
 
 
 class Launched:
-    """A training in a process of its own, the leader of a group."""
+    """A training in a separate process, the leader of a process group."""
 
     def __init__(self, run: Path, *arguments: str, launcher: Sequence[str] = ()):
         self.run = run
-        self.known = self._signs()
+        self.known = self._files()
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         if not launcher:
             self.process = forked.start([sys.executable, *arguments], env=environment)
@@ -319,13 +319,13 @@ class Launched:
             text=True,
         )
 
-    def _signs(self) -> set[Path]:
+    def _files(self) -> set[Path]:
         return {*self.run.glob("*checkpoint-*"), *self.run.glob("samples/*.png")}
 
-    def wait_for_a_sign(self) -> None:
-        """Return once it has saved one more picture, or begun or ended to save a checkpoint."""
+    def wait_for_new_file(self) -> None:
+        """Wait until a picture appears, or a checkpoint is begun or finished."""
         deadline = time.monotonic() + 120
-        while not (new := self._signs() - self.known):
+        while not (new := self._files() - self.known):
             assert self.process.poll() is None, self.process.communicate()
             assert time.monotonic() < deadline, "it does not train"
             time.sleep(0.002)
@@ -341,15 +341,15 @@ class Launched:
 
 
 TRAIN_VAE = Path(__file__).parents[2] / "train_scripts" / "train_vae.py"
-# Each kill comes after at most 6 signs, about 9 steps: more kills need a longer training, which
-# would otherwise be over before the last of them.
+# Each kill comes after at most 6 new files, about 9 steps. More kills need a longer training, which
+# would otherwise end before the last kill.
 STEPS = max(60, 24 * KILLS)
-# Only the last step has a checkpoint of its own.
+# Apart from signals, only the last step saves a checkpoint.
 SAVED_WHEN_STOPPED = ("--checkpointing_steps", str(STEPS), "--validation_steps", "5")
 
 
 class LaunchedTrainings:
-    """One recipe, and a run of it that nothing interrupts."""
+    """A recipe and an uninterrupted run of it."""
 
     def __init__(self, folder: Path):
         self.recipe, self.whole = folder / "recipe.yaml", folder / "whole"
@@ -403,7 +403,7 @@ def test_an_autoencoder_killed_at_random_moments_ends_bit_for_bit(launched_train
     for _ in range(KILLS):
         training = launched_trainings.start(run, "--resume_from_checkpoint", "latest")
         for _ in range(draw.randint(1, 6)):
-            training.wait_for_a_sign()
+            training.wait_for_new_file()
         time.sleep(draw.uniform(0, 0.05))
         assert training.end(signal.SIGKILL)[0] == -signal.SIGKILL
         print(sorted(path.name for path in run.iterdir()))
@@ -426,9 +426,9 @@ def test_sigterm_and_ctrl_c_save_a_checkpoint_and_say_how_to_resume(launched_tra
         *("--dataloader_num_workers", "1"),
     )
     stopped_at = [0]
-    # As a cluster does it, the reading process gets SIGTERM too.
+    # As on a cluster, the reading process gets SIGTERM too.
     for send, number in ((os.killpg, signal.SIGTERM), (os.kill, signal.SIGINT)):
-        training.wait_for_a_sign()
+        training.wait_for_new_file()
         send(training.process.pid, number)
         status, stdout = training.end()
         assert status == 0
@@ -468,10 +468,10 @@ def test_a_training_saves_a_checkpoint_if_its_launcher_ends(launched_trainings, 
         *SAVED_WHEN_STOPPED,
         launcher=(str(Path(sys.executable).with_name("accelerate")), "launch", *one, *plain),
     )
-    launcher.wait_for_a_sign()
+    launcher.wait_for_new_file()
     launcher.process.terminate()
     assert launcher.process.wait(timeout=120) == -signal.SIGTERM
-    # The training has the other end of this pipe: it is closed when the training is gone.
+    # The training has the other end of this pipe, which closes when the training ends.
     stdout, stderr = launcher.process.communicate(timeout=120)
     assert "stopped, with a checkpoint; to go on: python -m" in stdout, stderr[-2000:]
     (checkpoint,) = run.glob("checkpoint-*")

@@ -97,7 +97,7 @@ def test_only_the_decoder_is_trained(autoencoder_config, tmp_path):
         autoencoder_config(pretrained_vae=str(tmp_path / "pretrained"), train_decoder_only=True),
         SHAPE,
     )
-    assert equal_weights(vae, folded), "the scale of its latents stays"
+    assert equal_weights(vae, folded), "its latents keep their scale"
     found = gradients(vae)
     for name, gradient in found.items():
         frozen = name.startswith(("encoder.", "quant_conv."))
@@ -194,7 +194,7 @@ def test_gradient_checkpointing_works_with_the_discriminator(autoencoder_config,
 
 @pytest.fixture
 def compiled_eagerly(monkeypatch):
-    """torch.compile as far as its graphs; making C++ of them takes minutes."""
+    """Let torch.compile use the eager backend: compiling to C++ takes minutes."""
     compile_module, compiled = torch.nn.Module.compile, []
 
     def compile_eagerly(module):
@@ -215,7 +215,7 @@ def test_a_compiled_training_does_the_same(autoencoder_config, tmp_path, compile
             compile=name == "compiled",
             max_train_steps=3,
             checkpointing_steps=3,
-            max_validation_samples=8,  # the size of a batch: another one is compiled again
+            max_validation_samples=8,  # one batch: another batch size would be compiled again
         )
         summary = train_autoencoder(config)
     assert [type(module).__name__ for module in compiled_eagerly] == [

@@ -12,7 +12,7 @@ from tests.conftest import make_autoencoder
 
 SHAPE = (1, 32, 32)
 CLASSES = 10
-# After one warm-up step, at a learning rate of 0, the weights are still those of the start.
+# The first warm-up step has a learning rate of 0, so the weights do not change.
 ONE_STEP_AT_RATE_0 = {"max_train_steps": 1, "lr_warmup_ratio": 0.5}
 
 
@@ -25,7 +25,7 @@ def saved_vae(tmp_path) -> AutoencoderKL:
 
 @pytest.fixture
 def save_denoiser(saved_vae, tmp_path):
-    """Save a denoiser of other weights than a new one's, alone or in a pipeline."""
+    """Save a denoiser with other weights than a new one, alone or in a pipeline."""
 
     def save(in_pipeline=False, objective="flow", num_classes=CLASSES, dtype=None, **changes):
         torch.manual_seed(99)
@@ -189,7 +189,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(denoiser_config, saved_
 
 @pytest.mark.slow
 def test_a_compiled_training_does_the_same(denoiser_config, saved_vae, tmp_path, monkeypatch):
-    # torch.compile as far as its graphs; making C++ of them takes minutes.
+    # The eager backend: compiling to C++ takes minutes.
     compile_module, compiled = torch.nn.Module.compile, []
 
     def compile_eagerly(module):
@@ -203,7 +203,7 @@ def test_a_compiled_training_does_the_same(denoiser_config, saved_vae, tmp_path,
             compile=name == "compiled",
             max_train_steps=3,
             checkpointing_steps=3,
-            max_validation_samples=8,  # the size of a batch: another one is compiled again
+            max_validation_samples=8,  # one batch: another batch size would be compiled again
         )
         summary = train_denoiser(config)
     torch._dynamo.reset()

@@ -1,4 +1,4 @@
-"""Signals before the first step: real processes, while they encode or wait for each other."""
+"""Signals before the first step, to processes that encode or wait for each other."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ from tests.training.encoding import as_flags, encode_settings, save_autoencoder
 
 pytestmark = pytest.mark.slow
 SCRIPTS = Path(__file__).parents[2] / "train_scripts"
-# As on a slow disk, so that there is a time to send a signal at.
+# Write slowly, so that a signal arrives between two files.
 SLOWLY = """
 import runpy, sys, time
 from hf_latent.training.latents import encode as latents
@@ -49,9 +49,9 @@ def start(*arguments: str) -> forked.Process:
 
 
 def stop_at_the_first_file(process: forked.Process, cache: Path, number: int) -> tuple[str, dict]:
-    """Send a signal once a file is encoded; return the last line, and the files with their times.
+    """Send a signal once a file is encoded; return the last line and the files' times.
 
-    The end must be quick, and without a traceback.
+    The process must end quickly and without a traceback.
     """
     deadline = time.monotonic() + 120
     while not list(cache.glob("train-*.entry.json")):
@@ -124,7 +124,7 @@ def test_a_waiting_process_is_stopped_too(both):
 
 
 def test_a_process_is_stopped_even_if_its_output_is_closed():
-    """As Ctrl-C does to a training whose output goes through a pipe: both ends get it."""
+    """Ctrl-C ends both a training and the program that reads its output through a pipe."""
     process = start(
         "-c",
         "import signal; from hf_latent.training.run.stop import StopSignal\n"

@@ -21,13 +21,13 @@ from tests.conftest import make_autoencoder
 
 @pytest.fixture
 def setting(autoencoder_config, tmp_path):
-    """An autoencoder, 13 held-out images (8 and 5 make the batches) and the settings."""
+    """An autoencoder, 13 held-out images (batches of 8 and 5) and the settings."""
     config = autoencoder_config()
     (tmp_path / "autoencoder" / "samples").mkdir(parents=True)
     held_out = open_images(config).validation.evenly_spaced(13)
     vae = make_autoencoder(sample_size=32)
     with torch.no_grad():
-        vae.quant_conv.weight[:4] *= 5  # untrained channels hardly move
+        vae.quant_conv.weight[:4] *= 5  # raise the low variance of untrained channels
     return vae, held_out, config
 
 
