@@ -1,4 +1,4 @@
-"""The settings of what is done with a finished model: measuring it on images, drawing from it."""
+"""The settings for measuring a finished model on images and for generating images with it."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -11,6 +11,7 @@ from hf_latent.data.images.config import ImagesConfig
 from hf_latent.errors import UserError
 from hf_latent.evaluation.features.extractors import FeatureExtractorName
 from hf_latent.pipeline import LatentDiffusionPipeline
+from hf_latent.pipeline.denoise import Guidance
 from hf_latent.pipeline.samplers import Sampler
 
 CACHE_DIR = Path(constants.HF_HOME) / "hf_latent" / "vectors"
@@ -20,29 +21,29 @@ FEWEST_IMAGES = 10
 
 @dataclass(frozen=True, kw_only=True)
 class ImagesOfModelConfig(ImagesConfig):
-    """The images that a finished model is measured on.
+    """The images to measure a finished model on.
 
     Attributes:
         resolution: Height and width in pixels, one number for a square or "H,W"; auto is the
             model's own.
-        crop: Part of a recipe, and of no effect here: every image is cropped at its centre.
-        horizontal_flip: Part of a recipe, and of no effect here: no image is mirrored.
-        channels: 1 for grey, 3 for RGB, 4 for RGBA. By default what the model takes.
+        crop: Accepted because recipes have it, but ignored: images are cropped at the centre.
+        horizontal_flip: Accepted because recipes have it, but ignored: no image is mirrored.
+        channels: 1 for grey, 3 for RGB, 4 for RGBA. By default the model's own.
     """
 
     resolution: int | str = "auto"
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot work, naming the flag."""
-        super(ImagesConfig, self).__post_init__()  # ImagesConfig knows no resolution of auto
+        """Reject values that cannot work, naming the flag."""
+        super(ImagesConfig, self).__post_init__()  # ImagesConfig rejects the resolution auto
         self.images_config((1, 1), None)
 
     def images_config(self, size: tuple[int, int], channels: int | None) -> ImagesConfig:
-        """Return which images are used, and how, without anything random.
+        """Return the settings of the images, without random crops or flips.
 
         Args:
-            size: the model's height and width, for a resolution of auto.
-            channels: the model's, where none are given.
+            size: the model's height and width, used if the resolution is auto.
+            channels: the model's, used if the settings name none.
         """
         values = {field.name: getattr(self, field.name) for field in fields(ImagesConfig)}
         if self.resolution == "auto":
@@ -52,36 +53,34 @@ class ImagesOfModelConfig(ImagesConfig):
 
 
 def parse_interval(guidance_interval: str | None) -> tuple[float, float] | None:
-    """Read two noise levels of the command line; UserError where they are not such."""
+    """Parse the two noise levels of a flag, such as "0.2,0.8"; UserError if they are invalid."""
     if guidance_interval is None:
         return None
     try:
         low, high = (float(level) for level in guidance_interval.split(","))
-    except ValueError:
-        low = high = -1.0
-    if not 0 <= low < high <= 1:
+        return Guidance(interval=(low, high)).interval
+    except ValueError as error:
         raise UserError(
             f"--guidance_interval {guidance_interval} must be two noise levels from 0 to 1, the "
             "lower one first, with a comma between"
-        )
-    return low, high
+        ) from error
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig(Settings):
-    """How images are drawn.
+    """How images are generated.
 
     Attributes:
-        sampler: the stock scheduler to sample with, of those that fit the model's objective (ddim
-            never fits flow); unset, the one that the model was saved with.
-        num_inference_steps: the sampler's steps.
-        guidance_scale: classifier-free guidance, or autoguidance with a guide; 1 is off; unset,
-            with classes or a guide the model's own, or 2, else off.
-        guidance_interval: guide between two noise levels only, such as 0.2,0.8; 0 is no noise, 1
-            nothing else, and 0,1 is all; unset, the model's own, or all.
-        guide: a weaker denoiser of the same latents, classes, objective and noise levels, such as
-            one trained for less long: a folder or Hub id, of a UNet2DModel or a pipeline, or the
-            name of a released one; guidance is then autoguidance.
+        sampler: The stock scheduler to sample with. It must fit the model's objective (ddim never
+            fits flow). By default the one that the model was saved with.
+        num_inference_steps: The sampler's steps.
+        guidance_scale: The scale of classifier-free guidance, or of autoguidance with a guide; 1
+            is off. By default the model's own, or 2; off for a model without classes and guide.
+        guidance_interval: Guide only between two noise levels, such as 0.2,0.8; 0 is no noise, 1
+            is pure noise. By default the model's own, or 0,1.
+        guide: A weaker denoiser for autoguidance, such as one trained for fewer steps: a folder or
+            Hub id of a UNet2DModel or a pipeline, or the name of a released one. Its latents,
+            classes, objective and noise levels must be the model's.
     """
 
     sampler: Sampler | None = None
@@ -91,17 +90,17 @@ class SamplingConfig(Settings):
     guide: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot work, naming the flag."""
+        """Reject values that cannot work, naming the flag."""
         super().__post_init__()
-        _ = self.interval
+        parse_interval(self.guidance_interval)
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The two noise levels; UserError where they are not such."""
+        """The two noise levels of `guidance_interval`."""
         return parse_interval(self.guidance_interval)
 
     def check_model(self, pipeline: LatentDiffusionPipeline) -> None:
-        """Refuse guidance of a model without classes and without a guide, naming the flag."""
+        """Reject guidance if the model has neither classes nor a guide, naming the flag."""
         if pipeline.num_classes is not None or pipeline.guide_unet is not None:
             return
         for name, off in (("guidance_scale", (None, 1)), ("guidance_interval", (None,))):
@@ -116,22 +115,22 @@ class EvaluateConfig(ImagesOfModelConfig, SamplingConfig):
     """Measure a model: what its autoencoder keeps, how close its images come, whether it copies.
 
     Attributes:
-        model: the folder or Hub id of a model, or the name of a released one.
-        output_dir: the folder for metrics.json, pictures and the generated images. A run that was
-            killed goes on from what is there.
-        overwrite_output_dir: accept a folder with other files in it.
-        num_images: generated images, and real ones to compare them with. There must be twice as
-            many training images, so that real ones can be compared with real ones; unset, as many
-            as there can be, at most 10,000.
-        feature_extractor: the network that compares images: efficientnet-lite0 (of the extra
-            features), dinov2 (from the Hub) or inception (of the extra inception, for comparison
-            with papers).
-        batch_size: images at a time.
-        dataloader_num_workers: processes that decode images.
-        cache_dir: where vectors of real images are kept, to be computed once.
-        update_card: put metrics.json and the pictures into the folder of a local model too, and
-            write its card anew; a card that was edited by hand is kept. Not with --guide, which is
-            no part of the model.
+        model: The folder or Hub id of a model, or the name of a released one.
+        output_dir: The folder for metrics.json, pictures and the generated images. A killed run
+            resumes from the images there.
+        overwrite_output_dir: Accept a folder with other files in it.
+        num_images: The number of generated images, and of real ones to compare them with. The data
+            needs twice as many training images, because real ones are also compared with real
+            ones. By default as many as possible, at most 10,000.
+        feature_extractor: The network that compares images: efficientnet-lite0 (needs the extra
+            features), dinov2 (from the Hub) or inception (needs the extra inception; for
+            comparison with papers).
+        batch_size: Images per batch.
+        dataloader_num_workers: Processes that decode images.
+        cache_dir: The folder that keeps vectors of real images, so that they are computed once.
+        update_card: Also put metrics.json and the pictures into a local model's folder, and write
+            its card again. A card that was edited by hand is kept. Ignored with --guide, which is
+            not part of the model.
     """
 
     model: str
@@ -144,20 +143,17 @@ class EvaluateConfig(ImagesOfModelConfig, SamplingConfig):
     cache_dir: str = str(CACHE_DIR)
     update_card: bool = True
 
-    def count(self, train_images: int) -> int:
-        """Return how many images to generate and to compare with.
+    def choose_num_images(self, train_images: int) -> int:
+        """Return how many images to generate and compare; UserError if the data has too few.
 
         Args:
-            train_images: how many there are.
-
-        Raises:
-            UserError: if there are too few.
+            train_images: the number of training images.
         """
         most = train_images // 2
         if most < FEWEST_IMAGES:
             raise UserError(
-                f"{train_images} training images are too few to measure anything: at least "
-                f"{2 * FEWEST_IMAGES} are needed"
+                f"{train_images} training images are too few to measure a model: use at least "
+                f"{2 * FEWEST_IMAGES}"
             )
         count = min(most, LARGEST_DEFAULT) if self.num_images is None else self.num_images
         if count > most or count < FEWEST_IMAGES:

@@ -10,7 +10,7 @@ from hf_latent.evaluation.features.extractors import LatentVectors, load_feature
 from hf_latent.evaluation.images.generated import measure_classes, write_samples
 from hf_latent.evaluation.images.reference import (
     cached_neighbours,
-    identify,
+    comparison_figures,
     open_real_images,
     vectors_by_space,
 )
@@ -127,7 +127,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "guide_unet_weights_sha256": None if guide is None else hash_weights(guide),
         "data": shown_name(config.data),
         "feature_extractor": config.feature_extractor,
-        **identify(real, extractor, config.seed),
+        **comparison_figures(real, extractor, config.seed),
         "train_images": len(real.train),
         "train_exact_duplicates": real.train.exact_duplicates,
         "held_out_images": len(real.held_out),
@@ -143,10 +143,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         **classes,
         **memorisation,
     }
-    write_json(output_dir / "metrics.json", metrics | stages.report() | machine_figures())
+    write_json(output_dir / "metrics.json", metrics | stages.figures() | machine_figures())
     with stages.stage("pictures"):
         save_pictures(output_dir, pipeline, real, samples, closeness, duplicates)
-    metrics |= stages.report() | machine_figures()
+    metrics |= stages.figures() | machine_figures()
     write_json(output_dir / "metrics.json", metrics)
     print(summarize(metrics, output_dir))
     return metrics

@@ -18,18 +18,18 @@ PAIRS, COLUMNS = 24, 12
 
 
 def save_samples(path: Path, samples: Shards, pipeline: LatentDiffusionPipeline) -> None:
-    """Save the first samples of each class in a row, or the first samples."""
+    """Save the first samples of each class in one row, or without classes the first 64."""
     if pipeline.num_classes is None:
         rows = torch.arange(min(UNCONDITIONAL_SAMPLES, len(samples)))
         picture = image_grid(samples.read("images", rows) / 255, SAMPLES_PER_CLASS)
     else:
-        asked = samples.read("class_labels", torch.arange(len(samples)))
-        counts = asked.bincount()
+        labels = samples.read("class_labels", torch.arange(len(samples)))
+        counts = labels.bincount()
         columns = SAMPLES_PER_CLASS
         if counts.max() < columns:
             columns = int(counts[counts > 0].min())
         classes = (counts >= columns).nonzero().flatten().tolist()[:MOST_CLASSES]
-        by_class = [(asked == x).nonzero().flatten()[:columns] for x in classes]
+        by_class = [(labels == x).nonzero().flatten()[:columns] for x in classes]
         rows = torch.stack(by_class, dim=1).flatten()
         images = samples.read("images", rows) / 255
         picture = labelled_rows(images, classes, pipeline.id2label or {})
@@ -37,7 +37,7 @@ def save_samples(path: Path, samples: Shards, pipeline: LatentDiffusionPipeline)
 
 
 def save_closest(path: Path, samples: Shards, train: ImageDataset, closeness: Closeness) -> None:
-    """Save the samples that come closest to a training image, each beside that image."""
+    """Save the samples with the smallest ratios, each beside its nearest training image."""
     rows = closeness.ratios.argsort()[:PAIRS]
     originals = train.read_uint8(closeness.places[rows])
     mirrored = closeness.mirrored[rows].view(-1, 1, 1, 1)
@@ -47,7 +47,7 @@ def save_closest(path: Path, samples: Shards, train: ImageDataset, closeness: Cl
 
 
 def save_duplicates(path: Path, train: ImageDataset, duplicates: Duplicates) -> None:
-    """Save the training images that come closest to another one, each beside that one."""
+    """Save the training images with the smallest ratios, each beside its nearest other one."""
     order = duplicates.ratios.argsort()[: 4 * PAIRS].tolist()
     pairs = list(dict.fromkeys(tuple(sorted((x, int(duplicates.places[x])))) for x in order))
     places = torch.tensor(pairs[:PAIRS]).flatten()
@@ -62,13 +62,13 @@ def save_pictures(
     closeness: dict[str, Closeness],
     duplicates: dict[str, Duplicates],
 ) -> None:
-    """Save samples.png, reconstructions.png, and for each space closest and duplicates.
+    """Save samples.png and reconstructions.png, and closest and duplicates for each space.
 
     Args:
-        output_dir: where to.
+        output_dir: an existing folder.
         pipeline: the model.
         real: the real images.
-        samples: of `write_samples`.
+        samples: from `write_samples`.
         closeness: of the samples to training images, by space.
         duplicates: among the training images, by space.
     """
@@ -77,6 +77,7 @@ def save_pictures(
     decoded = torch.cat([reconstruct(pipeline.vae, x) for x in images.split(4)])
     pairs = interleave(images, decoded) / 2 + 0.5
     save_picture(output_dir / "reconstructions.png", image_grid(pairs, COLUMNS, group=2))
-    for space, own in closeness.items():
-        save_closest(output_dir / f"closest_by_{space}.png", samples, real.train, own)
+    for space in closeness:
+        path = output_dir / f"closest_by_{space}.png"
+        save_closest(path, samples, real.train, closeness[space])
         save_duplicates(output_dir / f"duplicates_by_{space}.png", real.train, duplicates[space])

@@ -1,4 +1,4 @@
-"""`hf-latent inspect`: an autoencoder's compression against what is lost, on one's own images."""
+"""`hf-latent inspect`: what an autoencoder compresses and what it loses, on one's own images."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -22,7 +22,7 @@ from hf_latent.evaluation.inspection.latent_figures import measure_smoothness, r
 from hf_latent.evaluation.inspection.pictures import save_pictures
 from hf_latent.evaluation.inspection.report import render_report
 from hf_latent.evaluation.inspection.round_trip import RoundTrip
-from hf_latent.evaluation.inspection.verdict import judge
+from hf_latent.evaluation.inspection.verdict import choose_verdict
 from hf_latent.evaluation.inspection.yardsticks import compare_yardsticks
 from hf_latent.evaluation.machine import machine_figures, shown_name
 from hf_latent.evaluation.measures.generation import frechet_distance
@@ -41,18 +41,18 @@ FEWEST_IMAGES = 2
 
 @dataclass(frozen=True, kw_only=True)
 class InspectConfig(ImagesOfModelConfig):
-    """Measure an autoencoder's compression against information loss, and say how it is.
+    """Measure an autoencoder's compression and its loss of information, and give a verdict.
 
     Attributes:
-        vae: a folder or Hub id of an AutoencoderKL or AutoencoderTiny, or of a pipeline with one;
+        vae: A folder or Hub id of an AutoencoderKL or AutoencoderTiny, or of a pipeline with one;
             or the name of a released one (fashion-mnist-f4, emoji).
-        output_dir: the folder for report.md, report.json and pictures.
-        overwrite_output_dir: accept a folder with files in it and replace those.
-        max_images: so many held-out images, evenly spaced.
-        feature_extractor: the network for the distance between images and reconstructions:
-            efficientnet-lite0 (of the extra features), dinov2, inception, or none.
-        batch_size: images at a time.
-        dataloader_num_workers: processes that decode images.
+        output_dir: The folder for report.md, report.json and pictures.
+        overwrite_output_dir: Accept a folder with files in it; files of the same name are replaced.
+        max_images: The largest number of held-out images, evenly spaced.
+        feature_extractor: The network for the distance between images and reconstructions:
+            efficientnet-lite0 (needs the extra features), dinov2, inception, or none.
+        batch_size: Images per batch.
+        dataloader_num_workers: Processes that decode images.
     """
 
     vae: str
@@ -67,17 +67,17 @@ class InspectConfig(ImagesOfModelConfig):
 def open_fitting_images(
     images: ImagesOfModelConfig, vae: Autoencoder, max_images: int
 ) -> tuple[ImageSplits, ImageDataset, Compression]:
-    """Open the data, and make sure that it fits the autoencoder.
+    """Open the data and check that it fits the autoencoder.
 
     Returns:
-        The splits, the held-out images to look at, and the arithmetic.
+        The splits, the held-out images to inspect, and the sizes of images and latents.
 
     Raises:
         UserError: if size or channels do not fit, or there are too few held-out images.
     """
     size = vae.config.get("sample_size")
     if size is None and images.resolution == "auto":
-        raise UserError("--resolution is needed: this autoencoder does not say its own")
+        raise UserError("--resolution is needed: this autoencoder's configuration has no size")
     height, width = size if isinstance(size, list | tuple) else (size, size)
     config = images.images_config((height, width), vae.config.in_channels)
     splits = open_images(config, keep_in_memory=False)
@@ -92,7 +92,7 @@ def open_fitting_images(
 
 
 def compression_figures(compression: Compression) -> dict[str, Any]:
-    """Return the arithmetic of a compression, flat."""
+    """Return the sizes of images and latents: shapes, values and MB."""
     images, latents = compression.image_values, compression.latent_values
     return {
         "image_shape": compression.image_shape,
@@ -109,7 +109,7 @@ def compression_figures(compression: Compression) -> dict[str, Any]:
 def measure_real_distance(
     splits: ImageSplits, count: int, extractor: FeatureExtractor, stages: Stages
 ) -> float:
-    """Return the Fréchet distance of `count` held-out images to as many training images."""
+    """Return the Fréchet distance between `count` held-out and `count` training images."""
     with stages.stage("real distance", 2 * count) as bar:
         train, held_out = (
             image_vectors(dataset.evenly_spaced(count), extractor, 100, bar.update)
@@ -121,14 +121,11 @@ def measure_real_distance(
 def inspect_autoencoder(config: InspectConfig) -> dict[str, Any]:
     """Measure an autoencoder; write report.json, report.md and pictures.
 
-    Args:
-        config: which one, and on which images.
-
     Returns:
         The content of report.json.
 
     Raises:
-        UserError: for whatever the user can mend, in one line.
+        UserError: if the autoencoder, the data or a setting does not fit, in one line.
     """
     output_dir = check_output_dir(config.output_dir, config.overwrite_output_dir)
     stages = Stages(4 if config.feature_extractor == "none" else 5)
@@ -172,7 +169,7 @@ def inspect_autoencoder(config: InspectConfig) -> dict[str, Any]:
         )
         few = held_out.evenly_spaced(SMOOTHNESS_IMAGES)
         figures |= measure_smoothness(vae, few, trip.moments.std, config.seed, config.batch_size)
-    verdict, reasons = judge(figures)
+    verdict, reasons = choose_verdict(figures)
     report = {
         "verdict": verdict,
         "reasons": reasons,
@@ -186,10 +183,10 @@ def inspect_autoencoder(config: InspectConfig) -> dict[str, Any]:
         **figures,
     }
     output_dir.mkdir(parents=True, exist_ok=True)
-    write_report(output_dir, report | stages.report() | machine_figures(), render_report)
+    write_report(output_dir, report | stages.figures() | machine_figures(), render_report)
     with stages.stage("pictures"):
         save_pictures(output_dir, vae, held_out, torch.cat(trip.psnr_db), report, config.batch_size)
-    report |= stages.report() | machine_figures()
+    report |= stages.figures() | machine_figures()
     write_report(output_dir, report, render_report)
     print("\n".join([f"{report['vae']}: {verdict}", *(f"- {reason}" for reason in reasons)]))
     print(f"{output_dir / 'report.md'}")

@@ -1,4 +1,4 @@
-"""What a figure was measured with."""
+"""The machine that a figure was measured on, and names without its paths."""
 
 import os
 import platform
@@ -14,14 +14,14 @@ from hf_latent.data.images.sources import BUILT_IN
 
 
 def shown_name(given: str) -> str:
-    """Return how a report calls a folder, file or Hub id: no path of this machine.
+    """Return the name that a report gives to a folder, a file or a Hub id: no path.
 
     Args:
-        given: by the user.
+        given: a path, a Hub id or a name of built-in images.
 
     Returns:
-        The name of a folder or file, with ./ before it where built-in images have that name too,
-        so that nobody takes these for those; else what was given.
+        The last part of a path that exists, with ./ before it if built-in images have the same
+        name; otherwise `given`.
     """
     path = Path(given).expanduser()
     if given in BUILT_IN or not path.exists():
@@ -31,11 +31,7 @@ def shown_name(given: str) -> str:
 
 
 def machine_figures() -> dict[str, Any]:
-    """Describe this process and its machine, for a report.
-
-    Returns:
-        Peak resident memory in MB (of this process so far), cores, threads and versions.
-    """
+    """Return this process's peak resident memory in MB so far, cores, threads and versions."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, else KB
     return {
         "peak_memory_mb": peak / (2**20 if sys.platform == "darwin" else 2**10),
@@ -48,7 +44,7 @@ def machine_figures() -> dict[str, Any]:
 
 
 def anonymous_memory_mb() -> float | None:
-    """Return the memory of this process that no file stands behind; None where Linux is not."""
+    """Return this process's memory that no file backs, in MB; None on systems without /proc."""
     status = Path("/proc/self/status")
     if not status.exists():
         return None

@@ -16,15 +16,15 @@ LABEL_WIDTH = 96  # at least; longer labels widen it
 HEADING_HEIGHT, FONT_SIZE, GAP = 20, 12, 8  # pixels
 
 
-def check_picture_channels(model: str, channels: int) -> None:
-    """Refuse to draw what no picture can show, before anything long starts.
+def check_channels(model: str, channels: int) -> None:
+    """Check that a model's images can be saved as a picture, before long work starts.
 
     Args:
-        model: its name, for the message.
+        model: the model's name, for the message.
         channels: of its images.
 
     Raises:
-        UserError: if they are not 1, 3 or 4.
+        UserError: if the number is not 1, 3 or 4.
     """
     if channels not in (1, 3, 4):
         raise UserError(
@@ -40,18 +40,17 @@ def image_grid(
     column_labels: Sequence[str] = (),
     group: int | None = None,
 ) -> Image.Image:
-    """Lay images out in rows, and enlarge small ones.
+    """Arrange images in rows; enlarge small ones by a whole factor to at least 64 pixels.
 
     Args:
         images: `(B, C, H, W)` float in [0, 1]; C is 1, 3 or 4. The last row may be short.
-        columns: images a row.
-        row_labels: a text for each row, at its left.
-        column_labels: a text for each column, above it.
-        group: number of neighbouring columns that belong together; a white gap follows each group.
+        columns: images per row.
+        row_labels: a text at the left of each row.
+        column_labels: a text above each column.
+        group: the number of neighbouring columns that belong together; a white gap follows each.
 
     Returns:
-        An RGB picture; transparent images lie on white. One pixel of an image becomes a square of
-        equal pixels.
+        One RGB picture; transparent pixels are shown on white.
     """
     images = images.detach().float().cpu().clamp(0, 1)
     scale = max(1, -(-MINIMUM_TILE // min(images.shape[2:])))
@@ -80,15 +79,15 @@ def image_grid(
 def labelled_rows(
     images: torch.Tensor, class_labels: list[int], names: dict[int, str]
 ) -> Image.Image:
-    """Lay images whose labels were taken in turn out with one row a label.
+    """Arrange images in one row per class label.
 
     Args:
         images: `(B, C, H, W)` float in [0, 1]; image i has `class_labels[i % len(class_labels)]`.
-        class_labels: a row each.
+        class_labels: one per row.
         names: the classes' names by label.
 
     Returns:
-        The picture; rows that are one image short end in white.
+        The picture; a row that is one image shorter ends with a white tile.
     """
     rows = len(class_labels)
     columns = -(-len(images) // rows)
@@ -104,7 +103,7 @@ def save_picture(path: Path, picture: Image.Image) -> None:
 
 
 def interleave(*batches: torch.Tensor) -> torch.Tensor:
-    """Put the images of several batches in turn: first of each, second of each, ...
+    """Put the images of several batches in turn: the first of each, the second of each, ...
 
     Args:
         batches: `(B, C, H, W)` each, of one shape.

@@ -1,4 +1,4 @@
-"""Reports for people: Markdown templates that are filled from the content of report.json alone."""
+"""Reports for people: Markdown templates, filled from the content of report.json alone."""
 
 import math
 from collections.abc import Callable
@@ -11,29 +11,22 @@ from hf_latent.output import read_json, write_json, write_text
 
 
 def format_number(value: float | None, form: str) -> str:
-    """Write a number.
+    """Return a number as text, or a dash if it is None (null in report.json) or not finite.
 
     Args:
-        value: None is what report.json has for a number that is not finite.
+        value: the number.
         form: as of `str.format`, such as `{:.2f} dB`.
-
-    Returns:
-        The text; a dash for what is no finite number.
     """
     return "-" if value is None or not math.isfinite(value) else form.format(value)
 
 
 def render_template(template: Path, report: dict[str, Any], **others: Any) -> str:
-    """Write a report.
+    """Render a report as Markdown.
 
     Args:
-        template: a Jinja template of Markdown; `report` is its one variable, and it may write
-            numbers with the filter `number`.
-        report: the content of report.json.
+        template: a Jinja template of Markdown. It has the filter `number`, see `format_number`.
+        report: the content of report.json, the template's variable `report`.
         others: more variables.
-
-    Returns:
-        Markdown.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(template.parent),
@@ -49,7 +42,7 @@ def render_template(template: Path, report: dict[str, Any], **others: Any) -> st
 def write_report(
     output_dir: Path, report: dict[str, Any], render: Callable[[dict[str, Any]], str]
 ) -> dict[str, Any]:
-    """Write report.json, and report.md from what stands there.
+    """Write report.json, read it again, and write report.md from it.
 
     Args:
         output_dir: the folder of both.
@@ -57,7 +50,7 @@ def write_report(
         render: from that content to Markdown.
 
     Returns:
-        The report as it can be read again.
+        The report as read from report.json.
     """
     write_json(output_dir / "report.json", report)
     report = read_json(output_dir / "report.json")

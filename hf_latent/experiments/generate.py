@@ -11,12 +11,7 @@ from hf_latent.command import Seed
 from hf_latent.errors import UserError
 from hf_latent.evaluation.config import SamplingConfig
 from hf_latent.evaluation.images.sampling import count_evaluations, load_pipeline, sample_images
-from hf_latent.evaluation.pictures import (
-    check_picture_channels,
-    image_grid,
-    labelled_rows,
-    save_picture,
-)
+from hf_latent.evaluation.pictures import check_channels, image_grid, labelled_rows, save_picture
 from hf_latent.pipeline import LatentDiffusionPipeline
 
 RELEASED = "fashion-mnist"
@@ -77,7 +72,7 @@ def generate(config: GenerateConfig) -> Path:
     labels = choose_labels(config.class_labels, pipeline)
     config.check_model(pipeline)
     count_evaluations(pipeline, config.num_inference_steps)
-    check_picture_channels(config.model, pipeline.vae.config.out_channels)
+    check_channels(config.model, pipeline.vae.config.out_channels)
     default = UNCONDITIONAL_COLUMNS if labels is None else COLUMNS * len(labels)
     num_images = config.num_images or default
     images = sample_images(

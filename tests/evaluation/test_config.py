@@ -28,24 +28,24 @@ def test_the_images_are_of_the_models_size_without_anything_random():
 
 @pytest.mark.parametrize(("train", "count"), [(26_000, 10_000), (13_000, 6500), (21, 10)])
 def test_as_many_images_as_there_can_be(config, train, count):
-    assert replace(config, num_images=None).count(train) == count
+    assert replace(config, num_images=None).choose_num_images(train) == count
 
 
 @pytest.mark.parametrize(("train", "num_images"), [(21, 11), (100, 51), (100, 9)])
 def test_too_few_or_too_many_are_refused_with_the_limits(config, train, num_images):
     with pytest.raises(UserError, match=f"from 10 to half of them, {train // 2}$") as error:
-        replace(config, num_images=num_images).count(train)
+        replace(config, num_images=num_images).choose_num_images(train)
     assert "\n" not in str(error.value)
 
 
 def test_too_few_to_measure_anything_say_how_many_are_needed(config):
     with pytest.raises(UserError, match="19 training images are too few to measure"):
-        replace(config, num_images=None).count(19)
+        replace(config, num_images=None).choose_num_images(19)
 
 
 @pytest.mark.parametrize("num_images", [10, 50])
 def test_what_fits_is_taken(config, num_images):
-    assert replace(config, num_images=num_images).count(100) == num_images
+    assert replace(config, num_images=num_images).choose_num_images(100) == num_images
 
 
 @pytest.mark.parametrize(

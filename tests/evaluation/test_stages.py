@@ -12,7 +12,7 @@ def test_each_stage_is_timed_and_their_sum_is_the_total():
     with stages.stage("real vectors", 10) as bar:
         time.sleep(0.1)
         bar.update(10)
-    report = stages.report()
+    report = stages.figures()
     assert list(report) == ["setup_seconds", "real_vectors_seconds", "total_seconds"]
     assert report["setup_seconds"] >= 0.05 and report["real_vectors_seconds"] >= 0.1
     stage_seconds = report["setup_seconds"] + report["real_vectors_seconds"]
@@ -35,4 +35,4 @@ def test_a_stage_that_fails_is_not_in_the_report():
     stages = Stages(2)
     with pytest.raises(KeyError), stages.stage("setup"):
         raise KeyError
-    assert stages.report() == {"total_seconds": 0}
+    assert stages.figures() == {"total_seconds": 0}

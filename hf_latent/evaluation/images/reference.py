@@ -1,8 +1,7 @@
-"""The real images of an evaluation, and their vectors: computed once, kept under a hash."""
+"""The real images of an evaluation and their vectors, which are computed once and cached."""
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,10 +34,10 @@ class RealImages:
     """The real images of an evaluation.
 
     Attributes:
-        train: all that were trained on.
-        held_out: some that were not.
-        reference: places among `train` of the images to compare with.
-        other: places of as many others, to compare real images with real ones.
+        train: all training images.
+        held_out: held-out images, at most 10,000.
+        reference: `(n,)` int64, rows of `train` to compare generated images with.
+        other: `(n,)` int64, other rows of `train`, to compare real images with real ones.
     """
 
     train: ImageDataset
@@ -48,32 +47,32 @@ class RealImages:
 
     @classmethod
     def choose(cls, splits: ImageSplits, count: int, seed: int) -> "RealImages":
-        """Draw two disjoint sets of `count` training images; at most 10,000 are held out."""
+        """Draw two disjoint sets of `count` training images."""
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(splits.train), generator=generator)
         train = splits.train.view(mirrored=False)
         held_out = splits.validation.evenly_spaced(LARGEST_DEFAULT)
         return cls(train, held_out, order[:count], order[count : 2 * count])
 
-    def subset(self, places: torch.Tensor) -> ImageDataset:
-        """Return the training images at some places."""
-        return self.train.subset(places.numpy())
+    def subset(self, rows: torch.Tensor) -> ImageDataset:
+        """Return some rows of the training images."""
+        return self.train.subset(rows.numpy())
 
 
 def open_real_images(
     config: EvaluateConfig, pipeline: LatentDiffusionPipeline
 ) -> tuple[ImageSplits, RealImages]:
-    """Open the data, and make sure that it fits the model.
+    """Open the data and check that it fits the model.
 
     Raises:
-        UserError: if the size, the channels or the classes differ, or there are too few images.
+        UserError: if the size, the channels or the classes differ, or the data has too few images.
     """
     size = pipeline.unet.config.sample_size
     f = downsampling_factor(pipeline.vae)
     height, width = (f * x for x in ((size, size) if isinstance(size, int) else size))
     images = config.images_config((height, width), pipeline.vae.config.in_channels)
     splits = open_images(images, keep_in_memory=False)
-    measure_compression(pipeline.vae, splits.image_shape)  # refuses what cannot be encoded
+    measure_compression(pipeline.vae, splits.image_shape)  # rejects images it cannot encode
     if splits.image_shape[1:] != (height, width):
         raise UserError(
             f"--resolution {config.resolution}, but the model makes images of {height}x{width}: "
@@ -90,16 +89,14 @@ def open_real_images(
             f"{config.data} has {len(splits.validation)} held-out image, which is too few: raise "
             "--validation_fraction"
         )
-    real = RealImages.choose(splits, config.count(len(splits.train)), config.seed)
+    real = RealImages.choose(splits, config.choose_num_images(len(splits.train)), config.seed)
     return splits, real
 
 
-@contextmanager
-def _one_at_a_time(folder: Path) -> Iterator[None]:
-    """Let another evaluation that needs the same vectors wait, and then read them."""
+def _lock(folder: Path) -> AbstractContextManager[Any]:
+    """Return a lock: a second evaluation that needs the same vectors waits and then reads them."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with WeakFileLock(folder.with_name(f"{folder.name}.lock")):
-        yield
+    return WeakFileLock(folder.with_name(f"{folder.name}.lock"))
 
 
 def cached_vectors(
@@ -110,14 +107,14 @@ def cached_vectors(
     bar: tqdm | None = None,
     num_workers: int = 0,
 ) -> Shards:
-    """Compute the vectors of a data set, or read those that were computed before.
+    """Compute the vectors of a data set, or read them from the vector cache.
 
     Args:
-        dataset: without anything random.
+        dataset: without random crops or flips.
         extractor: from images to vectors.
-        cache_dir: a folder for each data set and extractor is made in here.
-        batch_size: images at a time.
-        bar: is told how many images are done.
+        cache_dir: the vector cache; it has one folder per data set and extractor.
+        batch_size: images per batch.
+        bar: is updated with the number of finished images.
         num_workers: processes that decode images.
 
     Returns:
@@ -134,22 +131,22 @@ def cached_vectors(
 
     on_rows = (lambda count: None) if bar is None else bar.update
     folder = Path(cache_dir) / key
-    with _one_at_a_time(folder):
+    with _lock(folder):
         return write_shards(folder, len(dataset), make_rows, identity, on_rows)
 
 
 def cached_neighbours(vectors: Shards, bar: tqdm) -> tuple[torch.Tensor, torch.Tensor]:
-    """Find each image's nearest other images in its own set, or read what was found before.
+    """Find each image's k = `LOCAL_NEIGHBOURS` nearest other images, or read them from the cache.
 
     Args:
-        vectors: of `cached_vectors`, of more images than `LOCAL_NEIGHBOURS`.
-        bar: is told how many images are done.
+        vectors: from `cached_vectors`, of more than k images.
+        bar: is updated with the number of finished images.
 
     Returns:
         Distances `(N, k)` float32, ascending, and places `(N, k)` int64.
     """
     path = vectors.folder / "neighbours.safetensors"
-    with _one_at_a_time(vectors.folder):
+    with _lock(vectors.folder):
         if not path.is_file():
             selection = vectors.select("vectors")
             distances, places = nearest_neighbours(
@@ -174,18 +171,18 @@ def vectors_by_space(
     num_workers: int,
     stages: Stages,
 ) -> dict[str, dict[str, Shards]]:
-    """Compute, or read, the vectors of all real images in each space.
+    """Compute the vectors of all real images in each space, or read them from the vector cache.
 
     Args:
         real: the images.
         spaces: extractors by name.
-        cache_dir: as of `cached_vectors`.
-        batch_size: images at a time.
+        cache_dir: the vector cache.
+        batch_size: images per batch.
         num_workers: processes that decode images.
-        stages: a stage is added.
+        stages: one stage is added.
 
     Returns:
-        For each space those of `train`, `held_out` and `held_out_mirrored`.
+        By space: the vectors of `train`, `held_out` and `held_out_mirrored`.
     """
     datasets = {
         "train": real.train,
@@ -203,8 +200,8 @@ def vectors_by_space(
         }
 
 
-def identify(real: RealImages, extractor: FeatureExtractor, seed: int) -> dict[str, Any]:
-    """Return what makes two reports' figures comparable, or tells that they are not."""
+def comparison_figures(real: RealImages, extractor: FeatureExtractor, seed: int) -> dict[str, Any]:
+    """Return what a report's figures depend on; `comparable_if_equal` is a hash of it."""
     reference = real.subset(real.reference)
     identity = {
         "num_images": len(reference),

@@ -1,4 +1,4 @@
-"""Many images from a model, in batches."""
+"""Load a model and generate images with it in batches."""
 
 import torch
 
@@ -17,19 +17,19 @@ from hf_latent.pipeline.samplers import (
 def load_pipeline(
     model: str, sampler: str | None = None, guide: str | None = None
 ) -> LatentDiffusionPipeline:
-    """Load a saved model, onto the accelerator where there is one.
+    """Load a saved model onto the accelerator, or the CPU if there is none.
 
     Args:
-        model: a folder or Hub id, or the name of one that comes with this package.
-        sampler: to sample with; None: the one that it was saved with.
-        guide: a weaker denoiser for autoguidance, as of `load_denoiser`; None: the one that the
+        model: a folder or Hub id, or the name of a model that comes with this package.
+        sampler: a sampler's name; None: the one that the model was saved with.
+        guide: a weaker denoiser for autoguidance, see `load_denoiser`; None: the one that the
             model was saved with, if any.
 
     Returns:
         The pipeline, without progress bars.
 
     Raises:
-        UserError: if there is none, or the sampler or the guide does not fit it.
+        UserError: if there is no such model, or the sampler or the guide does not fit it.
     """
     folder = find_released(model)
     with loading(folder, "model"):
@@ -48,7 +48,7 @@ def load_pipeline(
 
 
 def _add_guide(pipeline: LatentDiffusionPipeline, guide: str) -> None:
-    """Give a model another guide instead of its own, or of none; UserError if it does not fit."""
+    """Set or replace a model's guide; UserError if the guide does not fit."""
     guide_unet, scheduler = load_denoiser(guide)
     own = pipeline.trained_scheduler
     try:
@@ -59,7 +59,9 @@ def _add_guide(pipeline: LatentDiffusionPipeline, guide: str) -> None:
                 f"{get_objective(own)}: use a guide of the same objective"
             )
         if scheduler is not None and not same_noise_levels(own, scheduler):
-            raise ValueError("it was trained on other noise levels: use a guide of the same")
+            raise ValueError(
+                "it was trained on other noise levels: use a guide of the model's noise levels"
+            )
     except ValueError as error:
         raise UserError(f"--guide {guide} is not for this model: {error}") from error
     pipeline.register_modules(guide_unet=guide_unet)
@@ -70,13 +72,7 @@ def choose_guidance(
     guidance_scale: float | None,
     guidance_interval: tuple[float, float] | None,
 ) -> Guidance:
-    """Return the guidance that images are drawn with, see `denoise.Guidance.choose`.
-
-    Args:
-        pipeline: the model.
-        guidance_scale: as of the pipeline.
-        guidance_interval: as of the pipeline.
-    """
+    """Return the guidance that the pipeline would use, see `denoise.Guidance.choose`."""
     guidable = pipeline.num_classes is not None or pipeline.guide_unet is not None
     own = pipeline.config.get("guidance")
     return Guidance.choose(guidable, guidance_scale, guidance_interval, own)
@@ -87,18 +83,18 @@ def count_evaluations(
     num_inference_steps: int,
     guidance: Guidance | None = None,
 ) -> int:
-    """Return how many evaluations of a network one image takes: a guided step is two.
+    """Return how many network evaluations one image needs.
 
-    Those are the denoiser with the label and without or, in autoguidance, the denoiser and its
-    guide: they are counted alike, though a smaller guide costs less.
+    A guided step counts as two: the denoiser with and without the label or, in autoguidance, the
+    denoiser and its guide. A smaller guide counts like a large one.
 
     Args:
-        pipeline: the model; some schedulers evaluate it twice a step.
-        num_inference_steps: the scheduler's steps.
-        guidance: None: without.
+        pipeline: the model.
+        num_inference_steps: the scheduler's steps; some schedulers evaluate twice per step.
+        guidance: None: no guidance.
 
     Raises:
-        UserError: if the number of steps is not for the scheduler.
+        UserError: if the scheduler cannot do this number of steps.
     """
     try:
         set_inference_steps(pipeline.scheduler, num_inference_steps, "cpu")
@@ -122,17 +118,17 @@ def sample_images(
     num_inference_steps: int = 20,
     guidance_interval: tuple[float, float] | None = None,
 ) -> torch.Tensor:
-    """Generate images in batches, each image from a seed of its own.
+    """Generate images in batches; image i has the seed `seed + i`.
 
     Args:
         pipeline: the model.
-        class_labels: taken in turn; None for an unconditional model.
-        num_images: how many in all.
-        seed: of the first image; the next has the next.
-        batch_size: images at a time.
-        guidance_scale: as of the pipeline.
-        num_inference_steps: as of the pipeline.
-        guidance_interval: as of the pipeline.
+        class_labels: used in turn; None for an unconditional model.
+        num_images: the number of all images.
+        seed: of the first image.
+        batch_size: images per batch.
+        guidance_scale: as in the pipeline's call.
+        num_inference_steps: as in the pipeline's call.
+        guidance_interval: as in the pipeline's call.
 
     Returns:
         `(num_images, C, H, W)` float32 in [0, 1], on the CPU.

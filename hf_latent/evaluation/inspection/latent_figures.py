@@ -1,4 +1,4 @@
-"""The latent itself: its rate, its scale, its channels, and how Gaussian it is."""
+"""Figures of the latents: rate, scale, channels, and distance to a normal distribution."""
 
 import math
 from typing import Any
@@ -8,27 +8,27 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from hf_latent.data.images.dataset import ImageDataset
 from hf_latent.evaluation.inspection.frequencies import BandPower
-from hf_latent.evaluation.inspection.pictures import NOISE_LEVELS, noisy_latents
+from hf_latent.evaluation.inspection.pictures import NOISE_LEVELS, latent_noise_rows
 from hf_latent.evaluation.measures.reconstruction import image_psnr
 from hf_latent.models.fold import FOLDED_MEAN, FOLDED_STD
 from hf_latent.models.load import Autoencoder
 from hf_latent.models.presets import Compression
 
-# A channel less of whose variance than this comes from the image, not from the posterior's noise,
-# carries next to nothing (the inactive units of Burda et al. 2016, section 5.2).
+# A channel is dead (inactive, Burda et al. 2016, section 5.2) if less than this share of its
+# variance comes from the image rather than from the posterior's noise.
 DEAD_SHARE = 0.01
-KEPT_VALUES = 2048  # of each channel, of each batch, for the distance to the normal
+KEPT_VALUES = 2048  # per channel and batch, for the distance to the normal distribution
 
 
 class LatentMoments:
-    """Adds latents up, channel by channel, in float64.
+    """Sums latents by channel, in float64.
 
     Args:
         channels: c.
     """
 
     def __init__(self, channels: int):
-        """Start with nothing."""
+        """Start without latents."""
         self.count = 0
         self._powers = torch.zeros(4, channels, dtype=torch.float64)
         self._products = torch.zeros(channels, channels, dtype=torch.float64)
@@ -43,8 +43,7 @@ class LatentMoments:
             latents: `(B, c, h, w)` float, posterior samples on the denoiser's scale.
             means: `(B, c, h, w)` float, the posteriors' means on that scale.
         """
-        if self._spectrum is None:
-            self._spectrum = BandPower(*latents.shape[2:])
+        self._spectrum = self._spectrum or BandPower(*latents.shape[2:])
         self._spectrum.update(latents)
         values, own = (x.cpu().double().transpose(0, 1).flatten(1) for x in (latents, means))
         self.count += values.shape[1]
@@ -55,20 +54,20 @@ class LatentMoments:
 
     @property
     def mean(self) -> torch.Tensor:
-        """Per channel, `(c,)` float64."""
+        """Mean of each channel, `(c,)` float64."""
         return self._powers[0] / self.count
 
     @property
     def std(self) -> torch.Tensor:
-        """Per channel, `(c,)` float64."""
+        """Deviation of each channel, `(c,)` float64."""
         variance = self._powers[1] / self.count - self.mean.square()
         return variance.clamp(min=0).sqrt()
 
     def figures(self) -> dict[str, Any]:
-        """Return everything by channel: mean, deviation, shape, correlation, spectrum, the dead.
+        """Return moments, correlations, spectrum and dead channels.
 
-        `latent_ks_distance` is the largest difference between the distribution of a channel's
-        values, brought to mean 0 and deviation 1, and the normal one (Kolmogorov and Smirnov).
+        `latent_ks_distance` is `normal_distance` of each channel's values, after they are shifted
+        and scaled to mean 0 and deviation 1.
         """
         mean, std, n = self.mean, self.std.clamp(min=1e-12), self.count
         first, second, third, fourth = self._powers / n
@@ -77,8 +76,7 @@ class LatentMoments:
         covariance = self._products / n - mean[:, None] * mean[None]
         of_means = self._of_means / n
         informative = (of_means[1] - of_means[0].square()) / std.square()
-        largest = std.max()
-        dead = (informative < DEAD_SHARE) | (std < 1e-3 * largest)
+        dead = (informative < DEAD_SHARE) | (std < 1e-3 * std.max())
         kept = (torch.cat(self._kept, dim=1) - mean[:, None]) / std[:, None]
         assert self._spectrum is not None
         bands = self._spectrum.by_channel()
@@ -97,7 +95,10 @@ class LatentMoments:
 
 
 def normal_distance(values: torch.Tensor) -> float:
-    """Return the Kolmogorov-Smirnov distance of values `(n,)` to the standard normal."""
+    """Return the Kolmogorov-Smirnov distance of values `(n,)` to the standard normal.
+
+    It is the largest difference between the two cumulative distributions.
+    """
     ordered = values.sort().values
     expected = torch.special.ndtr(ordered)
     steps = torch.arange(len(values) + 1, dtype=torch.float64) / len(values)
@@ -105,14 +106,14 @@ def normal_distance(values: torch.Tensor) -> float:
 
 
 class PosteriorRate:
-    """How many bits the posteriors of an AutoencoderKL carry, added up in float64.
+    """How many bits the posteriors of an AutoencoderKL carry, summed in float64.
 
     Args:
-        vae: the autoencoder; a scale that is folded into its weights is taken out for the KL.
+        vae: the autoencoder; a scale folded into its weights is undone before the KL is computed.
     """
 
     def __init__(self, vae: Autoencoder):
-        """Start with nothing."""
+        """Start without posteriors."""
         c = vae.config.latent_channels
         folded = vae.config.get(FOLDED_MEAN) is not None
         self._mean, self._std = (
@@ -123,7 +124,7 @@ class PosteriorRate:
         self._count = self._images = 0
 
     def update(self, posterior: DiagonalGaussianDistribution) -> None:
-        """Add a batch's posteriors, as the encoder gives them."""
+        """Add a batch's posteriors from the encoder."""
         mean, logvar = (
             x.detach().cpu().double().transpose(0, 1).flatten(1)
             for x in (posterior.mean, posterior.logvar)
@@ -136,11 +137,12 @@ class PosteriorRate:
         self._images += len(posterior.mean)
 
     def bits_per_image(self) -> dict[str, float]:
-        """Return the KL divergence to the standard normal, and the rate, both in bits an image.
+        """Return `kl_bits` and `rate_bits`, both in bits per image.
 
-        The KL is that of the training's loss. The rate is the KL to a normal with each channel's
-        own mean and deviation: of all such codes the shortest, whatever the latent's scale, and an
-        upper bound on what the latent tells of the image.
+        The KL divergence is to the standard normal, as in the training's loss. The rate is the KL
+        divergence to a normal with each channel's own mean and deviation. It is the smallest of all
+        such KLs, does not depend on the latent's scale, and is an upper bound on the information
+        that the latent has about the image.
         """
         mean, square, variance, logvar = self._sums / self._count
         kl = 0.5 * (square + variance - 1 - logvar)
@@ -154,12 +156,12 @@ class PosteriorRate:
 
 
 def rate_figures(rate: PosteriorRate | None, compression: Compression) -> dict[str, Any]:
-    """Return the bits of the posterior, and the bytes that the yardsticks get for an image.
+    """Return the posterior's bits per pixel, and the bytes per image that the yardsticks may use.
 
-    Without a posterior there is no rate: a latent is then taken at one byte a value.
+    Without a posterior there is no rate; the budget is then one byte per latent value.
     """
     if rate is None:
-        return {"budget_bytes": float(compression.latent_values), "budget": "one byte a value"}
+        return {"budget_bytes": float(compression.latent_values), "budget": "one byte per value"}
     bits = rate.bits_per_image()
     pixels = compression.image_shape[1] * compression.image_shape[2]
     return {
@@ -177,21 +179,22 @@ def measure_smoothness(
     seed: int,
     batch_size: int,
 ) -> dict[str, Any]:
-    """Measure what noise of growing size in the latent does to the picture.
+    """Measure how much noise in the latent changes the decoded image.
 
     Args:
         vae: the autoencoder.
         dataset: a few images.
         latent_std: `(c,)` float, the latent's deviation in each channel.
         seed: of the noise.
-        batch_size: images at a time.
+        batch_size: images per batch.
 
     Returns:
-        The levels, in deviations of the latent, and for each the PSNR against the picture without.
+        The noise levels, in deviations of the latent, and for each the mean PSNR against the image
+        decoded without noise.
     """
     generator, psnr = torch.Generator().manual_seed(seed), []
     for rows in torch.arange(len(dataset)).split(batch_size):
-        noisy = noisy_latents(vae, dataset.read(rows), latent_std, generator).clamp(0, 1)
+        noisy = latent_noise_rows(vae, dataset.read(rows), latent_std, generator).clamp(0, 1)
         levels = range(1, noisy.shape[1])
         psnr.append(torch.stack([image_psnr(noisy[:, i], noisy[:, 0]) for i in levels], dim=1))
     return {

@@ -1,4 +1,4 @@
-"""The pictures of an inspection: the worst images, the latent and noise in it, and a plot."""
+"""The pictures of an inspection: the worst images, the latent, noise in it, and a plot."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -17,28 +17,28 @@ from hf_latent.pipeline.encode import encode_images
 
 WORST, ROWS = 12, 6
 MOST_CHANNELS = 16
-# In deviations of the latent. The last is as much noise as there is latent.
+# In deviations of the latent. At the last level the noise is as strong as the latent.
 NOISE_LEVELS = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
 STEPS = 8
 
 
 def channel_maps(latents: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Show each channel of latents as a grey image, three deviations around 0 from black to white.
+    """Return each latent channel as a grey image: -3 deviations are black, 3 deviations are white.
 
     Args:
         latents: `(B, c, h, w)` float, near unit variance.
-        height: of the maps.
-        width: of the maps.
+        height: of the grey images; each latent value becomes a rectangle.
+        width: of the grey images.
 
     Returns:
-        `(B, min(c, 16), 1, height, width)` float in [0, 1], each value a rectangle.
+        `(B, min(c, 16), 1, height, width)` float in [0, 1].
     """
     shown = (latents[:, :MOST_CHANNELS] / 6 + 0.5).clamp(0, 1)
     return torch.nn.functional.interpolate(shown, (height, width), mode="nearest")[:, :, None]
 
 
 @torch.no_grad()
-def channels_picture(
+def channel_rows(
     vae: Autoencoder, images: torch.Tensor, mean: torch.Tensor, std: torch.Tensor
 ) -> torch.Tensor:
     """Return rows of an image, its reconstruction and each latent channel.
@@ -47,28 +47,28 @@ def channels_picture(
         vae: the autoencoder.
         images: `(B, C, H, W)` float in [-1, 1].
         mean: `(c,)` float, the latent's mean in each channel.
-        std: `(c,)` float, its deviation.
+        std: `(c,)` float, the latent's deviation in each channel.
 
     Returns:
-        `(B, 2 + min(c, 16), C, H, W)` float in [0, 1]; where C is 4, channels are opaque.
+        `(B, 2 + min(c, 16), C, H, W)` float in [0, 1].
     """
     latents = encode_images(vae, images.to(vae.device), sample_posterior=False).float().cpu()
     mean, std = (x.float().view(1, -1, 1, 1) for x in (mean, std))
     latents = (latents - mean) / std.clamp(min=1e-6)
     maps = channel_maps(latents, *images.shape[2:]).expand(-1, -1, images.shape[1], -1, -1).clone()
     if images.shape[1] == 4:
-        maps[:, :, 3] = 1
+        maps[:, :, 3] = 1  # opaque
     pair = torch.stack([images, reconstruct(vae, images).clamp(-1, 1)], dim=1) / 2 + 0.5
     return torch.cat([pair, maps], dim=1)
 
 
 @torch.no_grad()
-def interpolation_picture(vae: Autoencoder, images: torch.Tensor) -> torch.Tensor:
-    """Return rows that go from one image to another, in a straight line through the latent space.
+def interpolation_rows(vae: Autoencoder, images: torch.Tensor) -> torch.Tensor:
+    """Return rows of decoded latents on a straight line between the latents of two images.
 
     Args:
         vae: the autoencoder.
-        images: `(2 B, C, H, W)` float in [-1, 1]: from the first half to the second.
+        images: `(2 B, C, H, W)` float in [-1, 1]; row i goes from image i to image B + i.
 
     Returns:
         `(B, 8, C, H, W)` float near [0, 1].
@@ -82,16 +82,16 @@ def interpolation_picture(vae: Autoencoder, images: torch.Tensor) -> torch.Tenso
 
 
 @torch.no_grad()
-def noisy_latents(
+def latent_noise_rows(
     vae: Autoencoder, images: torch.Tensor, std: torch.Tensor, generator: torch.Generator
 ) -> torch.Tensor:
-    """Return rows of a reconstruction, and of the same with ever more noise in its latent.
+    """Return rows of a reconstruction without noise and with growing noise in its latent.
 
     Args:
         vae: the autoencoder.
         images: `(B, C, H, W)` float in [-1, 1].
         std: `(c,)` float, the latent's deviation in each channel.
-        generator: draws the noise.
+        generator: of the noise.
 
     Returns:
         `(B, 1 + len(NOISE_LEVELS), C, H, W)` float near [0, 1].
@@ -114,12 +114,12 @@ def save_pictures(
     """Save worst.png, channels.png, interpolation.png, latent_noise.png and frequencies.png.
 
     Args:
-        output_dir: where to.
+        output_dir: an existing folder.
         vae: the autoencoder.
-        held_out: the images that were looked at.
+        held_out: the N inspected images.
         psnr_db: `(N,)`, of each of them.
-        report: the latent's mean and deviation and the plot's figures are taken from it.
-        batch_size: images at a time.
+        report: has the latent's mean and deviation and the plot's figures.
+        batch_size: images per batch.
     """
     mean, std = (torch.tensor(report[name]) for name in ("latent_mean", "latent_std"))
     generator = torch.Generator().manual_seed(0)
@@ -130,11 +130,11 @@ def save_pictures(
     images = held_out.subset(psnr_db.argsort()[:WORST].numpy()).read()
     worst = interleave(images, in_batches(images, reconstruct)) / 2 + 0.5
     few = held_out.evenly_spaced(ROWS).read()
-    channels = in_batches(few, lambda vae, x: channels_picture(vae, x, mean, std))
-    noisy = in_batches(few, lambda vae, x: noisy_latents(vae, x, std, generator))
+    channels = in_batches(few, lambda vae, x: channel_rows(vae, x, mean, std))
+    noisy = in_batches(few, lambda vae, x: latent_noise_rows(vae, x, std, generator))
     start, end = held_out.evenly_spaced(2 * ROWS).read().tensor_split(2)
     between = [
-        interpolation_picture(vae, torch.cat(pair))
+        interpolation_rows(vae, torch.cat(pair))
         for pair in zip(start.split(1), end.split(1), strict=False)
     ]
     columns = {
@@ -155,7 +155,7 @@ def plot_frequencies(path: Path, report: dict[str, Any]) -> None:
     """Plot the share that is kept of details by size, and of layout, edges and noise."""
     from matplotlib.figure import Figure
 
-    # A detail of n pixels is a wave of n pixels: 1 / n cycles a pixel.
+    # A detail of n pixels is a wave of n pixels: 1 / n cycles per pixel.
     *sizes, _ = (f"{1 / edge:.3g}" for edge in report["band_edges_cycles_per_pixel"])
     between = [f"{larger} to {smaller}" for larger, smaller in pairwise(sizes)]
     by_size = zip(

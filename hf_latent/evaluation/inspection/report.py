@@ -7,14 +7,7 @@ from hf_latent.evaluation.report_text import render_template
 
 
 def render_report(report: dict[str, Any]) -> str:
-    """Write a report for people.
-
-    Args:
-        report: the content of report.json.
-
-    Returns:
-        Markdown; its pictures are beside it.
-    """
+    """Return the Markdown of a report, from the content of report.json."""
     correlations = [
         abs(value or 0.0)
         for i, row in enumerate(report["latent_correlation"])

@@ -1,4 +1,4 @@
-"""One pass of images through an autoencoder, with all that is measured on the way."""
+"""One pass of images through an autoencoder, with everything that is measured on the way."""
 
 from typing import Any
 
@@ -26,18 +26,18 @@ from hf_latent.pipeline.encode import normalize_latents
 MS_SSIM_SMALLEST = 176  # a window of 11 pixels at the fifth scale
 
 
-def shown(images: torch.Tensor) -> torch.Tensor:
-    """Map images `(B, C, H, W)` float in [-1, 1] to [0, 1], RGBA composited on white."""
+def on_white(images: torch.Tensor) -> torch.Tensor:
+    """Map images `(B, C, H, W)` float in [-1, 1] to [0, 1], with RGBA composited on white."""
     return composite(images / 2 + 0.5, 1.0)
 
 
 class RoundTrip:
-    """Encodes and decodes images, and adds up what is kept, what is dropped, and the latents.
+    """Encodes and decodes images, and sums what is kept, what is dropped, and the latents.
 
     Args:
         vae: the autoencoder.
         image_shape: `(C, H, W)`.
-        extractor: for the distance between images and reconstructions; None leaves it out.
+        extractor: for the distance between images and reconstructions; None: no distance.
         seed: of the posterior samples and of the added noise.
     """
 
@@ -48,7 +48,7 @@ class RoundTrip:
         extractor: FeatureExtractor | None,
         seed: int,
     ):
-        """Start with no image."""
+        """Start without images."""
         self.vae, self.extractor = vae, extractor
         size = image_shape[1:]
         self._generator = torch.Generator().manual_seed(seed)
@@ -61,7 +61,7 @@ class RoundTrip:
         self._ms_ssim: float | None = 0.0 if min(size) >= MS_SSIM_SMALLEST else None
 
     def _encode(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the latents `(B, c, h, w)` that are decoded, and take note of the posteriors."""
+        """Return the latents `(B, c, h, w)` to decode, and add posteriors to the figures."""
         encoded = self.vae.encode(images.to(self.vae.device, self.vae.dtype))
         if hasattr(encoded, "latents"):  # no posterior
             means = samples = normalize_latents(self.vae, encoded.latents)
@@ -76,21 +76,23 @@ class RoundTrip:
 
     @torch.no_grad()
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Take a batch through.
+        """Return the reconstructions of a batch, and add it to the figures.
 
         Args:
             images: `(B, C, H, W)` float in [-1, 1].
 
         Returns:
-            `(B, C, H, W)` float32 on the CPU, the reconstructions, near [-1, 1].
+            `(B, C, H, W)` float32 on the CPU, near [-1, 1].
         """
         decoded = decode_latents(self.vae, self._encode(images)).float().cpu()
         noise = torch.randn(images.shape, generator=self._generator) * 2 * NOISE_STD
         if images.shape[1] == 4:
             noise[:, 3] = 0
         answer = reconstruct(self.vae, images + noise)
-        self._noise.update(shown(images + noise) - shown(images), shown(answer) - shown(decoded))
-        original, reconstruction = shown(images), shown(decoded.clamp(-1, 1))
+        self._noise.update(
+            on_white(images + noise) - on_white(images), on_white(answer) - on_white(decoded)
+        )
+        original, reconstruction = on_white(images), on_white(decoded.clamp(-1, 1))
         self._signal.update(original)
         self._error.update(reconstruction - original)
         self._edges.update(sobel_edges(original), sobel_edges(reconstruction))
@@ -107,19 +109,15 @@ class RoundTrip:
         return decoded
 
     def figures(self) -> dict[str, Any]:
-        """Return what was added up, flat; what was not measured is absent."""
+        """Return the flat figures; those that were not measured are absent."""
         signal, error = self._signal.compute(), self._error.compute()
         psnr = torch.cat(self.psnr_db)
+        latents = self.moments.figures()
+        dead, std = latents["dead_channels"], latents["latent_std"]
         figures: dict[str, Any] = {
             "psnr_db_worst": psnr.min().item(),
             "psnr_db_5_percent": psnr.quantile(0.05).item(),
             "psnr_db_median": psnr.median().item(),
-        }
-        if self._ms_ssim is not None:
-            figures["ms_ssim"] = self._ms_ssim / len(psnr)
-        if self.extractor is not None:
-            figures["reconstruction_fd"] = self.distance.compute()
-        figures |= {
             "band_edges_cycles_per_pixel": self._signal.edges,
             "band_signal_power": signal.tolist(),
             "band_error_power": error.tolist(),
@@ -128,17 +126,15 @@ class RoundTrip:
             "layout_agreement": self._layout.compute(),
             "noise_std": NOISE_STD,
             **self._noise.compute(),
-        }
-        latents = self.moments.figures()
-        dead = set(latents["dead_channels"])
-        std = latents["latent_std"]
-        live = [x for channel, x in enumerate(std) if channel not in dead]
-        if live:
-            figures["live_latent_std_smallest"] = min(live)
-        return {
-            **figures,
             **latents,
             "latent_std_largest": max(std),
             "latent_mean_largest": max(map(abs, latents["latent_mean"])),
             "dead_channel_share": len(dead) / len(std),
         }
+        if self._ms_ssim is not None:
+            figures["ms_ssim"] = self._ms_ssim / len(psnr)
+        if self.extractor is not None:
+            figures["reconstruction_fd"] = self.distance.compute()
+        if live := [x for channel, x in enumerate(std) if channel not in dead]:
+            figures["live_latent_std_smallest"] = min(live)
+        return figures

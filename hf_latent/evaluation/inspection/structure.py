@@ -1,9 +1,4 @@
-"""What an autoencoder keeps: edges and layout; and what it drops: added pixel noise.
-
-Agreement of two sets of maps is the share of the one's variance that the other explains,
-`1 - sum (a - b)^2 / sum (a - mean a)^2`: 1 for equal maps, 0 for a constant at the mean, and
-negative where it is worse than that.
-"""
+"""What an autoencoder keeps (edges and layout) and what it drops (added pixel noise)."""
 
 import torch
 from torch.nn import functional as F
@@ -13,14 +8,7 @@ LAYOUT_BLUR = 1 / 16  # deviation of the heavy blur, as a share of the shorter s
 
 
 def sobel_edges(images: torch.Tensor) -> torch.Tensor:
-    """Return the strength of edges: the length of the Sobel gradient.
-
-    Args:
-        images: `(B, C, H, W)` float.
-
-    Returns:
-        `(B, C, H, W)` float.
-    """
+    """Return the length of the Sobel gradient, `(B, C, H, W)` as the images."""
     kernel = images.new_tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]]) / 8
     kernels = torch.stack([kernel, kernel.T])[:, None]
     flat = F.pad(images.flatten(0, 1)[:, None], (1, 1, 1, 1), mode="replicate")
@@ -28,14 +16,7 @@ def sobel_edges(images: torch.Tensor) -> torch.Tensor:
 
 
 def heavy_blur(images: torch.Tensor) -> torch.Tensor:
-    """Blur images so far that only their layout is left: a Gaussian of 1/16 of their shorter side.
-
-    Args:
-        images: `(B, C, H, W)` float.
-
-    Returns:
-        `(B, C, H, W)` float.
-    """
+    """Blur images `(B, C, H, W)` with a Gaussian of 1/16 of their shorter side: layout remains."""
     std = LAYOUT_BLUR * min(images.shape[2:])
     reach = max(1, round(3 * std))
     weights = torch.exp(-torch.arange(-reach, reach + 1.0).square() / (2 * std**2))
@@ -46,20 +27,24 @@ def heavy_blur(images: torch.Tensor) -> torch.Tensor:
 
 
 class Agreement:
-    """The agreement of two sets of maps, see above; each image's own mean is taken off first."""
+    """How much of the variance of maps a do other maps b explain.
+
+    The agreement is `1 - sum (a - b)^2 / sum (a - mean a)^2` with each image's own mean: 1 for
+    equal maps, 0 for a constant b at the mean, negative if b is worse than that.
+    """
 
     def __init__(self) -> None:
-        """Start with nothing."""
+        """Start without maps."""
         self._error = self._variance = 0.0
 
     def update(self, originals: torch.Tensor, others: torch.Tensor) -> None:
-        """Add maps `(B, C, H, W)` float and their counterparts."""
+        """Add maps a and b, `(B, C, H, W)` float each."""
         self._error += (originals - others).double().square().sum().item()
         deviation = originals - originals.mean((2, 3), keepdim=True)
         self._variance += deviation.double().square().sum().item()
 
     def compute(self) -> float:
-        """Return the agreement, at most 1; NaN where the originals do not vary."""
+        """Return the agreement; NaN if the originals do not vary."""
         return 1 - self._error / self._variance if self._variance else float("nan")
 
 
@@ -67,11 +52,11 @@ class NoiseSurvival:
     """How much of known noise, added to images, comes back in their reconstructions."""
 
     def __init__(self) -> None:
-        """Start with nothing."""
+        """Start without noise."""
         self._product = self._answer = self._noise = 0.0
 
     def update(self, noise: torch.Tensor, answer: torch.Tensor) -> None:
-        """Add noise, and what it changed in the reconstructions, `(B, C, H, W)` float each."""
+        """Add noise, and the change of the reconstructions that it causes, `(B, C, H, W)` each."""
         noise, answer = noise.double(), answer.double()
         self._product += (noise * answer).sum().item()
         self._answer += answer.square().sum().item()
@@ -81,9 +66,9 @@ class NoiseSurvival:
         """Return the figures.
 
         Returns:
-            `noise_survival`, the share of the noise that comes back (the slope of the answer over
-            the noise: 1 if all does, 0 if none); `noise_agreement`, the correlation of both; and
-            `noise_gain`, the power of the answer over that of the noise.
+            `noise_survival`, the slope of the answer over the noise: 1 if all of it comes back, 0
+            if nothing does; `noise_agreement`, the correlation of both; and `noise_gain`, the power
+            of the answer divided by the power of the noise.
         """
         correlation = self._product / (self._answer * self._noise) ** 0.5 if self._answer else 0.0
         return {

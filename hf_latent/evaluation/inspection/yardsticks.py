@@ -1,14 +1,13 @@
-"""What else the same bytes, or the same number of values, could buy: JPEG, WebP and resampling.
+"""What the same bytes or values would buy without the autoencoder: JPEG, WebP and resampling.
 
-The yardsticks are favoured where there is doubt: what a file of one flat colour takes (headers and
-tables, most of a small JPEG) is not counted, and each image takes the best quality that fits.
+The comparison favours the yardsticks: the size of a file of one flat colour (headers and tables,
+most of a small JPEG) is not counted, and each image has the best quality that fits.
 """
 
 import io
 import math
-from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from hf_latent.data.images.dataset import ImageDataset
-from hf_latent.evaluation.inspection.round_trip import shown
+from hf_latent.evaluation.inspection.round_trip import on_white
 from hf_latent.evaluation.inspection.structure import Agreement, sobel_edges
 from hf_latent.evaluation.measures.reconstruction import measure_reconstructions, reconstruct
 from hf_latent.models.load import Autoencoder
@@ -24,7 +23,7 @@ from hf_latent.models.load import Autoencoder
 QUALITIES = range(1, 101)
 
 
-def _save(array: np.ndarray, file_format: str, quality: int, **options: Any) -> bytes:
+def _encode(array: np.ndarray, file_format: str, quality: int, **options: Any) -> bytes:
     grey = array.shape[2] == 1 and file_format == "JPEG"
     image = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
     buffer = io.BytesIO()
@@ -36,62 +35,64 @@ def _save(array: np.ndarray, file_format: str, quality: int, **options: Any) -> 
 def overhead_bytes(
     file_format: str, shape: tuple[int, int, int], quality: int, **options: Any
 ) -> int:
-    """Return what a file of one mid-grey colour takes, for images of `(H, W, C)`."""
-    return len(_save(np.full(shape, 128, np.uint8), file_format, quality, **options))
+    """Return the size of a file of one mid-grey colour, for images of `shape` `(H, W, C)`."""
+    return len(_encode(np.full(shape, 128, np.uint8), file_format, quality, **options))
 
 
-def code_within(array: np.ndarray, file_format: str, budget_bytes: float) -> tuple[np.ndarray, int]:
-    """Code an image at the highest quality that fits, and decode it.
+def compress_within(
+    array: np.ndarray, file_format: str, budget_bytes: float
+) -> tuple[np.ndarray, int]:
+    """Compress an image at the highest quality that fits, and decompress it.
 
-    A colour JPEG is tried with its colours at full and at half resolution; the better one counts.
+    A colour JPEG is tried with colours at half and at full resolution; the smaller error wins.
 
     Args:
         array: `(H, W, C)` uint8, C = 1 or 3.
         file_format: JPEG or WEBP.
-        budget_bytes: what the file may take beyond `overhead_bytes`.
+        budget_bytes: the largest size, without `overhead_bytes`.
 
     Returns:
-        The decoded image of the same shape, and the bytes that it took beyond the overhead, which
-        are more than the budget where even the lowest quality does not fit.
+        The decompressed image of the same shape, and its bytes without the overhead. They exceed
+        the budget if even the lowest quality does not fit.
     """
     options: list[dict[str, Any]] = [{}]
     if file_format == "JPEG" and array.shape[2] == 3:
         options = [{"subsampling": 2}, {"subsampling": 0}]
-    coded = [_code_within(array, file_format, budget_bytes, x) for x in options]
+    results = [_compress_within(array, file_format, budget_bytes, x) for x in options]
 
-    def badness(result: tuple[np.ndarray, int]) -> tuple[float, float]:
+    def excess_and_error(result: tuple[np.ndarray, int]) -> tuple[float, float]:
         decoded, size = result
         return max(0.0, size - budget_bytes), float(np.square(decoded - array.astype(float)).mean())
 
-    return min(coded, key=badness)
+    return min(results, key=excess_and_error)
 
 
-def _code_within(
+def _compress_within(
     array: np.ndarray, file_format: str, budget_bytes: float, options: dict[str, Any]
 ) -> tuple[np.ndarray, int]:
     def size(quality: int) -> int:
-        encoded = len(_save(array, file_format, quality, **options))
+        encoded = len(_encode(array, file_format, quality, **options))
         return encoded - overhead_bytes(file_format, array.shape, quality, **options)
 
-    low, high = QUALITIES[0], QUALITIES[-1]  # sizes rise with quality: search by halves
+    low, high = QUALITIES[0], QUALITIES[-1]  # sizes grow with quality: binary search
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if size(middle) <= budget_bytes else (low, middle - 1)
-    encoded = _save(array, file_format, low, **options)
+    encoded = _encode(array, file_format, low, **options)
     image = Image.open(io.BytesIO(encoded), formats=[file_format])
     decoded = np.asarray(image.convert("L" if array.shape[2] == 1 else "RGB"))
     return decoded.reshape(array.shape), size(low)
 
 
 def resample(images: torch.Tensor, values: int) -> torch.Tensor:
-    """Shrink images to about a number of values, and enlarge them again (bicubic).
+    """Shrink images to about `values` values each, and enlarge them again (bicubic).
 
     Args:
         images: `(B, C, H, W)` float in [0, 1].
         values: of each small image, channels included.
 
     Returns:
-        `(B, C, H, W)` float in [0, 1]; the images themselves where there are as many values.
+        `(B, C, H, W)` float in [0, 1]; the images unchanged if they have no more values.
     """
     channels, height, width = images.shape[1:]
     scale = math.sqrt(values / (channels * height * width))
@@ -102,15 +103,11 @@ def resample(images: torch.Tensor, values: int) -> torch.Tensor:
     return F.interpolate(shrunk, (height, width), mode="bicubic").clamp(0, 1)
 
 
-@dataclass(frozen=True)
-class Yardstick:
-    """How one alternative does on some images.
+class Yardstick(NamedTuple):
+    """What one alternative makes of images `(B, C, H, W)` float in [0, 1].
 
-    Attributes:
-        name: what it is.
-        images: `(B, C, H, W)` float in [0, 1], what it makes of them.
-        bytes_per_image: that it took; None where values are counted, not bytes.
-        fits_share: on how many of the images it stayed within its budget.
+    `bytes_per_image` is None if values are limited, not bytes. `fits_share` is the share of images
+    that stay within the budget.
     """
 
     name: str
@@ -122,22 +119,19 @@ class Yardstick:
 def measure_yardsticks(
     images: torch.Tensor, latent_values: int, budget_bytes: float
 ) -> list[Yardstick]:
-    """Code images as JPEG and WebP in as many bytes, and resample them to as many values.
+    """Compress images as JPEG and WebP within the budget, and resample them to the latent's values.
 
     Args:
         images: `(B, C, H, W)` float in [0, 1], C = 1 or 3.
         latent_values: of one latent.
         budget_bytes: of one image's latent.
-
-    Returns:
-        The three yardsticks.
     """
     arrays = (images * 255).round().byte().permute(0, 2, 3, 1).numpy()
     found = []
-    for name, file_format in (("JPEG", "JPEG"), ("WebP", "WEBP")):
-        coded = [code_within(array, file_format, budget_bytes) for array in arrays]
-        decoded = torch.from_numpy(np.stack([array for array, _ in coded])).permute(0, 3, 1, 2)
-        sizes = [size for _, size in coded]
+    for name in ("JPEG", "WebP"):
+        results = [compress_within(array, name.upper(), budget_bytes) for array in arrays]
+        decoded = torch.from_numpy(np.stack([array for array, _ in results])).permute(0, 3, 1, 2)
+        sizes = [size for _, size in results]
         fits = sum(size <= budget_bytes for size in sizes) / len(sizes)
         found.append(Yardstick(name, decoded / 255, sum(sizes) / len(sizes), fits))
     return [*found, Yardstick("bicubic", resample(images, latent_values), None, 1.0)]
@@ -150,26 +144,26 @@ def compare_yardsticks(
     budget_bytes: float,
     batch_size: int,
 ) -> list[dict[str, Any]]:
-    """Put the autoencoder beside JPEG and WebP in as many bytes, and resampling.
+    """Compare the autoencoder with the yardsticks; RGBA is composited on white.
 
     Args:
         vae: the autoencoder.
-        dataset: images; RGBA is compared on white.
+        dataset: the images.
         latent_values: of one latent.
         budget_bytes: of one image's latent.
-        batch_size: images at a time.
+        batch_size: images per batch.
 
     Returns:
-        A row each, the autoencoder first; all figures but the edges are means over images.
+        One row of figures for each, the autoencoder first.
     """
     sums: dict[str, dict[str, float]] = {}
     edges: dict[str, Agreement] = {}
     for rows in torch.arange(len(dataset)).split(batch_size):
         images = dataset.read(rows)
-        originals = shown(images)
-        own = shown(reconstruct(vae, images).clamp(-1, 1))
+        originals = on_white(images)
+        reconstructions = on_white(reconstruct(vae, images).clamp(-1, 1))
         for x in (
-            Yardstick("autoencoder", own, budget_bytes, 1.0),
+            Yardstick("autoencoder", reconstructions, budget_bytes, 1.0),
             *measure_yardsticks(originals, latent_values, budget_bytes),
         ):
             kept = measure_reconstructions([(originals, x.images)])

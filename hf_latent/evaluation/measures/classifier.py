@@ -1,4 +1,4 @@
-"""A small classifier, trained on real images: do generated ones show what was asked for?"""
+"""A small classifier, to measure whether generated images show their class."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,19 +29,14 @@ class LabelledImages:
 
     @classmethod
     def from_tensors(cls, images: torch.Tensor, class_labels: torch.Tensor) -> "LabelledImages":
-        """Serve images and labels that are in memory."""
+        """Wrap images and labels that are in memory."""
         return cls(lambda rows: (images[rows], class_labels[rows]), len(images))
 
 
 def classifier_input(images: torch.Tensor) -> torch.Tensor:
-    """Bring images to what the classifier takes.
+    """Convert images `(B, C, H, W)` float in [-1, 1] to what the classifier accepts.
 
-    Args:
-        images: `(B, C, H, W)` float in [-1, 1].
-
-    Returns:
-        The same, or where they do not fit: RGBA on white, and height and width resampled to
-        multiples of 8, at most 64.
+    RGBA is composited on white; other sizes than multiples of 8, up to 64, are resampled to these.
     """
     if images.shape[1] == 4:
         images = composite(images / 2 + 0.5, 1.0) * 2 - 1
@@ -56,7 +51,7 @@ def create_classifier(image_shape: tuple[int, ...], num_classes: int) -> nn.Modu
 
     Args:
         image_shape: `(C, H, W)`; H and W multiples of 8.
-        num_classes: how many logits.
+        num_classes: the number of logits.
 
     Returns:
         A module from `(B, C, H, W)` in [-1, 1] to `(B, num_classes)` logits.
@@ -73,7 +68,7 @@ def create_classifier(image_shape: tuple[int, ...], num_classes: int) -> nn.Modu
 
 
 def choose_epochs(images: int) -> int:
-    """Return how many passes serve a number of images: 8, and of many fewer, at least 3."""
+    """Return the number of epochs: 8, decreasing to 3 for large data sets."""
     return min(8, max(3, 200_000 // images))
 
 
@@ -85,14 +80,14 @@ def train_classifier(
     batch_size: int = 64,
     on_images: Callable[[int], object] = lambda count: None,
 ) -> nn.Module:
-    """Train a classifier, half of the images mirrored.
+    """Train a classifier; half of the images are mirrored.
 
     Args:
         images: with their labels.
-        num_classes: how many classes there are.
+        num_classes: the number of classes.
         seed: of the weights, the order and the mirroring.
         epochs: passes over the images.
-        batch_size: images a step.
+        batch_size: images per step.
         on_images: called with the number of images after each step.
 
     Returns:
@@ -123,17 +118,9 @@ def train_classifier(
 
 @torch.no_grad()
 def measure_accuracy(classifier: nn.Module, images: LabelledImages) -> float:
-    """Return how often a classifier gives an image the label that goes with it.
+    """Return the share of images, in [0, 1], for which the classifier predicts their label.
 
-    On real images this is its accuracy; on generated ones, with the labels that were asked for,
-    label agreement.
-
-    Args:
-        classifier: in eval mode.
-        images: with their labels.
-
-    Returns:
-        A share in [0, 1].
+    On real images this is the classifier's accuracy; on generated ones it is label agreement.
     """
     right = 0
     for rows in torch.arange(images.length).split(500):

@@ -1,4 +1,4 @@
-"""What the autoencoder alone costs: no denoiser can do better than its reconstructions."""
+"""What the autoencoder alone loses: no denoiser can do better than its reconstructions."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -30,15 +30,15 @@ def measure_autoencoder(
     Args:
         vae: the autoencoder.
         held_out: images that it was not trained on.
-        held_out_vectors: their vectors.
-        extractor: of these vectors.
-        batch_size: images at a time.
-        bar: is told how many images are done.
+        held_out_vectors: of these images, from `extractor`.
+        extractor: from images to vectors.
+        batch_size: images per batch.
+        bar: is updated with the number of finished images.
 
     Returns:
-        Flat figures: PSNR, SSIM, and the Fréchet distance between both (rFD). Both sets are of the
-        same images, so it has less bias than the distance of two independent sets, and is not to
-        be compared with one.
+        Flat figures: PSNR, SSIM, and the Fréchet distance (rFD). Both sets of the rFD come from the
+        same images, so it has less bias than the distance of two independent sets: do not compare
+        it with one.
     """
     distance = FrechetDistance()
 
@@ -70,16 +70,16 @@ def measure_floor(
     """Return the Fréchet distance that a perfect denoiser would reach.
 
     Real images are encoded, sampled from their posteriors and decoded, as if a denoiser had drawn
-    their latents from the true distribution, and compared with other real images.
+    their latents from the true distribution. They are compared with other real images.
 
     Args:
         vae: the autoencoder.
         other: real images that are not in the reference.
-        reference: vectors of as many real images.
-        extractor: of these vectors.
-        batch_size: images at a time.
+        reference: vectors of as many real images, from `extractor`.
+        extractor: from images to vectors.
+        batch_size: images per batch.
         seed: of the posterior samples.
-        bar: is told how many images are done.
+        bar: is updated with the number of finished images.
     """
     generator = torch.Generator().manual_seed(seed)
 

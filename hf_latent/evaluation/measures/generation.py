@@ -1,7 +1,6 @@
-"""How close generated images come to real ones, from feature vectors of both."""
+"""How close generated images are to real ones, from feature vectors of both."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from statistics import mean, stdev
 from typing import Any
 
@@ -25,8 +24,8 @@ FD_SUBSETS = 5
 KID_SUBSET_IMAGES = 1000
 
 
-class _AsTheyAre(nn.Identity):
-    """Hands features over to torchmetrics, which asks for their number."""
+class _GivenFeatures(nn.Identity):
+    """Gives torchmetrics, which expects a network, features that are already computed."""
 
     def __init__(self, num_features: int):
         super().__init__()
@@ -34,20 +33,20 @@ class _AsTheyAre(nn.Identity):
 
 
 class FrechetDistance:
-    """Fréchet distance of two sets of features, each taken as a Gaussian (Heusel et al. 2017).
+    """Fréchet distance between Gaussians fitted to two sets of features (Heusel et al. 2017).
 
-    Only sums are kept, in float64. The distance is biased by the number of images: compare at equal
-    numbers only, and put real images against other real images at that number beside it.
+    Only sums are kept, in float64. The distance has a bias that depends on the number of images:
+    compare distances at equal numbers only, and report that of real images to other real images.
     """
 
     def __init__(self) -> None:
-        """Start with nothing; the length of the vectors is that of the first ones."""
+        """Start without features."""
         self.metric: FrechetInceptionDistance | None = None
 
     def update(self, features: torch.Tensor, real: bool) -> None:
         """Add features `(n, d)` float to one of the two sets."""
         if self.metric is None:
-            self.metric = FrechetInceptionDistance(feature=_AsTheyAre(features.shape[1]))
+            self.metric = FrechetInceptionDistance(feature=_GivenFeatures(features.shape[1]))
             self.metric.set_dtype(torch.float64)
         self.metric.update(features.cpu().double(), real=real)
 
@@ -58,20 +57,12 @@ class FrechetDistance:
             RuntimeError: if a set has fewer than two images.
         """
         if self.metric is None:
-            raise RuntimeError("there is nothing to compare yet")
+            raise RuntimeError("there are no features yet")
         return self.metric.compute().item()
 
 
 def frechet_distance(features: Blocks, reference: Blocks) -> float:
-    """Compute the Fréchet distance of two sets of features, see `FrechetDistance`.
-
-    Args:
-        features: N vectors of length d.
-        reference: M vectors of length d.
-
-    Returns:
-        The distance.
-    """
+    """Return the Fréchet distance of two sets of features, see `FrechetDistance`."""
     distance = FrechetDistance()
     for real, blocks in ((True, reference), (False, features)):
         for block in blocks:
@@ -80,18 +71,14 @@ def frechet_distance(features: Blocks, reference: Blocks) -> float:
 
 
 def kernel_distances(features: Sequence[Blocks], reference: Sequence[Blocks]) -> list[float]:
-    """Compute the kernel distance (KID, Bińkowski et al. 2018) of each pair of subsets.
+    """Return the kernel distance (KID, Bińkowski et al. 2018) of each pair of subsets.
 
-    The unbiased squared maximum mean discrepancy with the cubic kernel `(x.y / d + 1)^3`. Its
-    expectation does not depend on the subsets' size: their mean is the figure, their deviation
-    tells how sure it is.
+    The distance is the unbiased squared maximum mean discrepancy with the cubic kernel
+    `(x.y / d + 1)^3`. Its expectation does not depend on the subsets' size.
 
     Args:
         features: subsets of n vectors of length d, n at least 2.
         reference: as many subsets of n vectors.
-
-    Returns:
-        One value a pair.
     """
 
     def whole(blocks: Blocks) -> torch.Tensor:
@@ -103,37 +90,23 @@ def kernel_distances(features: Sequence[Blocks], reference: Sequence[Blocks]) ->
     ]
 
 
-@dataclass(frozen=True)
-class ManifoldFigures:
-    """How two sets of images cover each other, each image a ball up to its k-th neighbour.
-
-    Attributes:
-        precision: share of generated images that lie in the ball of a real one (k = 3).
-        recall: share of real images that lie in the ball of a generated one (k = 3).
-        density: mean number of real balls that a generated image lies in, divided by k (k = 5);
-            1 is expected of equal distributions, and more is possible.
-        coverage: share of real balls that have a generated image in them (k = 5).
-    """
-
-    precision: float
-    recall: float
-    density: float
-    coverage: float
-
-
 @torch.no_grad()
-def measure_manifold(features: Blocks, reference: Blocks) -> ManifoldFigures:
-    """Measure precision and recall, density and coverage.
+def measure_manifold(features: Blocks, reference: Blocks) -> dict[str, float]:
+    """Measure how two sets of images cover each other.
 
-    Precision and recall: Kynkäänniemi et al. 2019, equations 1 to 3; density and coverage: Naeem
-    et al. 2020, equations 4 and 6. Like FD they depend on the number of images.
+    The ball of an image reaches to its k-th nearest neighbour in its own set. Precision and recall:
+    Kynkäänniemi et al. 2019, equations 1 to 3, k = 3; density and coverage: Naeem et al. 2020,
+    equations 4 and 6, k = 5. Like the Fréchet distance they depend on the number of images.
 
     Args:
         features: N vectors of generated images, N above 5.
         reference: M vectors of real images, M above 5.
 
     Returns:
-        The four figures.
+        `precision`, the share of generated images in the ball of a real one; `recall`, the share of
+        real images in the ball of a generated one; `density`, the mean number of real balls that a
+        generated image lies in, divided by k, about 1 for equal distributions; and `coverage`, the
+        share of real balls with a generated image in them.
     """
     largest = max(PRECISION_RECALL_K, DENSITY_COVERAGE_K)
     radii = nearest_neighbours(reference, reference, largest, exclude_self=True)[0].square()
@@ -153,8 +126,8 @@ def measure_manifold(features: Blocks, reference: Blocks) -> ManifoldFigures:
         start = 0
         for generated in (block - center for block in on_device(features)):
             squared = squared_distances(generated, real)
-            # What the product may be off by: without it copies of duplicates, whose balls have no
-            # radius, would lie outside.
+            # Subtract the product's rounding error: otherwise copies of duplicates, whose balls
+            # have radius 0, would lie outside.
             squared -= 1e-6 * (generated.square().sum(1).amax() + real.square().sum(1).amax())
             rows = slice(start, start + len(generated))
             start += len(generated)
@@ -165,26 +138,26 @@ def measure_manifold(features: Blocks, reference: Blocks) -> ManifoldFigures:
             is_covered |= within.any(0)
         recalled += int(is_recalled.sum())
         covered += int(is_covered.sum())
-    return ManifoldFigures(
-        precision=in_real.float().mean().item(),
-        recall=recalled / count,
-        density=balls / (DENSITY_COVERAGE_K * len(own_radius)),
-        coverage=covered / count,
-    )
+    return {
+        "precision": in_real.float().mean().item(),
+        "recall": recalled / count,
+        "density": balls / (DENSITY_COVERAGE_K * len(own_radius)),
+        "coverage": covered / count,
+    }
 
 
 def compare_sets(features: Selection, reference: Selection, prefix: str = "") -> dict[str, Any]:
-    """Measure all of the above of two equally large sets, with their spread.
+    """Measure all of these figures of two equally large sets, with their spread.
 
     Args:
-        features: N vectors of one set, N at least 10, in an order that means nothing.
-        reference: N vectors of real images, in an order that means nothing.
+        features: N vectors of one set in random order, N at least 10.
+        reference: N vectors of real images in random order.
         prefix: before each key.
 
     Returns:
-        Flat figures: `fd` at N, `fd_subset_values` at N/5 of five disjoint subsets each (higher
-        than at N by FD's bias: what counts is their spread), the mean and deviation of `kid` over
-        five or more disjoint subsets of at most 1,000, and the four figures of `ManifoldFigures`.
+        Flat figures: `fd` at N; `fd_subset_values` of five disjoint subsets of N/5, whose spread
+        counts, since their bias is larger than at N; mean and deviation of `kid` over five or more
+        disjoint subsets of at most 1,000; and the figures of `measure_manifold`.
     """
     values = [
         frechet_distance(*pair)
@@ -201,6 +174,6 @@ def compare_sets(features: Selection, reference: Selection, prefix: str = "") ->
         "kid_std": stdev(kernel),
         "kid_subsets": count,
         "kid_subset_images": len(features) // count,
-        **asdict(measure_manifold(features, reference)),
+        **measure_manifold(features, reference),
     }
     return {prefix + name: value for name, value in figures.items()}

@@ -1,14 +1,14 @@
-"""Are generated images copies of training images? Measured beside images that were held out.
+"""Are generated images copies of training images? Measured beside held-out images.
 
-A copy is far closer to a training image than training images are to one another there. How close
-"there" is depends on the place: `ratio` is the distance to the nearest training image, divided by
-the distance from that one to its own fifth-nearest training image, so that up to four duplicates
-of it do not matter; and since there may be more, by no less than a quarter of the median of these
-distances. Images that were never trained on have ratios around 1, copies near 0. The idea is that
-of authenticity (Alaa et al. 2022, section 3.3), which compares with the nearest one.
+A copy is much closer to a training image than training images are to one another in that region.
+`ratio` is the distance of an image to its nearest training image, divided by that training image's
+local scale: its distance to its own fifth-nearest training image. So up to four duplicates do not
+change the scale. Because there may be more, the scale is at least a quarter of the median of these
+distances. Held-out images have ratios around 1, copies near 0. The idea comes from authenticity
+(Alaa et al. 2022, section 3.3), which divides by the distance to the nearest training image.
 
-Mirrored copies count: the smaller of the two ratios is taken. Whether there are more copies among
-the samples than among held-out images is tested, since real data has near-duplicates too.
+Mirrored copies count: the smaller of the two ratios is used. Real data has near-duplicates too, so
+a test compares the share of copies among the samples with that among held-out images.
 """
 
 import math
@@ -19,7 +19,7 @@ import torch
 
 from hf_latent.evaluation.measures.neighbours import Blocks, nearest_neighbours
 
-# Set on Fashion-MNIST, where it tells slightly noised copies from held-out images in latents.
+# Chosen on Fashion-MNIST, where it separates slightly noised copies from held-out images.
 COPY_RATIO = 0.5
 LOCAL_NEIGHBOURS = 5
 LEAST_SCALE = 0.25
@@ -28,12 +28,12 @@ SIGNIFICANCE = 1e-3
 
 @dataclass(frozen=True)
 class Closeness:
-    """How close images come to training images.
+    """How close images are to training images.
 
     Attributes:
         ratios: `(N,)` float32, see above.
         places: `(N,)` int64, the nearest training image.
-        mirrored: `(N,)` bool, whether it is the mirrored image that comes so close.
+        mirrored: `(N,)` bool, whether the mirrored image is the closer one.
     """
 
     ratios: torch.Tensor
@@ -42,20 +42,18 @@ class Closeness:
 
     @property
     def copies(self) -> int:
-        """How many images have a ratio below `COPY_RATIO`."""
+        """The number of images with a ratio below `COPY_RATIO`."""
         return int((self.ratios < COPY_RATIO).sum())
 
 
 @dataclass(frozen=True)
 class Duplicates:
-    """How close training images come to one another, on the same scale.
+    """How close training images are to one another, on the same scale.
 
     Attributes:
-        ratios: `(M,)` float32: the distance to the nearest other training image, divided by the
-            distance from that one to its own fifth-nearest.
-        places: `(M,)` int64, the nearest other one.
-        local_scale: `(M,)` float32, each one's distance to its own fifth-nearest, at least a
-            quarter of their median.
+        ratios: `(M,)` float32, see above; the nearest training image is another one.
+        places: `(M,)` int64, the nearest other training image.
+        local_scale: `(M,)` float32, see above.
     """
 
     ratios: torch.Tensor
@@ -64,14 +62,14 @@ class Duplicates:
 
     @classmethod
     def from_neighbours(cls, distances: torch.Tensor, places: torch.Tensor) -> "Duplicates":
-        """Take them from the five nearest others: distances, ascending, and places `(M, 5)`."""
+        """Compute them from each image's five nearest others, `(M, 5)`, distances ascending."""
         scale = distances[:, -1]
         scale = scale.clamp(min=max(LEAST_SCALE * scale.median().item(), 1e-9))
         return cls(distances[:, 0] / scale[places[:, 0]], places[:, 0], scale)
 
     @property
     def count(self) -> int:
-        """How many training images have a ratio below `COPY_RATIO`."""
+        """The number of training images with a ratio below `COPY_RATIO`."""
         return int((self.ratios < COPY_RATIO).sum())
 
 
@@ -82,7 +80,7 @@ def measure_closeness(
     duplicates: Duplicates,
     on_images: Callable[[int], object] = lambda count: None,
 ) -> Closeness:
-    """Find each image's nearest training image, as it is or mirrored.
+    """Find the training image that is nearest to each image or to its mirror image.
 
     Args:
         images: N vectors.
@@ -90,9 +88,6 @@ def measure_closeness(
         train: M vectors of the training images.
         duplicates: of the training images, in the same order.
         on_images: called with the number of images after each block, twice for each image.
-
-    Returns:
-        The closeness of each image.
     """
     ratios, places = [], []
     for blocks in (images, mirrored):
@@ -108,18 +103,15 @@ def measure_closeness(
 
 
 def excess_p_value(copies: int, images: int, held_out_copies: int, held_out_images: int) -> float:
-    """Return how likely so many copies are, if samples were no closer than held-out images.
+    """Return the probability of at least so many copies if samples were like held-out images.
 
-    Fisher's exact test, one-sided: the tail of the hypergeometric distribution.
+    One-sided Fisher's exact test: the tail of the hypergeometric distribution.
 
     Args:
         copies: among the samples.
-        images: how many samples.
+        images: the number of samples.
         held_out_copies: among the held-out images.
-        held_out_images: how many of them.
-
-    Returns:
-        A probability.
+        held_out_images: the number of held-out images.
     """
     total, flagged = images + held_out_images, copies + held_out_copies
 
@@ -139,16 +131,10 @@ def excess_p_value(copies: int, images: int, held_out_copies: int, held_out_imag
 
 
 def memorisation_figures(samples: Closeness, held_out: Closeness, space: str) -> dict[str, object]:
-    """Sum the check up for a report.
+    """Return the flat figures of a space, whose name is part of the keys.
 
-    Args:
-        samples: of generated images.
-        held_out: of images that were not trained on.
-        space: the vectors' name, in the keys.
-
-    Returns:
-        Flat figures; `..._found` is whether there are more copies than chance explains, and None
-        where there are so few images that nothing could tell.
+    `..._found` is whether there are more copies than chance explains, and None if the images are
+    too few to find out.
     """
     images, held_out_images = len(samples.ratios), len(held_out.ratios)
     p_value = excess_p_value(samples.copies, images, held_out.copies, held_out_images)

@@ -1,39 +1,31 @@
-"""Nearest neighbours in feature space, block by block: memory does not grow with the images."""
+"""Nearest neighbours in feature space, block by block: memory is constant in the images."""
 
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
-# Feature vectors, `(n, d)` float at a time. They may be iterated over more than once.
+# Feature vectors in blocks, `(n, d)` float each; iterated over more than once.
 Blocks = Iterable[torch.Tensor]
 
 
 def squared_distances(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Squared Euclidean distances by one matrix product; near 0 they are inexact.
-
-    Args:
-        a: `(n, d)` float.
-        b: `(m, d)` float.
-
-    Returns:
-        `(n, m)`, at least 0.
-    """
+    """Return squared distances `(n, m)` of vectors `(n, d)` and `(m, d)`, inexact near 0."""
     norms = a.square().sum(1)[:, None] + b.square().sum(1)[None]
     return torch.addmm(norms, a, b.T, alpha=-2).clamp_(min=0)
 
 
 def on_device(blocks: Blocks) -> Iterator[torch.Tensor]:
-    """Bring blocks to where matrix products are fastest: the accelerator where there is one."""
+    """Move blocks to the accelerator, if there is one."""
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     for block in blocks:
         yield block if device is None else block.to(device)
 
 
 def center_of(reference: Blocks) -> torch.Tensor:
-    """Return the mean of the first block, `(d,)`, to be taken off vectors before their product.
+    """Return the mean of the first block, `(d,)`.
 
-    Distances do not change when one vector is taken off all, and the product of shorter vectors
-    loses fewer digits of them.
+    Subtracted from all vectors, it leaves distances unchanged, and products of shorter vectors lose
+    fewer digits.
     """
     return next(iter(on_device(reference))).mean(0)
 
@@ -51,13 +43,13 @@ def nearest_neighbours(
     Args:
         queries: N vectors.
         reference: M vectors, M at least k (k + 1 with `exclude_self`).
-        k: how many.
+        k: the number of neighbours.
         exclude_self: queries and reference are the same vectors; none is its own neighbour.
-        on_queries: called with the number of queries after each block of them.
+        on_queries: called with the number of queries after each block.
 
     Returns:
-        Distances `(N, k)` float32, ascending and exact also near 0, and the neighbours' places
-        among the reference, `(N, k)` int64; both on the CPU.
+        Distances `(N, k)` float32, ascending and exact also near 0, and the neighbours' places in
+        the reference, `(N, k)` int64; both on the CPU.
     """
     distances, places = [], []
     center = center_of(reference)
@@ -73,7 +65,7 @@ def nearest_neighbours(
                 own = torch.arange(len(query), device=query.device) + first_query - first
                 inside = (own >= 0) & (own < len(block))
                 squared[inside, own[inside]] = torch.inf
-            # Few rows change after the first blocks; the margin covers what is inexact.
+            # Few rows change after the first blocks. The margin covers inexact distances.
             bound = best[:, -1].square() * 1.001 + 1e-6 * shifted.square().sum(1)
             rows = (squared.amin(1) <= bound).nonzero().flatten()
             near, chosen = squared[rows].topk(min(k, len(block)), dim=1, largest=False)

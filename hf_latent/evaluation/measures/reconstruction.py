@@ -18,18 +18,18 @@ from hf_latent.pipeline.encode import encode_images
 
 @dataclass(frozen=True)
 class ReconstructionFigures:
-    """Means of per-image figures.
+    """Means of per-image figures; RGBA images are composited on white.
 
     Attributes:
-        psnr_db: peak signal-to-noise ratio, data range 1. Of RGBA images: composited on white.
-        ssim: structural similarity (Wang et al. 2004), Gaussian window of 11 pixels; of RGBA
-            images: composited on white. NaN where the images are smaller than the window.
-        images: how many were measured.
-        grey_psnr_db: of RGBA images composited on mid-grey; None for others.
-        grey_ssim: the same for the structural similarity.
-        alpha_psnr_db: of the alpha channel of RGBA images, apart from colour; None for others.
-        unpadded_psnr_db: of what padding was put around; None where nothing was.
-        unpadded_ssim: the same for the structural similarity.
+        psnr_db: peak signal-to-noise ratio, data range 1.
+        ssim: structural similarity (Wang et al. 2004), Gaussian window of 11 pixels. NaN for images
+            smaller than the window.
+        images: the number of images.
+        grey_psnr_db: of RGBA images composited on mid-grey.
+        grey_ssim: of RGBA images composited on mid-grey.
+        alpha_psnr_db: of the alpha channel of RGBA images.
+        unpadded_psnr_db: without the padding, of padded images.
+        unpadded_ssim: without the padding, of padded images.
     """
 
     psnr_db: float
@@ -43,12 +43,12 @@ class ReconstructionFigures:
 
 
 SSIM_WINDOW = 11
-# What RGBA images are shown on: white and mid-grey.
+# RGBA images are composited on white and on mid-grey.
 BACKGROUNDS = (1.0, 0.5)
 
 
 def image_psnr(reconstructions: torch.Tensor, originals: torch.Tensor) -> torch.Tensor:
-    """Return each image's own PSNR in dB, `(B,)`, of images `(B, C, H, W)` float in [0, 1]."""
+    """Return the PSNR of each image in dB, `(B,)`, for images `(B, C, H, W)` float in [0, 1]."""
     return peak_signal_noise_ratio(reconstructions, originals, 1.0, reduction="none", dim=(1, 2, 3))
 
 
@@ -68,11 +68,8 @@ def measure_reconstructions(
 
     Args:
         pairs: batches of originals and reconstructions, `(B, C, H, W)` float in [0, 1] each;
-            reconstructions are clamped to it.
-        box: what padding was put around, to be measured apart; None: nothing.
-
-    Returns:
-        The means over all images.
+            reconstructions are clamped to that range.
+        box: the part without padding, to measure it separately; None: there is no padding.
     """
     columns: dict[str, list[torch.Tensor]] = {}
     for originals, reconstructions in pairs:
@@ -106,8 +103,8 @@ def reconstruct(
     Args:
         vae: the autoencoder.
         images: `(B, C, H, W)` float in [-1, 1].
-        generator: draws the posterior sample.
-        sample_posterior: decode a sample of the posterior, as generation does, not its mean.
+        generator: of the posterior sample.
+        sample_posterior: decode a sample of the posterior instead of its mean.
 
     Returns:
         `(B, C, H, W)` float32 on the CPU, near [-1, 1] and not clamped.
@@ -117,15 +114,14 @@ def reconstruct(
 
 
 def composite(images: torch.Tensor, background: float) -> torch.Tensor:
-    """Put RGBA images on a plain background, and leave all others as they are.
+    """Composite RGBA images on a plain background; return other images unchanged.
 
     Args:
-        images: `(B, C, H, W)` float in [0, 1]; four channels are RGBA, alpha last and not
-            multiplied into the colours.
+        images: `(B, C, H, W)` float in [0, 1]; four channels are RGBA with straight alpha.
         background: its grey, in [0, 1].
 
     Returns:
-        `(B, 3, H, W)` float in [0, 1] for four channels; otherwise the same.
+        `(B, 3, H, W)` float in [0, 1] for RGBA.
     """
     if images.shape[1] != 4:
         return images

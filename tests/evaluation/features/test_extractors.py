@@ -172,11 +172,11 @@ def test_latent_vectors_of_other_weights_have_another_preprocessing():
     assert LatentVectors(vae).preprocessing != before
 
 
-def test_dinov2_that_cannot_be_fetched_is_one_line(monkeypatch, tmp_path):
+def test_dinov2_that_cannot_be_downloaded_is_one_line(monkeypatch, tmp_path):
     monkeypatch.setattr(features, "DINOV2", str(tmp_path / "nowhere"))
     with pytest.raises(UserError) as error:
         load_feature_extractor("dinov2")
-    assert "nowhere cannot be fetched from the Hub" in str(error.value)
+    assert "nowhere cannot be downloaded from the Hub" in str(error.value)
     assert "\n" not in str(error.value)
 
 

@@ -177,11 +177,11 @@ def test_a_missing_package_is_named(monkeypatch, module, name, packages):
     assert_one_line(error, f"{name} is not installed", f"pip install {packages} (the extra")
 
 
-def test_dinov2_that_cannot_be_fetched_is_one_line(monkeypatch, tmp_path):
+def test_dinov2_that_cannot_be_downloaded_is_one_line(monkeypatch, tmp_path):
     monkeypatch.setattr(features, "DINOV2", str(tmp_path / "nowhere"))
     with pytest.raises(UserError) as error:
         load_feature_network("dinov2")
-    assert_one_line(error, "nowhere cannot be fetched from the Hub")
+    assert_one_line(error, "nowhere cannot be downloaded from the Hub")
 
 
 @pytest.fixture(scope="module")

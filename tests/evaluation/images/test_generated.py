@@ -12,7 +12,7 @@ from hf_latent.data.shards import write_shards
 from hf_latent.errors import UserError
 from hf_latent.evaluation.config import EvaluateConfig
 from hf_latent.evaluation.features.extractors import LatentVectors
-from hf_latent.evaluation.images.generated import generated_images, measure_classes, write_samples
+from hf_latent.evaluation.images.generated import labelled_samples, measure_classes, write_samples
 from hf_latent.evaluation.images.reference import RealImages
 from hf_latent.models.presets import create_scheduler
 from tests.evaluation.features.short_vectors import ShortVectors
@@ -168,7 +168,7 @@ def as_samples(dataset, labels, folder):
 
 def test_generated_images_are_served_with_what_was_asked_for(splits, tmp_path):
     dataset = splits.validation.evenly_spaced(10)
-    given = generated_images(as_samples(dataset, dataset.labels, tmp_path))
+    given = labelled_samples(as_samples(dataset, dataset.labels, tmp_path))
     images, labels = given.read(torch.tensor([9, 2]))
     assert given.length == 10
     assert torch.equal(labels, dataset.labels[[9, 2]])

@@ -16,7 +16,7 @@ from hf_latent.evaluation.images.reference import (
     RealImages,
     cached_neighbours,
     cached_vectors,
-    identify,
+    comparison_figures,
     vectors_by_space,
 )
 from hf_latent.evaluation.measures.memorisation import LOCAL_NEIGHBOURS
@@ -142,7 +142,7 @@ def test_each_space_has_vectors_of_all_real_images(splits, tmp_path):
     real, spaces = RealImages.choose(splits, 30, 0), {x: ShortVectors(x) for x in ("one", "two")}
     stages = Stages(1)
     found = vectors_by_space(real, spaces, tmp_path / "cache", 25, 0, stages)
-    assert list(stages.report()) == ["real_vectors_seconds", "total_seconds"]
+    assert list(stages.figures()) == ["real_vectors_seconds", "total_seconds"]
     for space, extractor in spaces.items():
         assert list(found[space]) == ["train", "held_out", "held_out_mirrored"]
         held_out = real.held_out.read_uint8(torch.arange(50))
@@ -157,23 +157,23 @@ def test_each_space_has_vectors_of_all_real_images(splits, tmp_path):
 
 def test_reports_can_be_compared_only_if_images_and_preprocessing_are_the_same(splits):
     real, extractor = RealImages.choose(splits, 30, 0), ShortVectors()
-    identity = identify(real, extractor, 0)
+    identity = comparison_figures(real, extractor, 0)
     assert identity["num_images"] == 30
     assert identity["reference_fingerprint"] == real.subset(real.reference).fingerprint
     assert "pad to 32x32, 1 channels; short vectors" in identity["preprocessing"]
     same = [
-        identify(RealImages.choose(splits, 30, 0), ShortVectors(), 0),
+        comparison_figures(RealImages.choose(splits, 30, 0), ShortVectors(), 0),
         # The same set in another order.
-        identify(replace(real, reference=real.reference.flip(0)), extractor, 0),
+        comparison_figures(replace(real, reference=real.reference.flip(0)), extractor, 0),
     ]
     assert {x["comparable_if_equal"] for x in same} == {identity["comparable_if_equal"]}
     resized = open_images(replace(CONFIG, resize_mode="crop"))
     different = [
-        identify(RealImages.choose(splits, 30, 1), extractor, 0),
-        identify(RealImages.choose(splits, 29, 0), extractor, 0),
-        identify(replace(real, reference=real.other), extractor, 0),
-        identify(real, ShortVectors("other"), 0),
-        identify(RealImages.choose(resized, 30, 0), extractor, 0),
+        comparison_figures(RealImages.choose(splits, 30, 1), extractor, 0),
+        comparison_figures(RealImages.choose(splits, 29, 0), extractor, 0),
+        comparison_figures(replace(real, reference=real.other), extractor, 0),
+        comparison_figures(real, ShortVectors("other"), 0),
+        comparison_figures(RealImages.choose(resized, 30, 0), extractor, 0),
     ]
     digests = {x["comparable_if_equal"] for x in (identity, *different)}
     assert len(digests) == 1 + len(different)

@@ -38,7 +38,7 @@ def test_bands_and_the_mean_add_up_to_the_mean_square(size):
 
 @pytest.mark.parametrize(("k", "band"), [(1, 0), (2, 0), (3, 1), (8, 2), (12, 3), (31, 4)])
 def test_a_wave_is_in_the_band_of_its_frequency(k, band):
-    wave = dct_matrix(32)[k].float()  # k / 64 cycles a pixel
+    wave = dct_matrix(32)[k].float()  # k / 64 cycles per pixel
     power = BandPower(32, 32)
     power.update(wave.expand(1, 1, 32, 32))
     power.update(wave[:, None].expand(1, 1, 32, 32))

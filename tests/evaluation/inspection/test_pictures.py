@@ -5,9 +5,9 @@ from hf_latent.evaluation.inspection.pictures import (
     NOISE_LEVELS,
     STEPS,
     channel_maps,
-    channels_picture,
-    interpolation_picture,
-    noisy_latents,
+    channel_rows,
+    interpolation_rows,
+    latent_noise_rows,
 )
 from hf_latent.evaluation.measures.reconstruction import reconstruct
 from hf_latent.pipeline.decode import decode_latents
@@ -28,7 +28,7 @@ def test_a_row_has_the_image_its_reconstruction_and_every_channel(channels):
     vae = make_autoencoder(channels)
     images = torch.rand(2, channels, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     mean, std = torch.zeros(4).double(), torch.ones(4).double()
-    rows = channels_picture(vae, images, mean, std)
+    rows = channel_rows(vae, images, mean, std)
     assert rows.shape == (2, 2 + 4, channels, 16, 16)
     torch.testing.assert_close(rows[:, 0], images / 2 + 0.5)
     expected = reconstruct(vae, images).clamp(-1, 1) / 2 + 0.5
@@ -38,7 +38,7 @@ def test_a_row_has_the_image_its_reconstruction_and_every_channel(channels):
 
 
 def test_the_way_begins_and_ends_at_the_images(vae, images):
-    rows = interpolation_picture(vae, images)
+    rows = interpolation_rows(vae, images)
     assert rows.shape == (2, STEPS, 1, 16, 16)
     reconstructions = reconstruct(vae, images) / 2 + 0.5
     torch.testing.assert_close(rows[:, 0], reconstructions[:2], rtol=0, atol=1e-5)
@@ -51,7 +51,7 @@ def test_the_way_begins_and_ends_at_the_images(vae, images):
 
 
 def test_noise_grows_along_the_row(vae, images):
-    rows = noisy_latents(vae, images, torch.ones(4), torch.Generator().manual_seed(0))
+    rows = latent_noise_rows(vae, images, torch.ones(4), torch.Generator().manual_seed(0))
     assert rows.shape == (4, 1 + len(NOISE_LEVELS), 1, 16, 16)
     expected = reconstruct(vae, images) / 2 + 0.5
     torch.testing.assert_close(rows[:, 0], expected, rtol=0, atol=1e-5)

@@ -5,7 +5,7 @@ from diffusers import AutoencoderTiny
 from hf_latent.data.images.pixels import to_uint8
 from hf_latent.evaluation.features.extractors import load_feature_extractor
 from hf_latent.evaluation.inspection.frequencies import BandPower
-from hf_latent.evaluation.inspection.round_trip import RoundTrip, shown
+from hf_latent.evaluation.inspection.round_trip import RoundTrip, on_white
 from hf_latent.evaluation.inspection.structure import NOISE_STD, Agreement, sobel_edges
 from hf_latent.evaluation.measures.generation import frechet_distance
 from hf_latent.evaluation.measures.reconstruction import composite, image_psnr, reconstruct
@@ -95,7 +95,7 @@ def test_an_autoencoder_without_a_posterior_has_no_rate(tiny):
 
 def test_rgba_is_seen_on_white_and_its_noise_is_not_in_alpha():
     images = random_images(4, 4)
-    torch.testing.assert_close(shown(images), composite(images / 2 + 0.5, 1.0))
+    torch.testing.assert_close(on_white(images), composite(images / 2 + 0.5, 1.0))
     hidden = images.clone()
     hidden[:, 3] = -1
     vae = make_autoencoder(4)

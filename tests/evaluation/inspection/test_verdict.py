@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from hf_latent.evaluation.inspection.verdict import RULES, judge
+from hf_latent.evaluation.inspection.verdict import RULES, choose_verdict
 
 GOOD = {
     "layout_agreement": 0.99,
@@ -16,7 +16,7 @@ GOOD = {
 
 
 def test_a_good_one_is_fine_and_says_why():
-    verdict, reasons = judge(GOOD)
+    verdict, reasons = choose_verdict(GOOD)
     assert verdict == "fine"
     assert "90% of added pixel noise does not" in reasons[0]
 
@@ -37,20 +37,20 @@ def test_a_good_one_is_fine_and_says_why():
     ],
 )
 def test_each_rule_has_its_verdict(figures, expected, words):
-    verdict, reasons = judge(GOOD | figures)
+    verdict, reasons = choose_verdict(GOOD | figures)
     assert verdict == expected
     assert any(words in reason for reason in reasons)
 
 
 def test_the_heaviest_counts_and_all_are_told():
-    verdict, reasons = judge(GOOD | {"layout_agreement": 0.1, "latent_std_largest": 9.0})
+    verdict, reasons = choose_verdict(GOOD | {"layout_agreement": 0.1, "latent_std_largest": 9.0})
     assert verdict == "broken"
     assert len(reasons) == 3  # layout fails two rules
 
 
 def test_a_collapsed_one_has_no_live_channel_whose_scale_could_be_off():
     figures = {k: v for k, v in GOOD.items() if k != "live_latent_std_smallest"}
-    verdict, reasons = judge(figures | {"dead_channel_share": 1.0})
+    verdict, reasons = choose_verdict(figures | {"dead_channel_share": 1.0})
     assert verdict == "broken"
     assert not any("unit variance" in reason for reason in reasons)
 

@@ -6,9 +6,9 @@ from hf_latent.data.images.config import ImagesConfig
 from hf_latent.data.images.dataset import ImageDataset
 from hf_latent.data.images.open import open_images
 from hf_latent.evaluation.inspection.yardsticks import (
-    _code_within,
-    code_within,
+    _compress_within,
     compare_yardsticks,
+    compress_within,
     measure_yardsticks,
     overhead_bytes,
     resample,
@@ -34,7 +34,7 @@ def test_the_best_quality_that_fits_is_taken(clothes, file_format, channels):
     array = (clothes[0].expand(channels, -1, -1).permute(1, 2, 0) * 255).round().byte().numpy()
     errors = []
     for budget in (100, 200, 400):
-        decoded, size = code_within(array, file_format, budget)
+        decoded, size = compress_within(array, file_format, budget)
         assert decoded.shape == array.shape
         assert 0 < size <= budget
         errors.append(np.square(decoded.astype(float) - array).mean())
@@ -43,7 +43,7 @@ def test_the_best_quality_that_fits_is_taken(clothes, file_format, channels):
 
 def test_what_does_not_fit_is_coded_at_the_lowest_quality(clothes):
     array = (clothes[0].permute(1, 2, 0) * 255).round().byte().numpy()
-    _, size = code_within(array, "JPEG", 1)
+    _, size = compress_within(array, "JPEG", 1)
     assert size > 1
     found = measure_yardsticks(clothes, 256, 1.0)
     assert [x.fits_share for x in found] == [0.0, 0.0, 1.0]
@@ -52,7 +52,7 @@ def test_what_does_not_fit_is_coded_at_the_lowest_quality(clothes):
 def test_headers_are_not_counted():
     flat = np.full((32, 32, 1), 128, np.uint8)
     assert overhead_bytes("JPEG", flat.shape, 50) > 150
-    assert code_within(flat, "JPEG", 0)[1] == 0
+    assert compress_within(flat, "JPEG", 0)[1] == 0
 
 
 def test_resampling_keeps_as_many_values_and_no_more(clothes):
@@ -80,11 +80,11 @@ def test_a_colour_jpeg_has_the_better_of_full_and_half_resolution_of_colour():
     array = torch.nn.functional.interpolate(low, (64, 64), mode="nearest")[0]
     array = (array.permute(1, 2, 0) * 255).byte().numpy()
     for budget in (500, 3000):
-        decoded, size = code_within(array, "JPEG", budget)
+        decoded, size = compress_within(array, "JPEG", budget)
         errors = {}
         for subsampling in (0, 2):
             options = {"subsampling": subsampling}
-            other, taken = _code_within(array, "JPEG", budget, options)
+            other, taken = _compress_within(array, "JPEG", budget, options)
             if taken <= budget:
                 errors[subsampling] = np.square(other.astype(float) - array).mean()
         assert size <= budget

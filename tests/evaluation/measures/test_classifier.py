@@ -4,7 +4,7 @@ from torch.nn import functional as F
 
 from hf_latent.data.images.config import ImagesConfig
 from hf_latent.data.images.open import open_images
-from hf_latent.evaluation.images.generated import real_images
+from hf_latent.evaluation.images.generated import labelled_real_images
 from hf_latent.evaluation.measures.classifier import (
     LabelledImages,
     choose_epochs,
@@ -16,8 +16,8 @@ from hf_latent.evaluation.measures.classifier import (
 
 def test_it_learns_real_images_and_tells_when_labels_are_wrong():
     splits = open_images(ImagesConfig(max_train_samples=1500, resize_mode="pad"))
-    classifier = train_classifier(real_images(splits.train), 10, seed=0, epochs=3)
-    test = real_images(splits.validation.evenly_spaced(400))
+    classifier = train_classifier(labelled_real_images(splits.train), 10, seed=0, epochs=3)
+    test = labelled_real_images(splits.validation.evenly_spaced(400))
     assert measure_accuracy(classifier, test) > 0.7
     images, labels = test.read(torch.arange(400))
     wrong = LabelledImages.from_tensors(images, (labels + 1) % 10)
@@ -26,7 +26,7 @@ def test_it_learns_real_images_and_tells_when_labels_are_wrong():
 
 def test_real_images_are_those_of_the_data_set_at_8_bit():
     dataset = open_images(ImagesConfig(max_train_samples=30)).train
-    images, labels = real_images(dataset).read(torch.tensor([3, 0]))
+    images, labels = labelled_real_images(dataset).read(torch.tensor([3, 0]))
     expected = torch.stack([dataset[3]["images"], dataset[0]["images"]])
     torch.testing.assert_close(images, expected, rtol=0, atol=1 / 255)
     assert torch.equal(labels, dataset.labels[[3, 0]])

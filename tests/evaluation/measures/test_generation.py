@@ -200,26 +200,26 @@ def test_manifold_figures_are_those_of_the_whole_matrices(seed):
     for sizes in ((1000, 1000), (7, 20), (61, 1), (13, 83)):
         blocks = (x.float().split(size) for x, size in zip((generated, real), sizes, strict=True))
         found = measure_manifold(*blocks)
-        assert vars(found) == pytest.approx(expected, abs=1e-6)
+        assert found == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_set_and_its_copy_cover_each_other(real):
     for copy in (real, real.flip(0)):
         figures = measure_manifold(copy.split(300), real.split(170))
-        assert figures.precision == figures.recall == figures.coverage == 1
+        assert figures["precision"] == figures["recall"] == figures["coverage"] == 1
 
 
 def test_sets_far_apart_do_not_touch():
     figures = measure_manifold([gaussians(50, 0, 1)], [gaussians(60, 100, 1)])
-    assert set(vars(figures).values()) == {0}
+    assert set(figures.values()) == {0}
 
 
 def test_a_narrow_set_has_precision_and_a_wide_one_recall():
     narrow, wide = gaussians(400, 0, 0.2, 2), gaussians(400, 0, 3, 2, seed=1)
     figures = measure_manifold([narrow], [wide])
-    assert figures.precision > 0.9 and figures.recall < 0.1 and figures.coverage < 0.2
+    assert figures["precision"] > 0.9 and figures["recall"] < 0.1 and figures["coverage"] < 0.2
     swapped = measure_manifold([wide], [narrow])
-    assert swapped.precision < 0.1 and swapped.recall > 0.9 and swapped.density < 0.1
+    assert swapped["precision"] < 0.1 and swapped["recall"] > 0.9 and swapped["density"] < 0.1
 
 
 @pytest.fixture
@@ -269,4 +269,4 @@ def test_copies_of_duplicates_lie_in_their_balls_though_these_have_no_radius():
     features = 30 * torch.randn(60, 16, generator=generator) + 100
     features[10:20] = features[0]
     figures = measure_manifold([features[:25], features[25:]], [features[:40], features[40:]])
-    assert figures.precision == figures.recall == figures.coverage == 1
+    assert figures["precision"] == figures["recall"] == figures["coverage"] == 1
