@@ -45,8 +45,3 @@ def test_a_wave_is_in_the_band_of_its_frequency(k, band):
     expected = torch.zeros(5, dtype=torch.float64)
     expected[band] = wave.double().square().mean()
     torch.testing.assert_close(power.compute(), expected, rtol=0, atol=1e-8)
-
-
-def test_nothing_has_no_power():
-    with pytest.raises(ValueError, match="no images"):
-        BandPower(8, 8).compute()
