@@ -1,0 +1,105 @@
+"""Make the reference pages of the site from the code: one page a room, and one of all commands."""
+
+import dataclasses
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+from hf_latent.cli import COMMANDS
+from hf_latent.command import describe_type
+
+PACKAGE = Path(__file__).parents[1] / "hf_latent"
+ROOMS = {
+    "pipeline": "The four steps, and what travels with a saved model.",
+    "models": "Autoencoders, denoisers and schedulers: presets, loading, the folded scale.",
+    "data": "Images from any source, and the latent cache.",
+    "evaluation": "Reconstruction, generation, memorisation, inspection.",
+    "hub": "Cards, push and export.",
+    "training": "The two trainings, and what runs them.",
+    "experiments": "Quickstart, generate, sweep, benchmark.",
+}
+TRAININGS = {
+    "train_vae.py": ("hf_latent.training.autoencoder_config", "AutoencoderConfig"),
+    "encode_latents.py": ("hf_latent.training.latents.encode", "EncodeConfig"),
+    "train_unet.py": ("hf_latent.training.denoiser_config", "DenoiserConfig"),
+    "synthesize_ema.py": ("hf_latent.training.averages.synthesize", "SynthesizeEmaConfig"),
+}
+
+
+def room_page(room: str, summary: str) -> str:
+    """Return the Markdown of one room: its modules that have something public, in order.
+
+    Args:
+        room: a folder of the package.
+        summary: what it is for.
+    """
+    modules = sorted((PACKAGE / room).rglob("*.py"), key=lambda path: (len(path.parts), path))
+    names = [
+        ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+        for path in modules
+        if path.name != "__init__.py"
+    ]
+    return "\n\n".join([f"# {room}", summary, *(f"::: {name}" for name in names)])
+
+
+def command_section(title: str, config: type, summary: str) -> str:
+    """Return the Markdown of one command: what it does, and a table of its flags.
+
+    Args:
+        title: how it is called.
+        config: its settings.
+        summary: one line.
+    """
+    parser = jsonargparse.ArgumentParser()
+    parser.add_class_arguments(config)
+    rows = [
+        f"| `--{action.dest}` | {cell(action.help)} | "
+        f"{cell(describe_type(action._typehint))} | {default_text(action.default)} |"
+        for action in parser._actions
+        if hasattr(action, "_typehint")
+    ]
+    head = ["| flag | what it sets | value | default |", "|---|---|---|---|"]
+    return "\n".join([f"## {title}", "", summary, "", *head, *rows, ""])
+
+
+def cell(text: str) -> str:
+    """Return text that is one cell of a Markdown table."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def default_text(value: Any) -> str:
+    """Return a default as one writes it on the command line; a setting without one is required."""
+    if value is None or value is dataclasses.MISSING:
+        return ""
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+def commands_page() -> str:
+    """Return the Markdown of all commands and scripts."""
+    sections = [
+        command_section(
+            f"hf-latent {name}",
+            getattr(import_module(command.module), command.config),
+            command.summary,
+        )
+        for name, command in COMMANDS.items()
+    ]
+    for script, (module, name) in TRAININGS.items():
+        config = getattr(import_module(module), name)
+        summary = (config.__doc__ or "").partition("\n")[0]
+        sections.append(command_section(f"train_scripts/{script}", config, summary))
+    start = "Every setting is a flag, and a line of the YAML file that `--config` reads. Flags win."
+    return "\n".join(["# Commands", "", start, "", *sections])
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the reference pages to the site (a hook of MkDocs)."""
+    pages = {f"reference/{room}.md": room_page(room, text) for room, text in ROOMS.items()}
+    pages["reference/commands.md"] = commands_page()
+    for path, text in pages.items():
+        files.append(File.generated(config, path, content=text))
+    return files
