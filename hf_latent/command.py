@@ -89,16 +89,21 @@ def _one_line(error: Exception, types: dict[str, Any]) -> str:
     name, value = found[1], message.rpartition(": ")[2]
     value = re.sub(r" (does not conform|not an? ).*", "", value)
     value = re.sub(r".*'NoneType'$", "null", value)
-    return f"--{name} must be {_describe(types[name])}, not {value}"
+    return f"--{name} must be {describe_type(types[name])}, not {value}"
 
 
-def _describe(kind: Any) -> str:
+def describe_type(kind: Any) -> str:
+    """Return what a setting's type accepts, in words.
+
+    Args:
+        kind: the annotation of a field of `Settings`.
+    """
     if get_origin(kind) is Literal:
         return f"one of {', '.join(map(str, get_args(kind)))}"
     if get_origin(kind) in (Union, UnionType):
-        return " or ".join(_describe(x) for x in get_args(kind) if x is not type(None))
+        return " or ".join(describe_type(x) for x in get_args(kind) if x is not type(None))
     if get_origin(kind) is list:
-        return f"a list, each {_describe(get_args(kind)[0])}"
+        return f"a list, each {describe_type(get_args(kind)[0])}"
     if kind in _KINDS:
         return _KINDS[kind]
     limits = re.findall(r"([>≥<≤])([\d.]+)", kind.__doc__ or "")
