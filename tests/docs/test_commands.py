@@ -1,0 +1,153 @@
+"""Every command and every Python block of the README and of the site runs, with short settings."""
+
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests import forked
+from tests.docs.pages import ROOT, Block, code_blocks, read
+from tests.hub.loopback_hub import LoopbackHub
+
+BIN = Path(sys.executable).parent
+TRAINING = "--max_train_steps 2 --train_batch_size 4 --max_validation_samples 4 --preset tiny"
+# Commands with a time limit go by a clock that every look at it moves on, on any machine alike.
+TICKING = """
+import itertools, runpy, sys, time
+looks, seconds = itertools.count(), float(sys.argv[1])
+time.perf_counter = lambda: next(looks) * seconds
+sys.argv = sys.argv[2:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+SECONDS_A_LOOK = {"quickstart": "1.5", "sweep": "0.2"}
+SHORT = {
+    "quickstart": "--max_minutes 2 --max_train_samples 300 --evaluation_images 20",
+    "generate": "--num_inference_steps 2",
+    "inspect": "--max_images 4",
+    "evaluate": "--num_images 10 --num_inference_steps 1 --cache_dir vectors",
+    "sweep": "--max_minutes 3 --factors 4 --channels 4 --resolution 32 "
+    "--num_images 20 --num_inference_steps 1",
+    "encode_latents.py": "",
+    "synthesize_ema.py": "",
+    "export": "",
+    "push": "",
+    "train_vae.py": TRAINING,
+    "train_unet.py": TRAINING,
+}
+SHORT_PYTHON = {"10_000": "2"}
+INSTALLING = ("python3 -m venv", "pip install")
+
+
+def is_recipe(command: str) -> bool:
+    return "train_scripts/recipes" in command
+
+
+def blocks_to_run(recipes: bool) -> list[Block]:
+    """Return each command line and each Python block once, in the order of the pages.
+
+    The quickstart comes first, since the pages draw from its model.
+    """
+    found = [Block("README.md", "bash", "hf-latent quickstart")]
+    for block in code_blocks():
+        lines = [line for line in block.text.splitlines() if line]
+        texts = lines if block.language == "bash" else [block.text]
+        found += [block._replace(text=x) for x in texts if not x.startswith(INSTALLING)]
+    once = {block.text: block for block in reversed(found)}
+    return [
+        block
+        for block in dict.fromkeys(found)
+        if once[block.text] == block and is_recipe(block.text) == recipes
+    ]
+
+
+def shorten(command: str) -> list[str]:
+    """Return the words of a command with short settings, as a Python program and its arguments."""
+    words = shlex.split(command)
+    (program,) = (word for word in SHORT if any(w.split("/")[-1] == word for w in words))
+    if words[0] == "python":
+        words[0] = sys.executable
+    else:
+        words[0] = str(BIN / words[0])
+    if is_recipe(command):  # the full set is not on every machine
+        words += ["--data", "fashion_mnist", "--max_train_samples", "20"]
+    if seconds := SECONDS_A_LOOK.get(program):
+        words = [sys.executable, "-c", TICKING, seconds, *words]
+    return [*words, *SHORT[program].split()]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Where a reader would stand: the checkout's scripts, and a folder of images."""
+    folder = tmp_path_factory.mktemp("reader")
+    (folder / "train_scripts").symlink_to(ROOT / "train_scripts")
+    generator = np.random.default_rng(0)
+    for label in ("cats", "dogs"):
+        (folder / "path" / "to" / "images" / label).mkdir(parents=True)
+        for i in range(30):
+            pixels = generator.integers(0, 256, (70, 90, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"path/to/images/{label}/{i}.png")
+    return folder
+
+
+def run(arguments: list[str], folder: Path, **variables: str) -> str:
+    # With one thread: two of one program wait for each other, and for the tests beside them.
+    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"} | variables
+    process = forked.run(arguments, cwd=folder, env=environment)
+    assert process.returncode == 0, f"{arguments}\n{process.stderr[-2000:]}"
+    return process.stdout
+
+
+def push_to_loopback_hub(arguments: list[str], folder: Path) -> None:
+    with LoopbackHub() as hub:
+        hub.add_token("hf_reader", "user")
+        run(arguments, folder, **hub.environment(folder, "hf_reader"), HF_HUB_OFFLINE="0")
+        kind = "models" if "--model" in arguments else "datasets"
+        files = hub.repos[kind, "user/name"].files("main")
+    whole = {
+        "datasets": {"README.md", "manifest.json", "train-000000.safetensors"},
+        "models": {"README.md", "model_index.json", "pipeline.py", "unet/config.json"},
+    }
+    assert whole[kind] <= files.keys()
+
+
+def run_python(block: Block, folder: Path) -> None:
+    """Run a Python block; a comment that ends it and begins with `# ` tells what it prints."""
+    text = block.text
+    for long, short in SHORT_PYTHON.items():
+        text = text.replace(long, short)
+    output = run([sys.executable, "-c", text], folder).strip()
+    last = text.strip().splitlines()[-1]
+    if last.startswith("# "):
+        assert output.splitlines()[-1] == last.removeprefix("# ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipes", [False, True], ids=["pages", "recipes"])
+def test_every_command_and_block_runs_in_order(folder, recipes):
+    for block in blocks_to_run(recipes):
+        if block.language == "python":
+            run_python(block, folder)
+        elif " push " in block.text:
+            push_to_loopback_hub(shorten(block.text), folder)
+        else:
+            run(shorten(block.text), folder)
+
+
+def test_the_two_commands_are_the_ones_that_ci_and_newcomers_run():
+    install = "python3 -m venv .venv && .venv/bin/pip install -c constraints.txt -e"
+    first, second = re.findall(rf"^{re.escape(install)}.*", read("README.md"), re.MULTILINE)
+    assert first == f"{install} . && .venv/bin/hf-latent quickstart"
+    assert second == f'{install} ".[test]" && .venv/bin/pytest -n logical'
+    assert second in (ROOT / ".ci" / "run").read_text()
+
+
+def test_ci_runs_what_pre_commit_runs():
+    hooks = re.findall(r"entry: (.*)", (ROOT / ".pre-commit-config.yaml").read_text())
+    assert len(hooks) == 5
+    ci = (ROOT / ".ci" / "run").read_text().splitlines()
+    assert set(hooks) <= set(ci)

@@ -1,0 +1,247 @@
+"""Every figure of the README and of the site is that of a report which a command wrote."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hf_latent.evaluation.inspection.report import render_report
+from hf_latent.experiments.sweep.report import render_report as render_sweep
+from hf_latent.training.denoiser_config import DenoiserConfig
+from tests.docs.pages import REPORTS, ROOT, prose, read, row
+
+CARDS = ROOT / "model_cards"
+GPU_GFLOPS_PER_SECOND = 30_000  # a guess, as the page says
+
+
+def load(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+def test_of_the_quickstart():
+    report = load(REPORTS / "quickstart" / "report.json")
+    for figure in (
+        f"{report['total_seconds'] / 60:.1f} minutes",
+        f"{report['peak_memory_mb'] / 1024:.1f} GB",
+        f"{report['label_agreement']:.3f} of {report['label_agreement_images']:,} samples",
+        f"right for {report['classifier_real_test_accuracy']:.3f} of the real test images",
+    ):
+        assert figure in prose("README.md"), figure
+    trained = row("guides/planning.md", "denoiser of quickstart")
+    seen = report["denoiser_steps"] * 32
+    for figure in (
+        f"{report['train_images']:,}",
+        f"{report['denoiser_steps']:,} x 32 | {seen:,}",
+        f"{report['denoiser_training_seconds'] / 60:.1f} min",
+        f"label agreement {report['label_agreement']:.3f}",
+    ):
+        assert figure in trained, figure
+
+
+@pytest.mark.parametrize("name", ["fashion-mnist-f4", "emoji"])
+def test_of_the_released_autoencoders(name):
+    metrics = load(CARDS / name / "metrics.json")
+    released = row("README.md", f"[`{name}`]")
+    for figure in (
+        "x".join(map(str, metrics["latent_shape"])),
+        f"{metrics['test_psnr_db']:.1f} dB",
+        f"{metrics['test_ssim']:.3f}",
+        f"{metrics['weights_mb']:.1f} MB",
+    ):
+        assert figure in released, figure
+    (trained,) = (
+        line
+        for line in read("guides/planning.md").splitlines()
+        if f"`{name}`" in line and "|" in line
+    )
+    steps, batch = metrics["steps"], metrics["train_batch_size"]
+    for figure in (
+        f"{metrics['train_images']:,}",
+        f"{steps:,} x {batch} | {steps * batch:,}",
+        f"{metrics['seconds'] / 60:.0f} min",
+        f"{metrics['test_psnr_db']:.1f} dB",
+    ):
+        assert figure in trained, figure
+
+
+def test_of_the_released_model():
+    x, training = (load(CARDS / "fashion-mnist" / f"{y}.json") for y in ("metrics", "training"))
+    weights = (ROOT / "hf_latent/models/pretrained/fashion-mnist").rglob("*.safetensors")
+    for figure in (
+        f"trained in {training['seconds'] / 60:.0f} minutes",
+        f"{sum(path.stat().st_size for path in weights) / 1e6:.1f} MB",
+        f"On {x['num_images']:,} samples its FD is {x['fd']:.2f} (real images {x['real_fd']:.2f}, "
+        f"a perfect denoiser {x['floor_fd']:.2f})",
+        f"label agreement {x['label_agreement']:.3f}",
+    ):
+        assert figure in prose("README.md"), figure
+    trained = row("guides/planning.md", "denoiser of `fashion-mnist`")
+    seen, steps = training["images_seen"], training["steps"]
+    assert trained.endswith(
+        f"| {training['train_images']:,} | {steps:,} x 32 | {seen:,} "
+        f"| {training['seconds'] / 60:.0f} min | FD {x['fd']:.2f} |"
+    )
+    assert seen == steps * training.get("train_batch_size", 32)
+
+
+def test_of_the_presets():
+    report = load(REPORTS / "presets.json")
+    rate = report["two_cores_gflops_per_second"]
+    assert f"the {rate:.0f} GFLOP/s" in prose("guides/planning.md")
+    assert f"by {GPU_GFLOPS_PER_SECOND / 1000:.0f} TFLOP/s" in prose("guides/planning.md")
+    for x in report["presets"]:
+        cells = [
+            f"`{x['preset']}`",
+            f"{x['resolution']}",
+            "x".join(map(str, x["latent_shape"])),
+            *(f"{x[f'{model}_parameters'] / 1e6:.1f} M" for model in ("vae", "unet")),
+            *(
+                duration(x[f"{model}_training_gflops_per_image"] * 1e6 / speed)
+                for speed in (rate, GPU_GFLOPS_PER_SECOND)
+                for model in ("vae", "unet")
+            ),
+        ]
+        assert f"| {' | '.join(cells)} |" in read("guides/planning.md")
+
+
+def duration(seconds: float) -> str:
+    """A time as the page shows it; more than 60 days are no plan."""
+    minutes = seconds / 60
+    if minutes < 60:
+        return f"{max(minutes, 1):.0f} min"
+    if minutes < 48 * 60:
+        return f"{minutes / 60:.0f} h"
+    return f"{minutes / 1440:.0f} days" if minutes < 60 * 1440 else "-"
+
+
+def test_of_the_losses_benchmark():
+    ratio = load(REPORTS / "bench" / "autoencoder.json")["ratio_median"]
+    assert f"at {ratio:.2f} of the rate" in prose("guides/losses.md")
+    assert f"| {ratio:.2f} |" in row("guides/performance.md", "training an autoencoder")
+    assert ratio >= 0.95
+
+
+def test_of_the_caches_benchmark():
+    report = load(REPORTS / "bench" / "cache.json")
+    memory = report["reading_large_anonymous_memory_mb"]
+    large = f"{report['reading_large_latents']:,}"
+    page = "guides/latents.md"
+    expected = {
+        "random batches of 50,000": f"{report['reading_ratio_median']:.2f} of the rate",
+        f"random batches of {large}": f"{report['reading_large_ratio_median']:.2f} of the rate",
+        "a stream": f"{report['reading_stream_ratio_median']:.2f} and "
+        f"{report['reading_large_stream_ratio_median']:.2f} of the rate",
+        "growth": f"{max(memory) - memory[0]:.0f} MB",
+        "encoding with preset": f"{report['encoding_small_ratio_median']:.2f} of the rate",
+        "encoding with `fashion": f"{report['encoding_ratio_median']:.2f} of the rate",
+        "training": f"{report['training_ratio_median']:.2f} times as fast",
+    }
+    for start, figure in expected.items():
+        assert row(page, start).endswith(f"| {figure} |"), start
+    reading = f"| {report['reading_ratio_median']:.2f} |"
+    assert reading in row("guides/performance.md", "reading 50,000")
+    assert f"| {report['encoding_ratio_median']:.2f} |" in row("guides/performance.md", "encoding")
+    assert min(report["reading_ratio_median"], report["reading_large_ratio_median"]) >= 0.8
+    assert min(report["encoding_ratio_median"], report["encoding_small_ratio_median"]) >= 0.9
+    assert report["reading_large_latents"] >= 1_000_000
+
+
+def test_of_the_sweep():
+    folder, page = REPORTS / "sweep" / "fashion-mnist", "guides/choosing_latent.md"
+    report = load(folder / "report.json")
+    assert (folder / "report.md").read_text() == render_sweep(report)
+    for pair in report["pairs"]:
+        figures = (
+            f"{pair['rate_bits_per_image']:.0f} bits",
+            f"{pair['reconstruction_psnr_db']:.1f} dB",
+            f"{pair['floor_fd']:.1f}",
+            f"{pair['generated_fd']:.1f} ± {pair['generated_fd_spread'] / 2:.1f}",
+            f"{pair['sampling_images_per_second']:.0f}",
+        )
+        star = " *" if pair["name"] in report["pareto_front"] else ""
+        name = f"**{pair['name']}**" if pair["name"] == report["recommended"] else pair["name"]
+        assert row(page, f"{name}{star} |").endswith(f"| {' | '.join(figures)} |")
+    assert f"in {report['last_run_minutes']:.0f} minutes" in prose(page)
+    assert report["last_run_minutes"] <= 25
+
+
+def test_of_the_inspection():
+    folder, page = REPORTS / "inspect" / "fashion-mnist-f4", "guides/evaluating.md"
+    report = load(folder / "report.json")
+    assert report["verdict"] == "fine"
+    yardsticks = {x["name"]: x for x in report["yardsticks"]}
+    bands = report["band_kept"]
+    expected = {
+        "lowest, highest spatial frequencies | 1": f"{bands[0]:.1%}, {bands[-1]:.1%}",
+        "layout, edges": f"{report['layout_agreement']:.1%}, {report['edge_agreement']:.1%}",
+        "added pixel noise | 1": f"{report['noise_survival']:.1%}",
+        f"PSNR at {report['budget_bytes']:.0f}": f"{yardsticks['autoencoder']['psnr_db']:.1f} dB; "
+        f"{yardsticks['JPEG']['psnr_db']:.1f} dB",
+    }
+    for start, figures in expected.items():
+        assert row(page, start).endswith(f"| {figures} |"), start
+    assert (folder / "report.md").read_text() == render_report(report)
+
+
+def test_of_the_evaluation():
+    x, page = load(REPORTS / "evaluate" / "quickstart" / "metrics.json"), "guides/evaluating.md"
+    assert not x["memorisation_found"]
+    expected = {
+        "FD (with a perfect": f"{x['fd']:.2f} | {x['real_fd']:.2f}",
+        "KID | 0": f"{x['kid']:.5f} | {x['real_kid']:.5f}",
+        "precision, recall": f"{x['precision']:.3f}, {x['recall']:.3f} | "
+        f"{x['real_precision']:.3f}, {x['real_recall']:.3f}",
+        "density, coverage": f"{x['density']:.3f}, {x['coverage']:.3f} | "
+        f"{x['real_density']:.3f}, {x['real_coverage']:.3f}",
+        f"label agreement at guidance {x['guidance_scale']:g}": f"{x['label_agreement']:.3f} | "
+        f"{x['label_agreement_judge_real_accuracy']:.3f}",
+        "accuracy on real": f"{x['train_on_generated_test_on_real_accuracy']:.3f} | "
+        f"{x['train_on_real_test_on_real_accuracy']:.3f}",
+        "copies of": f"{x['memorisation_latents_copies']} | "
+        f"{x['memorisation_latents_held_out_copies']} of {x['held_out_images']:,} held-out ones",
+    }
+    for start, figures in expected.items():
+        assert row(page, start).endswith(f"| {figures} |"), start
+    assert f"| {x['num_images']:,} images | generated | real |" in read(page)
+    assert f"(with a perfect denoiser: {x['floor_fd']:.2f})" in read(page)
+
+
+def test_of_the_objectives():
+    recipe = (ROOT / "train_scripts" / "recipes" / "fashion_mnist-32" / "README.md").read_text()
+    pages = [" ".join(recipe.split()), prose("guides/recipes.md")]
+    found = {}
+    for path in (REPORTS / "objectives").glob("*/metrics.json"):
+        x, training = load(path), load(path.with_name("training.json"))
+        assert training["unet_weights_sha256"] == x["unet_weights_sha256"]
+        assert training["objective"] == path.parent.name
+        assert training["torch_threads"] == 1
+        found[path.parent.name] = x | {"held_out_loss": training["held_out_loss"]}
+        figures = (
+            path.parent.name,
+            f"{training['seconds'] / 60:.1f}",
+            f"{training['steps']:,}",
+            f"{x['fd']:.2f}",
+            f"{x['label_agreement']:.3f}",
+        )
+        for page in pages:
+            assert f"| {' | '.join(figures)} |" in page
+    assert found.keys() == {"flow", "epsilon", "v_prediction", "sample"}
+    assert len({x["comparable_if_equal"] for x in found.values()}) == 1
+    best = min(found, key=lambda name: found[name]["fd"])
+    assert DenoiserConfig.objective == best
+    told = ("recall", "train_on_generated_test_on_real_accuracy")
+    shares = {name: " and ".join(f"{found[name][x]:.3f}" for x in told) for name in found}
+    for page in pages:
+        assert "on one thread of a machine" in page
+        assert f"FD of {x['num_images']:,} images" in page
+        assert f"{x['real_fd']:.2f}" in page
+        assert f"`{best}`, the default" in page
+        assert f"({shares['epsilon']}; flow {shares['flow']})" in page
+    assert min(found, key=lambda name: found[name]["held_out_loss"]) == max(
+        found, key=lambda name: found[name]["fd"]
+    )
+    assert "the one with the lowest held-out loss had the worst FD" in pages[1]
+    assert "the one with the lowest loss had the worst FD" in prose("guides/training.md")
+    (others,) = {x["denoiser_evaluations_per_image"] for n, x in found.items() if n != "flow"}
+    evaluations = found["flow"]["denoiser_evaluations_per_image"]
+    assert f"{evaluations} evaluations of the denoiser an image, and {others} for" in pages[0]
