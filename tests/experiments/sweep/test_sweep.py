@@ -26,7 +26,7 @@ from hf_latent.training.validation import denoiser as denoiser_validation
 from tests import forked
 from tests.conftest import NARROW_AUTOENCODER, NARROW_DENOISER, few_held_out, ticking_clock
 from tests.evaluation.features.short_vectors import ShortVectors
-from tests.test_readme import BIN, TICKING
+from tests.docs.test_commands import BIN, TICKING
 
 TICK_SECONDS = 0.05
 
