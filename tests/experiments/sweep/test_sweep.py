@@ -25,8 +25,8 @@ from hf_latent.training import denoiser as denoiser_module
 from hf_latent.training.validation import denoiser as denoiser_validation
 from tests import forked
 from tests.conftest import NARROW_AUTOENCODER, NARROW_DENOISER, few_held_out, ticking_clock
-from tests.evaluation.features.short_vectors import ShortVectors
 from tests.docs.test_commands import BIN, TICKING
+from tests.evaluation.features.short_vectors import ShortVectors
 
 TICK_SECONDS = 0.05
 
