@@ -1,4 +1,4 @@
-"""The settings of a sweep: which latents are compared, on what, and for how long."""
+"""The settings of a sweep: the latents to compare, the images and the time."""
 
 from dataclasses import asdict, dataclass, fields
 from math import log2
@@ -10,8 +10,7 @@ from hf_latent.data.images.config import ImagesConfig
 from hf_latent.errors import UserError
 from hf_latent.models.presets import AUTOENCODERS, Preset
 
-# Where a sweep lies is no part of what it is.
-PLACE = {"output_dir", "overwrite_output_dir"}
+NOT_IN_PLAN = {"output_dir", "overwrite_output_dir"}  # a sweep can be moved
 
 
 @dataclass(frozen=True)
@@ -19,8 +18,8 @@ class Pair:
     """One latent of a sweep.
 
     Attributes:
-        factor: f, how many times lower and narrower than the image the latent is.
-        channels: c, of the latent.
+        factor: downsampling factor f.
+        channels: latent channels c.
     """
 
     factor: int
@@ -28,7 +27,7 @@ class Pair:
 
     @property
     def name(self) -> str:
-        """What its folder is called."""
+        """The name of its folder."""
         return f"f{self.factor}-c{self.channels}"
 
 
@@ -36,33 +35,33 @@ class Pair:
 class SweepConfig(ImagesConfig):
     """Choose the latent: a short autoencoder and a short denoiser for each factor and channels.
 
-    All autoencoders train for equally long, and so do all denoisers. A sweep that was killed goes
-    on where it was when the same command is given again.
+    All autoencoders train equally long, and so do all denoisers. To resume a killed sweep, give
+    the same command again.
 
     Attributes:
-        output_dir: for report.md, its plot and report.json, the plan, and a folder a pair.
+        output_dir: for report.md, its plot, report.json, the plan, and a folder for each pair.
         overwrite_output_dir: accept a folder with other files in it, and replace a sweep of other
             settings.
-        factors: downsampling factors, powers of 2, with commas between.
-        channels: numbers of latent channels, with commas between.
-        image_channels: of the images: 1 for grey, 3 for RGB, 4 for RGBA. By default what the first
-            training image has.
-        max_minutes: for the whole command; measuring is reserved first, the rest is training.
-        num_images: generated images a seed, and as many real ones to compare with.
-        num_seeds: how often they are generated, each time from other noise; how far their FDs lie
-            apart tells which pairs differ.
+        factors: comma-separated downsampling factors, powers of 2.
+        channels: comma-separated numbers of latent channels.
+        image_channels: of the images: 1 for grey, 3 for RGB, 4 for RGBA; by default those of the
+            first training image.
+        max_minutes: for the whole command, measuring included.
+        num_images: number of generated images a seed, and of real images to compare with.
+        num_seeds: number of times the images are generated; the spread of their FDs shows which
+            pairs differ.
         num_inference_steps: sampling steps, without guidance.
-        preset: the autoencoders' configuration. A factor of 2^n takes its first n + 1 widths, and
-            the last one again where there are too few.
+        preset: the autoencoders' configuration. A factor of 2^n uses its first n + 1 widths, and
+            repeats the last one if there are too few.
         block_out_channels: widths of the autoencoders' levels, in place of the preset's.
         denoiser_preset: the denoisers' configuration.
-        kl_weight: the price of a nat of an image's latent, as LDM counts it; equal for all pairs.
+        kl_weight: LDM's weight of the KL, equal for all pairs: the price of a nat of an image.
     """
 
     output_dir: str = "hf-latent-sweep"
     overwrite_output_dir: bool = False
     factors: list[int] | int | str = "2,4,8"
-    # The flag's short name is the latent's here: `images_config` has that of the images.
+    # These are latent channels; `images_config` has those of the images.
     channels: list[int] | int | str = "2,4,8"  # type: ignore[assignment]
     image_channels: Literal[1, 3, 4] | None = None
     max_minutes: PositiveFloat = 25.0
@@ -75,8 +74,8 @@ class SweepConfig(ImagesConfig):
     kl_weight: NonNegativeFloat = 1.2e-3
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot work, naming the flag."""
-        super(ImagesConfig, self).__post_init__()  # these channels are not ImagesConfig's
+        """Check the values."""
+        super(ImagesConfig, self).__post_init__()  # ImagesConfig would check the latent channels
         self.images_config()
         if self.crop == "random":
             raise UserError(
@@ -84,8 +83,8 @@ class SweepConfig(ImagesConfig):
             )
         if self.num_seeds < 2:
             raise UserError(
-                f"--num_seeds {self.num_seeds} must be at least 2: how far their FDs lie apart "
-                "tells which pairs differ"
+                f"--num_seeds {self.num_seeds} must be at least 2: the spread of their FDs shows "
+                "which pairs differ"
             )
         if self.num_images < 2:
             raise UserError(f"--num_images {self.num_images} must be at least 2")
@@ -94,7 +93,7 @@ class SweepConfig(ImagesConfig):
         self.pairs()
 
     def images_config(self) -> ImagesConfig:
-        """Return which images are used, and how."""
+        """Return the settings of the images."""
         values = {field.name: getattr(self, field.name) for field in fields(ImagesConfig)}
         return ImagesConfig(**values | {"channels": self.image_channels})
 
@@ -102,32 +101,32 @@ class SweepConfig(ImagesConfig):
         """Return the latents to compare, in ascending order.
 
         Raises:
-            UserError: if a factor or number of channels cannot be, or is given twice.
+            UserError: if a factor or number of channels is invalid or given twice.
         """
         factors = parse_numbers("factors", self.factors)
         for factor in factors:
             if factor < 2 or factor & (factor - 1):
-                raise UserError(f"--factors {factor} must be a power of 2, from 2 on")
+                raise UserError(f"--factors {factor} must be a power of 2, at least 2")
         channels = parse_numbers("channels", self.channels)
         return [Pair(f, c) for f in factors for c in channels]
 
     def widths(self, factor: int) -> tuple[int, ...]:
         """Return the widths of an autoencoder's levels, the finest first.
 
-        All pairs share the widths at equal resolution, so that they differ in the latent, and in
-        no more than the levels that it takes. That the last width is repeated and not doubled
-        keeps the largest factor from having by far the most weights to train in as much time.
+        All pairs have the same width at the same resolution, so they differ only in the latent and
+        in the number of levels. The last width is repeated, not doubled: otherwise the largest
+        factor would have by far the most weights to train in the same time.
 
         Args:
-            factor: f; n halvings take n + 1 levels.
+            factor: f; 2^n has n + 1 levels.
         """
         known = tuple(self.block_out_channels or AUTOENCODERS[self.preset]["block_out_channels"])
         levels = int(log2(factor)) + 1
         return known[:levels] + known[-1:] * (levels - len(known))
 
     def settings(self) -> dict[str, Any]:
-        """Return all that makes one sweep another, flat, as JSON can hold it."""
-        values = {name: value for name, value in asdict(self).items() if name not in PLACE}
+        """Return the settings that a resumed sweep must share; flat, for JSON."""
+        values = {name: value for name, value in asdict(self).items() if name not in NOT_IN_PLAN}
         pairs = self.pairs()
         return values | {
             "factors": sorted({pair.factor for pair in pairs}),
@@ -136,17 +135,14 @@ class SweepConfig(ImagesConfig):
 
 
 def parse_numbers(name: str, given: list[int] | int | str) -> list[int]:
-    """Read numbers from a recipe's list or a command line's `2,4,8`.
+    """Return the numbers of a recipe's list or of a flag such as `2,4,8`, in ascending order.
 
     Args:
         name: of the flag, for the message.
-        given: the value.
-
-    Returns:
-        The numbers, ascending.
+        given: its value.
 
     Raises:
-        UserError: if one is not above 0, or stands there twice.
+        UserError: if a number is not above 0, or is given twice.
     """
     parts = given if isinstance(given, list) else str(given).strip("[] ").split(",")
     words = [str(part).strip() for part in parts]

@@ -1,15 +1,16 @@
-"""One pair of a sweep: its autoencoder, its denoiser, and what is measured of both.
+"""One pair of a sweep: train its autoencoder and its denoiser, and measure both.
 
     f4-c4/
         autoencoder/  denoiser/          the runs' folders
-        autoencoder.json  denoiser.json  what each training did, once it is over
-        training.log                     what the trainings had to say
-        figures.json                     written last: then the pair is finished
+        autoencoder.json  denoiser.json  figures of each training, written at its end
+        training.log                     output of the trainings
+        figures.json                     written last: the pair is finished
 
-Each file is whole or absent, so that a killed sweep knows what is done.
+Each file is whole or absent, so a resumed sweep knows what is done.
 """
 
 import shutil
+import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
@@ -48,22 +49,21 @@ from hf_latent.training.denoiser_config import DenoiserConfig
 from hf_latent.training.run.clock import TrainingSummary
 from hf_latent.training.run.folder import list_checkpoints, remove_checkpoint
 
-# A killed training loses what came after its last checkpoint.
 CHECKPOINTING_STEPS = 200
-# Only at the end: validation between steps would take of a training's minutes, more of a slow one.
+# Validate only at the end: validation during a training would use up its minutes.
 VALIDATION_STEPS = 10**9
 
 
 @dataclass(frozen=True)
-class RealSide:
-    """What every pair is measured against.
+class RealBaseline:
+    """Real images and their vectors, with which every pair is compared.
 
     Attributes:
         images: the real images.
-        held_out: those of the held-out ones that are reconstructed.
+        held_out: held-out images to reconstruct.
         held_out_vectors: their vectors, in blocks.
-        reference: vectors of the reference, in blocks.
-        extractor: of these vectors.
+        reference: vectors of the reference images, in blocks.
+        extractor: computes the vectors.
     """
 
     images: RealImages
@@ -74,17 +74,17 @@ class RealSide:
 
 
 def latent_kl_weight(kl_weight: float, compression: Compression) -> float:
-    """Return the trainer's weight of the KL for a price of a nat that is equal for all pairs.
+    """Return the trainer's weight of the KL for LDM's weight.
 
-    The trainer's loss is `D + w K`: D the mean error of an image value, K the mean KL of a latent
-    value. With M image values and N latent values a nat of an image then costs `w M / N` of its
-    summed error: LDM's weight. Were w equal, small latents would pay more for each bit than large
-    ones, and the sweep would compare prices. At an equal price every autoencoder stops at the
-    same slope of its rate-distortion curve, `dD/dR` (Alemi et al. 2018, section 3), and pairs
-    differ in what their shape can hold.
+    The trainer's loss is `D + w K`: D is the mean error of an image value, K the mean KL of a
+    latent value. With M image values and N latent values, a nat of an image costs `w M / N` of its
+    summed error: LDM's weight. If w were equal for all pairs, small latents would pay more for a
+    bit than large ones. At an equal price, every autoencoder stops at the same slope `dD/dR` of its
+    rate-distortion curve (Alemi et al. 2018, section 3), so pairs differ in what their shape can
+    hold.
 
     Args:
-        kl_weight: LDM's.
+        kl_weight: LDM's, equal for all pairs.
         compression: of the pair.
     """
     return kl_weight / compression.ratio
@@ -93,7 +93,7 @@ def latent_kl_weight(kl_weight: float, compression: Compression) -> float:
 def training_configs(
     config: SweepConfig, plan: Plan, pair: Pair, folder: Path, compression: Compression
 ) -> tuple[AutoencoderConfig, DenoiserConfig]:
-    """Return the settings of a pair's two trainings: quickstart's, with the released recipe's L2.
+    """Return the settings of a pair's trainings: quickstart's, with the released recipe's L2 loss.
 
     The released recipe's weight of the KL, 3e-4 at 4 times fewer values, is LDM's 1.2e-3.
     """
@@ -129,29 +129,39 @@ def training_configs(
     )
 
 
-def train_once(path: Path, batch_size: int, train: Callable[[], TrainingSummary]) -> dict[str, Any]:
-    """Train, or read what a finished training did.
+def train_once(
+    name: str,
+    train: Callable[..., TrainingSummary],
+    config: AutoencoderConfig | DenoiserConfig,
+    splits: ImageSplits,
+    now: Callable[[], float],
+) -> dict[str, Any]:
+    """Train, or read the figures of a finished training.
 
     Args:
-        path: `NAME.json` of the training, which is written once it is over.
-        batch_size: images a step.
+        name: of the training; its figures are in NAME.json beside its run's folder.
         train: the training.
+        config: its settings.
+        splits: the images.
+        now: the clock, in seconds.
 
     Returns:
-        Figures, the name before each. Images a second are those of the whole training, so that
-        they mean the same where it was killed and went on.
+        Figures; each key starts with the name. Images a second are those of the whole training,
+        also if it was resumed.
     """
+    folder = Path(config.output_dir).parent
+    path = folder / f"{name}.json"
     if not path.is_file():
-        with open(path.with_name("training.log"), "a") as log, redirect_stdout(log):
-            summary = train()
+        with open(folder / "training.log", "a") as log, redirect_stdout(log):
+            summary = train(config, splits, now=now)
         figures = {
             "steps": summary.steps,
             "minutes": summary.seconds / 60,
-            "train_images_per_second": summary.steps * batch_size / summary.seconds,
+            "train_images_per_second": summary.steps * config.train_batch_size / summary.seconds,
             "train_loss": summary.train_loss,
             "held_out_loss": list(summary.validation_losses.values())[-1],
         }
-        write_json(path, {f"{path.stem}_{name}": value for name, value in figures.items()})
+        write_json(path, {f"{name}_{key}": value for key, value in figures.items()})
     return read_json(path)
 
 
@@ -161,53 +171,57 @@ def measure_rate(
 ) -> dict[str, float]:
     """Measure the bits of the posterior, see `PosteriorRate`.
 
-    The KL is an upper bound on what the latent tells of the image (Alemi et al. 2018, section 2;
-    Hoffman and Johnson 2016), and the rate the tightest such bound by a normal a channel.
+    The KL is an upper bound on the information in the latent (Alemi et al. 2018, section 2; Hoffman
+    and Johnson 2016). The rate is the tightest such bound with one normal for each channel.
     """
     rate = PosteriorRate(vae)
     for rows in torch.arange(len(held_out)).split(BATCH_SIZE):
         rate.update(vae.encode(held_out.read(rows).to(vae.device)).latent_dist)
     bits = {f"{name}_per_image": value for name, value in rate.bits_per_image().items()}
-    described = rate_figures(rate, compression)
-    return bits | {x: described[x] for x in ("kl_bits_per_pixel", "rate_bits_per_pixel")}
+    figures = rate_figures(rate, compression)
+    return bits | {x: figures[x] for x in ("kl_bits_per_pixel", "rate_bits_per_pixel")}
 
 
 def measure_generated(
     pipeline: LatentDiffusionPipeline,
-    real: RealSide,
-    first_seeds: range,
+    real: RealBaseline,
+    seed: int,
+    num_seeds: int,
     num_inference_steps: int,
-    now: Callable[[], float],
+    now: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Any]:
-    """Generate images without guidance, labels as often as in the reference, and compare them.
+    """Generate images without guidance, with the reference's labels, and compare them with it.
 
     Args:
-        pipeline: the pair's model.
-        real: what it is compared with.
-        first_seeds: the seed of the first image of each turn; a turn makes as many images as the
-            reference has.
-        num_inference_steps: of the sampling.
+        pipeline: the model.
+        real: the reference.
+        seed: of the first image; each image has its own seed.
+        num_seeds: number of times to generate as many images as the reference has.
+        num_inference_steps: sampling steps.
         now: the clock, in seconds.
 
     Returns:
         Flat figures.
     """
     reference = real.images.subset(real.images.reference)
-    labels = None if reference.labels is None else reference.labels.tolist()
+    labels = None
+    if pipeline.num_classes is not None and reference.labels is not None:
+        labels = reference.labels.tolist()
     distances, seconds = [], 0.0
-    for seed in first_seeds:
+    count = len(reference)
+    for first in range(seed, seed + num_seeds * count, count):
         start = now()
         samples = sample_images(
-            pipeline, labels, len(reference), seed, BATCH_SIZE, 1.0, num_inference_steps
+            pipeline, labels, count, first, BATCH_SIZE, 1.0, num_inference_steps
         )
         seconds += now() - start
         blocks = [real.extractor(to_uint8(x * 2 - 1)) for x in samples.split(BATCH_SIZE)]
         distances.append(frechet_distance(blocks, real.reference))
     return {
-        "generated_fd": sum(distances) / len(distances),
+        "generated_fd": sum(distances) / num_seeds,
         "generated_fd_by_seed": distances,
         "generated_fd_spread": max(distances) - min(distances),
-        "sampling_images_per_second": len(distances) * len(reference) / seconds,
+        "sampling_images_per_second": num_seeds * count / seconds,
         "denoiser_evaluations_per_image": count_evaluations(pipeline, num_inference_steps),
     }
 
@@ -217,16 +231,16 @@ def run_pair(
     plan: Plan,
     pair: Pair,
     splits: ImageSplits,
-    real: RealSide,
+    real: RealBaseline,
     now: Callable[[], float],
 ) -> dict[str, Any]:
-    """Train and measure a pair, from where an earlier run of it ended.
+    """Train and measure a pair, or resume it.
 
     Returns:
         The content of its figures.json.
 
     Raises:
-        UserError: if a training cannot go on.
+        UserError: if a training fails.
     """
     folder = Path(config.output_dir) / pair.name
     folder.mkdir(parents=True, exist_ok=True)
@@ -235,22 +249,13 @@ def run_pair(
             models = create_models(config, pair, splits.image_shape, splits.num_classes)
         compression = measure_compression(models[0], splits.image_shape)
         first, second = training_configs(config, plan, pair, folder, compression)
-        trained = train_once(
-            folder / "autoencoder.json",
-            first.train_batch_size,
-            lambda: train_autoencoder(first, splits, now=now),
-        ) | train_once(
-            folder / "denoiser.json",
-            second.train_batch_size,
-            lambda: train_denoiser(second, splits, now=now),
-        )
+        trained = {
+            **train_once("autoencoder", train_autoencoder, first, splits, now),
+            **train_once("denoiser", train_denoiser, second, splits, now),
+        }
         pipeline = load_pipeline(str(folder / "denoiser" / "model"))
         vae, extractor, bar = pipeline.vae, real.extractor, tqdm(disable=True)
-        parameters = [sum(x.numel() for x in model.parameters()) for model in models]
         others = real.images.subset(real.images.other)
-        first_seeds = range(
-            config.seed, config.seed + config.num_seeds * config.num_images, config.num_images
-        )
         start = now()
         figures = {
             "name": pair.name,
@@ -259,8 +264,8 @@ def run_pair(
             "latent_shape": compression.latent_shape,
             "compression_ratio": compression.ratio,
             "kl_weight_per_latent_value": first.kl_weight,
-            "autoencoder_parameters": parameters[0],
-            "denoiser_parameters": parameters[1],
+            "autoencoder_parameters": models[0].num_parameters(),
+            "denoiser_parameters": models[1].num_parameters(),
             **trained,
             **measure_rate(vae, real.held_out, compression),
             **measure_autoencoder(
@@ -269,11 +274,13 @@ def run_pair(
             "floor_fd": measure_floor(
                 vae, others, real.reference, extractor, BATCH_SIZE, config.seed, bar
             ),
-            **measure_generated(pipeline, real, first_seeds, config.num_inference_steps, now),
+            **measure_generated(
+                pipeline, real, config.seed, config.num_seeds, config.num_inference_steps, now
+            ),
             "measuring_minutes": (now() - start) / 60,
         }
         write_json(folder / "figures.json", figures)
-    # A finished pair needs its checkpoints and encoded images no more.
+    # A finished pair no longer needs its checkpoints and latent cache.
     for name in ("autoencoder", "denoiser"):
         for checkpoint in list_checkpoints(folder / name):
             remove_checkpoint(checkpoint)

@@ -1,4 +1,4 @@
-"""How a sweep divides its time: what is measured is timed and reserved, the rest is trained."""
+"""How a sweep divides its time: measuring is timed and reserved, the rest is for training."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,28 +18,27 @@ from hf_latent.models.presets import create_autoencoder, create_denoiser, create
 from hf_latent.output import read_json
 from hf_latent.pipeline import LatentDiffusionPipeline
 
-AUTOENCODER_SHARE = 0.4  # of the training time; a denoiser learns for longer
+AUTOENCODER_SHARE = 0.4  # of the training time; a denoiser needs more
 MINIMUM_MINUTES = 0.05  # of an autoencoder's training
-HELD_OUT_IMAGES = 2000  # at most so many are reconstructed
-FOLD_SAMPLES = 2000  # training images that the latent scale is measured on
-WATCHED_IMAGES = 200  # held-out images at the end of each training
+HELD_OUT_IMAGES = 2000  # at most, to reconstruct
+FOLD_SAMPLES = 2000  # training images to measure the latent scale on
+WATCHED_IMAGES = 200  # held-out images to validate on after each training
 BATCH_SIZE = 100
 TIMED_IMAGES = 50
-# Starting a training, saving, hashing and loading its model, by the wall clock of a small CPU.
-SECONDS_AROUND_A_PAIR = 5.0
+SECONDS_AROUND_A_PAIR = 5.0  # to start trainings and to save, hash and load models, on a small CPU
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sweep was set to do, as it stands in plan.json.
+    """The content of plan.json.
 
     Attributes:
-        settings: of the configuration.
-        train_identity: the hash of the training images and of their preprocessing.
+        settings: see `SweepConfig.settings`.
+        train_identity: hash of the training images and their preprocessing.
         validation_fingerprint: of the held-out images.
         autoencoder_minutes: of each autoencoder's training.
         denoiser_minutes: of each denoiser's training.
-        measuring_minutes: reserved for all else that is done for a pair, on average.
+        measuring_minutes: reserved for a pair's other work, on average.
     """
 
     settings: dict[str, Any]
@@ -51,14 +50,14 @@ class Plan:
 
     @property
     def pair_minutes(self) -> float:
-        """What one pair takes."""
+        """Minutes of a whole pair."""
         return self.autoencoder_minutes + self.denoiser_minutes + self.measuring_minutes
 
 
 def create_models(
     config: SweepConfig, pair: Pair, image_shape: tuple[int, int, int], num_classes: int | None
 ) -> tuple[AutoencoderKL, UNet2DModel]:
-    """Create a pair's models, untrained.
+    """Create a pair's untrained models.
 
     Raises:
         UserError: if the factor does not fit the images or the denoiser, or the widths the preset.
@@ -82,10 +81,10 @@ def create_models(
 def reserve_measuring(
     config: SweepConfig, splits: ImageSplits, extractor: FeatureExtractor, budget: TimeBudget
 ) -> None:
-    """Reserve time for all that is not training, timed on untrained models.
+    """Reserve time for all work except training, timed on untrained models.
 
-    How long it takes depends on the factor, and next to not at all on the channels: one model a
-    factor is timed, of the most channels.
+    The time depends on the factor and hardly on the channels, so only the model with the most
+    channels is timed for each factor.
     """
     pairs = config.pairs()
     held_out = min(len(splits.validation), HELD_OUT_IMAGES)
@@ -95,7 +94,7 @@ def reserve_measuring(
     decoded = held_out + config.num_images + WATCHED_IMAGES
     generated = config.num_seeds * config.num_images
     steps = generated * config.num_inference_steps + GRID_IMAGE_STEPS
-    for factor in {pair.factor: None for pair in pairs}:
+    for factor in sorted({pair.factor for pair in pairs}):
         same = [pair for pair in pairs if pair.factor == factor]
         vae, unet = create_models(config, same[-1], splits.image_shape, splits.num_classes)
         pipeline = LatentDiffusionPipeline(vae.eval(), unet.eval(), create_scheduler("flow"))
@@ -103,7 +102,7 @@ def reserve_measuring(
         budget.reserve_model(pipeline, images, *counts)
     pixels = to_uint8(images)
     real = held_out + 2 * config.num_images
-    made = held_out + config.num_images + generated  # reconstructed, for the floor, generated
+    made = held_out + config.num_images + generated  # reconstructions, floor and samples
     budget.reserve(lambda: extractor(pixels), (real + len(pairs) * made) / len(pixels))
     vectors = [extractor(pixels)]
     distances = 1 + len(pairs) * (2 + config.num_seeds)
@@ -115,8 +114,8 @@ def divide_minutes(minutes: float, pairs: int) -> tuple[float, float]:
     """Divide training time equally among pairs.
 
     Args:
-        minutes: for all of them.
-        pairs: how many.
+        minutes: for all pairs.
+        pairs: number of pairs.
 
     Returns:
         Minutes of each autoencoder's training, and of each denoiser's.
@@ -128,16 +127,16 @@ def divide_minutes(minutes: float, pairs: int) -> tuple[float, float]:
 def make_plan(
     config: SweepConfig, splits: ImageSplits, extractor: FeatureExtractor, budget: TimeBudget
 ) -> Plan:
-    """Time what is measured, and divide what is left.
+    """Reserve the time to measure, and divide the rest.
 
     Raises:
-        UserError: if the time is too short to train, or a pair cannot be made.
+        UserError: if the time is too short to train, or a pair cannot be created.
     """
     count = len(config.pairs())
     reserve_measuring(config, splits, extractor, budget)
     budget.check(
         count * MINIMUM_MINUTES / AUTOENCODER_SHARE,
-        "fewer --factors or --channels, --num_images or --max_train_samples take less",
+        "fewer --factors, --channels, --num_images or --max_train_samples save time",
     )
     autoencoder, denoiser = divide_minutes(budget.minutes_left, count)
     return Plan(
@@ -150,41 +149,41 @@ def make_plan(
     )
 
 
-def read_plan(path: Path, now: dict[str, Any]) -> Plan:
-    """Read the plan of a sweep that is to go on.
+def read_plan(path: Path, settings: dict[str, Any]) -> Plan:
+    """Read the plan of a sweep to resume.
 
     Args:
         path: of plan.json.
-        now: the settings that are asked for now, see `SweepConfig.settings`.
+        settings: those given now, see `SweepConfig.settings`.
 
     Raises:
-        UserError: if it cannot be read, or is of other settings.
+        UserError: if the file cannot be read, or the sweep has other settings.
     """
     elsewhere = "choose another --output_dir, or remove this one"
     try:
         plan = Plan(**read_json(path))
         before = plan.settings
-        different = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+        names = sorted(x for x in {*before, *settings} if before.get(x) != settings.get(x))
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged: {elsewhere}") from error
-    if different:
-        changes = ", ".join(f"--{x} {before.get(x)} (now {now.get(x)})" for x in different)
+    if names:
+        changes = ", ".join(f"--{x} {before.get(x)} (now {settings.get(x)})" for x in names)
         raise UserError(
-            f"{path.parent} has a sweep of other settings: {changes}; give them as then to go on, "
-            f"or {elsewhere}"
+            f"{path.parent} has a sweep of other settings: {changes}; give the earlier ones to "
+            f"resume it, or {elsewhere}"
         )
     return plan
 
 
 def check_images(plan: Plan, splits: ImageSplits, output_dir: Path) -> None:
-    """Make sure that a sweep goes on with the images that it began with.
+    """Check that a resumed sweep has the same images.
 
     Raises:
-        UserError: if they are others.
+        UserError: if it has others.
     """
     now = (splits.train.identity, splits.validation_fingerprint)
     if (plan.train_identity, plan.validation_fingerprint) != now:
         raise UserError(
-            f"the images of {plan.settings['data']} are not those that the sweep in {output_dir} "
-            "began with: choose another --output_dir, or remove this one"
+            f"the images of {plan.settings['data']} are not those of the sweep in {output_dir}: "
+            "choose another --output_dir, or remove this one"
         )

@@ -1,4 +1,4 @@
-"""The texts and the plot of a sweep, made from the content of report.json alone."""
+"""The texts and the plot of a sweep; report.json has all that they need."""
 
 import io
 from itertools import pairwise
@@ -15,14 +15,7 @@ NAME_DISTANCE = 7  # from a marker's center, in points
 
 
 def render_report(report: dict[str, Any]) -> str:
-    """Write a report for people.
-
-    Args:
-        report: the content of report.json.
-
-    Returns:
-        Markdown; its plot is beside it.
-    """
+    """Return report.md, given the content of report.json."""
     return render_template(
         Path(__file__).with_suffix(".md"),
         report,
@@ -34,18 +27,18 @@ def render_report(report: dict[str, Any]) -> str:
 def _conclusion(report: dict[str, Any]) -> list[str]:
     if report["recommended"] is None:
         return ["Nothing can be recommended: no pair has figures.", ""]
-    lines = [f"Take **{report['recommended']}**: {report['reason']}.", ""]
+    lines = [f"Choose **{report['recommended']}**: {report['reason']}.", ""]
     if report["warnings"]:
-        lines += [*(f"- But: {warning}." for warning in report["warnings"]), ""]
+        lines += [*(f"- Warning: {warning}." for warning in report["warnings"]), ""]
     return lines
 
 
-def summarize(report: dict[str, Any], folder: str) -> str:
-    """Say what was found, in a few lines for the terminal.
+def describe_sweep(report: dict[str, Any], folder: str) -> str:
+    """Return lines for the terminal: a table of the pairs and the recommendation.
 
     Args:
         report: the content of report.json.
-        folder: where it lies.
+        folder: the folder of the report.
     """
     heads = ("", "rate", "PSNR", "FD floor", "generated FD", "sampling")
     rows = [heads] + [

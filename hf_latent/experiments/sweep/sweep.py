@@ -1,4 +1,4 @@
-"""`hf-latent sweep`: choose the latent by rate, distortion and a short denoiser's images."""
+"""`hf-latent sweep`: choose the latent by rate, distortion and the samples of a short denoiser."""
 
 import shutil
 import time
@@ -23,7 +23,7 @@ from hf_latent.evaluation.measures.generation import frechet_distance
 from hf_latent.evaluation.report_text import write_report
 from hf_latent.experiments.sweep.choice import pareto_front, recommend
 from hf_latent.experiments.sweep.config import SweepConfig
-from hf_latent.experiments.sweep.pair import RealSide, run_pair
+from hf_latent.experiments.sweep.pair import RealBaseline, run_pair
 from hf_latent.experiments.sweep.plan import (
     BATCH_SIZE,
     HELD_OUT_IMAGES,
@@ -33,13 +33,13 @@ from hf_latent.experiments.sweep.plan import (
     make_plan,
     read_plan,
 )
-from hf_latent.experiments.sweep.report import render_plot, render_report, summarize
+from hf_latent.experiments.sweep.report import describe_sweep, render_plot, render_report
 from hf_latent.experiments.time_budget import TimeBudget
 from hf_latent.output import check_output_dir, replaced_whole, write_json
 
 
 def check_splits(config: SweepConfig, splits: ImageSplits) -> None:
-    """Make sure that there are enough images, and that every pair fits them.
+    """Check that there are enough images and that every pair fits them.
 
     Raises:
         UserError: if not.
@@ -54,7 +54,7 @@ def check_splits(config: SweepConfig, splits: ImageSplits) -> None:
             f"{config.data} has {len(splits.validation)} held-out image, which is too few: raise "
             "--validation_fraction"
         )
-    with torch.device("meta"):  # nothing is computed
+    with torch.device("meta"):  # computes nothing
         for pair in config.pairs():
             create_models(config, pair, splits.image_shape, splits.num_classes)
 
@@ -62,10 +62,10 @@ def check_splits(config: SweepConfig, splits: ImageSplits) -> None:
 def start_sweep(
     config: SweepConfig, extractor: FeatureExtractor, budget: TimeBudget
 ) -> tuple[ImageSplits, Plan]:
-    """Open the images, and plan the sweep; or go on by the plan of one that was killed.
+    """Open the images, and make the plan of a new sweep or read that of a killed one.
 
     Raises:
-        UserError: if it cannot be done as it is asked for.
+        UserError: if the folder, the images or the time do not fit the settings.
     """
     output_dir = Path(config.output_dir)
     path = output_dir / "plan.json"
@@ -78,7 +78,7 @@ def start_sweep(
                 raise
             for pair in output_dir.glob("f*-c*"):
                 shutil.rmtree(pair)
-            path.unlink()  # last: killed before, the next run removes the rest
+            path.unlink()  # last: if the sweep is killed before, the next run removes the rest
     check_output_dir(output_dir, config.overwrite_output_dir or plan is not None)
     splits = open_images(config.images_config())
     check_splits(config, splits)
@@ -91,14 +91,10 @@ def start_sweep(
     return splits, plan
 
 
-def look_at_real_images(
+def measure_real_images(
     splits: ImageSplits, num_images: int, seed: int, extractor: FeatureExtractor
-) -> tuple[RealSide, float]:
-    """Compute the vectors of real images.
-
-    Returns:
-        Them, and the FD of real images against other real ones.
-    """
+) -> tuple[RealBaseline, float]:
+    """Return the vectors of real images, and the FD of real images against other real images."""
 
     def vectors(dataset: ImageDataset) -> list[torch.Tensor]:
         return list(image_vectors(dataset, extractor, BATCH_SIZE))
@@ -107,23 +103,23 @@ def look_at_real_images(
     held_out = images.held_out.evenly_spaced(HELD_OUT_IMAGES)
     reference = vectors(images.subset(images.reference))
     real_fd = frechet_distance(vectors(images.subset(images.other)), reference)
-    return RealSide(images, held_out, vectors(held_out), reference, extractor), real_fd
+    return RealBaseline(images, held_out, vectors(held_out), reference, extractor), real_fd
 
 
 def sweep_pairs(
     config: SweepConfig,
     plan: Plan,
     splits: ImageSplits,
-    real: RealSide,
+    real: RealBaseline,
     now: Callable[[], float],
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """Run every pair; one that fails for a reason of the user's does not stop the others.
+    """Run every pair; a pair that fails with a user error does not stop the others.
 
     Returns:
-        The figures of the pairs, and name and error of those that failed.
+        The figures of the pairs, and name and error of the failed ones.
 
     Raises:
-        UserError: if all failed.
+        UserError: if all pairs fail.
     """
     finished, failed, pairs = [], [], config.pairs()
     for number, pair in enumerate(pairs, start=1):
@@ -136,8 +132,8 @@ def sweep_pairs(
             continue
         finished.append(figures)
         psnr, fd = (figures[key] for key in ("reconstruction_psnr_db", "generated_fd"))
-        reached = "no figures" if None in (psnr, fd) else f"{psnr:.2f} dB, generated FD {fd:.2f}"
-        print(f"{number}/{len(pairs)} {pair.name}: {reached}; {left}", flush=True)
+        result = "no figures" if None in (psnr, fd) else f"{psnr:.2f} dB, generated FD {fd:.2f}"
+        print(f"{number}/{len(pairs)} {pair.name}: {result}; {left}", flush=True)
     if not finished:
         raise UserError(f"no pair could be trained: {failed[0]['name']}: {failed[0]['error']}")
     return finished, failed
@@ -148,18 +144,19 @@ def sweep(
     started: float | None = None,
     now: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Any]:
-    """Train and measure every pair, and leave report.json, report.md and sweep.png.
+    """Train and measure every pair, and write report.json, report.md and sweep.png.
 
     Args:
         config: the settings.
-        started: what `now` was when the command was called; None: it is called now.
+        started: see `TimeBudget`.
         now: the clock, in seconds.
 
     Returns:
         The content of report.json.
 
     Raises:
-        UserError: if the time is too short, a pair cannot be, or the folder has another sweep.
+        UserError: if the time is too short, a pair is not possible, or the folder has another
+            sweep.
     """
     budget = TimeBudget(config.max_minutes, started, now)
     output_dir = Path(config.output_dir)
@@ -172,9 +169,8 @@ def sweep(
         f"{60 * plan.measuring_minutes:.0f} s to measure both.",
         flush=True,
     )
-    real, real_fd = look_at_real_images(splits, config.num_images, config.seed, extractor)
+    real, real_fd = measure_real_images(splits, config.num_images, config.seed, extractor)
     finished, failed = sweep_pairs(config, plan, splits, real, now)
-    choice = recommend(finished, real_fd)
     report = {
         **config.settings(),
         "data": shown_name(config.data),
@@ -191,14 +187,12 @@ def sweep(
         "pairs": finished,
         "failed_pairs": failed,
         "pareto_front": pareto_front(finished),
-        "recommended": None if choice is None else choice.name,
-        "reason": None if choice is None else choice.reason,
-        "warnings": [] if choice is None else choice.warnings,
+        **recommend(finished, real_fd),
         "last_run_minutes": budget.total_seconds / 60,
         **machine_figures(),
     }
     report = write_report(output_dir, report, render_report)
     with replaced_whole(output_dir / "sweep.png") as temporary:
         temporary.write_bytes(render_plot(report))
-    print(summarize(report, str(output_dir)))
+    print(describe_sweep(report, str(output_dir)))
     return report

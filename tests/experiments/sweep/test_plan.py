@@ -42,7 +42,7 @@ def test_flags_and_recipe(tmp_path):
     [
         ({"factors": "2,3"}, "--factors 3 must be a power of 2"),
         ({"factors": "6"}, "--factors 6 must be a power of 2"),
-        ({"factors": "1"}, "--factors 1 must be a power of 2, from 2 on"),
+        ({"factors": "1"}, "--factors 1 must be a power of 2, at least 2"),
         ({"factors": "2,x"}, "--factors 2,x must be numbers above 0, as in --factors 2,4,8"),
         ({"factors": ""}, "--factors  must be numbers"),
         ({"factors": []}, r"--factors \[\] must be numbers"),
@@ -59,7 +59,7 @@ def test_flags_and_recipe(tmp_path):
         ({"block_out_channels": []}, "--block_out_channels"),
     ],
 )
-def test_what_cannot_be_is_refused(changes, message):
+def test_invalid_values_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
         SweepConfig(**changes)
 
@@ -75,17 +75,17 @@ def test_widths_are_shared_and_the_last_is_repeated():
     assert SweepConfig().widths(4) == (8, 16, 32)
 
 
-def test_a_nat_of_an_image_costs_all_pairs_the_same():
+def test_a_nat_of_an_image_has_the_same_price_for_all_pairs():
     for latent in ((4, 8, 8), (8, 16, 16), (2, 4, 4)):
         compression = Compression((1, 32, 32), latent)
         weight = latent_kl_weight(1.2e-3, compression)
-        # The trainer takes means: of the latent's values, and of the image's.
+        # The trainer averages over the latent's values and over the image's values.
         nat_of_an_image = weight / math.prod(latent)
         assert nat_of_an_image * 1024 == pytest.approx(1.2e-3)
     assert latent_kl_weight(1.2e-3, Compression((1, 32, 32), (4, 8, 8))) == pytest.approx(3e-4)
 
 
-def test_a_factor_that_does_not_fit_is_refused_before_anything_is_trained():
+def test_a_factor_that_does_not_fit_is_refused():
     config = SweepConfig(factors="4,16", channels="4")
 
     def check_pairs(config, image_shape, num_classes):
@@ -114,17 +114,17 @@ def plan():
     return Plan(json.loads(json.dumps(settings)), "train", "held out", 0.1, 0.2, 0.3)
 
 
-def test_a_plan_is_read_as_it_was_written(plan, tmp_path):
+def test_a_written_plan_is_read_back(plan, tmp_path):
     write_json(tmp_path / "plan.json", asdict(plan))
     config = SweepConfig(factors=[2, 4], max_minutes=3.0, output_dir="elsewhere")
     assert read_plan(tmp_path / "plan.json", config.settings()) == plan
     assert plan.pair_minutes == pytest.approx(0.6)
 
 
-def test_other_settings_are_refused_by_name(plan, tmp_path):
+def test_other_settings_are_refused_and_named(plan, tmp_path):
     write_json(tmp_path / "plan.json", asdict(plan))
     config = SweepConfig(factors="2,4,8", max_minutes=5.0)
-    message = r"--factors \[2, 4\] \(now \[2, 4, 8\]\), --max_minutes 3.0 \(now 5.0\); give them"
+    message = r"--factors \[2, 4\] \(now \[2, 4, 8\]\), --max_minutes 3.0 \(now 5.0\); give the"
     with pytest.raises(UserError, match=message):
         read_plan(tmp_path / "plan.json", config.settings())
 
@@ -145,13 +145,13 @@ def test_other_images_are_refused(plan, tmp_path, change):
         train, validation_fingerprint = Train(), "held out"
 
     check_images(plan, Splits(), tmp_path)
-    with pytest.raises(UserError, match="not those that the sweep in"):
+    with pytest.raises(UserError, match="not those of the sweep in"):
         check_images(replace(plan, **{change: "other"}), Splits(), tmp_path)
 
 
-def test_the_parts_add_up_to_the_time_given(monkeypatch):
+def test_the_parts_of_a_plan_add_up_to_the_given_time(monkeypatch):
     class Budget:
-        """45 of 100 minutes are over when it is asked."""
+        """A budget of 100 minutes, of which 45 are used."""
 
         reserved_seconds = 0.0
         checked: float
@@ -177,6 +177,6 @@ def test_the_parts_add_up_to_the_time_given(monkeypatch):
     made = sweep_plan.make_plan(config, Splits(), None, budget)
     assert 9 * made.pair_minutes == pytest.approx(100 - 45)
     assert made.measuring_minutes == pytest.approx(10 / 9)
-    # The shortest training is that of an autoencoder.
+    # An autoencoder's training is the shortest.
     shortest, _ = divide_minutes(budget.checked, 9)
     assert shortest == pytest.approx(sweep_plan.MINIMUM_MINUTES)

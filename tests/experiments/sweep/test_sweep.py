@@ -32,7 +32,7 @@ TICK_SECONDS = 0.05
 
 
 def sweep(config: SweepConfig) -> dict[str, Any]:
-    """Sweep by a clock that every look moves on: as long on any machine."""
+    """Sweep by a clock that moves a tick at each reading, so it takes equally long anywhere."""
     return sweep_module.sweep(config, now=ticking_clock(TICK_SECONDS))
 
 
@@ -54,7 +54,7 @@ def small():
 
 @pytest.fixture
 def trained(monkeypatch):
-    """The names of the runs that are trained, in order."""
+    """Return the names of the trained runs, in order."""
     runs = []
 
     def recorded(train):
@@ -90,13 +90,13 @@ def config(tmp_path):
 
 @pytest.fixture(scope="module")
 def finished(small, tmp_path_factory):
-    """The report and the folder of a sweep that is over; change nothing."""
+    """The report and the folder of a finished sweep; read only."""
     folder = tmp_path_factory.mktemp("finished") / "sweep"
     return sweep(settings(folder)), folder
 
 
 def files(folder: Path) -> dict[str, tuple[bytes, int]]:
-    """Content and time of change of every file."""
+    """Return content and modification time of every file."""
     return {
         str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns)
         for path in sorted(folder.rglob("*"))
@@ -132,13 +132,13 @@ def test_a_sweep_end_to_end(config, trained, tmp_path, capsys):
     assert output[1].startswith("1/2 f4-c2: ") and output[1].endswith("minutes left at most")
     assert output[2].startswith("2/2 f8-c2: ") and output[2].endswith("0.0 minutes left at most")
     assert output[-1] == f"{folder}/report.md, sweep.png"
-    assert any(line.startswith(f"Take {report['recommended']}: ") for line in output)
-    # Nothing of it is random but the length of the trainings: their settings are in the reports.
+    assert any(line.startswith(f"Choose {report['recommended']}: ") for line in output)
+    # Only the length of the trainings depends on the machine; reports have their settings.
     settings = json.loads((folder / "f8-c2" / "autoencoder" / "report.json").read_text())
     assert settings["max_train_minutes"] == 0.005
     assert settings["reconstruction_loss"] == "l2"
     assert settings["kl_weight"] == pytest.approx(1.2e-3 / 32)
-    for name in ("f4-c2", "f8-c2"):  # what is large and of no more use is gone
+    for name in ("f4-c2", "f8-c2"):  # large files that are no longer needed are removed
         left = [
             x.name for part in ("autoencoder", "denoiser") for x in (folder / name / part).iterdir()
         ]
@@ -147,7 +147,7 @@ def test_a_sweep_end_to_end(config, trained, tmp_path, capsys):
 
 
 def check_pair(pair, factor):
-    """The figures of one pair are there and make sense."""
+    """Check the figures of one pair."""
     side = 32 // factor
     assert pair["latent_shape"] == [2, side, side]
     assert pair["compression_ratio"] == 1024 / (2 * side * side)
@@ -173,11 +173,11 @@ def check_pair(pair, factor):
 
 
 def check_renders(folder, report):
-    """Text and plot can be made again from report.json alone."""
+    """Check that report.json has all that the text and the plot need."""
     markdown = (folder / "report.md").read_text()
     assert markdown == render_report(report)
     assert (folder / "sweep.png").read_bytes() == render_plot(report)
-    assert f"Take **{report['recommended']}**" in markdown
+    assert f"Choose **{report['recommended']}**" in markdown
     for pair in report["pairs"]:
         assert f"{pair['generated_fd']:.2f}" in markdown
     assert Image.open(folder / "sweep.png").size[0] > 500
@@ -204,7 +204,7 @@ def test_samples_are_drawn_without_guidance_and_labelled_as_the_reference(config
     assert drawn == [(labels, 20, 5, 1.0, 2), (labels, 20, 25, 1.0, 2)]
 
 
-def test_killed_after_the_first_pair_it_goes_on_with_the_second(
+def test_a_sweep_killed_after_the_first_pair_resumes_with_the_second(
     config, trained, tmp_path, monkeypatch
 ):
     run_pair = sweep_module.run_pair
@@ -227,7 +227,7 @@ def test_killed_after_the_first_pair_it_goes_on_with_the_second(
 
 
 @pytest.mark.parametrize("has_checkpoint", [True, False])
-def test_killed_within_a_denoisers_training_it_goes_on_from_the_checkpoint(
+def test_a_sweep_killed_in_a_denoisers_training_resumes_from_the_checkpoint(
     config, trained, tmp_path, monkeypatch, has_checkpoint
 ):
     monkeypatch.setattr(sweep_pair, "CHECKPOINTING_STEPS", 1)
@@ -253,12 +253,12 @@ def test_killed_within_a_denoisers_training_it_goes_on_from_the_checkpoint(
     assert log.count("resumed from") == log.count("denoiser/checkpoint-1") == has_checkpoint
     after = files(folder / "f8-c2" / "autoencoder")
     assert files(folder / "f4-c2") == before[0]
-    # The checkpoint of the finished training is removed with the pair's end; all else stays.
+    # Only the finished training's checkpoint is removed at the end of the pair.
     assert after == {name: x for name, x in before[1].items() if "checkpoint-" not in name}
     assert report["pairs"][1]["denoiser_steps"] >= 1
 
 
-def test_a_finished_sweep_is_not_done_again(config, trained, finished, tmp_path):
+def test_a_finished_sweep_trains_nothing_again(config, trained, finished, tmp_path):
     first, folder = finished
     shutil.copytree(folder, tmp_path / "sweep")
     before = files(tmp_path / "sweep" / "f8-c2")
@@ -286,14 +286,14 @@ def test_a_pair_that_fails_does_not_lose_the_others(config, trained, tmp_path, m
         "- f4-c2 failed: the loss was not finite" in (tmp_path / "sweep" / "report.md").read_text()
     )
     monkeypatch.setattr(sweep_pair, "train_denoiser", train)
-    report = sweep(config)  # tries it again, and no other
+    report = sweep(config)  # tries only this pair again
     assert not report["failed_pairs"] and len(report["pairs"]) == 2
     assert trained.count("f8-c2/denoiser") == trained.count("f4-c2/autoencoder") == 1
     with pytest.raises(UserError, match=r"a sweep of other settings: --seed 0 \(now 1\)"):
         sweep(replace(config, seed=1))
 
 
-def test_where_every_pair_fails_the_first_reason_is_told(config, monkeypatch):
+def test_if_every_pair_fails_the_error_has_the_first_reason(config, monkeypatch):
     def failing(config, splits, now):
         raise UserError("lost")
 
@@ -310,13 +310,13 @@ def test_where_every_pair_fails_the_first_reason_is_told(config, monkeypatch):
         ({"factors": "4,32"}, "f32-c2 is not possible"),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_is_written(config, tmp_path, changes, message):
+def test_impossible_settings_are_refused_before_anything_is_written(config, tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
         sweep(replace(config, **changes))
     assert not (tmp_path / "sweep").exists()
 
 
-def test_pairs_are_checked_before_anything_is_timed(config, monkeypatch):
+def test_pairs_are_checked_before_the_timing(config, monkeypatch):
     monkeypatch.setattr(sweep_module, "make_plan", None)
     with pytest.raises(UserError, match="f32-c2 is not possible"):
         sweep(replace(config, factors="4,32"))
@@ -329,7 +329,7 @@ def test_a_folder_with_other_files_is_refused(config, tmp_path):
         sweep(config)
 
 
-def test_figures_that_are_not_numbers_are_rendered(finished):
+def test_missing_figures_are_rendered(finished):
     one, two = finished[0]["pairs"]
     pairs = [one | {"generated_fd": None, "generated_fd_by_seed": [None, None]}, two]
     report = finished[0] | {"pairs": pairs}
@@ -367,7 +367,7 @@ def test_rgb_images_without_classes(config, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_process_goes_on(tmp_path):
+def test_a_killed_process_is_resumed(tmp_path):
     generator = np.random.default_rng(0)
     (tmp_path / "images").mkdir()
     for i in range(60):
