@@ -1,4 +1,4 @@
-"""The figures of a released autoencoder: its own, those of an ablation, and of a comparison."""
+"""The figures on the card of a released autoencoder: its own, an ablation and a comparison."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, fields
@@ -24,7 +24,7 @@ ABLATION_IMAGES = 12
 BATCH_SIZE = 100
 PERCEPTUAL_NETWORK: FeatureNetworkName = "efficientnet-lite0"
 PSNR_HEADINGS = {"test_psnr_db": "PSNR", "test_grey_psnr_db": "PSNR on mid-grey"}
-# What the runs of an ablation may differ in.
+# The settings in which the runs of an ablation may differ.
 LOSS_SETTINGS = {
     "reconstruction_loss",
     "kl_weight",
@@ -43,10 +43,10 @@ def measure_autoencoder(vae: AutoencoderKL, dataset: ImageDataset) -> dict[str, 
 
     Args:
         vae: a trained autoencoder.
-        dataset: images that it never saw.
+        dataset: held-out images.
 
     Returns:
-        Figures, `test_` before each name.
+        Figures, each key with the prefix `test_`.
     """
     network = load_feature_network(PERCEPTUAL_NETWORK)
     distances: list[float] = []
@@ -66,21 +66,21 @@ def measure_autoencoder(vae: AutoencoderKL, dataset: ImageDataset) -> dict[str, 
 
 
 def check_ablation(runs: list[str], fingerprint: str) -> None:
-    """Make sure that an ablation's runs differ in their loss only, and saw no held-out image.
+    """Check that an ablation's runs differ only in their loss and have the same held-out images.
 
     Args:
         runs: NAME=FOLDER of each.
         fingerprint: of the released run's held-out images.
 
     Raises:
-        UserError: naming the first run and setting that is off.
+        UserError: if not; the message names the first such run and setting.
     """
     first: dict[str, Any] | None = None
     for run in runs:
         folder = Path(run.partition("=")[2])
         report = read_report(folder)
         if report["validation_fingerprint"] != fingerprint:
-            raise UserError(f"{folder} held other images out than the released run")
+            raise UserError(f"{folder} has other held-out images than the released run")
         names = (
             {field.name for field in fields(AutoencoderConfig)}
             - LOSS_SETTINGS
@@ -95,15 +95,15 @@ def check_ablation(runs: list[str], fingerprint: str) -> None:
 def measure_ablation(
     runs: list[str], dataset: ImageDataset, card_dir: Path
 ) -> list[dict[str, Any]]:
-    """Measure short runs on the same images, and save ablation.png with a row each.
+    """Measure short runs on the same images, and save ablation.png with a row for each.
 
     Args:
         runs: NAME=FOLDER of each.
-        dataset: images that none of them saw.
+        dataset: held-out images.
         card_dir: for the picture.
 
     Returns:
-        A row a run.
+        The figures of each run.
     """
     images = dataset.evenly_spaced(ABLATION_IMAGES).read()
     rows, shown, names = [], [images], ["originals"]
@@ -122,13 +122,10 @@ def measure_ablation(
 
 
 def comparison_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the card's table of compared autoencoders.
+    """Return the rows of the card's comparison table: names, and formatted figures by heading.
 
     Args:
         path: of a comparison.json.
-
-    Returns:
-        A row a model, its figures as the card shows them by their headings.
     """
     report = read_json(path)
     count = report["num_images"]
@@ -160,5 +157,5 @@ def read_report(run: Path) -> dict[str, Any]:
         UserError: if there is none.
     """
     if not (run / "report.json").is_file():
-        raise UserError(f"{run} is no finished run: it has no report.json")
+        raise UserError(f"{run} is not a finished run: it has no report.json")
     return read_json(run / "report.json")

@@ -1,27 +1,25 @@
-"""Autoencoders side by side: what each keeps, and what a short denoiser makes of its latents.
+"""Compare autoencoders by their reconstructions and by the samples of a short denoiser.
 
 python train_scripts/release/compare_models.py --models A=FOLDER B=FOLDER --output_dir OUT
 """
 
 import re
 from dataclasses import dataclass
-from statistics import mean
 from typing import Any
 
-import torch
 from jsonargparse.typing import PositiveInt
 
 from autoencoder_figures import measure_autoencoder
 from hf_latent.command import run_command
 from hf_latent.data.images.config import ImagesConfig
 from hf_latent.data.images.open import open_images
-from hf_latent.data.images.pixels import to_uint8
 from hf_latent.errors import UserError
 from hf_latent.evaluation.features.extractors import load_feature_extractor
-from hf_latent.evaluation.images.sampling import count_evaluations, load_pipeline, sample_images
+from hf_latent.evaluation.images.sampling import load_pipeline, sample_images
 from hf_latent.evaluation.machine import machine_figures
-from hf_latent.evaluation.measures.generation import frechet_distance
 from hf_latent.evaluation.pictures import image_grid, save_picture
+from hf_latent.experiments.sweep.pair import measure_generated
+from hf_latent.experiments.sweep.sweep import measure_real_images
 from hf_latent.models.presets import measure_compression
 from hf_latent.output import check_output_dir, write_json
 
@@ -30,15 +28,15 @@ SHOWN, BATCH_SIZE = 32, 100
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig(ImagesConfig):
-    """Compare models of equal training time, each with an autoencoder of its own.
+    """Compare models of equal training time, each with its own autoencoder.
 
     Attributes:
-        models: NAME=FOLDER of each pipeline; the picture of its samples is NAME.png.
-        output_dir: for comparison.json and a picture of samples a model.
+        models: NAME=FOLDER of each pipeline; NAME.png shows its samples.
+        output_dir: for comparison.json and the pictures of samples.
         overwrite_output_dir: accept a folder with files in it.
-        num_images: generated images a model and seed, and real ones to compare them with.
-        num_seeds: how often they are generated, each time from other noise.
-        num_inference_steps: the scheduler's steps; guidance is off.
+        num_images: number of generated images a model and seed, and of real images to compare with.
+        num_seeds: number of times the images are generated.
+        num_inference_steps: sampling steps, without guidance.
     """
 
     models: list[str]
@@ -49,7 +47,7 @@ class CompareConfig(ImagesConfig):
     num_inference_steps: PositiveInt = 20
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot work, naming the flag."""
+        """Check the values."""
         super().__post_init__()
         for model in self.models:
             if not re.fullmatch(r"[\w-]+=.+", model):
@@ -70,55 +68,41 @@ def compare_models(config: CompareConfig) -> dict[str, Any]:
     """
     output_dir = check_output_dir(config.output_dir, config.overwrite_output_dir)
     splits = open_images(config)
-    count = config.num_images
+    count, steps = config.num_images, config.num_inference_steps
     if len(splits.train) < 2 * count:
         raise UserError(f"--num_images {count} needs {2 * count} training images to compare with")
-    order = torch.randperm(len(splits.train), generator=torch.Generator().manual_seed(config.seed))
     extractor = load_feature_extractor("efficientnet-lite0")
-
-    def vectors(images: torch.Tensor) -> list[torch.Tensor]:
-        return [extractor(x) for x in images.split(BATCH_SIZE)]
-
-    real, other_real = (
-        vectors(splits.train.read_uint8(rows)) for rows in order[: 2 * count].split(count)
-    )
-    labels = None
-    if splits.num_classes is not None:  # as often as among the training images
-        labels = [int(splits.train[i]["class_labels"]) for i in order[:count].tolist()]
+    real, real_fd = measure_real_images(splits, count, config.seed, extractor)
+    labels = real.images.subset(real.images.reference).labels
+    shown_labels = None if labels is None else labels[:SHOWN].tolist()
     rows = []
     output_dir.mkdir(parents=True, exist_ok=True)
     for model in config.models:
         name, _, folder = model.partition("=")
         pipeline = load_pipeline(folder)
-        evaluations = count_evaluations(pipeline, config.num_inference_steps)
         compression = measure_compression(pipeline.vae, splits.image_shape)
-        distances = []
-        for turn in range(config.num_seeds):
-            samples = sample_images(
-                pipeline,
-                None if pipeline.num_classes is None else labels,
-                count,
-                config.seed + turn * count,
-                BATCH_SIZE,
-                1.0,
-                config.num_inference_steps,
-            )
-            distances.append(frechet_distance(vectors(to_uint8(samples * 2 - 1)), real))
-        save_picture(output_dir / f"{name}.png", image_grid(samples[:SHOWN], SHOWN // 4))
+        samples = sample_images(
+            pipeline,
+            None if pipeline.num_classes is None else shown_labels,
+            min(SHOWN, count),
+            config.seed,
+            BATCH_SIZE,
+            1.0,
+            steps,
+        )
+        save_picture(output_dir / f"{name}.png", image_grid(samples, SHOWN // 4))
         rows.append(
             {
                 "name": name,
                 "latent_shape": compression.latent_shape,
                 "compression_ratio": compression.ratio,
-                "denoiser_evaluations_per_image": evaluations,
                 **measure_autoencoder(pipeline.vae, splits.validation),
-                "generated_fd": mean(distances),
-                "generated_fd_by_seed": distances,
+                **measure_generated(pipeline, real, config.seed, config.num_seeds, steps),
             }
         )
     report = {
         "models": rows,
-        "real_against_real_fd": frechet_distance(other_real, real),
+        "real_against_real_fd": real_fd,
         "num_images": count,
         "validation_fingerprint": splits.validation_fingerprint,
         **machine_figures(),

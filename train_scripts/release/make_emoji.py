@@ -1,9 +1,9 @@
-"""Noto emoji as a data set of small RGBA images, made from an npm package; split by emoji.
+"""Make a data set of small RGBA images, Noto emoji from an npm package, split by emoji.
 
     npm pack emoji-datasource-google && tar xf emoji-datasource-google-*.tgz
     python train_scripts/release/make_emoji.py --package package --output_dir emoji
 
-The folder is then a source of images like any other: `--data emoji --channels 4 --resolution 64`.
+Use the folder as a source of images: `--data emoji --channels 4 --resolution 64`.
 """
 
 import hashlib
@@ -28,10 +28,10 @@ PACKAGE = "emoji-datasource-google"
 IMAGE_NAME = re.compile(r"[0-9a-f]+(-[0-9a-f]+)*\.png")
 TEST_PERCENT = 10
 
-# Variation selector, joiner, gender signs, arrow of who faces right; skin tones; hair.
+# Variation selector, joiner, gender signs, arrow of a figure facing right; skin tones; hair.
 DROPPED = {*"\ufe0f\u200d\u2640\u2642\u27a1"}
 DROPPED |= {chr(code) for code in (*range(0x1F3FB, 0x1F400), *range(0x1F9B0, 0x1F9B4))}
-# Each word is drawn nearly alike, mirrored or turned; its first stands for the others.
+# The emoji of a word look nearly alike, mirrored or turned; the first stands for the others.
 DRAWN_ALIKE = """🧑👨👩 🧒👦👧 🧓👴👵 👫👬👭 🤴👸🫅 🎅🤶 🤰🫃🫄 🤛🤜 🫱🫲 🫷🫸 👈👉👆👇 ☃⛄ 🌛🌜
 🌒🌘 🌓🌗 🌔🌖 🔍🔎 🔅🔆 ↔↕↖↗↘↙⬅⬆⬇➡ ◀▶🔼🔽 ⏪⏩⏫⏬ ⏮⏭
 🕐🕑🕒🕓🕔🕕🕖🕗🕘🕙🕚🕛🕜🕝🕞🕟🕠🕡🕢🕣🕤🕥🕦🕧"""
@@ -66,7 +66,7 @@ class EmojiConfig(Settings):
 
     Attributes:
         package: the unpacked package, the folder that holds emoji.json.
-        output_dir: the folder to make; it must be missing or empty.
+        output_dir: the new folder; it must be missing or empty.
     """
 
     package: str
@@ -75,7 +75,7 @@ class EmojiConfig(Settings):
 
 @dataclass(frozen=True)
 class EmojiImage:
-    """One picture of the package: an emoji, or one of its skin tones.
+    """One image of the package: an emoji, or one of its skin tones.
 
     Attributes:
         name: the file's name.
@@ -89,13 +89,13 @@ class EmojiImage:
 
 
 def group_key(unified: str) -> str:
-    """Name the group of an emoji: the same for all that are drawn nearly alike.
+    """Return the group of an emoji: equal for emoji that look nearly alike.
 
     Args:
         unified: its code points in hexadecimal, joined by hyphens.
 
     Returns:
-        In the same form, what remains without skin tones, hair and gender; all families are one
+        The code points without skin tones, hair and gender, in the same form. All families are one
         group, and so are all clock faces and all keycaps.
 
     Example:
@@ -114,14 +114,14 @@ def group_key(unified: str) -> str:
 
 
 def join_groups(groups: Sequence[str], hashes: Sequence[str]) -> list[str]:
-    """Make one group of all groups that share an image.
+    """Join the groups that share an image.
 
     Args:
         groups: each image's group.
         hashes: each image's content hash.
 
     Returns:
-        Each image's group, named after the first, in order of text, of those that were joined.
+        Each image's joined group, with the alphabetically first of their names.
     """
     joined = {group: {group} for group in groups}
     first_with: dict[str, str] = {}
@@ -132,18 +132,18 @@ def join_groups(groups: Sequence[str], hashes: Sequence[str]) -> list[str]:
 
 
 def is_held_out(group: str) -> bool:
-    """Tell whether a group is in the test split: its sha256, read as a share, is below 10%."""
+    """Return whether a group is in the test split: its sha256, read as a share, is below 10%."""
     digits = hashlib.sha256(group.encode()).hexdigest()[:16]
     return int(digits, 16) / 2**64 < TEST_PERCENT / 100
 
 
 def list_images(package: Path) -> Iterator[EmojiImage]:
-    """List what emoji.json names: each emoji, followed by its skin tones.
+    """Yield the images that emoji.json names: each emoji, followed by its skin tones.
 
-    The category Component is left out, because it holds only five bare skin swatches.
+    The category Component is left out: it holds only five bare skin swatches.
 
     Raises:
-        UserError: if the file is not what it should be, or names an image that is no plain name.
+        UserError: if an entry of the file is not valid.
     """
     for number, emoji in enumerate(_read_json(package, "emoji.json", list)):
         where = f"{package / 'emoji.json'}: entry {number}"
@@ -169,11 +169,11 @@ def make_splits(package: Path) -> tuple[DatasetDict, dict[str, int]]:
         package: holds emoji.json and img/google/64.
 
     Returns:
-        Splits `train` and `test` with `image` (each file's bytes as they are) and `label` (the
+        Splits `train` and `test` with `image` (the unchanged bytes of a file) and `label` (the
         category); and each split's number of groups.
 
     Raises:
-        UserError: if a file is missing or is not what it should be, or a split would be empty.
+        UserError: if a file is missing or damaged, or a split would be empty.
     """
     images = list(list_images(package))
     contents, hashes = [], []
@@ -181,10 +181,10 @@ def make_splits(package: Path) -> tuple[DatasetDict, dict[str, int]]:
         contents.append(_read_bytes(package, f"img/google/64/{image.name}"))
         try:
             array = to_channels(decode_image(contents[-1]), 4)
-        # A damaged file makes decoders raise nearly anything, and each is the same news.
+        # Decoders raise many exception types for damaged files; treat them all as unreadable.
         except Exception as error:
             raise UserError(f"{image.name} is damaged ({error}): unpack {PACKAGE} again") from error
-        # Colour under full transparency does not make another image.
+        # Ignore colours under full transparency.
         hashes.append(content_hash(array * (array[:, :, 3:] > 0)))
     groups = join_groups([image.group for image in images], hashes)
     names = sorted({image.category for image in images})
@@ -194,9 +194,9 @@ def make_splits(package: Path) -> tuple[DatasetDict, dict[str, int]]:
         rows = [row for row, group in enumerate(groups) if is_held_out(group) == (split == "test")]
         if not rows:
             raise UserError(f"{package} has too few emoji: the {split} split would be empty")
-        pictures = [{"bytes": contents[row], "path": None} for row in rows]
+        encoded = [{"bytes": contents[row], "path": None} for row in rows]
         labels = [images[row].category for row in rows]
-        splits[split] = Dataset.from_dict({"image": pictures, "label": labels}, features)
+        splits[split] = Dataset.from_dict({"image": encoded, "label": labels}, features)
         group_counts[split] = len({groups[row] for row in rows})
     return splits, group_counts
 
@@ -205,7 +205,7 @@ def make_emoji(config: EmojiConfig) -> None:
     """Write train.parquet, test.parquet, README.md and the package's licence.
 
     Raises:
-        UserError: for whatever the user can mend, in one line.
+        UserError: if the package is not valid or the folder cannot be written.
     """
     package, output_dir = Path(config.package), Path(config.output_dir)
     if not (package / "emoji.json").is_file():
@@ -245,7 +245,7 @@ def _read_json(package: Path, name: str, kind: type) -> Any:
 
 
 def _read_bytes(package: Path, name: str) -> bytes:
-    """Read a file of the package; where links lead counts."""
+    """Read a file of the package, and refuse links to files outside."""
     file = package / name
     if not Path(os.path.realpath(file)).is_relative_to(os.path.realpath(package)):
         raise UserError(f"{file} is a link that leads out of the package, and is not opened")

@@ -1,9 +1,9 @@
-"""Make the sample of Fashion-MNIST that ships with the package, from the four original files.
+"""Make the package's sample of Fashion-MNIST from the four original files.
 
     python train_scripts/release/make_fashion_mnist_sample.py \
         --source /usr/share/datasets/fashion-mnist --output_dir hf_latent/data/fashion_mnist_sample
 
-The source is what Debian's package `dataset-fashion-mnist` installs.
+Debian's package `dataset-fashion-mnist` installs these files.
 """
 
 from dataclasses import dataclass
@@ -22,11 +22,11 @@ IMAGES_PER_CLASS = {"train": 1300, "test": 200}
 
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig(Settings):
-    """Write train.parquet and test.parquet: the first images of each class.
+    """Write train.parquet and test.parquet with the first images of each class.
 
     Attributes:
         source: the folder of the four original idx.gz files.
-        output_dir: the folder to write to; it is made if it is missing.
+        output_dir: the folder to write to.
     """
 
     source: str

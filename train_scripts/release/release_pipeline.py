@@ -1,9 +1,8 @@
-"""Release a measured model: its weights go into the package, its card and reports beside it.
+"""Release a measured model: copy its weights into the package, and write its card.
 
     python train_scripts/release/release_pipeline.py --model MODEL --about CARD.yaml
 
-The reports are the model's own: nothing is measured here, and nothing written by hand but what no
-measurement tells.
+The card is made of the model's reports and of a few texts; nothing is measured here.
 """
 
 import shutil
@@ -30,10 +29,10 @@ class ReleasePipelineConfig(Settings):
 
     Attributes:
         model: the model's folder, with training.json and the metrics.json of hf-latent evaluate.
-        about: YAML with what no measurement tells: name, license, and perhaps summary, datasets,
-            data_name, data_text and limits_text.
-        pretrained_dir: the model goes to a folder with its name in here.
-        cards_dir: the card, its pictures and reports go to a folder with its name in here.
+        about: YAML with name and license, and optionally summary, datasets, data_name, data_text
+            and limits_text.
+        pretrained_dir: the model goes to a subfolder with its name.
+        cards_dir: the card, its pictures and reports go to a subfolder with its name.
     """
 
     model: str
@@ -43,16 +42,16 @@ class ReleasePipelineConfig(Settings):
 
 
 def release_pipeline(config: ReleasePipelineConfig) -> dict[str, Any]:
-    """Save a model for the package, and write its card.
+    """Copy a model into the package, and write its card.
 
     Args:
-        config: the model and what is to be said about it.
+        config: the model and the card's texts.
 
     Returns:
         The content of the release's metrics.json.
 
     Raises:
-        UserError: if there is no such model, or it was not trained or measured here.
+        UserError: if the model or a report of it is missing.
     """
     model = Path(config.model)
     facts = read_model_facts(model)
@@ -65,7 +64,7 @@ def release_pipeline(config: ReleasePipelineConfig) -> dict[str, Any]:
     model_dir = Path(config.pretrained_dir) / about["name"]
     card_dir = Path(config.cards_dir) / about["name"]
     card_dir.mkdir(parents=True, exist_ok=True)
-    load_pipeline(config.model)  # whole, and exactly its weights
+    load_pipeline(config.model)  # raises an error if weights are missing or damaged
     with replaced_whole(model_dir) as temporary:
         _copy_without_code(model, temporary)
     for name in (*REPORTS, *PICTURES):
@@ -80,9 +79,9 @@ def release_pipeline(config: ReleasePipelineConfig) -> dict[str, Any]:
 
 
 def _copy_without_code(model: Path, folder: Path) -> None:
-    """Copy a saved pipeline, in the dtype that it has; the package has its code."""
+    """Copy a saved pipeline's components and index in their dtype; the package has its code."""
     found = open_model_folder(model)
-    for name in (name for name in found.files if "/" in name):  # not code and reports
+    for name in (name for name in found.files if "/" in name):  # components
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(model / name, folder / name)
     index = read_json(model / found.entry)

@@ -1,4 +1,4 @@
-"""Release a trained autoencoder: measure it on images that it never saw, and write its card.
+"""Release a trained autoencoder: measure it on held-out images, and write its card.
 
 python train_scripts/release/release_vae.py --run RUN --about CARD.yaml --recipe RECIPE.yaml
 """
@@ -35,16 +35,16 @@ PAIRS, COLUMNS = 40, 16
 
 @dataclass(frozen=True, kw_only=True)
 class ReleaseConfig(Settings):
-    """Measure a trained autoencoder, and write the files that it is released with.
+    """Measure a trained autoencoder, and write the files of its release.
 
     Attributes:
         run: the finished run's folder.
-        about: YAML with what no measurement tells: name, licence, the card's texts.
-        recipe: the run's recipe, printed on the card.
-        ablation: names and run folders, NAME=FOLDER, of short runs to compare with each other.
-        comparison: a comparison.json of compare_models.py, printed on the card.
-        pretrained_dir: the model goes to a folder with its name in here.
-        cards_dir: the card, its pictures and metrics.json go to a folder with its name in here.
+        about: YAML with name, licence and the card's texts.
+        recipe: the run's recipe, for the card.
+        ablation: NAME=FOLDER of short runs to compare with each other.
+        comparison: a comparison.json of compare_models.py, for the card.
+        pretrained_dir: the model goes to a subfolder with its name.
+        cards_dir: the card, its pictures and metrics.json go to a subfolder with its name.
     """
 
     run: str
@@ -57,16 +57,16 @@ class ReleaseConfig(Settings):
 
 
 def release_autoencoder(config: ReleaseConfig) -> dict[str, Any]:
-    """Measure a finished run's autoencoder and write model, card, pictures and metrics.json.
+    """Measure a finished run's autoencoder; write the model, card, pictures and metrics.json.
 
     Args:
-        config: the run and what is to be said about it.
+        config: the run and the card's texts.
 
     Returns:
         The content of metrics.json.
 
     Raises:
-        UserError: if the run is not finished, or its data cannot be read.
+        UserError: if the run is not finished, differs from its recipe, or its data cannot be read.
     """
     run = Path(config.run)
     report = read_report(run)
@@ -75,10 +75,9 @@ def release_autoencoder(config: ReleaseConfig) -> dict[str, Any]:
     recipe = parse_config(
         AutoencoderConfig, ["--config", config.recipe, "--output_dir", settings.output_dir]
     )
-    ours, its = asdict(settings), asdict(recipe)
-    if other := [
-        name for name in its if name not in SETTINGS_WITHOUT_EFFECT and its[name] != ours[name]
-    ]:
+    trained, asked = asdict(settings), asdict(recipe)
+    compared = asked.keys() - SETTINGS_WITHOUT_EFFECT
+    if other := sorted(name for name in compared if asked[name] != trained[name]):
         raise UserError(f"{run} was not trained by {config.recipe}: they differ in {other[0]}")
     splits = open_images(settings)
     if config.ablation:
@@ -127,7 +126,7 @@ def release_autoencoder(config: ReleaseConfig) -> dict[str, Any]:
                 "torch_version",
                 "diffusers_version",
             )
-            if key in report  # a run that was resumed when it was finished has no rate
+            if key in report  # a finished run that was resumed has no images_per_second
         },
     }
     if config.ablation:

@@ -1,4 +1,4 @@
-"""How fast an autoencoder's training is against the least that it could do."""
+"""Speed of an autoencoder's training, compared with a bare loop."""
 
 import tempfile
 import time
@@ -21,14 +21,11 @@ RELEASED: dict[str, Any] = {"block_out_channels": [16, 32, 64], "reconstruction_
 
 
 def bare_images_per_second(config: AutoencoderConfig, images: torch.Tensor) -> float:
-    """Time the least that an autoencoder's training must do.
+    """Return the images a second of a bare loop: forward, backward and optimizer.
 
     Args:
-        config: model, loss and optimizer are taken from it, and the number of steps.
+        config: the model, the loss, the optimizer and the number of steps.
         images: `(N, C, H, W)` float in [-1, 1], N at least a batch.
-
-    Returns:
-        Images a second.
     """
     vae = start_autoencoder(config, tuple(images.shape[1:]))  # type: ignore[arg-type]
     model = TrainableAutoencoder(vae)
@@ -49,14 +46,7 @@ def bare_images_per_second(config: AutoencoderConfig, images: torch.Tensor) -> f
 
 
 def benchmark_autoencoder(config: BenchmarkConfig) -> dict[str, Any]:
-    """Run the training and the bare loop in turn.
-
-    Args:
-        config: how long.
-
-    Returns:
-        Figures for bench.json.
-    """
+    """Run the training and the bare loop alternately; return figures for bench.json."""
     with tempfile.TemporaryDirectory() as folder:
         settings = AutoencoderConfig(
             **IMAGES,

@@ -1,4 +1,4 @@
-"""`hf-latent bench`: performance ratios, the two sides of each in turn within one run."""
+"""`hf-latent bench`: performance ratios, measured by alternating the two sides."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,21 +14,21 @@ from hf_latent.output import check_output_dir, write_json
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkConfig(Settings):
-    """Measure performance ratios, the two sides of each in turn, and write them to bench.json.
+    """Measure performance ratios by alternating their two sides, and write bench.json.
 
     Attributes:
-        what: autoencoder: the training of fashion-mnist-f4 (data, clipping, averaging and logging
-            included, validation and checkpoints not) against a bare loop of the same forward,
+        what: autoencoder: the training of fashion-mnist-f4 (with data, clipping, averaging and
+            logging, without validation and checkpoints) against a bare loop of the same forward,
             backward and optimizer on tensors in memory. cache: reading a latent cache against
-            tensors in memory, making one against the bare forward pass, of fashion-mnist-f4 and of
-            preset small at 64x64, and training a denoiser on one against encoding at every step.
-        output_dir: for bench.json, and for the caches while they are read.
+            tensors in memory; making one against the bare forward pass, with fashion-mnist-f4 and
+            with preset small at 64x64; training a denoiser on one against encoding at every step.
+        output_dir: for bench.json and the temporary caches.
         overwrite_output_dir: accept a folder with files in it.
-        rounds: how often each side runs.
+        rounds: number of times each side runs.
         steps: of each training in a round.
         train_batch_size: images a step.
-        num_latents: of the larger cache that is read, 8x8x4 each: 2 kB a latent.
-        num_images: that are encoded in a round.
+        num_latents: of the larger cache to read, 4x8x8 each: 2 kB a latent.
+        num_images: to encode in a round.
     """
 
     what: Literal["autoencoder", "cache"]
@@ -42,11 +42,11 @@ class BenchmarkConfig(Settings):
 
 
 def alternate(sides: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Run some sides in turn; each comes first equally often.
+    """Run the sides alternately; each runs first equally often.
 
     Args:
-        sides: by name; each returns its rate.
-        rounds: how often each runs, after a round of warm-up.
+        sides: functions by name; each returns its rate.
+        rounds: number of runs of each side, after one for warm-up.
 
     Returns:
         The rates by name, in order.
@@ -61,18 +61,12 @@ def alternate(sides: dict[str, Callable[[], float]], rounds: int) -> dict[str, l
 
 
 def median_ratio(numerators: list[float], denominators: list[float]) -> float:
-    """Return the median of the rounds' ratios."""
+    """Return the median of the ratios of the rounds."""
     return median(a / b for a, b in zip(numerators, denominators, strict=True))
 
 
 def run_benchmark(config: BenchmarkConfig) -> dict[str, Any]:
-    """Measure, and write bench.json.
-
-    Args:
-        config: what, and how long.
-
-    Returns:
-        The content of bench.json.
+    """Measure, and write bench.json; return its content.
 
     Raises:
         UserError: if the folder cannot be written.

@@ -1,4 +1,4 @@
-"""How fast a latent cache is read and made, and what it saves a training."""
+"""Speed of making a latent cache, and of training on one."""
 
 import tempfile
 import time
@@ -21,26 +21,28 @@ from hf_latent.training.denoiser_config import DenoiserConfig
 from hf_latent.training.latents.config import EncodeConfig
 from hf_latent.training.latents.encode import encode_latents
 
-SMALLER_PART, LARGER_PART = 20, 16  # of the settings' latents and images
-READ_ROUNDS = 3  # for each round of the others: they are short, and differ much
+FEWER_LATENTS, FEWER_IMAGES = 20, 16  # divisors: of the small cache, of the images at 64x64
+READ_ROUNDS = 3  # reading rounds for each round of the others: they are short and vary much
 SETTLING_BYTES = 31 * 2**20
 
 
 def benchmark_encoding(
     images_config: ImagesConfig, vae: Autoencoder, folder: Path, rounds: int, name: str
 ) -> dict[str, Any]:
-    """Make a cache of images, and pass the same images through the encoder alone.
+    """Compare making a cache with the encoder alone.
+
+    Making a cache includes reading and decoding the images, in another process, and writing and
+    checksums.
 
     Args:
-        images_config: the images; they are decoded whenever they are read.
+        images_config: the images.
         vae: the autoencoder.
         folder: for the cache.
-        rounds: how often each side runs.
-        name: before each figure.
+        rounds: number of runs of each side.
+        name: prefix of the figures.
 
     Returns:
-        Figures for bench.json: of the cache, reading, decoding, writing and checksums count too.
-        The images are read by a process of their own.
+        Figures for bench.json.
     """
     splits = open_images(images_config, keep_in_memory=False)
     settings = EncodeConfig(
@@ -51,8 +53,8 @@ def benchmark_encoding(
         dataloader_num_workers=1,
     )
     images = splits.train.read()
-    # Both sides at their best: glibc keeps blocks up to the size of the largest that was freed
-    # (32 MB at most), and a forward pass that gets its own anew is a third slower.
+    # glibc reuses memory blocks up to the size of the largest freed one (32 MB at most). A forward
+    # pass that must allocate anew is a third slower, so free a large block before both sides.
     torch.empty(SETTLING_BYTES, dtype=torch.uint8)
 
     def cache() -> float:
@@ -81,16 +83,7 @@ def benchmark_encoding(
 def benchmark_training(
     config: BenchmarkConfig, folder: Path, splits: ImageSplits
 ) -> dict[str, Any]:
-    """Train a denoiser on a cache, and with the images encoded at every step.
-
-    Args:
-        config: how long.
-        folder: for the cache and the runs.
-        splits: images.
-
-    Returns:
-        Figures for bench.json.
-    """
+    """Compare training a denoiser on a cache with encoding at every step; return figures."""
 
     def train(encode_every_step: bool) -> float:
         settings = DenoiserConfig(
@@ -120,18 +113,11 @@ def benchmark_training(
 
 
 def benchmark_cache(config: BenchmarkConfig) -> dict[str, Any]:
-    """Measure reading, encoding and training.
-
-    Args:
-        config: how long.
-
-    Returns:
-        Figures for bench.json.
-    """
+    """Measure reading, encoding and training; return figures for bench.json."""
     images = ImagesConfig(**IMAGES, max_train_samples=config.num_images)
-    # What a training on images of one's own begins with; it takes much longer an image.
+    # A usual start for one's own images; each image takes much longer.
     larger = ImagesConfig(
-        data=images.data, resolution=64, max_train_samples=max(1, config.num_images // LARGER_PART)
+        data=images.data, resolution=64, max_train_samples=max(1, config.num_images // FEWER_IMAGES)
     )
     small = create_autoencoder("small", 1, 64)
     vae = load_autoencoder(RELEASED_AUTOENCODER)
@@ -140,7 +126,7 @@ def benchmark_cache(config: BenchmarkConfig) -> dict[str, Any]:
     figures: dict[str, Any] = {"rounds": config.rounds, "read_batch_size": READ_BATCH}
     with tempfile.TemporaryDirectory(dir=config.output_dir) as name:
         folder = Path(name)
-        rows = max(READ_BATCH, config.num_latents // SMALLER_PART)
+        rows = max(READ_BATCH, config.num_latents // FEWER_LATENTS)
         rounds = READ_ROUNDS * config.rounds
         figures |= benchmark_reading(folder / "small", rows, rounds, "reading")
         figures |= benchmark_reading(

@@ -1,4 +1,4 @@
-"""How fast random batches of a latent cache are read, against tensors in memory."""
+"""Speed of reading random batches of a latent cache, compared with tensors in memory."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -26,14 +26,14 @@ SHARD_ROWS = 16_384  # of a cache of 8x8x4 latents with a million images
 
 
 def make_cache(folder: Path, rows: int) -> tuple[LatentSplit, ShardStore]:
-    """Write a cache of random posteriors, for reading only.
+    """Write a cache of random posteriors.
 
     Args:
         folder: of the cache.
-        rows: how many.
+        rows: number of latents.
 
     Returns:
-        Its training split, and the same for a stream (whose checksums are taken as checked).
+        Its training split, and its store for a stream, with all checksums marked as checked.
     """
     manifest = {
         "latent_shape": LATENT_SHAPE,
@@ -55,9 +55,9 @@ def make_cache(folder: Path, rows: int) -> tuple[LatentSplit, ShardStore]:
 
 
 def sampling_rate(open_batches: Callable[[], Iterator[LatentBatch]]) -> float:
-    """Return how many latents a second can be sampled, batch after batch.
+    """Return the latents a second that are read and sampled.
 
-    What is read ahead counts: nothing is from before, and what was begun is waited for.
+    The time includes opening the batches and closing them, so all reading ahead counts.
     """
     generator = torch.Generator().manual_seed(1)
     start = time.perf_counter()
@@ -68,16 +68,16 @@ def sampling_rate(open_batches: Callable[[], Iterator[LatentBatch]]) -> float:
 
 
 def benchmark_reading(folder: Path, rows: int, rounds: int, name: str) -> dict[str, Any]:
-    """Read random batches of a made cache, and the same ones of tensors in memory.
+    """Compare reading random batches of a cache with the same batches of tensors in memory.
 
     Args:
         folder: for the cache.
-        rows: how many latents it has.
-        rounds: how often each side runs.
-        name: before each figure.
+        rows: number of its latents.
+        rounds: number of runs of each side.
+        name: prefix of the figures.
 
     Returns:
-        Figures for bench.json. The memory is taken before the tensors are there.
+        Figures for bench.json. The memory is measured before the tensors are in it.
     """
     split, store = make_cache(folder, rows)
     sampler = GlobalBatchSampler(rows, ProcessRows(READ_BATCH), seed=0)

@@ -310,7 +310,9 @@ def test_if_every_pair_fails_the_error_has_the_first_reason(config, monkeypatch)
         ({"factors": "4,32"}, "f32-c2 is not possible"),
     ],
 )
-def test_impossible_settings_are_refused_before_anything_is_written(config, tmp_path, changes, message):
+def test_impossible_settings_are_refused_before_anything_is_written(
+    config, tmp_path, changes, message
+):
     with pytest.raises(UserError, match=message):
         sweep(replace(config, **changes))
     assert not (tmp_path / "sweep").exists()

@@ -62,14 +62,14 @@ def test_an_ablations_runs_differ_in_nothing_else(ablation, tmp_path, changes):
 
 def test_a_run_that_held_other_images_out_is_refused(ablation, tmp_path):
     runs = ablation({"validation_fingerprint": "f" * 16})
-    with pytest.raises(UserError, match=f"^{tmp_path / 'L2'} held other images out"):
+    with pytest.raises(UserError, match=f"^{tmp_path / 'L2'} has other held-out images"):
         check_ablation(runs, FINGERPRINT)
-    with pytest.raises(UserError, match=f"^{tmp_path / 'L1'} held other images out"):
+    with pytest.raises(UserError, match=f"^{tmp_path / 'L1'} has other held-out images"):
         check_ablation(runs, "f" * 16)
 
 
 def test_a_run_that_is_not_finished_is_refused(ablation, tmp_path):
     runs = ablation({})
     (tmp_path / "L2" / "report.json").unlink()
-    with pytest.raises(UserError, match=f"^{tmp_path / 'L2'} is no finished run"):
+    with pytest.raises(UserError, match=f"^{tmp_path / 'L2'} is not a finished run"):
         check_ablation(runs, FINGERPRINT)
