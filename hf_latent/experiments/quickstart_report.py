@@ -1,6 +1,7 @@
 """The figures and pictures of a quickstart."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def measure_autoencoder(
     reconstructions = torch.cat(
         [torch.as_tensor(pipeline.reconstruct(x)).cpu() for x in test_images.split(200)]
     )
-    kept = measure_reconstructions([(originals, reconstructions)], box)
+    kept = asdict(measure_reconstructions([(originals, reconstructions)], box))
     channels, height, width = test_images.shape[1:]
     compression = measure_compression(pipeline.vae, (channels, height, width))
     pairs = interleave(originals[:PAIRS], reconstructions[:PAIRS])
@@ -51,11 +52,7 @@ def measure_autoencoder(
         "image_shape": compression.image_shape,
         "latent_shape": compression.latent_shape,
         "compression_ratio": compression.ratio,
-        "test_images": kept.images,
-        "test_psnr_db": kept.psnr_db,
-        "test_ssim": kept.ssim,
-        "test_unpadded_psnr_db": kept.unpadded_psnr_db,
-        "test_unpadded_ssim": kept.unpadded_ssim,
+        **{f"test_{key}": value for key, value in kept.items() if value is not None},
     }
 
 

@@ -51,14 +51,8 @@ def benchmark_autoencoder(config: BenchmarkConfig) -> dict[str, Any]:
         settings = AutoencoderConfig(
             **IMAGES,
             **RELEASED,
-            output_dir=str(Path(folder) / "run"),
-            overwrite_output_dir=True,
-            train_batch_size=config.train_batch_size,
-            max_train_steps=config.steps,
+            **config.training_settings(Path(folder) / "run"),
             max_train_samples=2000,
-            validation_steps=config.steps,
-            checkpointing_steps=None,
-            max_validation_samples=config.train_batch_size,
         )
         splits = open_images(settings)
         images = splits.train.read()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
@@ -39,6 +40,18 @@ class BenchmarkConfig(Settings):
     train_batch_size: PositiveInt = 32
     num_latents: PositiveInt = 1_000_000
     num_images: PositiveInt = 8000
+
+    def training_settings(self, output_dir: Path) -> dict[str, Any]:
+        """Return the common settings of the trainings, which validate only at the end."""
+        return {
+            "output_dir": str(output_dir),
+            "overwrite_output_dir": True,
+            "train_batch_size": self.train_batch_size,
+            "max_train_steps": self.steps,
+            "validation_steps": self.steps,
+            "checkpointing_steps": None,
+            "max_validation_samples": self.train_batch_size,
+        }
 
 
 def alternate(sides: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:

@@ -88,16 +88,10 @@ def benchmark_training(
     def train(encode_every_step: bool) -> float:
         settings = DenoiserConfig(
             **IMAGES,
+            **config.training_settings(folder / "run"),
             vae=RELEASED_AUTOENCODER,
-            output_dir=str(folder / "run"),
-            overwrite_output_dir=True,
             encode_every_step=encode_every_step,
-            train_batch_size=config.train_batch_size,
-            max_train_steps=config.steps,
             max_train_samples=config.num_images,
-            validation_steps=config.steps,
-            checkpointing_steps=None,
-            max_validation_samples=config.train_batch_size,
         )
         return train_denoiser(settings, splits).images_per_second
 

@@ -111,15 +111,7 @@ def reserve_measuring(
 
 
 def divide_minutes(minutes: float, pairs: int) -> tuple[float, float]:
-    """Divide training time equally among pairs.
-
-    Args:
-        minutes: for all pairs.
-        pairs: number of pairs.
-
-    Returns:
-        Minutes of each autoencoder's training, and of each denoiser's.
-    """
+    """Divide training time among pairs; return the minutes of an autoencoder and of a denoiser."""
     each = minutes / pairs
     return AUTOENCODER_SHARE * each, (1 - AUTOENCODER_SHARE) * each
 

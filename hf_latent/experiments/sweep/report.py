@@ -1,7 +1,6 @@
 """The texts and the plot of a sweep; report.json has all that they need."""
 
 import io
-from itertools import pairwise
 from math import dist
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from hf_latent.experiments.sweep.choice import measured
 MARKERS = "os^Dvp*hX"  # by factor
 DPI = 120
 NAME_DISTANCE = 7  # from a marker's center, in points
+DIRECTIONS = ((1, 1), (1, -1), (-1, 1), (-1, -1), (1, 0), (-1, 0), (0, 1), (0, -1))
 
 
 def render_report(report: dict[str, Any]) -> str:
@@ -145,55 +145,40 @@ def render_plot(report: dict[str, Any]) -> bytes:
         figure.colorbar(points, label="sampling, images/s")
     figure.legend(loc="outside lower center", ncols=4, fontsize="small", markerscale=0.8)
     names = {f"f{x['factor']} c{x['latent_channels']}": place(x) for x in pairs.values()}
-    _write_names(axes, names, [*_along(front), *floors])
+    _write_names(axes, names, floors)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI)
     return buffer.getvalue()
 
 
-def _along(line: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return points on a line through points."""
-    return [
-        (x1 + (x2 - x1) * i / 30, y1 + (y2 - y1) * i / 30)
-        for (x1, y1), (x2, y2) in pairwise(line)
-        for i in range(31)
-    ]
-
-
 def _write_names(
-    axes: Any, names: dict[str, tuple[float, float]], avoided: list[tuple[float, float]]
+    axes: Any, names: dict[str, tuple[float, float]], dashes: list[tuple[float, float]]
 ) -> None:
     """Write a name beside each point, where it covers little and is not nearer to other points."""
     from matplotlib.transforms import Bbox
 
     axes.figure.set_dpi(DPI)
     axes.figure.draw_without_rendering()
+    lines = [line.get_transform().transform_path(line.get_path()) for line in axes.get_lines()]
+    points = {name: axes.transData.transform(point) for name, point in names.items()}
+    squares = [(point, 10) for point in points.values()]
+    squares += [(axes.transData.transform(dash), 3) for dash in dashes]
+    taken = [Bbox([point - half, point + half]) for point, half in squares]
 
-    def box(point: tuple[float, float], radius: float) -> Bbox:
-        x, y = axes.transData.transform(point)
-        return Bbox([[x - radius, y - radius], [x + radius, y + radius]])
+    def cost(name: str, box: Bbox) -> int:
+        distances = {x: dist((box.p0 + box.p1) / 2, point) for x, point in points.items()}
+        nearer = sum(x < distances[name] for x in distances.values())
+        crossed = sum(line.intersects_bbox(box, filled=False) for line in lines)
+        return nearer + crossed + box.count_overlaps(taken)
 
-    places = {name: axes.transData.transform(point) for name, point in names.items()}
-    taken = [box(point, 10) for point in names.values()] + [box(point, 3) for point in avoided]
     for name, point in names.items():
-        tried = []
-        for x, y in ((1, 1), (1, -1), (-1, 1), (-1, -1), (1, 0), (-1, 0), (0, 1), (0, -1)):
-            text = axes.annotate(
-                name,
-                point,
-                xytext=(x * NAME_DISTANCE, y * NAME_DISTANCE),
-                textcoords="offset points",
-                ha=("center", "left", "right")[x],
-                va=("center", "bottom", "top")[y],
-            )
-            extent = text.get_window_extent()
-            center = (extent.x0 + extent.x1) / 2, (extent.y0 + extent.y1) / 2
-            nearer = sum(
-                dist(center, other) < dist(center, places[name]) for other in places.values()
-            )
-            tried.append((nearer + extent.count_overlaps(taken), text, extent))
-        best = min(tried, key=lambda candidate: candidate[0])
-        for candidate in tried:
-            if candidate is not best:
-                candidate[1].remove()
-        taken.append(best[2])
+        text = axes.annotate(name, point, (0, 0), textcoords="offset points")
+        costs = [cost(name, _move(text, *direction)) for direction in DIRECTIONS]
+        taken.append(_move(text, *DIRECTIONS[costs.index(min(costs))]))
+
+
+def _move(text: Any, x: int, y: int) -> Any:
+    """Move an annotation to one side of its point; return the box that it covers."""
+    text.set_position((x * NAME_DISTANCE, y * NAME_DISTANCE))
+    text.set(ha=("center", "left", "right")[x], va=("center", "bottom", "top")[y])
+    return text.get_window_extent()
