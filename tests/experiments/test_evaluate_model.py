@@ -49,7 +49,7 @@ def config(tmp_path) -> EvaluateConfig:
     )
 
 
-def test_figures_with_a_guide_from_elsewhere_are_not_put_into_the_model(config, tmp_path):
+def test_figures_with_another_guide_are_not_written_into_the_model(config, tmp_path):
     folder = tmp_path / "model"
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     metrics = evaluate_model(replace(config, guide=str(folder), guidance_scale=1.5))
@@ -58,7 +58,7 @@ def test_figures_with_a_guide_from_elsewhere_are_not_put_into_the_model(config, 
     assert after == before
 
 
-def test_a_folder_that_is_named_like_a_released_model_is_not_taken_for_it(
+def test_a_folder_with_a_released_models_name_is_not_confused_with_it(
     config, tmp_path, monkeypatch
 ):
     (tmp_path / "pretrained").mkdir()
@@ -72,7 +72,7 @@ def test_a_folder_that_is_named_like_a_released_model_is_not_taken_for_it(
     assert sorted((tmp_path / "pretrained").rglob("*")) == before
 
 
-def test_the_figures_come_onto_the_card(config, tmp_path, capsys):
+def test_the_card_gets_the_figures(config, tmp_path, capsys):
     before = (tmp_path / "model" / "README.md").read_text()
     assert "model-index" not in before and "Not measured" in before
     metrics = evaluate_model(config)
@@ -96,7 +96,7 @@ def test_the_figures_come_onto_the_card(config, tmp_path, capsys):
     assert f"the figures are on the card, {folder}/README.md" in capsys.readouterr().out
 
 
-def test_an_edited_card_is_kept_and_it_is_said_in_one_line(config, tmp_path, capsys):
+def test_an_edited_card_is_kept_with_a_message(config, tmp_path, capsys):
     edited = (tmp_path / "model" / "README.md").read_text() + "mine\n"
     (tmp_path / "model" / "README.md").write_text(edited)
     metrics = evaluate_model(config)
@@ -106,13 +106,13 @@ def test_an_edited_card_is_kept_and_it_is_said_in_one_line(config, tmp_path, cap
     assert "was edited by hand and is kept" in line
 
 
-def test_the_models_folder_is_left_alone_where_that_is_asked_for(config, tmp_path):
+def test_update_card_false_leaves_the_models_folder_unchanged(config, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "model").rglob("*")}
     evaluate_model(replace(config, update_card=False))
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "model").rglob("*")} == before
 
 
-def test_another_models_figures_are_never_on_a_card(config, tmp_path):
+def test_a_card_never_has_another_models_figures(config, tmp_path):
     evaluate_model(config)
     other = LatentDiffusionPipeline.from_pretrained(tmp_path / "model")
     other.unet.conv_out.bias.data += 1
@@ -140,7 +140,7 @@ def saved(pipeline, tmp_path):
     return tmp_path / "saved"
 
 
-def test_pictures_of_an_earlier_evaluation_go(pipeline, saved, tmp_path):
+def test_pictures_of_an_earlier_evaluation_are_removed(pipeline, saved, tmp_path):
     write_reports(saved, pipeline)
     show(tmp_path / "now", 30, "samples.png")
     update_card(saved, measured(pipeline), tmp_path / "now")
@@ -152,7 +152,7 @@ def test_pictures_of_an_earlier_evaluation_go(pipeline, saved, tmp_path):
     ("training", "kept"), [((), True), (None, False), ({"unet_weights_sha256": "0"}, False)]
 )
 @pytest.mark.parametrize("earlier", [None, {"unet_weights_sha256": "0"}])
-def test_pictures_of_the_training_stay_where_there_is_no_newer_one(
+def test_pictures_of_the_training_stay_if_there_are_no_newer_ones(
     pipeline, saved, tmp_path, training, kept, earlier
 ):
     write_reports(saved, pipeline, training, earlier)
@@ -168,7 +168,7 @@ def test_a_damaged_report_of_an_earlier_evaluation_is_replaced(pipeline, saved, 
         assert json.loads((saved / "metrics.json").read_text()) == measured(pipeline)
 
 
-def test_it_is_the_command(config, tmp_path):
+def test_the_command_evaluates_a_model(config, tmp_path):
     flags = {"model": config.model, "output_dir": config.output_dir, "cache_dir": config.cache_dir}
     flags |= {"resize_mode": "pad", "max_train_samples": 60, "num_images": 20}
     flags |= {"num_inference_steps": 1, "update_card": "false"}

@@ -55,7 +55,7 @@ def test_one_row_a_label(model, tmp_path, capsys):
     assert np.asarray(Image.open(other)).tobytes() != np.asarray(picture).tobytes()
 
 
-def test_all_classes_where_none_is_named(model, tmp_path):
+def test_all_classes_are_drawn_by_default(model, tmp_path):
     assert run(model, "--output", str(tmp_path / "grid.png")) == 0
     assert Image.open(tmp_path / "grid.png").size == (LABEL_WIDTH + 4 * 64, 3 * 64)
 
@@ -74,7 +74,7 @@ def test_sampler_and_guidance_interval_reach_the_pipeline(model, tmp_path, monke
     assert calls == [("FlowMatchHeunDiscreteScheduler", 3.0, (0.2, 0.8))]
 
 
-def test_without_a_model_the_released_one_draws(tmp_path, monkeypatch):
+def test_the_released_model_is_the_default(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     main(["generate", "--num_inference_steps", "1"])
     assert Image.open("samples.png").size == (LABEL_WIDTH + 4 * 64, 10 * 64)
@@ -83,7 +83,7 @@ def test_without_a_model_the_released_one_draws(tmp_path, monkeypatch):
     assert Path("b.png").read_bytes() == Path("samples.png").read_bytes()
 
 
-def test_unconditional(unconditional, tmp_path):
+def test_an_unconditional_model_is_drawn_without_labels(unconditional, tmp_path):
     unconditional.save_pretrained(tmp_path / "model")
     output = tmp_path / "grid.png"
     assert run(str(tmp_path / "model"), "--num_images", "5", "--output", str(output)) == 0
@@ -112,7 +112,7 @@ def test_unconditional(unconditional, tmp_path):
         (("--guidance_interval", "low,high"), "with a comma between"),
     ],
 )
-def test_mistakes_are_one_line_and_write_nothing(
+def test_user_errors_are_one_line_and_write_nothing(
     model, tmp_path, monkeypatch, capsys, flags, message
 ):
     monkeypatch.chdir(tmp_path)
@@ -135,7 +135,7 @@ def test_labels_of_an_unconditional_model_are_refused(unconditional, tmp_path, c
     assert "--guidance_interval needs a model with classes" in capsys.readouterr().err
 
 
-def test_a_number_of_steps_that_the_scheduler_has_not_is_one_line(model_of, tmp_path, capsys):
+def test_an_impossible_number_of_steps_is_one_line(model_of, tmp_path, capsys):
     model = model_of(create_scheduler("epsilon"))
     for steps in ("2000", "30"):
         flags = ("--num_inference_steps", steps, "--output", str(tmp_path / "grid.png"))
@@ -144,7 +144,7 @@ def test_a_number_of_steps_that_the_scheduler_has_not_is_one_line(model_of, tmp_
         assert line.startswith(f"error: --num_inference_steps {steps} is not for this scheduler: ")
 
 
-def test_a_model_whose_images_are_no_pictures_is_refused_in_one_line(model_of, tmp_path, capsys):
+def test_a_model_of_two_channels_is_refused_in_one_line(model_of, tmp_path, capsys):
     model = model_of(create_scheduler("flow"), channels=2)
     assert run(model, "--output", str(tmp_path / "grid.png")) == 2
     line = capsys.readouterr().err.splitlines()[-1]

@@ -23,7 +23,7 @@ REAL_SECONDS: dict[str, float] = {}
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A short quickstart: its folder, its report and its seconds by the given clock."""
+    """Return folder, report and seconds by the given clock of a short quickstart."""
     folder = tmp_path_factory.mktemp("quickstart") / "run"
     now = ticking_clock(TICK_SECONDS)
     settings = QuickstartConfig(
@@ -43,7 +43,7 @@ def finished(tmp_path_factory):
 
 
 def timed(stage):
-    """Time stages by the wall's clock too."""
+    """Measure the wall-clock time of stages too."""
 
     @contextmanager
     def of_both(self, name):
@@ -56,7 +56,7 @@ def timed(stage):
 
 
 @pytest.mark.slow
-def test_it_leaves_a_model_pictures_and_a_report(finished):
+def test_quickstart_saves_a_model_pictures_and_a_report(finished):
     folder, report, _ = finished
     assert sorted(p.name for p in folder.iterdir()) == [
         "denoiser",
@@ -72,11 +72,11 @@ def test_it_leaves_a_model_pictures_and_a_report(finished):
 
 
 @pytest.mark.slow
-def test_it_keeps_to_its_time(finished):
+def test_quickstart_keeps_within_its_time(finished):
     _, report, seconds = finished
     assert MAX_MINUTES * 60 * 0.5 < seconds < MAX_MINUTES * 60
     assert seconds * 0.95 < report["total_seconds"] <= seconds
-    # The given clock goes on at every look, so also between stages. The wall's time is all in them.
+    # The given clock moves at every reading, also between stages. Stages take all wall-clock time.
     assert sum(report[f"{name}_seconds"] for name in STAGES) == pytest.approx(seconds, rel=0.2)
     assert sum(REAL_SECONDS[name] for name in STAGES) == pytest.approx(
         REAL_SECONDS["whole"], rel=0.05
@@ -84,7 +84,7 @@ def test_it_keeps_to_its_time(finished):
 
 
 @pytest.mark.slow
-def test_its_figures_are_there_and_make_sense(finished):
+def test_the_report_has_plausible_figures(finished):
     folder, report, _ = finished
     assert report["image_shape"] == (1, 32, 32)
     assert report["latent_shape"] == (4, 8, 8)
@@ -134,7 +134,7 @@ def test_train_vae_trains_the_autoencoder_too(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_figures_are_on_the_models_card(finished):
+def test_the_models_card_has_the_figures(finished):
     folder, report, _ = finished
     card = (folder / "model" / "README.md").read_text()
     assert card == render_model_card(folder / "model")
@@ -149,7 +149,7 @@ def test_the_figures_are_on_the_models_card(finished):
 
 
 @pytest.mark.slow
-def test_generate_works_on_the_result(finished, tmp_path):
+def test_generate_draws_from_the_saved_model(finished, tmp_path):
     folder, _, _ = finished
     output = tmp_path / "grid.png"
     flags = (

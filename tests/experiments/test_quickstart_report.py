@@ -4,7 +4,7 @@ from hf_latent.output import write_json
 from tests.hub.saved_models import section
 
 
-def test_real_test_images_are_not_said_to_be_as_many_as_the_samples(pipeline, tmp_path):
+def test_the_card_states_the_number_of_real_test_images(pipeline, tmp_path):
     report = {
         "train_images": 11_000,
         "validation_fingerprint": "f" * 16,

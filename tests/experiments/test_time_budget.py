@@ -8,7 +8,7 @@ from hf_latent.experiments.time_budget import SAFETY, TimeBudget
 
 
 class Clock:
-    """Goes on only when told to."""
+    """A clock that moves only by `sleep`."""
 
     seconds = 100.0
 
@@ -24,7 +24,7 @@ def clock():
     return Clock()
 
 
-def test_what_is_over_and_reserved_is_not_left(clock):
+def test_used_and_reserved_time_is_not_left(clock):
     budget = TimeBudget(max_minutes=1.0, started=clock() - 15, now=clock)
     assert budget.minutes_left == pytest.approx(0.75)
     budget.reserve(lambda: clock.sleep(0.01), times=1000)
@@ -39,13 +39,13 @@ def test_stages_are_timed(clock):
     assert budget.stage_seconds == {"nap_seconds": pytest.approx(0.5)}
 
 
-def test_too_little_time_is_refused_with_what_would_do(clock):
+def test_too_little_time_is_refused_and_the_needed_time_named(clock):
     budget = TimeBudget(1.0, clock() - 90, clock)
     with pytest.raises(UserError, match=r"needs at least 1\.60 for the whole command \(advice\)"):
         budget.check(0.1, "advice")
 
 
-def test_a_models_time_is_reserved_by_its_parts(pipeline):
+def test_the_time_of_a_model_is_that_of_its_parts(pipeline):
     looks = count()
     budget = TimeBudget(10.0, now=lambda: float(next(looks)))  # a part takes a second
     images = torch.zeros(4, 1, 16, 16)

@@ -25,7 +25,11 @@ def test_bench_cache_writes_both_sides_of_every_ratio(tmp_path, capsys, monkeypa
     report = json.loads((tmp_path / "bench" / "bench.json").read_text())
     printed = capsys.readouterr().out
     for name, sides, rounds in (
-        ("reading", ("cache", "memory", "stream"), 6),  # short: three times as many
+        (
+            "reading",
+            ("cache", "memory", "stream"),
+            6,
+        ),  # three times as many, because they are short
         ("reading_large", ("cache", "memory", "stream"), 6),
         ("encoding", ("cache", "bare"), 2),
         ("encoding_small", ("cache", "bare"), 2),
@@ -41,7 +45,7 @@ def test_bench_cache_writes_both_sides_of_every_ratio(tmp_path, capsys, monkeypa
     assert [path.name for path in (tmp_path / "bench").iterdir()] == ["bench.json"]
 
 
-def test_sides_take_turns_in_being_first_and_the_warm_up_does_not_count():
+def test_sides_alternate_in_running_first_and_the_warm_up_does_not_count():
     order: list[str] = []
     sides = {name: lambda name=name: order.append(name) or len(order) for name in ("a", "b")}
     rates = alternate(sides, 3)
@@ -53,7 +57,7 @@ def test_the_ratio_is_the_median_of_the_rounds():
     assert median_ratio([1.0, 8.0, 3.0], [2.0, 2.0, 3.0]) == 1.0
 
 
-def test_bench_refuses_what_it_does_not_know(capsys):
+def test_bench_refuses_an_unknown_benchmark(capsys):
     with pytest.raises(SystemExit) as error:
         main(["bench", "everything"])
     assert error.value.code == 2

@@ -12,7 +12,7 @@ FINGERPRINT = "0123456789abcdef"
 
 @pytest.fixture
 def ablation(tmp_path):
-    """The reports of two runs, the second with changes."""
+    """Return a function that writes the reports of two runs, the second with changes."""
 
     def write(changes: dict) -> list[str]:
         for name, changed in (("L1", {}), ("L2", changes)):
@@ -37,7 +37,7 @@ def ablation(tmp_path):
         {"dataloader_num_workers": 2, "resume_from_checkpoint": "latest"},
     ],
 )
-def test_an_ablations_runs_may_differ_in_their_loss(ablation, changes):
+def test_runs_of_an_ablation_may_differ_in_their_loss(ablation, changes):
     check_ablation(ablation(changes), FINGERPRINT)
 
 
@@ -52,7 +52,7 @@ def test_an_ablations_runs_may_differ_in_their_loss(ablation, changes):
         {"max_train_samples": 10},
     ],
 )
-def test_an_ablations_runs_differ_in_nothing_else(ablation, tmp_path, changes):
+def test_runs_of_an_ablation_may_differ_in_nothing_else(ablation, tmp_path, changes):
     (name,) = changes
     with pytest.raises(UserError) as refused:
         check_ablation(ablation(changes), FINGERPRINT)
@@ -60,7 +60,7 @@ def test_an_ablations_runs_differ_in_nothing_else(ablation, tmp_path, changes):
     assert str(refused.value) == message
 
 
-def test_a_run_that_held_other_images_out_is_refused(ablation, tmp_path):
+def test_a_run_with_other_held_out_images_is_refused(ablation, tmp_path):
     runs = ablation({"validation_fingerprint": "f" * 16})
     with pytest.raises(UserError, match=f"^{tmp_path / 'L2'} has other held-out images"):
         check_ablation(runs, FINGERPRINT)
@@ -68,7 +68,7 @@ def test_a_run_that_held_other_images_out_is_refused(ablation, tmp_path):
         check_ablation(runs, "f" * 16)
 
 
-def test_a_run_that_is_not_finished_is_refused(ablation, tmp_path):
+def test_an_unfinished_run_is_refused(ablation, tmp_path):
     runs = ablation({})
     (tmp_path / "L2" / "report.json").unlink()
     with pytest.raises(UserError, match=f"^{tmp_path / 'L2'} is not a finished run"):

@@ -42,7 +42,7 @@ def test_models_are_measured_on_the_same_images(model, tmp_path, monkeypatch):
     )
     one, two = report["models"]
     assert one["generated_fd"] == pytest.approx(two["generated_fd"])
-    # Samples of an untrained model are further from real images than real ones are.
+    # The samples of an untrained model have a higher FD than real images.
     assert one["generated_fd"] > 2 * report["real_against_real_fd"] > 0
     assert Image.open(tmp_path / "out" / "two.png").size == (8 * 64, 4 * 64)
     (row, _) = comparison_rows(tmp_path / "out" / "comparison.json")
@@ -51,7 +51,7 @@ def test_models_are_measured_on_the_same_images(model, tmp_path, monkeypatch):
     assert row["figures"]["FD of 40 generated"] == f"{one['generated_fd_by_seed'][0]:.1f}"
 
 
-def test_a_guide_has_no_part_in_it(model, tmp_path, monkeypatch):
+def test_a_guide_does_not_change_the_comparison(model, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "compare_models.measure_autoencoder",
         lambda *given: {"test_psnr_db": 0.0},

@@ -27,12 +27,12 @@ SCRIPT = Path(__file__).parents[3] / "train_scripts" / "release" / "make_emoji.p
 TONES = ["1F3FB", "1F3FC", "1F3FF"]
 PLAIN = [f"{code:X}" for code in range(0x1F400, 0x1F440)]
 HANDS = ["1F44B", "1F44D", "1F44E", "1F64F"]
-# The flags of the United States and of their islands; each key alone is on another side.
+# Flags of the United States and its islands; separate groups would be in different splits.
 SAME_PIXELS = ("1F1FA-1F1F8", "1F1FA-1F1F2")
 
 
 def picture(seed, hidden=0):
-    """An RGBA picture; `hidden` changes only colour under full transparency."""
+    """Return an RGBA image; `hidden` changes only its colour under full transparency."""
     pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 4), np.uint8)
     pixels[:4, :, 3] = 0
     pixels[:4, :, :3] = hidden
@@ -42,7 +42,7 @@ def picture(seed, hidden=0):
 
 
 def entry(unified, category="Animals & Nature", tones=()):
-    """An emoji of emoji.json."""
+    """Return an entry of emoji.json."""
 
     def one(code):
         return {"unified": code, "image": f"{code.lower()}.png", "has_img_google": True}
@@ -61,7 +61,7 @@ def write_entries(package, emoji):
 
 @pytest.fixture
 def emoji():
-    """Emoji of a miniature package."""
+    """Return the emoji of a miniature package."""
     people = [entry(code, "People & Body", TONES) for code in HANDS]
     flags = [entry(code, "Flags") for code in SAME_PIXELS]
     return [*(entry(code) for code in PLAIN), *people, *flags, entry("1F3FB", "Component")]
@@ -93,7 +93,7 @@ def make(package, output_dir):
 
 
 def sides(package, splits):
-    """The split that each file's bytes are in."""
+    """Return the split that has each file's bytes."""
     found = {}
     for split, rows in splits.items():
         for image in rows.cast_column("image", ImageFeature(decode=False))["image"]:
@@ -128,25 +128,25 @@ def test_variants_share_a_group(same):
     assert len({group_key(unified) for unified in same}) == 1
 
 
-def test_other_emoji_have_groups_of_their_own():
-    # Signs that are dropped from others are emoji too.
+def test_different_emoji_have_different_groups():
+    # A sign that is dropped from other emoji is also an emoji.
     emoji = ["1F600", "1F44B", "1F9D1", "1F9D2", "1F9D3", "1F9D1-200D-1F680", "1F46A", "1F46B"]
     emoji += ["1F491", "1F48F", "2640-FE0F", "2642-FE0F", "27A1-FE0F", "1F550", "2764-FE0F"]
     assert len({group_key(unified) for unified in emoji}) == len(emoji)
 
 
-def test_groups_with_an_image_in_common_are_joined_in_chains():
+def test_groups_that_share_images_are_joined_in_chains():
     groups = ["d", "c", "b", "c", "a", "b", "e"]
     hashes = ["1", "2", "3", "1", "4", "2", "5"]
     assert join_groups(groups, hashes) == ["b", "b", "b", "b", "a", "b", "e"]
 
 
-def test_a_tenth_of_the_groups_is_held_out_for_ever():
+def test_a_fixed_tenth_of_the_groups_is_held_out():
     assert [code for code in PLAIN[:32] if is_held_out(group_key(code))] == ["1F405", "1F409"]
     assert 80 < sum(is_held_out(f"{code:x}") for code in range(1000)) < 120
 
 
-def test_every_image_is_on_its_groups_side_with_its_bytes(package, emoji, tmp_path):
+def test_every_image_is_in_the_split_of_its_group_with_unchanged_bytes(package, emoji, tmp_path):
     splits = make(package, tmp_path / "made")
     side = sides(package, splits)
     assert side.pop("1f3fb.png") is None
@@ -160,7 +160,7 @@ def test_every_image_is_on_its_groups_side_with_its_bytes(package, emoji, tmp_pa
     assert sum(len(rows) for rows in splits.values()) == len(side)
 
 
-def test_a_couples_skin_tones_are_on_the_couples_side(package):
+def test_skin_tones_of_a_couple_are_in_the_couples_split(package):
     couple = entry("1F46B", "People & Body", TONES)
     couple["skin_variations"]["1F3FB"]["unified"] = "1F469-1F3FB-200D-1F91D-200D-1F468-1F3FC"
     write_entries(package, [couple])
@@ -180,7 +180,7 @@ def test_labels_are_categories_and_the_readme_counts_them(package, tmp_path):
     assert licence.read_text() == "MIT, somebody"
 
 
-def test_what_google_has_not_drawn_is_left_out(package, emoji):
+def test_emoji_without_an_image_are_left_out(package, emoji):
     emoji[0]["has_img_google"] = False
     emoji[-4]["skin_variations"][TONES[0]]["has_img_google"] = False
     write_entries(package, emoji)
@@ -208,7 +208,7 @@ def test_the_same_package_makes_the_same_files(package, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../../x.png", "/etc/x.png", "a/b.png", "1f600.png\n", "", 7])
-def test_an_image_that_is_no_plain_name_is_refused(package, emoji, name):
+def test_an_invalid_image_name_is_refused(package, emoji, name):
     emoji[3]["image"] = name
     write_entries(package, emoji)
     with pytest.raises(UserError, match=r"emoji\.json: entry 3 names the image"):
@@ -228,7 +228,7 @@ BAD_ENTRIES += [entry("1F600") | {"unified": 7}, entry("1F600") | {"skin_variati
 
 
 @pytest.mark.parametrize("bad", BAD_ENTRIES)
-def test_an_entry_that_is_no_emoji_is_refused(package, bad):
+def test_an_invalid_entry_is_refused(package, bad):
     write_entries(package, [entry("1F600"), bad])
     with pytest.raises(UserError, match="entry 1 is not an emoji"):
         list(list_images(package))
@@ -285,14 +285,16 @@ def too_few(package):
         (too_few, "split would be empty"),
     ],
 )
-def test_a_bad_package_is_one_line_and_leaves_nothing(package, tmp_path, capsys, spoil, message):
+def test_a_bad_package_is_refused_in_one_line_and_nothing_is_written(
+    package, tmp_path, capsys, spoil, message
+):
     spoil(package)
     assert message in refuse(package, tmp_path / "made", capsys)
     assert not (tmp_path / "made").exists()
 
 
 def refuse(package, output_dir, capsys):
-    """Run the command, which must fail; return its one line."""
+    """Run the command, which must fail; return its error line."""
     arguments = ["--package", str(package), "--output_dir", str(output_dir)]
     with pytest.raises(SystemExit) as end:
         run_command(EmojiConfig, make_emoji, arguments)

@@ -18,7 +18,7 @@ def test_first_per_class_keeps_the_original_order():
 
 @pytest.fixture
 def original_files(tmp_path, monkeypatch):
-    """Debian's files and the shipped sample, or a small hand-made pair of both."""
+    """Return Debian's files and the package's sample, or a small imitation of both."""
     if DEBIAN_FOLDER.is_dir():
         return DEBIAN_FOLDER, SAMPLE_FOLDER
     source = write_idx_folder(tmp_path / "idx", {"train": 300, "t10k": 100})
@@ -31,7 +31,7 @@ def original_files(tmp_path, monkeypatch):
     return source, tmp_path / "expected"
 
 
-def test_maker_reproduces_the_sample(original_files, tmp_path):
+def test_the_package_sample_is_reproduced(original_files, tmp_path):
     source, expected = original_files
     output = tmp_path / "made"
     make_sample(SampleConfig(source=str(source), output_dir=str(output)))
@@ -44,7 +44,7 @@ def test_maker_reproduces_the_sample(original_files, tmp_path):
         assert np.array_equal(pixels(made), pixels(shipped))
 
 
-def test_maker_refuses_a_missing_source_with_status_2(tmp_path):
+def test_a_missing_source_is_refused_with_status_2(tmp_path):
     command = [sys.executable, make_fashion_mnist_sample.__file__]
     command += ["--source", str(tmp_path / "none"), "--output_dir", str(tmp_path / "out")]
     done = forked.run(command)

@@ -35,7 +35,7 @@ def config(pipeline, tmp_path) -> ReleasePipelineConfig:
     )
 
 
-def test_a_release_has_a_model_and_a_card_that_its_reports_give(config, pipeline, tmp_path):
+def test_a_release_has_a_model_and_a_card_made_of_its_reports(config, pipeline, tmp_path):
     metrics = release_pipeline(config)
     model, cards = tmp_path / "pretrained" / "clothes", tmp_path / "cards" / "clothes"
     assert json.loads((cards / "metrics.json").read_text()) == metrics
@@ -83,9 +83,7 @@ def test_a_release_keeps_the_dtype_of_the_weights(config, pipeline, tmp_path):
 
 
 @pytest.mark.parametrize("report", ["training", "metrics"])
-def test_what_was_not_measured_or_is_of_other_weights_is_not_released(
-    config, pipeline, tmp_path, report
-):
+def test_a_model_without_reports_of_its_weights_is_not_released(config, pipeline, tmp_path, report):
     for wrong in ({"unet_weights_sha256": "0" * 64}, None):
         (tmp_path / "model" / f"{report}.json").unlink()
         write_reports(tmp_path / "model", pipeline, **{report: wrong})
@@ -94,7 +92,7 @@ def test_what_was_not_measured_or_is_of_other_weights_is_not_released(
     assert not (tmp_path / "pretrained").exists() and not (tmp_path / "cards").exists()
 
 
-def test_a_second_release_has_the_licence_that_is_given_now(config, tmp_path):
+def test_a_second_release_has_the_new_licence(config, tmp_path):
     release_pipeline(config)
     (tmp_path / "about.yaml").write_text(yaml.safe_dump(ABOUT | {"license": "apache-2.0"}))
     release_pipeline(config)

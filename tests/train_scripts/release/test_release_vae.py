@@ -57,7 +57,7 @@ def test_figures_equal_those_of_one_batch(run):
 
 
 @pytest.mark.slow
-def test_a_release_has_model_card_pictures_and_figures(run, tmp_path):
+def test_a_release_has_a_model_a_card_pictures_and_figures(run, tmp_path):
     about = yaml.safe_load((RECIPES / "fashion_mnist-32" / "card.yaml").read_text())
     (tmp_path / "about.yaml").write_text(yaml.safe_dump(about | {"name": "made"}))
     metrics = release_autoencoder(
@@ -90,14 +90,14 @@ def test_a_release_has_model_card_pictures_and_figures(run, tmp_path):
     assert load_autoencoder(str(tmp_path / "pretrained" / "made")).config.scaling_factor == 1
 
 
-def test_a_run_that_is_not_finished_is_refused(tmp_path):
+def test_an_unfinished_run_is_refused(tmp_path):
     config = ReleaseConfig(run=str(tmp_path), about="about.yaml", recipe="recipe.yaml")
     with pytest.raises(UserError, match=r"no report\.json"):
         release_autoencoder(config)
 
 
 @pytest.mark.parametrize("change", [{"max_train_steps": 3}, {"kl_weight": 3e-4}, {"seed": 1}])
-def test_a_recipe_that_the_run_was_not_trained_by_is_refused(run, tmp_path, change):
+def test_a_recipe_that_differs_from_the_runs_settings_is_refused(run, tmp_path, change):
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(RECIPE | change))
     config = ReleaseConfig(
         run=str(run),
