@@ -8,24 +8,31 @@ from typing import Any
 
 import torch
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt
+from torch import nn
 
 from hf_latent.command import Seed, Settings
 from hf_latent.data.images.config import ImagesConfig
 from hf_latent.data.images.dataset import ImageDataset
 from hf_latent.data.images.open import ImageSplits, open_images
-from hf_latent.evaluation.images.sampling import load_pipeline
+from hf_latent.data.images.pixels import Box
+from hf_latent.evaluation.images.sampling import (
+    choose_guidance,
+    count_evaluations,
+    load_pipeline,
+    sample_images,
+)
 from hf_latent.evaluation.machine import machine_figures
 from hf_latent.evaluation.measures.classifier import (
     LabelledImages,
     measure_accuracy,
     train_classifier,
 )
+from hf_latent.evaluation.measures.reconstruction import measure_reconstructions
+from hf_latent.evaluation.pictures import image_grid, interleave, labelled_rows, save_picture
 from hf_latent.experiments.evaluate_model import update_card
 from hf_latent.experiments.quickstart_report import (
     card_metrics,
     describe_quickstart,
-    measure_autoencoder,
-    measure_samples,
     training_figures,
 )
 from hf_latent.experiments.time_budget import TimeBudget
@@ -34,6 +41,7 @@ from hf_latent.models.presets import (
     create_autoencoder,
     create_denoiser,
     create_scheduler,
+    measure_compression,
 )
 from hf_latent.output import check_output_dir, replaced_whole, write_json
 from hf_latent.pipeline import LatentDiffusionPipeline
@@ -60,6 +68,7 @@ DENOISER = {
 RELEASED_AUTOENCODER = "fashion-mnist-f4"
 AUTOENCODER_SHARE = 0.25
 MINIMUM_MINUTES = 0.05
+SAMPLES_PER_CLASS, PAIRS = 8, 40
 GRID_IMAGE_STEPS = 80 * 20  # images times steps of the grid at the end of a denoiser's training
 
 
@@ -170,6 +179,80 @@ def train(config: QuickstartConfig, splits: ImageSplits, budget: TimeBudget) -> 
     }
 
 
+def measure_autoencoder(
+    pipeline: LatentDiffusionPipeline, test_images: torch.Tensor, box: Box, output_dir: Path
+) -> dict[str, Any]:
+    """Measure reconstructions of test images, and save reconstructions.png.
+
+    Args:
+        pipeline: the model.
+        test_images: `(N, C, H, W)` float in [-1, 1].
+        box: the part of an image inside its padding.
+        output_dir: for the picture: each image beside its reconstruction.
+
+    Returns:
+        Figures for the report.
+    """
+    originals = test_images / 2 + 0.5
+    reconstructions = torch.cat(
+        [torch.as_tensor(pipeline.reconstruct(x)).cpu() for x in test_images.split(200)]
+    )
+    kept = asdict(measure_reconstructions([(originals, reconstructions)], box))
+    channels, height, width = test_images.shape[1:]
+    compression = measure_compression(pipeline.vae, (channels, height, width))
+    pairs = interleave(originals[:PAIRS], reconstructions[:PAIRS])
+    picture = image_grid(pairs, 2 * SAMPLES_PER_CLASS, group=2)
+    save_picture(output_dir / "reconstructions.png", picture)
+    return {
+        "image_shape": compression.image_shape,
+        "latent_shape": compression.latent_shape,
+        "compression_ratio": compression.ratio,
+        **{f"test_{key}": value for key, value in kept.items() if value is not None},
+    }
+
+
+def measure_samples(
+    config: QuickstartConfig,
+    pipeline: LatentDiffusionPipeline,
+    classifier: nn.Module,
+    now: Callable[[], float],
+) -> dict[str, Any]:
+    """Measure the label agreement of samples, and save samples.png with a row for each class.
+
+    Args:
+        config: the number of samples, the sampling and the folder of the picture.
+        pipeline: the model.
+        classifier: trained on real images.
+        now: the clock, in seconds.
+
+    Returns:
+        Figures for the report.
+    """
+    labels, scale, steps = (
+        list(pipeline.id2label),
+        config.guidance_scale,
+        config.num_inference_steps,
+    )
+    shown = SAMPLES_PER_CLASS * len(labels)
+    count = max(config.evaluation_images, shown)
+    start = now()
+    samples = sample_images(pipeline, labels, count, config.seed, 100, scale, steps)
+    seconds = now() - start
+    picture = labelled_rows(samples[:shown], labels, pipeline.id2label)
+    save_picture(Path(config.output_dir, "samples.png"), picture)
+    scored = samples[: config.evaluation_images] * 2 - 1
+    asked_for = torch.arange(len(scored)) % len(labels)
+    guidance = choose_guidance(pipeline, scale, None)
+    return {
+        "label_agreement": measure_accuracy(
+            classifier, LabelledImages.from_tensors(scored, asked_for)
+        ),
+        "label_agreement_images": len(scored),
+        "denoiser_evaluations_per_image": count_evaluations(pipeline, steps, guidance),
+        "sampling_images_per_second": count / seconds,
+    }
+
+
 def run_quickstart(
     config: QuickstartConfig,
     started: float | None = None,
@@ -219,16 +302,7 @@ def run_quickstart(
         box = splits.validation.unpadded_box()
         assert box is not None, "28x28 pixels are padded to 32x32"
         figures = measure_autoencoder(pipeline, test_images, box, output_dir)
-        figures |= measure_samples(
-            pipeline,
-            classifier,
-            config.evaluation_images,
-            config.seed,
-            config.guidance_scale,
-            config.num_inference_steps,
-            output_dir,
-            now,
-        )
+        figures |= measure_samples(config, pipeline, classifier, now)
     report = {
         **asdict(config),
         "train_images": len(splits.train),

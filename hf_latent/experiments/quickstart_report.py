@@ -1,107 +1,12 @@
-"""The figures and pictures of a quickstart."""
+"""The report of a quickstart: figures of its trainings, its card's figures, and its text."""
 
-from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
-from hf_latent.data.images.pixels import Box
-from hf_latent.evaluation.images.sampling import choose_guidance, count_evaluations, sample_images
 from hf_latent.evaluation.machine import machine_figures
-from hf_latent.evaluation.measures.classifier import LabelledImages, measure_accuracy
-from hf_latent.evaluation.measures.reconstruction import measure_reconstructions
-from hf_latent.evaluation.pictures import image_grid, interleave, labelled_rows, save_picture
 from hf_latent.models.frozen import hash_weights
-from hf_latent.models.presets import measure_compression
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.training.run.clock import TrainingSummary
-
-SAMPLES_PER_CLASS = 8
-PAIRS = 40
-
-
-def measure_autoencoder(
-    pipeline: LatentDiffusionPipeline, test_images: torch.Tensor, box: Box, output_dir: Path
-) -> dict[str, Any]:
-    """Measure reconstructions of test images, and save reconstructions.png.
-
-    Args:
-        pipeline: the model.
-        test_images: `(N, C, H, W)` float in [-1, 1].
-        box: the part of an image inside its padding.
-        output_dir: for the picture: each image beside its reconstruction.
-
-    Returns:
-        Figures for the report.
-    """
-    originals = test_images / 2 + 0.5
-    reconstructions = torch.cat(
-        [torch.as_tensor(pipeline.reconstruct(x)).cpu() for x in test_images.split(200)]
-    )
-    kept = asdict(measure_reconstructions([(originals, reconstructions)], box))
-    channels, height, width = test_images.shape[1:]
-    compression = measure_compression(pipeline.vae, (channels, height, width))
-    pairs = interleave(originals[:PAIRS], reconstructions[:PAIRS])
-    save_picture(
-        output_dir / "reconstructions.png", image_grid(pairs, 2 * SAMPLES_PER_CLASS, group=2)
-    )
-    return {
-        "image_shape": compression.image_shape,
-        "latent_shape": compression.latent_shape,
-        "compression_ratio": compression.ratio,
-        **{f"test_{key}": value for key, value in kept.items() if value is not None},
-    }
-
-
-def measure_samples(
-    pipeline: LatentDiffusionPipeline,
-    classifier: nn.Module,
-    num_images: int,
-    seed: int,
-    guidance_scale: float,
-    num_inference_steps: int,
-    output_dir: Path,
-    now: Callable[[], float],
-) -> dict[str, Any]:
-    """Measure the label agreement of samples, and save samples.png.
-
-    Args:
-        pipeline: the model.
-        classifier: trained on real images.
-        num_images: number of samples to score.
-        seed: of the first image.
-        guidance_scale: classifier-free guidance; 1 is off.
-        num_inference_steps: sampling steps.
-        output_dir: for the picture, with a row a class.
-        now: the clock, in seconds.
-
-    Returns:
-        Figures for the report.
-    """
-    labels = list(pipeline.id2label)
-    shown = SAMPLES_PER_CLASS * len(labels)
-    count = max(num_images, shown)
-    start = now()
-    samples = sample_images(pipeline, labels, count, seed, 100, guidance_scale, num_inference_steps)
-    seconds = now() - start
-    scored = samples[:num_images]
-    asked_for = torch.arange(len(scored)) % len(labels)
-    picture = labelled_rows(samples[:shown], labels, pipeline.id2label)
-    save_picture(output_dir / "samples.png", picture)
-    guidance = choose_guidance(pipeline, guidance_scale, None)
-    return {
-        "label_agreement": measure_accuracy(
-            classifier, LabelledImages.from_tensors(scored * 2 - 1, asked_for)
-        ),
-        "label_agreement_images": len(scored),
-        "denoiser_evaluations_per_image": count_evaluations(
-            pipeline, num_inference_steps, guidance
-        ),
-        "sampling_images_per_second": count / seconds,
-    }
 
 
 def card_metrics(

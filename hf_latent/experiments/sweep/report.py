@@ -40,9 +40,10 @@ def describe_sweep(report: dict[str, Any], folder: str) -> str:
         report: the content of report.json.
         folder: the folder of the report.
     """
-    heads = ("", "rate", "PSNR", "FD floor", "generated FD", "sampling")
-    rows = [heads] + [
-        (
+    row = "{:>9}  {:>11}  {:>9}  {:>8}  {:>12}  {:>14}".format
+    table = [row("", "rate", "PSNR", "FD floor", "generated FD", "sampling")]
+    table += [
+        row(
             pair["name"] + ("*" if pair["name"] in report["pareto_front"] else ""),
             format_number(pair["rate_bits_per_image"], "{:.0f} bits"),
             format_number(pair["reconstruction_psnr_db"], "{:.2f} dB"),
@@ -51,11 +52,6 @@ def describe_sweep(report: dict[str, Any], folder: str) -> str:
             format_number(pair["sampling_images_per_second"], "{:.1f} images/s"),
         )
         for pair in report["pairs"]
-    ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    table = [
-        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-        for row in rows
     ]
     conclusion = [line.replace("**", "") for line in _conclusion(report) if line]
     return "\n".join(
