@@ -228,11 +228,8 @@ def measure_samples(
     Returns:
         Figures for the report.
     """
-    labels, scale, steps = (
-        list(pipeline.id2label),
-        config.guidance_scale,
-        config.num_inference_steps,
-    )
+    labels, scale = list(pipeline.id2label), config.guidance_scale
+    steps = config.num_inference_steps
     shown = SAMPLES_PER_CLASS * len(labels)
     count = max(config.evaluation_images, shown)
     start = now()

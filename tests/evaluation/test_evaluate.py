@@ -16,6 +16,7 @@ from hf_latent.evaluation.config import EvaluateConfig
 from hf_latent.evaluation.evaluate import evaluate
 from hf_latent.evaluation.images.reference import RealImages
 from hf_latent.evaluation.measures.generation import compare_sets
+from hf_latent.evaluation.pictures import GAP
 from hf_latent.models.presets import create_denoiser, create_scheduler
 from hf_latent.pipeline import LatentDiffusionPipeline
 from tests.conftest import NARROW_DENOISER, make_autoencoder
@@ -152,7 +153,7 @@ def test_a_report_is_whole(config, models, capsys, model, guidance, evaluations)
     pictures = sorted(path.name for path in folder.glob("*.png"))
     spaces = [f"{x}_by_{space}.png" for x in ("closest", "duplicates") for space in SPACES]
     assert pictures == sorted([*spaces, "samples.png", "reconstructions.png"])
-    assert Image.open(folder / "closest_by_latents.png").size == (12 * 64, 4 * 64)
+    assert Image.open(folder / "closest_by_latents.png").size == (12 * 64 + 5 * GAP, 4 * 64)
     out = capsys.readouterr().out
     assert f"FD of {IMAGES} generated images {metrics['fd']:.2f}" in out
     assert ("label agreement" in out) == (model == "ten")

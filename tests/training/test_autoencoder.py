@@ -13,6 +13,7 @@ from hf_latent.command import parse_config
 from hf_latent.data.images.open import ImageSplits, open_images
 from hf_latent.errors import UserError
 from hf_latent.evaluation.features.networks import load_feature_network
+from hf_latent.evaluation.pictures import GAP
 from hf_latent.models.fold import FOLDED_MEAN, measure_latents, sum_latents, unfold_latent_scale
 from hf_latent.models.frozen import hash_weights
 from hf_latent.pipeline.encode import encode_images, encode_posteriors
@@ -49,7 +50,7 @@ def test_a_run_leaves_a_folded_autoencoder_and_its_log(autoencoder_config, tmp_p
         "step-000002.png",
         "step-000004.png",
     ]
-    assert Image.open(run / "samples" / "step-000004.png").size == (8 * 64, 2 * 64)
+    assert Image.open(run / "samples" / "step-000004.png").size == (8 * 64 + 3 * GAP, 2 * 64)
     lines = [json.loads(line) for line in (run / "logs" / "losses.jsonl").open()]
     assert all(math.isfinite(value) for line in lines for value in line.values())
     assert sorted(summary.validation_losses) == [2, 4]

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 
 from hf_latent.data.images.open import open_images
 from hf_latent.evaluation.features.networks import load_feature_network
+from hf_latent.evaluation.pictures import GAP
 from hf_latent.models.frozen import hash_weights
 from hf_latent.training.run.pictures import picture_path
 from hf_latent.training.validation.autoencoder import (
@@ -157,4 +158,4 @@ def test_pairs_are_saved_and_the_autoencoder_is_unchanged(setting, tmp_path):
     assert vae.training
     assert all(parameter.grad is None for parameter in vae.parameters())
     picture = tmp_path / "autoencoder" / "samples" / "step-000003.png"
-    assert Image.open(picture).size == (8 * 64, 2 * 64)
+    assert Image.open(picture).size == (8 * 64 + 3 * GAP, 2 * 64)
