@@ -437,8 +437,8 @@ def test_sigterm_and_ctrl_c_save_a_checkpoint_and_say_how_to_resume(launched_tra
         assert stopped_at[-1] < steps[-1] < STEPS
         stopped_at.append(steps[-1])
         line = stdout.splitlines()[-1]
-        said, command = line.split("; to go on: python ")
-        assert said == "stopped, with a checkpoint"
+        said, command = line.split("; to resume: python ")
+        assert said == "stopped after saving a checkpoint"
         config = str(run / "config.yaml")
         assert shlex.split(command) == [
             "-m",
@@ -473,7 +473,7 @@ def test_a_training_saves_a_checkpoint_if_its_launcher_ends(launched_trainings, 
     assert launcher.process.wait(timeout=120) == -signal.SIGTERM
     # The training has the other end of this pipe, which closes when the training ends.
     stdout, stderr = launcher.process.communicate(timeout=120)
-    assert "stopped, with a checkpoint; to go on: python -m" in stdout, stderr[-2000:]
+    assert "stopped after saving a checkpoint; to resume: python -m" in stdout, stderr[-2000:]
     (checkpoint,) = run.glob("checkpoint-*")
     assert 0 < int(checkpoint.name.split("-")[1]) < STEPS
     assert (checkpoint / "state.json").exists()

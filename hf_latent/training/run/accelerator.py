@@ -1,4 +1,4 @@
-"""What a training run starts from: settings, accelerator and folder."""
+"""The settings that both trainings share, and their accelerator, optimizer and average."""
 
 import os
 from collections.abc import Iterator
@@ -22,17 +22,17 @@ from hf_latent.errors import UserError
 from hf_latent.hub.remote import check_repo_id
 from hf_latent.training.run.batches import ProcessRows
 
-# They split a model's weights, which checkpoints and averages here take as a whole.
+# They split a model's weights; the checkpoints and averages here need them whole.
 UNSUPPORTED = (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MEGATRON_LM)
 TRACKERS = ("tensorboard", "trackio", "wandb")
-# Settings that say where a run is kept, and nothing of the model.
+# Settings of where a run is stored and logged. They do not affect the model.
 STORAGE_SETTINGS = {
     *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "report_to"),
     *("push_to_hub", "hub_model_id", "hub_private_repo"),
 }
-# How long processes wait for each other. The first one decodes images, downloads a cache, validates
-# and saves alone, for hours with much data; NCCL ends the others after 10 minutes, gloo after 30.
-# If a process fails, the launcher ends the others.
+# Timeout of waiting for another process. The first process decodes images, downloads caches,
+# validates and saves alone, which takes hours for much data; by default NCCL gives up after 10
+# minutes and gloo after 30. If a process fails, the launcher ends the others.
 PROCESS_GROUP = InitProcessGroupKwargs(timeout=timedelta(hours=24))
 
 
@@ -41,39 +41,40 @@ class TrainingConfig(ImagesConfig):
     """Settings that both trainings share.
 
     Attributes:
-        output_dir: the run's folder: config.yaml, logs, samples, and at the end the model.
-        overwrite_output_dir: accept a folder with files in it and replace those; the old model
-            stays until the new one is whole.
-        learning_rate: the highest learning rate, after the warm-up.
-        lr_warmup_ratio: the part of the training in which the learning rate rises from 0; after it
-            comes a cosine down to 0.
-        train_batch_size: images a step, a process and an accumulation step.
-        max_train_steps: optimizer steps.
-        max_train_minutes: train for so long instead; the learning rate then follows the clock.
-        gradient_accumulation_steps: forward passes an optimizer step.
-        max_grad_norm: gradients are clipped to this norm.
+        output_dir: The run's folder: config.yaml, logs, samples, and at the end the model.
+        overwrite_output_dir: Accept a folder with files in it and replace them. The old model
+            stays until the new one is complete.
+        learning_rate: The highest learning rate, reached after the warm-up.
+        lr_warmup_ratio: Share of the training in which the learning rate rises from 0. After it,
+            the rate falls to 0 along a cosine.
+        train_batch_size: Images per forward pass and process.
+        max_train_steps: Number of optimizer steps.
+        max_train_minutes: Train for so many minutes instead; the learning rate then follows the
+            clock.
+        gradient_accumulation_steps: Forward passes per optimizer step.
+        max_grad_norm: Gradients are clipped to this norm.
         adam_beta2: AdamW's decay of the second moment.
         adam_weight_decay: AdamW's weight decay.
-        ema_decay: highest decay of the moving average of the weights, which is what is saved; it
-            rises to that as 1 - (1 + step)^-0.75.
-        mixed_precision: no, fp16 or bf16 over fp32 weights; unset, what accelerate is set to.
-        gradient_checkpointing: less memory for more time.
-        compile: compile what is trained with torch.compile.
-        dataloader_num_workers: processes that read images.
-        validation_steps: steps between held-out loss and sample grid.
-        max_validation_samples: so many held-out images, evenly spaced, are used for it.
-        checkpointing_steps: steps between checkpoints; the last step makes one too, and a signal
-            after the first step.
-        checkpoints_total_limit: older checkpoints are removed; unset, none is.
-        resume_from_checkpoint: go on from a folder checkpoint-N, or from the latest of output_dir,
-            if there is one.
-        report_to: trackers to log to beside logs/losses.jsonl: tensorboard, trackio or wandb, or
-            several with commas between.
-        push_to_hub: push the model to the Hub at the end; that this can be done is made sure of
-            before the training, and makes the repository. The token is that of `hf auth login` or
-            HF_TOKEN.
-        hub_model_id: the repository, user/name; unset, the account's and the run folder's names.
-        hub_private_repo: make a new repository private; refuse one that is there and public.
+        ema_decay: Highest decay of the moving average of the weights, which is the model that is
+            saved. The decay of a step is 1 - (1 + step)^-0.75, up to this.
+        mixed_precision: no, fp16 or bf16 over fp32 weights. By default as accelerate is configured.
+        gradient_checkpointing: Use less memory and more time.
+        compile: Compile the trained model with torch.compile.
+        dataloader_num_workers: Number of processes that read images.
+        validation_steps: Steps between two measurements of the held-out loss, each with a sample
+            grid.
+        max_validation_samples: Number of held-out images to measure it on, evenly spaced.
+        checkpointing_steps: Steps between checkpoints. The last step makes one too, and so does a
+            signal after the first step.
+        checkpoints_total_limit: Keep so many checkpoints and remove older ones. null keeps all.
+        resume_from_checkpoint: Resume from a folder checkpoint-N, or from the latest checkpoint of
+            output_dir if there is one.
+        report_to: Trackers to log to besides logs/losses.jsonl: tensorboard, trackio or wandb, or
+            several separated by commas.
+        push_to_hub: Push the model to the Hub at the end. The repository is made and the access
+            checked before the training. The token is that of `hf auth login` or HF_TOKEN.
+        hub_model_id: The repository, user/name. By default the account's name and the run folder's.
+        hub_private_repo: Make a new repository private. An existing public one is refused.
     """
 
     output_dir: str
@@ -103,7 +104,7 @@ class TrainingConfig(ImagesConfig):
     hub_private_repo: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse values that no training can run with, naming the flag."""
+        """Refuse values that cannot work, naming the flag."""
         super().__post_init__()
         for tracker in self.trackers():
             if tracker not in TRACKERS:
@@ -119,12 +120,11 @@ class TrainingConfig(ImagesConfig):
 
 
 def start_accelerator(config: TrainingConfig) -> Accelerator:
-    """Start Accelerate, and make sure that it sees the processes that were launched.
+    """Create the accelerator of a training.
 
     Raises:
-        UserError: if WORLD_SIZE processes were launched and Accelerate sees another number: they
-            would train apart and write over each other; if a tracker is not installed; if fp16
-            is asked for on a CPU; or if Accelerate is set to what these trainings do not do.
+        UserError: if a tracker is not installed, fp16 is to run on a CPU, Accelerate is configured
+            for something else than this training, or as `check_processes`.
     """
     for tracker in config.trackers():
         if find_spec(tracker) is None:
@@ -138,14 +138,14 @@ def start_accelerator(config: TrainingConfig) -> Accelerator:
     )
     if accelerator.distributed_type in UNSUPPORTED:
         raise UserError(
-            f"{accelerator.distributed_type.value} is not supported here: choose several GPUs or "
-            "none in `accelerate config`"
+            f"{accelerator.distributed_type.value} is not supported here: run `accelerate config` "
+            "and choose one or several GPUs, or none"
         )
-    # Accelerate would train in fp32 there, and go on calling it fp16.
+    # On a CPU Accelerate would train in fp32 and still report fp16.
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError(
             "fp16 needs a GPU, and this training is on a CPU: pass --mixed_precision bf16 or no "
-            "(unset, it is what accelerate is set to)"
+            "(by default it is as accelerate is configured)"
         )
     parts = accelerator.gradient_accumulation_steps
     if parts != config.gradient_accumulation_steps:
@@ -158,10 +158,10 @@ def start_accelerator(config: TrainingConfig) -> Accelerator:
 
 
 def check_processes(accelerator: Accelerator) -> None:
-    """Make sure that Accelerate sees as many processes as were launched.
+    """Check that Accelerate sees as many processes as were launched.
 
     Raises:
-        UserError: if not: they would work apart, and write over each other.
+        UserError: if not. The processes would work independently and overwrite each other's files.
     """
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
@@ -173,15 +173,10 @@ def check_processes(accelerator: Accelerator) -> None:
 
 @contextmanager
 def raise_everywhere(accelerator: Accelerator) -> Iterator[None]:
-    """Make a user's mistake that one process finds inside end all of them, with the same line.
-
-    All processes must come to it: it waits for them.
-
-    Args:
-        accelerator: the run's.
+    """Raise a UserError of one process in all processes. All of them must enter and leave it.
 
     Raises:
-        UserError: if any process raised one inside.
+        UserError: if any process raises one inside.
     """
     message = None
     try:
@@ -196,10 +191,8 @@ def raise_everywhere(accelerator: Accelerator) -> Iterator[None]:
 def create_optimizer(
     model: nn.Module, learning_rate: float, weight_decay: float, betas: tuple[float, float]
 ) -> torch.optim.Optimizer:
-    """Create AdamW (Loshchilov and Hutter 2019) over all of a model's parameters.
-
-    Fused: on a CPU too its step takes a quarter of the time.
-    """
+    """Create AdamW (Loshchilov and Hutter 2019) over all of a model's parameters."""
+    # A fused step takes a quarter of the time, also on a CPU.
     return torch.optim.AdamW(
         model.parameters(), learning_rate, betas, weight_decay=weight_decay, fused=True
     )
@@ -213,5 +206,5 @@ def create_ema(model: nn.Module, decay: float, device: torch.device) -> EMAModel
 
 
 def process_rows(batch_size: int, accelerator: Accelerator) -> ProcessRows:
-    """Return which rows of every global batch this process takes."""
+    """Return the rows of every global batch that this process takes."""
     return ProcessRows(batch_size, accelerator.process_index, accelerator.num_processes)

@@ -1,7 +1,7 @@
-"""Order and draws of a training that do not depend on how many processes run."""
+"""Data order and random draws that do not depend on the number of processes."""
 
 import atexit
-import multiprocessing.util  # registers its own end of a program first
+import multiprocessing.util  # imported first, so that its exit handler is registered first
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,15 +16,12 @@ from torch.utils.data import DataLoader, Dataset
 
 
 def seeded_generator(seed: int, purpose: str, *place: int) -> torch.Generator:
-    """Make the random generator for one purpose at one place in a training.
+    """Create the CPU generator for one purpose at one place of a training.
 
     Args:
-        seed: the run's.
-        purpose: what is drawn, so that two purposes never share their numbers.
-        place: for example the step and the micro-step, or the epoch.
-
-    Returns:
-        A generator on the CPU.
+        seed: the run's seed.
+        purpose: names what is drawn. Two purposes never share random numbers.
+        place: for example step and micro-step, or the epoch.
     """
     entropy = (seed, crc32(purpose.encode()), *place)
     state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]
@@ -32,13 +29,7 @@ def seeded_generator(seed: int, purpose: str, *place: int) -> torch.Generator:
 
 
 def seed_torch(seed: int, purpose: str, *place: int) -> None:
-    """Seed torch's own generators, on every device, for what takes no other: dropout.
-
-    Args:
-        seed: the run's.
-        purpose: what is drawn.
-        place: as of `seeded_generator`.
-    """
+    """Seed torch's global generators as `seeded_generator`, for dropout, which uses no other."""
     torch.manual_seed(seeded_generator(seed, purpose, *place).initial_seed())
 
 
@@ -46,12 +37,12 @@ def seed_torch(seed: int, purpose: str, *place: int) -> None:
 class ProcessRows:
     """The rows of every global batch that this process takes.
 
-    Everything random in a step is drawn for the global batch, and then cut.
+    The random numbers of a step are drawn for the global batch; each process selects its rows.
 
     Attributes:
         batch_size: rows of one process.
-        process_index: this process's number, from 0.
-        num_processes: how many share a global batch.
+        process_index: from 0.
+        num_processes: processes that share a global batch.
     """
 
     batch_size: int
@@ -60,32 +51,33 @@ class ProcessRows:
 
     @property
     def global_size(self) -> int:
-        """Rows of a global batch."""
+        """Number of rows in a global batch."""
         return self.batch_size * self.num_processes
 
     def select(self, global_batch: torch.Tensor) -> torch.Tensor:
-        """Cut this process's rows, `(batch_size, ...)`, out of `(global_size, ...)`."""
+        """Return this process's rows, `(batch_size, ...)`, of a batch `(global_size, ...)`."""
         return global_batch[self.process_index * self.batch_size :][: self.batch_size]
 
 
 def ignore_signals(worker: int) -> None:
-    """Let a reading process outlive SIGTERM and Ctrl-C, so that the training can save itself.
+    """Ignore SIGTERM and Ctrl-C in a reading process, which ends when its training ends.
 
-    Both are often sent to all processes of a job; a reader ends with its training.
+    A job's processes often all get these signals, and the training still needs batches to reach its
+    next checkpoint.
 
     Args:
-        worker: the reader's number, as a DataLoader hands it to its `worker_init_fn`.
+        worker: the process's number; a DataLoader passes it to its `worker_init_fn`.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 
 
-# What is registered later is called earlier: before what multiprocessing registered.
+# Exit handlers run in reverse order, so this one runs before multiprocessing's.
 @atexit.register
 def end_readers() -> None:
-    """End the reading processes that are left, as they are if a program fails.
+    """Kill the reading processes that are left if a program fails.
 
-    At exit, multiprocessing sends them a SIGTERM, which readers ignore, and waits for their end.
+    Without this, multiprocessing sends them SIGTERM, which they ignore, and waits for their end.
     """
     for process in multiprocessing.active_children():
         if process.daemon:
@@ -93,16 +85,16 @@ def end_readers() -> None:
 
 
 class GlobalBatchSampler:
-    """The endless order of the data: each process takes its rows of every global batch.
+    """The endless order of the data. Each process takes its rows of every global batch.
 
-    Every epoch has an order of its own, from (seed, epoch). Batches follow each other through the
-    epochs' orders without a gap, so a batch may begin in one epoch and end in the next.
+    The order of an epoch depends on (seed, epoch). Batches are cut from the concatenated orders of
+    all epochs, so a batch may begin in one epoch and end in the next.
 
     Args:
         num_samples: the size of the data, at least 1.
-        rows: which rows this process takes.
-        seed: the run's.
-        start_batch: how many batches to pass over, to go on where a run stopped.
+        rows: the rows that this process takes.
+        seed: the run's seed.
+        start_batch: the first batch to yield.
     """
 
     def __init__(self, num_samples: int, rows: ProcessRows, seed: int, start_batch: int = 0):
@@ -116,23 +108,23 @@ class GlobalBatchSampler:
         return torch.randperm(self.num_samples, generator=generator).numpy()
 
     def epochs_and_indices(self, batch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the epochs and indices, `(batch_size,)` int64 each, of this process's rows."""
+        """Return epoch and index, `(batch_size,)` int64 each, of this process's rows of a batch."""
         first = batch * self.rows.global_size + self.rows.process_index * self.rows.batch_size
-        epochs, ranks = np.divmod(first + np.arange(self.rows.batch_size), self.num_samples)
-        indices = np.empty_like(ranks)
+        epochs, places = np.divmod(first + np.arange(self.rows.batch_size), self.num_samples)
+        indices = np.empty_like(places)
         for epoch in range(epochs[0], epochs[-1] + 1):
-            there = epochs == epoch
-            indices[there] = self._order(epoch)[ranks[there]]
+            in_epoch = epochs == epoch
+            indices[in_epoch] = self._order(epoch)[places[in_epoch]]
         return epochs, indices
 
     def keys(self, batch: int) -> list[tuple[int, int]]:
-        """Return this process's (epoch, index) keys of one global batch."""
+        """Return the (epoch, index) keys of this process's rows of a batch."""
         epochs, indices = self.epochs_and_indices(batch)
         return list(zip(epochs.tolist(), indices.tolist(), strict=True))
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        """Yield one list of (epoch, index) keys a batch, without end."""
-        return (self.keys(batch) for batch in count(self.start_batch))
+        """Yield the keys of batch after batch, without end."""
+        return map(self.keys, count(self.start_batch))
 
 
 def global_batches(
@@ -141,17 +133,18 @@ def global_batches(
     """Read this process's rows of every global batch, without end.
 
     Args:
-        dataset: takes (epoch, index) keys.
-        rows: which rows this process takes.
-        seed: the run's.
-        start_batch: how many batches to pass over.
-        num_workers: processes that read; 0: this one reads.
+        dataset: indexed by (epoch, index) keys.
+        rows: the rows that this process takes.
+        seed: the run's seed.
+        start_batch: the first batch to read.
+        num_workers: number of reading processes; 0 reads in this one.
     """
     sampler = GlobalBatchSampler(len(dataset), rows, seed, start_batch)  # type: ignore[arg-type]
-    loader: DataLoader = DataLoader(
-        dataset,
-        batch_sampler=sampler,
-        num_workers=num_workers,
-        worker_init_fn=ignore_signals,
+    return iter(
+        DataLoader(
+            dataset,
+            batch_sampler=sampler,
+            num_workers=num_workers,
+            worker_init_fn=ignore_signals,
+        )
     )
-    return iter(loader)

@@ -1,13 +1,13 @@
-"""Checkpoints: all that a training needs to go on as if never stopped, in safetensors and json.
+"""Checkpoints: everything that a training needs to resume, in safetensors and JSON.
 
     checkpoint-N/
-        vae/  vae_ema/ ...      one folder a model and one of each average, in diffusers' format
-        vae_optimizer.safetensors ...                        the optimizers' moments
-        state.json                                           step, seconds and the rest
+        vae/  vae_ema/ ...               a folder per model and per average, in diffusers' format
+        vae_optimizer.safetensors ...    the optimizers' moments
+        state.json                       step, seconds and the rest
 
-Order and draws of the data follow from the seed and the step, so no random state is kept. On a CPU
-a training goes on bit for bit; on a GPU as far as its kernels are deterministic, which is the
-user's to ask for (torch.use_deterministic_algorithms).
+The order of the data and all random draws follow from seed and step, so no random state is saved.
+On a CPU a resumed training equals an uninterrupted one bit for bit, on a GPU only if its kernels
+are deterministic (torch.use_deterministic_algorithms).
 """
 
 import json
@@ -26,7 +26,7 @@ from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 
 from hf_latent.errors import UserError
-from hf_latent.output import replaced_whole, write_json
+from hf_latent.output import read_json, replaced_whole, write_json
 from hf_latent.training.run.accelerator import STORAGE_SETTINGS
 from hf_latent.training.run.ema import ema_weights
 from hf_latent.training.run.folder import (
@@ -36,7 +36,7 @@ from hf_latent.training.run.folder import (
 )
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-# Settings that change nothing about what a training computes.
+# Settings that do not change what a training computes.
 SETTINGS_WITHOUT_EFFECT = STORAGE_SETTINGS | {
     *("checkpointing_steps", "checkpoints_total_limit", "dataloader_num_workers", "latents"),
     *("validation_fingerprint", "validation_steps", "max_validation_samples"),
@@ -44,25 +44,24 @@ SETTINGS_WITHOUT_EFFECT = STORAGE_SETTINGS | {
 
 
 class HasState(Protocol):
-    """Something that has a few numbers to keep, apart from weights."""
+    """Something with a small state, besides weights, that a checkpoint keeps."""
 
     def state(self) -> dict[str, Any]:
-        """Return them, as json can hold them."""
+        """Return the state, as JSON values."""
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take them back."""
+        """Restore the state."""
 
 
 @dataclass
 class TrainingState:
-    """The moving parts of a training.
+    """What changes during a training.
 
     Attributes:
         models: by component name, without wrappers.
-        optimizers: by the name of the model that they train.
-        averages: by the name of the model that they average, then by what is after it in their
-            folder's name: `ema` for vae_ema.
-        others: whatever has a few numbers to keep, by its name in state.json.
+        optimizers: by the name of their model.
+        averages: by the name of their model, then by the suffix of their folder: `ema` for vae_ema.
+        others: by their name in state.json.
     """
 
     models: dict[str, ModelMixin]
@@ -73,15 +72,10 @@ class TrainingState:
     def clip_gradients(
         self, names: list[str], max_norm: float, accelerator: Accelerator
     ) -> list[torch.Tensor]:
-        """Clip the gradients of some models, each to a norm of its own.
-
-        Args:
-            names: of the models.
-            max_norm: the highest norm.
-            accelerator: undoes the scale of fp16 gradients first.
+        """Clip the gradients of each named model to a norm.
 
         Returns:
-            The norms before, a scalar a model.
+            The norms before the clipping, a scalar per model, without the scale of fp16 gradients.
         """
         accelerator.unscale_gradients([self.optimizers[name] for name in names])
         return [
@@ -90,19 +84,13 @@ class TrainingState:
         ]
 
     def step_optimizers(self, names: list[str], accelerator: Accelerator) -> None:
-        """Update the weights of some models.
-
-        With fp16 all optimizers step before the scale is updated: an update forgets which gradients
-        are unscaled already, and each of Accelerate's optimizers makes one of its own.
-
-        Args:
-            names: of the models.
-            accelerator: scales fp16 gradients.
-        """
+        """Update the weights of the named models."""
         if accelerator.scaler is None:
             for name in names:
                 self.optimizers[name].step()
             return
+        # Accelerate's optimizers update the scale at each step, and the scaler then forgets which
+        # gradients are unscaled already. So all models step first, then the scale is updated once.
         for name in names:
             accelerator.scaler.step(self.optimizers[name].optimizer)
         accelerator.scaler.update()
@@ -117,12 +105,11 @@ def _moments(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[s
 
 
 def _load_moments(model: torch.nn.Module, optimizer: torch.optim.Optimizer, path: Path) -> None:
-    moments = load_file(path)
     groups = optimizer.state_dict()["param_groups"]
     trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
     names = [name for name, parameter in model.named_parameters() if id(parameter) in trained]
     state: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in moments.items():
+    for key, value in load_file(path).items():
         name, _, entry = key.rpartition(".")
         state.setdefault(names.index(name), {})[entry] = value
     optimizer.load_state_dict({"state": state, "param_groups": groups})
@@ -136,14 +123,14 @@ def save_checkpoint(
     limit: int | None,
     accelerator: Accelerator,
 ) -> None:
-    """Save a checkpoint whole, then remove the oldest beyond the limit; all processes call it.
+    """Save a checkpoint, then remove the oldest ones beyond the limit; all processes call it.
 
     Args:
         output_dir: the run's folder.
-        step: names the checkpoint.
-        state: what is saved.
-        settings: of the run, to tell a resumed one which are other.
-        limit: so many checkpoints are kept; None: all.
+        step: the number in the checkpoint's name.
+        state: what to save.
+        settings: the run's settings, with which a resumed run compares its own.
+        limit: the number of checkpoints to keep; None keeps all.
         accelerator: its first process writes.
     """
     if accelerator.is_main_process:
@@ -156,8 +143,7 @@ def save_checkpoint(
                 "saved_at": time.time(),
                 "num_processes": accelerator.num_processes,
                 "average_steps": {
-                    _steps_key(folder): average.optimization_step
-                    for _, folder, average in _averages(state)
+                    key: average.optimization_step for *_, key, average in _averages(state)
                 },
                 "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
                 "others": {name: other.state() for name, other in state.others.items()},
@@ -170,33 +156,28 @@ def save_checkpoint(
     accelerator.wait_for_everyone()
 
 
-def _averages(state: TrainingState) -> Iterator[tuple[str, str, EMAModel]]:
-    """Yield the averages, each with the name of its model and of its folder."""
+def _averages(state: TrainingState) -> Iterator[tuple[ModelMixin, str, str, EMAModel]]:
+    """Yield each average's model, folder name, key in state.json (`vae` for vae_ema) and itself."""
     for name, averages in state.averages.items():
-        for kind, average in averages.items():
-            yield name, f"{name}_{kind}", average
-
-
-def _steps_key(folder: str) -> str:
-    """Return what state.json calls an average: `vae` for vae_ema, as before there were others."""
-    return folder.removesuffix("_ema")
+        for suffix, average in averages.items():
+            folder = f"{name}_{suffix}"
+            yield state.models[name], folder, folder.removesuffix("_ema"), average
 
 
 def _save_weights(state: TrainingState, folder: Path) -> None:
-    in_one_file = {"max_shard_size": sys.maxsize}  # as `_load_weights` reads it
+    one_file = {"max_shard_size": sys.maxsize}
     for name, model in state.models.items():
-        model.save_pretrained(folder / name, **in_one_file)
-    for name, average_folder, average in _averages(state):
-        with ema_weights(average, state.models[name]):
-            state.models[name].save_pretrained(folder / average_folder, **in_one_file)
+        model.save_pretrained(folder / name, **one_file)
+    for model, average_folder, _, average in _averages(state):
+        with ema_weights(average, model):
+            model.save_pretrained(folder / average_folder, **one_file)
     for name, optimizer in state.optimizers.items():
         moments = _moments(state.models[name], optimizer)
         save_file(moments, folder / f"{name}_optimizer.safetensors")
 
 
 def _load_weights(state: TrainingState, folder: Path) -> None:
-    for name, average_folder, average in _averages(state):
-        model = state.models[name]
+    for model, average_folder, _, average in _averages(state):
         model.load_state_dict(load_file(folder / average_folder / WEIGHTS))
         for shadow, parameter in zip(average.shadow_params, model.parameters(), strict=True):
             shadow.data.copy_(parameter.data)
@@ -212,30 +193,30 @@ def resume_training(
     settings: dict[str, Any],
     accelerator: Accelerator,
 ) -> None:
-    """Load a checkpoint; all processes call it.
+    """Load a checkpoint and print the settings that changed; all processes call it.
 
     Args:
-        checkpoint: its folder; None: there is none to go on from.
+        checkpoint: its folder; None does nothing.
         state: changed in place.
-        settings: of the run; those that differ from the checkpoint's are told.
-        accelerator: the run's.
+        settings: the run's settings.
+        accelerator: its first process prints.
 
     Raises:
-        UserError: if it is damaged, or does not fit the training.
+        UserError: if the checkpoint is damaged or does not fit the training.
     """
     if checkpoint is None:
         return
     try:
-        values = json.loads((checkpoint / "state.json").read_text())
+        values = read_json(checkpoint / "state.json")
         _load_weights(state, checkpoint)
-        for _, folder, average in _averages(state):
-            average.optimization_step = values["average_steps"][_steps_key(folder)]
+        for *_, key, average in _averages(state):
+            average.optimization_step = values["average_steps"][key]
         for name, other in state.others.items():
             other.load_state(values["others"][name])
         if accelerator.scaler:
             accelerator.scaler.load_state_dict(values["scaler"])
         before, processes = values["settings"], values["num_processes"]
-    # A damaged file makes the libraries raise nearly anything.
+    # Damaged files make the libraries raise many exception types.
     except Exception as error:
         cause = " ".join(str(error).split())[:200]
         raise UserError(

@@ -1,4 +1,4 @@
-"""The clock of a training: steps, learning rate, progress bar and log."""
+"""The steps of a training: learning rate, time limit, progress bar and log."""
 
 import math
 import sys
@@ -25,13 +25,12 @@ class TrainingSummary:
 
     Attributes:
         model_dir: the folder of the saved model.
-        steps: optimizer steps.
-        images_seen: in all of them, over all processes; an image counts every time.
-        seconds: wall-clock time of the training loop, validation included.
-        images_per_second: over all processes, validation excluded; NaN if no step ran in this
-            process, since a finished run was resumed.
+        steps: number of optimizer steps.
+        images_seen: images over all steps and processes; an image counts each time it is used.
+        seconds: wall-clock time of the training loop, including validation.
+        images_per_second: over all processes, without validation; NaN if the run had no step left.
         train_loss: mean over the last logged steps.
-        validation_losses: held-out loss of the averaged weights by step.
+        validation_losses: held-out loss of the averaged weights, by step.
     """
 
     model_dir: Path
@@ -44,17 +43,14 @@ class TrainingSummary:
 
 
 def cosine_with_warmup(progress: float, warmup_ratio: float) -> float:
-    """Return the learning rate's factor: up linearly, then down along a half cosine.
+    """Return the learning rate's factor, in [0, 1]: a linear rise, then half a cosine down to 0.
 
-    The curve of diffusers' `get_cosine_schedule_with_warmup`, as a function of progress instead
-    of steps, so that it can follow the clock (cosine: Loshchilov and Hutter 2017, equation 5).
+    This is diffusers' `get_cosine_schedule_with_warmup` as a function of progress instead of steps,
+    so that it can follow the clock (cosine: Loshchilov and Hutter 2017, equation 5).
 
     Args:
         progress: in [0, 1].
-        warmup_ratio: the part of the training that is warm-up.
-
-    Returns:
-        A factor in [0, 1].
+        warmup_ratio: share of the training that is warm-up, in [0, 1).
     """
     if progress < warmup_ratio:
         return progress / warmup_ratio
@@ -66,9 +62,9 @@ class TrainingClock:
 
     Args:
         config: the run's settings.
-        accelerator: the first process shows and logs, and its clock counts for all.
-        name: the progress bar's.
-        now: what tells the time, in seconds.
+        accelerator: its first process shows and logs, and its time decides about the time limit.
+        name: the progress bar's name.
+        now: returns the time in seconds.
     """
 
     LOGGING_STEPS = 20
@@ -82,7 +78,7 @@ class TrainingClock:
     ):
         """Start the clock; see the class."""
         self.config, self.accelerator, self._now = config, accelerator, now
-        # Inside a step, self.step and self.images_seen count it already.
+        # Within a step, self.step and self.images_seen already include it.
         self.step, self.images_seen, self.train_loss = 0, 0, math.nan
         self.validation_losses: dict[int, float] = {}
         self._losses: list[torch.Tensor] = []
@@ -95,12 +91,12 @@ class TrainingClock:
 
     @property
     def seconds(self) -> float:
-        """Seconds from the start to now or to the last step, validation between steps included."""
+        """Seconds from the start to now or to the end of the last step, including validation."""
         return (self._end or self._now()) - self._start
 
     @property
     def images_per_second(self) -> float:
-        """Training images a second over all processes, validation excluded; NaN before a step."""
+        """Training images per second over all processes, without validation; NaN before a step."""
         steps = self.step - self._steps_before
         seconds = self.seconds - self._seconds_before - self._validation_seconds
         return steps * self._images_per_step / max(seconds, 1e-9) if steps else math.nan
@@ -112,21 +108,20 @@ class TrainingClock:
 
     @property
     def validation_is_due(self) -> bool:
-        """Whether to validate after the current step; after the last one it is done anyway."""
-        last = self._progress() >= 1
-        return self.step % self.config.validation_steps == 0 and not last
+        """Whether to validate after the current step; False after the last, which always is."""
+        return self.step % self.config.validation_steps == 0 and self._progress() < 1
 
     @property
     def checkpoint_is_due(self) -> bool:
-        """Whether to save a checkpoint after the current step; after the last one too."""
+        """Whether to save a checkpoint after the current step; True after the last one."""
         every = self.config.checkpointing_steps
         return every is not None and (self._progress() >= 1 or self.step % every == 0)
 
     def _progress(self) -> float:
-        """Return the part that is done, the same in every process.
+        """Return the share that is done, the same in every process.
 
-        The clock is looked at once a step: else a limit that passes between two looks would end
-        the training without its last checkpoint.
+        The time is read once per step. If it were read again, the limit could pass between
+        `checkpoint_is_due` and the end of the training, which would then lack its last checkpoint.
         """
         if self.config.max_train_minutes is None:
             return self.step / self.config.max_train_steps
@@ -147,9 +142,9 @@ class TrainingClock:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint's `state`, and forget what was logged after it."""
+        """Continue from a checkpoint's `state`, and remove the log lines after it."""
         self.step, self._steps_before = int(state["step"]), int(state["step"])
-        # Older checkpoints do not have it; nor do they tell how many processes there were.
+        # Older checkpoints have no images_seen; assume that the number of processes is the same.
         self.images_seen = state.get("images_seen", self.step * self._images_per_step)
         self._seconds_before = state["seconds"]
         self.train_loss = math.nan if state["train_loss"] is None else state["train_loss"]
@@ -160,16 +155,13 @@ class TrainingClock:
             remove_lines_after(self.config.output_dir, state)
 
     def steps(self, *optimizers: torch.optim.Optimizer) -> Iterator[int]:
-        """Yield the index of every step, from 0, with the optimizers' learning rate set.
-
-        Args:
-            optimizers: their learning rate follows `cosine_with_warmup`.
-        """
+        """Yield the index of every step, from 0, after setting the optimizers' learning rate."""
         self._start = self._now() - self._seconds_before
         while (progress := self._progress()) < 1:
             factor = cosine_with_warmup(progress, self.config.lr_warmup_ratio)
-            for group in [group for o in optimizers for group in o.param_groups]:
-                group["lr"] = self.config.learning_rate * factor
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = self.config.learning_rate * factor
             self.step += 1
             self.images_seen += self._images_per_step
             yield self.step - 1
@@ -179,10 +171,10 @@ class TrainingClock:
         self._bar.close()
 
     def log_loss(self, loss: torch.Tensor) -> None:
-        """Take note of a micro-step's loss, without waiting for the device every time.
+        """Collect a micro-step's loss, and log the mean of the last steps if it is due.
 
         Args:
-            loss: a scalar, of this process's rows; what is logged is the mean of all processes.
+            loss: a scalar, of this process's rows. The log gets the mean over all processes.
         """
         self._losses.append(loss.detach())
         whole_step = len(self._losses) % self.config.gradient_accumulation_steps == 0
@@ -190,15 +182,16 @@ class TrainingClock:
             self.log_pending_losses()
 
     def log_pending_losses(self) -> None:
-        """Log the mean of the losses since it was last done; all processes must call it together.
+        """Log the mean of the losses since the last log line; all processes must call it.
 
-        Before every checkpoint too: so none waits in it, and a resumed training logs the same.
+        Called before every checkpoint, which keeps no losses. So a resumed training logs the same
+        lines as an uninterrupted one.
         """
         if not self._losses:
             return
         losses = torch.stack(self._losses)
         self._losses.clear()
-        finite = losses.isfinite()  # a skipped step's is not
+        finite = losses.isfinite()  # skipped steps have losses that are not
         sums = torch.stack([losses.where(finite, 0).sum(), finite.sum().to(losses)])
         total, count = self.accelerator.reduce(sums, "sum").tolist()
         if count:
@@ -206,21 +199,17 @@ class TrainingClock:
             self._write({"train_loss": self.train_loss})
 
     def log_validation_loss(self, loss: float, **figures: float) -> None:
-        """Take note of the held-out loss after the current step.
+        """Log the held-out loss after the current step.
 
         Args:
             loss: of the averaged weights.
-            figures: others to log beside it, units in their names.
+            figures: other figures for the same line, with units in their names.
         """
         self.validation_losses[self.step] = loss
         self._write({"validation_loss": loss, **figures})
 
     def print(self, text: str) -> None:
-        """Print a line above the progress bar.
-
-        Args:
-            text: without a line break at its end.
-        """
+        """Print a line above the progress bar."""
         if self.accelerator.is_main_process:
             self._bar.write(text, file=sys.stdout)
 
@@ -241,18 +230,14 @@ class TrainingClock:
 
     @contextmanager
     def validation(self) -> Iterator[None]:
-        """Keep the time spent inside, between steps, out of `images_per_second`."""
+        """Exclude the time inside from `images_per_second`."""
         start = self._now()
         yield
         if self._end is None:
             self._validation_seconds += self._now() - start
 
     def summary(self, model_dir: Path) -> TrainingSummary:
-        """Sum up the training.
-
-        Args:
-            model_dir: where the model was saved.
-        """
+        """Return what the training did; its model is saved in `model_dir`."""
         return TrainingSummary(
             model_dir,
             self.step,

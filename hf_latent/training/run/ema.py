@@ -1,4 +1,4 @@
-"""The moving average of the weights, in and out of the model."""
+"""Use a model with its averaged weights."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,14 +9,11 @@ from torch import nn
 
 @contextmanager
 def ema_weights(ema: EMAModel, model: nn.Module) -> Iterator[None]:
-    """Put the averaged weights into a model for a while, and the trained ones back after.
+    """Give a model its averaged weights inside the context, and its trained ones after it.
 
     Args:
         ema: the average of the model's parameters.
         model: changed in place.
-
-    Yields:
-        Nothing; inside, the model has the averaged weights.
     """
     ema.store(model.parameters())
     ema.copy_to(model.parameters())

@@ -1,6 +1,5 @@
-"""A run's folder: whether it may be written, what it begins with, and the checkpoints in it."""
+"""A run's folder: check it, start it, and find the checkpoints in it."""
 
-import json
 import re
 import shutil
 from contextlib import suppress
@@ -12,47 +11,46 @@ from accelerate import Accelerator
 from hf_latent.command import dump_config
 from hf_latent.data.images.open import ImageSplits, open_images
 from hf_latent.errors import UserError
-from hf_latent.output import check_output_dir, write_text
+from hf_latent.output import check_output_dir, read_json, write_text
 from hf_latent.training.run.accelerator import TrainingConfig
 from hf_latent.training.run.trackers import start_trackers
 
-# Of one that is being written or removed: one name, so that a killed run leaves at most one.
+# A checkpoint's name while it is written or removed. One name: a killed run leaves at most one.
 TEMPORARY_CHECKPOINT = ".checkpoint.tmp"
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
-    """Return the whole checkpoints of a run's folder, the one that was saved last at the end.
+    """Return the complete checkpoints of a run's folder, in the order in which they were saved.
 
-    That need not be the one of the highest step: a training may have gone on from an earlier one.
-    A checkpoint gets its name once it is whole, and loses it before it is removed, so a part of
-    one is never among them.
+    The last one need not have the highest step, since a training can resume from an earlier one.
+    A checkpoint has its name only while it is complete.
     """
     found = []
     for path in output_dir.glob("checkpoint-*"):
         if re.fullmatch(r"checkpoint-\d+", path.name):
-            # What has no readable state is not whole.
-            with suppress(OSError, ValueError, KeyError):
-                found.append((json.loads((path / "state.json").read_text())["saved_at"], path))
+            # A folder without a readable state is no complete checkpoint.
+            with suppress(UserError, KeyError):
+                found.append((read_json(path / "state.json")["saved_at"], path))
     return [path for _, path in sorted(found)]
 
 
 def remove_checkpoint(path: Path) -> None:
-    """Remove a checkpoint; killed in between, no part of it is left under its name."""
+    """Remove a checkpoint; a killed removal leaves nothing under its name."""
     temporary = path.with_name(TEMPORARY_CHECKPOINT)
-    if temporary.exists():  # of a killed run
+    if temporary.exists():  # left by a killed run
         shutil.rmtree(temporary)
     shutil.rmtree(path.rename(temporary))
 
 
 def find_checkpoint(output_dir: Path, resume_from_checkpoint: str | None) -> Path | None:
-    """Return the checkpoint that `--resume_from_checkpoint` names.
+    """Return the folder of the checkpoint that `--resume_from_checkpoint` names.
 
     Args:
         output_dir: the run's folder.
-        resume_from_checkpoint: the flag's value: a folder, latest, or None.
+        resume_from_checkpoint: a folder, `latest` or None.
 
     Returns:
-        Its folder; None if none is asked for, or `latest` is and there is none yet.
+        The folder; None for None, and for `latest` if there is no checkpoint yet.
 
     Raises:
         UserError: if the named folder is no checkpoint.
@@ -73,57 +71,56 @@ def find_checkpoint(output_dir: Path, resume_from_checkpoint: str | None) -> Pat
 def open_run_images(
     config: TrainingConfig, accelerator: Accelerator, keep_in_memory: bool | None = None
 ) -> ImageSplits:
-    """Open a run's images, once the run's folder is known to be writable.
-
-    The first process checks every image, the others find its result in the cache.
+    """Check a run's folder, then open the run's images.
 
     Args:
-        config: the run's.
-        accelerator: the run's.
-        keep_in_memory: as of `open_images`; never if reading processes are used.
+        config: the run's settings.
+        accelerator: the run's accelerator.
+        keep_in_memory: as in `open_images`; ignored if there are reading processes, each of which
+            would keep its own copy.
 
     Raises:
         UserError: if the folder cannot be written or an image cannot be read.
     """
+    # The first process checks every image; the others find the result in the cache.
     with accelerator.main_process_first():
         if accelerator.is_main_process:
             overwrite, resume = config.overwrite_output_dir, config.resume_from_checkpoint
             check_run_folder(Path(config.output_dir), overwrite, resume)
         workers = config.dataloader_num_workers
-        # Every worker would fill a memory of its own.
-        keep_in_memory = False if workers else keep_in_memory
-        splits = open_images(config, workers or None, keep_in_memory)
+        splits = open_images(config, workers or None, False if workers else keep_in_memory)
     if splits.bad_images:
         accelerator.print(f"{splits.bad_images} images that cannot be decoded are left out")
     return splits
 
 
 def check_run_folder(output_dir: Path, overwrite: bool, resume_from_checkpoint: str | None) -> None:
-    """Make sure that the run's folder can be written; one that is resumed may have files in it.
+    """Check that a run's folder can be written.
 
     Args:
         output_dir: the run's folder.
         overwrite: accept a folder with files in it.
-        resume_from_checkpoint: as of `find_checkpoint`.
+        resume_from_checkpoint: as in `find_checkpoint`; a resumed run's folder may have files.
 
     Raises:
         UserError: if it cannot be written, or has files and may not be overwritten.
     """
     resumed = find_checkpoint(output_dir, resume_from_checkpoint) is not None or (
-        resume_from_checkpoint == "latest" and _has_only_a_beginning(output_dir)
+        resume_from_checkpoint == "latest" and _is_interrupted_start(output_dir)
     )
     check_output_dir(output_dir, overwrite or resumed)
 
 
-def _has_only_a_beginning(output_dir: Path) -> bool:
-    """Return whether the folder has only what a run leaves if killed before a checkpoint."""
-    begun = ("config.yaml", "logs", "samples", "latents", "ema_snapshots", "bad_batches")
+def _is_interrupted_start(output_dir: Path) -> bool:
+    """Return whether the folder holds only what a run leaves if killed before a checkpoint."""
+    started = ("config.yaml", "logs", "samples", "latents", "ema_snapshots", "bad_batches")
     half_written = (".config.tmp.yaml", TEMPORARY_CHECKPOINT)
-    return output_dir.is_dir() and all(x.name in begun + half_written for x in output_dir.iterdir())
+    names = {*started, *half_written}
+    return output_dir.is_dir() and all(path.name in names for path in output_dir.iterdir())
 
 
 def describe_counts(splits: ImageSplits) -> str:
-    """Say how many images a run has."""
+    """Describe how many images a run has."""
     return (
         f"{len(splits.train)} training images, {len(splits.validation)} held out, "
         f"{splits.bad_images} left out because they cannot be decoded"
@@ -133,20 +130,19 @@ def describe_counts(splits: ImageSplits) -> str:
 def start_run_folder(
     config: TrainingConfig, counts: str, validation_fingerprint: str, accelerator: Accelerator
 ) -> Path | None:
-    """Make the run's folder, save the resolved configuration in it and start the trackers.
+    """Create a run's folder, save the resolved configuration in it and start the trackers.
 
     Args:
-        config: the run's.
-        counts: how many images there are, in words.
-        validation_fingerprint: of the held-out images.
+        config: the run's settings.
+        counts: as `describe_counts` returns; the first line of config.yaml.
+        validation_fingerprint: fingerprint of the held-out images.
         accelerator: its first process writes.
 
     Returns:
-        The checkpoint to go on from; None: the run begins.
+        The checkpoint to resume from; None for a new run.
 
     Raises:
-        UserError: if there is no such checkpoint, or the folder cannot be written, or has files
-            and may not be overwritten.
+        UserError: as `find_checkpoint` and `check_run_folder`.
     """
     output_dir, resume = Path(config.output_dir), config.resume_from_checkpoint
     checkpoint = find_checkpoint(output_dir, resume)
@@ -164,7 +160,7 @@ def start_run_folder(
 
 
 def _remove_old_run(output_dir: Path) -> None:
-    """Remove what would be taken for the new run's: logs, pictures, batches and checkpoints."""
+    """Remove an old run's logs, pictures, bad batches and checkpoints."""
     for name in ("losses.jsonl", "trackers.json"):
         (output_dir / "logs" / name).unlink(missing_ok=True)
     for picture in (output_dir / "samples").glob("step-*.png"):

@@ -1,4 +1,4 @@
-"""The pictures in a run's folder of samples, of both trainings."""
+"""The pictures in a run's folder `samples`."""
 
 from pathlib import Path
 
@@ -12,16 +12,16 @@ MAX_GRID_ROWS = 10
 
 
 def picture_path(output_dir: Path, step: int) -> Path:
-    """Return where a step's picture is; there is none of images that no PNG can hold."""
+    """Return the path of a step's picture."""
     return output_dir / "samples" / f"step-{step:06d}.png"
 
 
 def save_picture(images: torch.Tensor, path: Path, group: int | None = None) -> None:
-    """Save a step's picture, unless no PNG can hold it.
+    """Save images as a grid in a PNG file; do nothing if a PNG cannot have so many channels.
 
     Args:
         images: `(B, C, H, W)` float in [-1, 1].
-        path: see `picture_path`.
+        path: as `picture_path` returns.
         group: number of neighbouring images that belong together.
     """
     if images.shape[1] not in (1, 3, 4):

@@ -1,6 +1,5 @@
-"""The trackers of a run. One that is resumed goes on in the same, with every step once."""
+"""The trackers of a run. A resumed run continues in the same tracker run, with every step once."""
 
-import json
 import os
 import secrets
 from pathlib import Path
@@ -8,7 +7,8 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from hf_latent.output import write_json
+from hf_latent.errors import UserError
+from hf_latent.output import read_json, write_json
 from hf_latent.training.run.log import is_logged_before, read_lines
 
 
@@ -17,14 +17,14 @@ def start_trackers(
 ) -> None:
     """Start the trackers of `report_to`; all processes call it.
 
-    TensorBoard forgets what it has of the time after the checkpoint. wandb and trackio cannot, and
-    are not told it again.
+    TensorBoard removes the steps after the checkpoint. wandb and trackio cannot, so these steps are
+    not sent to them again.
 
     Args:
-        output_dir: the run's folder; its losses.jsonl is as the earlier run left it.
-        settings: of the run, which the trackers show.
-        checkpoint: that the run goes on from; None: it begins, and so does a new run of a tracker.
-        accelerator: its first process reports.
+        output_dir: the run's folder, whose losses.jsonl is as the earlier run left it.
+        settings: the run's settings, which the trackers show.
+        checkpoint: where the run resumes from; None starts new tracker runs.
+        accelerator: its first process logs.
     """
     if not accelerator.log_with:
         return
@@ -33,37 +33,38 @@ def start_trackers(
     if accelerator.is_main_process:
         if checkpoint is not None:
             try:
-                state = json.loads((checkpoint / "state.json").read_text())["others"]["clock"]
-            except (OSError, ValueError, KeyError, TypeError):
-                return  # loading the checkpoint will say what is wrong with it
+                state = read_json(checkpoint / "state.json")["others"]["clock"]
+            except (UserError, KeyError, TypeError):
+                return  # `resume_training` explains what is wrong with the checkpoint
         options = _tracker_options(output_dir, checkpoint, state)
-    # tensorboard takes scalars only
+    # TensorBoard accepts scalars only.
     shown = {k: v for k, v in settings.items() if isinstance(v, int | float | str)}
     accelerator.init_trackers("hf_latent", config=shown, init_kwargs=options)
+    # TensorBoard also removes the checkpoint's own step, so log it again.
     for line in read_lines(output_dir) if accelerator.is_main_process else []:
         if line["step"] == state["step"] and is_logged_before(line, state):
-            values = {key: value for key, value in line.items() if key != "step"}
+            step = line.pop("step")
             for tracker in accelerator.trackers:
-                if tracker.name == "tensorboard":  # it forgets the checkpoint's step too
-                    tracker.log(values, step=line["step"])
+                if tracker.name == "tensorboard":
+                    tracker.log(line, step=step)
 
 
 def _tracker_options(
     output_dir: Path, checkpoint: Path | None, state: dict[str, Any]
 ) -> dict[str, dict[str, Any]]:
-    """Return what each tracker is started with, and note what it has of the time afterwards."""
+    """Return each tracker's options, and save what was logged after the checkpoint."""
     path = _path(output_dir)
     run = {"run_id": secrets.token_hex(4), "logged_after_checkpoint": []}
     if checkpoint is not None and path.exists():
-        run = json.loads(path.read_text())
-        lines = read_lines(output_dir)
-        after = [_key(x, x["step"]) for x in lines if not is_logged_before(x, state)]
+        run = read_json(path)
         known = run["logged_after_checkpoint"]
-        run["logged_after_checkpoint"] = known + [x for x in after if x not in known]
+        lines = [x for x in read_lines(output_dir) if not is_logged_before(x, state)]
+        keys = [_key(line, line["step"]) for line in lines]
+        run["logged_after_checkpoint"] = known + [key for key in keys if key not in known]
     write_json(path, run)
     name = f"{output_dir.resolve().name}-{run['run_id']}"
     return {
-        # From the first start on: TensorBoard takes the second start in a folder for a resumption.
+        # In a new run too: TensorBoard takes a second start in a folder for a resumed run.
         "tensorboard": {"purge_step": state["step"]},
         "wandb": {"id": os.environ.get("WANDB_RUN_ID", run["run_id"]), "resume": "allow"},
         "trackio": {"name": name, "resume": "allow"},
@@ -73,26 +74,19 @@ def _tracker_options(
 def log_to_trackers(
     output_dir: Path, accelerator: Accelerator, values: dict[str, float], step: int
 ) -> None:
-    """Log figures to the trackers that do not have them; the first process calls it.
-
-    Args:
-        output_dir: the run's folder.
-        accelerator: has the trackers.
-        values: the figures of a line of the loss log.
-        step: of the training.
-    """
+    """Log a step's figures to the trackers that lack them; only the first process calls it."""
     if not accelerator.trackers:
         return
-    known = json.loads(_path(output_dir).read_text())["logged_after_checkpoint"]
+    known = read_json(_path(output_dir))["logged_after_checkpoint"]
     for tracker in accelerator.trackers:
         if tracker.name == "tensorboard" or _key(values, step) not in known:
             tracker.log(values, step=step)
 
 
 def end_trackers(accelerator: Accelerator) -> None:
-    """End the trackers, once all processes are here.
+    """End the trackers; all processes call it.
 
-    Not by Accelerate's `end_training`: a second training may need the process group.
+    Accelerate's `end_training` would also end the process group, which a second training needs.
     """
     accelerator.wait_for_everyone()
     for tracker in accelerator.trackers:

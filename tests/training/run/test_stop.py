@@ -91,8 +91,8 @@ def test_exit_after_checkpoint_says_how_to_resume(capsys, processes, launcher):
     with pytest.raises(SystemExit) as left:
         exit_after_checkpoint(Path("runs/a b"), "autoencoder", accelerator)
     assert left.value.code == 0
-    said, command = capsys.readouterr().out.strip().split("; to go on: ")
-    assert said == "stopped, with a checkpoint"
+    said, command = capsys.readouterr().out.strip().split("; to resume: ")
+    assert said == "stopped after saving a checkpoint"
     assert shlex.split(command) == [
         *(*launcher, "-m", "hf_latent.training.autoencoder"),
         *("--config", "runs/a b/config.yaml", "--resume_from_checkpoint", "latest"),
