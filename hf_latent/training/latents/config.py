@@ -1,4 +1,4 @@
-"""The settings of encoding images once, before the denoiser trains."""
+"""The settings of encoding images into a latent cache."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,18 +13,18 @@ from hf_latent.errors import UserError
 class EncodeConfig(ImagesConfig):
     """Encode images into a latent cache: posteriors on disk, for any number of denoisers.
 
-    Killed, the same command goes on where it stopped. Several processes share the work, and make
+    If it is killed, run the same command to continue. Several processes share the work and write
     the same files as one.
 
     Attributes:
-        vae: the autoencoder: a folder or Hub id, of an autoencoder or of a whole pipeline.
-        output_dir: the cache's folder.
-        encode_batch_size: images at a time.
-        dtype: of what is stored; float16 halves the files, and rounds to 3 digits.
-        shard_rows: images a file; unset, from the amount of data: about 32 MB a file, and 16
-            files where there are images enough. A stream needs a file a process and worker.
-        dataloader_num_workers: processes that read images.
-        max_validation_samples: so many held-out images, evenly spaced; unset, all.
+        vae: The autoencoder: a folder or Hub id of an autoencoder or of a whole pipeline.
+        output_dir: The cache's folder.
+        encode_batch_size: Number of images to encode at once.
+        dtype: Type of the stored values. float16 halves the files and rounds to 3 digits.
+        shard_rows: Images per file. By default files of about 32 MB, or smaller ones so that there
+            are 16. A stream needs a file for each process and worker.
+        dataloader_num_workers: Number of processes that read images.
+        max_validation_samples: Number of held-out images to encode, evenly spaced. By default all.
     """
 
     vae: str

@@ -1,7 +1,7 @@
-"""Encoding a data set once, into a latent cache: by any number of processes, each its own files.
+"""Encode images into a latent cache; each of several processes writes its own files.
 
-A batch never crosses a file, so neither the number of processes nor where one was killed shows in
-the bytes (on one kind of machine).
+A batch never spans two files, so the bytes do not depend on the number of processes or on kills
+(on the same kind of machine).
 """
 
 from collections.abc import Callable, Iterator
@@ -27,7 +27,12 @@ from hf_latent.models.frozen import freeze
 from hf_latent.models.load import load_autoencoder
 from hf_latent.output import check_output_dir
 from hf_latent.training.latents.config import EncodeConfig
-from hf_latent.training.latents.files import describe_cache, finish_folder, start_folder, sum_file
+from hf_latent.training.latents.files import (
+    cache_manifest,
+    finish_folder,
+    start_folder,
+    sum_file,
+)
 from hf_latent.training.latents.posteriors import encode_batches
 from hf_latent.training.run.accelerator import PROCESS_GROUP, check_processes, raise_everywhere
 from hf_latent.training.run.batches import ignore_signals
@@ -43,18 +48,19 @@ def encode_latents(
     accelerator: Accelerator | None = None,
     replace_other: bool = False,
 ) -> tuple[LatentCache, int]:
-    """Encode images, and their mirror images where flips are on, into a latent cache.
+    """Encode images, and with flips their mirror images, into a latent cache.
+
+    A started cache is continued, and damaged files are written again.
 
     Args:
-        config: which images, which autoencoder and where to.
-        splits: the images, where they are open already.
-        vae: the autoencoder, where it is loaded already; it is frozen, and left on its device.
-        accelerator: where there is one already.
-        replace_other: remove a cache of other images or settings, instead of refusing it.
+        config: the images, the autoencoder and the cache's folder.
+        splits: the images, if they are open already.
+        vae: the autoencoder, if it is loaded already. It is frozen and moved to the device.
+        accelerator: by default a new one.
+        replace_other: remove a cache of other images or settings instead of refusing it.
 
     Returns:
-        The cache, and how many images were encoded now, mirror images not counted. A cache that was
-        begun goes on, and files that are not what was written are made again.
+        The cache, and the number of images that were encoded now, without mirror images.
 
     Raises:
         UserError: if the settings do not fit, the folder holds something else, or the disk is full.
@@ -77,7 +83,7 @@ def encode_latents(
             splits, validation=splits.validation.evenly_spaced(config.max_validation_samples)
         )
     freeze(vae).to(accelerator.device)
-    folder, manifest = Path(config.output_dir), describe_cache(config, splits, vae)
+    folder, manifest = Path(config.output_dir), cache_manifest(config, splits, vae)
     with raise_everywhere(accelerator):
         if accelerator.is_main_process:
             start_folder(folder, manifest, replace_other)
@@ -89,11 +95,12 @@ def encode_latents(
     with raise_everywhere(accelerator):
         found = {name: find_shard(folder / name, recorded.get(name)) for name in mine}
         entries = {name: entry for name, entry in found.items() if entry}
+        to_make = found.keys() - entries
         missing = {
-            split: {name: rows for name, rows in files.items() if name in found.keys() - entries}
+            split: {name: rows for name, rows in files.items() if name in to_make}
             for split, files in ranges.items()
         }
-        made = encode_files(vae, splits, folder, missing, config, accelerator)
+        made = _encode_files(vae, splits, folder, missing, config, accelerator)
     entries, made = _gather(entries | made), _gather(made)
     if made or not recorded:
         with raise_everywhere(accelerator):
@@ -113,11 +120,11 @@ def encode_latents(
 
 
 def _gather(mine: dict[str, T]) -> dict[str, T]:
-    """Bring together what the processes have of their files."""
+    """Merge the dicts of all processes."""
     return {name: x for part in gather_object([mine]) for name, x in part.items()}
 
 
-def encode_files(
+def _encode_files(
     vae: AutoencoderKL | AutoencoderTiny,
     splits: ImageSplits,
     folder: Path,
@@ -125,78 +132,42 @@ def encode_files(
     config: EncodeConfig,
     accelerator: Accelerator,
 ) -> dict[str, dict[str, Any]]:
-    """Make the files that this process has to make.
-
-    Args:
-        vae: frozen.
-        splits: the images.
-        folder: of the cache.
-        missing: by split the files' names, and which images each has.
-        config: how.
-        accelerator: its first process shows how far it is.
-
-    Returns:
-        Their entries in the manifest, by name.
-    """
+    """Write the missing files of each split, given with their rows; return their entries."""
     entries, count = {}, sum(len(rows) for files in missing.values() for rows in files.values())
     show = accelerator.is_main_process and count
     with tqdm(total=count, desc="encode", unit="image", disable=not show) as bar:
         for split, dataset in (("train", splits.train), ("validation", splits.validation)):
             names, ranges = list(missing[split]), list(missing[split].values())
             mirror = config.horizontal_flip and split == "train"
-            shards = encode_shards(
-                vae,
-                dataset.view(False),
-                ranges,
-                mirror,
-                config.encode_batch_size,
-                getattr(torch, config.dtype),
-                config.dataloader_num_workers,
-                bar.update,
-            )
+            shards = _encode_shards(vae, dataset.view(False), ranges, mirror, config, bar.update)
             for name, tensors in zip(names, shards, strict=True):
                 entries[name] = write_shard(folder / name, tensors)
     return entries
 
 
 @torch.no_grad()
-def encode_shards(
+def _encode_shards(
     vae: AutoencoderKL | AutoencoderTiny,
     dataset: ImageDataset,
     ranges: list[range],
     mirror: bool,
-    batch_size: int,
-    dtype: torch.dtype,
-    num_workers: int,
+    config: EncodeConfig,
     on_images: Callable[[int], object],
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """Encode the images of some files.
-
-    Args:
-        vae: frozen.
-        dataset: without anything random.
-        ranges: which images each file has.
-        mirror: encode every image's mirror image too.
-        batch_size: images at a time.
-        dtype: of mean and deviation.
-        num_workers: processes that read images.
-        on_images: called with the number of images after every batch.
-
-    Yields:
-        Each file's tensors: `mean` and `std`, `(n, views, c, h, w)`, and the images' conditions.
-    """
-    # Several batches are read at once, as one tensor: a tensor an image is slow for small images.
-    image_bytes = 4 * torch.Size(dataset.image_shape).numel()
+    """Yield the tensors of each file: mean and std, `(n, views, c, h, w)`, and the conditions."""
+    # Reading several batches as one tensor is faster than one small tensor per image.
+    batch_size, image_bytes = config.encode_batch_size, 4 * torch.Size(dataset.image_shape).numel()
     ahead = batch_size * max(1, READ_AHEAD_BYTES // (batch_size * image_bytes))
     pieces = [piece for rows in ranges for piece in torch.tensor(rows).split(ahead)]
     loader: DataLoader = DataLoader(
         pieces,  # type: ignore[arg-type]
         batch_size=None,
         collate_fn=dataset.read,  # type: ignore[arg-type]
-        num_workers=num_workers,
+        num_workers=config.dataloader_num_workers,
         worker_init_fn=ignore_signals,
     )
     batches = (images for piece in loader for images in piece.split(batch_size))
+    dtype = getattr(torch, config.dtype)
     # Closed explicitly: Python swallows exceptions raised while a generator is collected.
     with closing(encode_batches(vae, batches, mirror, dtype)) as encoded:
         for rows in ranges:

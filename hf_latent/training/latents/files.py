@@ -1,4 +1,4 @@
-"""The folder of a latent cache while it is made: how it begins, and how it is finished."""
+"""Start and finish the folder of a latent cache."""
 
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,10 @@ from hf_latent.pipeline.encode import LatentPosteriors
 from hf_latent.training.latents.config import EncodeConfig
 
 
-def describe_cache(
+def cache_manifest(
     config: EncodeConfig, splits: ImageSplits, vae: AutoencoderKL | AutoencoderTiny
 ) -> dict[str, Any]:
-    """Return the manifest that encoding begins with.
+    """Return the manifest that a cache starts with.
 
     Raises:
         UserError: if the images do not fit the autoencoder.
@@ -41,7 +41,7 @@ def describe_cache(
     )
     return {
         "format": FORMAT,
-        # Names only: a path tells of this machine, and nothing to another.
+        # Hub names only: a path means nothing on another machine.
         "autoencoder": None if Path(config.vae).exists() else config.vae,
         "autoencoder_sha256": hash_autoencoder(vae),
         "data": None if Path(config.data).exists() else config.data,
@@ -55,15 +55,15 @@ def describe_cache(
 
 
 def start_folder(folder: Path, manifest: dict[str, Any], replace_other: bool = False) -> None:
-    """Begin a cache's folder, or make sure that the one which is there is the same cache.
+    """Start a cache's folder, or check that the existing one has the same manifest.
 
     Args:
-        folder: of the cache.
-        manifest: that it is to have.
-        replace_other: remove another cache, instead of refusing it.
+        folder: the cache's folder.
+        manifest: as `cache_manifest` returns.
+        replace_other: remove another cache instead of refusing it.
 
     Raises:
-        UserError: if it is another, or cannot be written.
+        UserError: if the folder holds something else or cannot be written.
     """
     if (folder / "manifest.json").exists():
         try:
@@ -76,7 +76,7 @@ def start_folder(folder: Path, manifest: dict[str, Any], replace_other: bool = F
                 for kind in ("safetensors", "entry.json"):
                     for file in folder.glob(f"{split}-*.{kind}"):
                         file.unlink()
-            # The manifest last: killed before, the next run removes the rest.
+            # The manifest is removed last, so that a killed removal is continued by the next run.
             (folder / "manifest.json").unlink()
     half_written = folder / ".manifest.tmp.json"
     if folder.exists() and (not folder.is_dir() or set(folder.iterdir()) - {half_written}):
@@ -85,7 +85,7 @@ def start_folder(folder: Path, manifest: dict[str, Any], replace_other: bool = F
 
 
 def sum_file(path: Path) -> list[list[float]]:
-    """Return the sums of a file's latents, as `sum_latents` does."""
+    """Return the sums of a shard's latents, as `sum_latents`."""
     with safe_open(path, "pt") as file:
         mean, std = (file.get_tensor(name).float().flatten(0, 1) for name in ("mean", "std"))
     return sum_latents(LatentPosteriors(mean, std)).tolist()
@@ -97,17 +97,15 @@ def finish_folder(
     shards: dict[str, dict[str, Any]],
     sums: list[list[list[float]]],
 ) -> None:
-    """Write the manifest of a cache whose files are all there.
-
-    The statistics are those of posterior samples of the training images, in 7 digits: the last
-    ones of float64 depend on the number of threads.
+    """Write the final manifest of a cache, with the statistics of its training latents.
 
     Args:
-        folder: of the cache.
-        manifest: that it was begun with.
+        folder: the cache's folder, with all its files.
+        manifest: the manifest that it started with.
         shards: the entries of all files, in order.
-        sums: of the training images' files, in order.
+        sums: as `sum_file` returns, of the training images' files in order.
     """
+    # 7 digits: the last digits of float64 depend on the number of threads.
     statistics = measure_latents(torch.tensor(sums, dtype=torch.float64).sum(0))
     latents = {"latents_mean": statistics.mean, "latents_std": statistics.std}
     rounded = {name: [float(f"{x:.7g}") for x in y.tolist()] for name, y in latents.items()}

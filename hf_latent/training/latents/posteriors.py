@@ -1,4 +1,4 @@
-"""Images to the posteriors that a denoiser trains on, batch after batch."""
+"""Encode batches of images into posteriors, on a CPU in several threads."""
 
 from collections import deque
 from collections.abc import Generator, Iterable
@@ -19,21 +19,20 @@ def encode_batches(
 ) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
     """Encode batch after batch.
 
-    On a CPU each batch is one thread's, of as many as torch would use for one batch: while the
-    next are read none stands still, and the bytes do not depend on the number of threads.
+    On a CPU each thread encodes whole batches, with as many threads as torch uses. So no thread
+    waits while images are read, and the bytes do not depend on the number of threads.
 
     Args:
-        vae: frozen.
+        vae: frozen; it is copied, not changed.
         batches: images `(B, C, H, W)`.
         mirror: encode every image's mirror image too.
-        dtype: of what is returned.
+        dtype: type of the yielded tensors.
 
     Yields:
         Mean and deviation, `(B, views, c, h, w)` each, on the CPU.
     """
 
-    # Convolutions are faster with the channels last. A copy: the caller's stays as it is.
-    last = torch.channels_last
+    last = torch.channels_last  # faster for convolutions
     encoder = deepcopy(vae).to(memory_format=last)
 
     def encode(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -48,7 +47,7 @@ def encode_batches(
         return
     threads = torch.get_num_threads()
     waiting: deque[Future[tuple[torch.Tensor, torch.Tensor]]] = deque()
-    torch.set_num_threads(1)  # for this thread too, which reads and writes beside them
+    torch.set_num_threads(1)  # also this thread, which reads and writes meanwhile
     try:
         with ThreadPoolExecutor(threads, "encode", torch.set_num_threads, (1,)) as pool:
             for images in batches:
@@ -58,4 +57,4 @@ def encode_batches(
             while waiting:
                 yield waiting.popleft().result()
     finally:
-        torch.set_num_threads(threads)  # what threads that are made later begin with
+        torch.set_num_threads(threads)  # also the default of later threads

@@ -1,4 +1,4 @@
-"""The scale of a trained autoencoder's latents, measured on the images that it was trained on."""
+"""Measure the scale of a trained autoencoder's latents."""
 
 from collections.abc import Iterator
 
@@ -18,16 +18,16 @@ from hf_latent.training.run.accelerator import TrainingConfig
 def measure_latent_scale(
     vae: AutoencoderKL, dataset: ImageDataset, config: TrainingConfig, accelerator: Accelerator
 ) -> LatentStatistics:
-    """Measure the statistics of posterior samples; each process measures its share.
+    """Measure the statistics of posterior samples per channel; each process measures its share.
 
     Args:
         vae: trained and frozen.
-        dataset: the images, and their mirror images where flips are on.
-        config: the batch size.
-        accelerator: adds up the processes' shares.
+        dataset: the images. With flips, their mirror images are measured too.
+        config: the run's settings.
+        accelerator: gathers the processes' shares.
 
     Returns:
-        The statistics per channel, the same in every process.
+        The same statistics in every process.
     """
 
     def posteriors() -> Iterator[Posterior]:
@@ -42,7 +42,7 @@ def measure_latent_scale(
             for batch in tqdm(loader, desc="latent scale", unit="batch", disable=not show):
                 yield vae.encode(batch["images"].to(accelerator.device)).latent_dist
 
-    # A process may have no image at all.
+    # A process may have no images, so the sums start at 0.
     share_sums = torch.zeros(4, vae.config.latent_channels, dtype=torch.float64)
     for posterior in posteriors():
         share_sums += sum_latents(posterior)

@@ -1,9 +1,9 @@
-"""Where a denoiser's training has its latents from.
+"""The sources of a denoiser's latents.
 
-CachedLatents     a latent cache, made beforehand, read at random
-EncodedOnce       the same of a cache that is made of the images in the run's folder
-StreamedLatents   a latent cache as a stream of shuffled shards, here or on the Hub
-EncodedLatents    the images, encoded anew at every step
+CachedLatents     an existing latent cache, read in random order
+EncodedOnce       images, encoded into a latent cache in the run's folder before the first step
+StreamedLatents   a latent cache as a stream of shuffled shards, local or on the Hub
+EncodedLatents    images, encoded again at every step
 """
 
 import hashlib
@@ -51,11 +51,11 @@ class ReadOptions:
     """How a training reads its latents.
 
     Attributes:
-        rows: which of every global batch this process takes.
-        seed: of the order and the flips.
-        horizontal_flip: take half of the images mirrored.
-        num_workers: processes that read.
-        max_held_out: so many held-out images at most, evenly spaced.
+        rows: the rows of every global batch that this process takes.
+        seed: decides the order and the flips.
+        horizontal_flip: mirror half of the images.
+        num_workers: number of reading processes.
+        max_held_out: the highest number of held-out images, which are evenly spaced.
     """
 
     rows: ProcessRows
@@ -71,14 +71,14 @@ class LatentSource(ABC):
     Attributes:
         image_shape: `(C, H, W)` of the images.
         id2label: names of the classes; None without classes.
-        data: how a report calls the images; None: not known.
-        train_images: how many there are to train on.
-        held_out_images: how many are held out.
-        counts: how many images there are, in words.
-        validation_fingerprint: of the held-out images.
-        identity: stands for the latents, where they are kept; known once they are there.
-        encode_seconds: what encoding took before the first step.
-        encoded_images: how many were encoded in that time, mirror images not counted.
+        data: name of the images in reports; None if unknown.
+        train_images: number of training images.
+        held_out_images: number of held-out images.
+        counts: a sentence about both numbers.
+        validation_fingerprint: fingerprint of the held-out images.
+        identity: hash of the stored latents, known after `prepare`; None if they are not stored.
+        encode_seconds: duration of the encoding before the first step.
+        encoded_images: number of images encoded in that time, without mirror images.
     """
 
     image_shape: tuple[int, int, int]
@@ -94,10 +94,9 @@ class LatentSource(ABC):
 
     @abstractmethod
     def prepare(self, vae: Autoencoder) -> None:
-        """Do what must be done before the first step; all processes call it.
+        """Prepare the first step, with a frozen autoencoder on the accelerator's device.
 
-        Args:
-            vae: frozen, on the accelerator's device.
+        All processes call it.
         """
 
     @abstractmethod
@@ -106,14 +105,14 @@ class LatentSource(ABC):
 
     @abstractmethod
     def batches(self, start_batch: int) -> Iterator[LatentBatch]:
-        """Yield this process's rows of every global batch, from one on, without end."""
+        """Yield this process's rows of every global batch from `start_batch` on, without end."""
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps: what stands for the latents; of images, nothing."""
+        """Return what a checkpoint keeps."""
         return {"latents": self.identity}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Compare with a checkpoint's `state`; images have no say, as `--data` has none.
+        """Compare the stored latents, if there are any, with a checkpoint's.
 
         Raises:
             ValueError: if the checkpoint was made with other latents.
@@ -121,15 +120,13 @@ class LatentSource(ABC):
         if None not in (state["latents"], self.identity) and state["latents"] != self.identity:
             raise ValueError("the latents are not those that it was trained with")
 
-    def describe_images(self, splits: ImageSplits, data: str) -> None:
-        """Set the attributes by the images."""
+    def _set_from_images(self, splits: ImageSplits, data: str) -> None:
         self.image_shape, self.id2label, self.data = splits.image_shape, splits.id2label, data
         self.train_images, self.held_out_images = len(splits.train), len(splits.validation)
         self.counts = describe_counts(splits)
         self.validation_fingerprint = splits.validation_fingerprint
 
-    def describe_cache(self, manifest: dict[str, Any]) -> None:
-        """Set the attributes by a latent cache's manifest."""
+    def _set_from_manifest(self, manifest: dict[str, Any]) -> None:
         channels, height, width = manifest["image_shape"]
         self.image_shape, self.data = (channels, height, width), manifest["data"]
         names = manifest["id2label"]
@@ -145,61 +142,54 @@ class LatentSource(ABC):
 
 
 def hash_latents(manifest: dict[str, Any]) -> str:
-    """Return the SHA-256 of what a cache's latents and their order depend on."""
+    """Return the SHA-256 of everything that a cache's latents and their order depend on."""
     keys = ("autoencoder_sha256", "splits", "mirrored", "dtype", "shard_rows")
     text = json.dumps([manifest[key] for key in keys], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 class CachedLatents(LatentSource):
-    """A latent cache, read at random through memory maps.
+    """An existing latent cache, read in random order through memory maps."""
 
-    Args:
-        cache: made beforehand.
-        reading: how it is read.
-        accelerator: of the run.
-    """
-
-    def __init__(self, cache: LatentCache, reading: ReadOptions, accelerator: Accelerator):
-        """Take the attributes from the cache."""
-        self.cache, self.reading, self.accelerator = cache, reading, accelerator
-        self.describe_cache(cache.manifest)
+    def __init__(self, cache: LatentCache, options: ReadOptions, accelerator: Accelerator):
+        """Set the attributes from the cache."""
+        self.cache, self.options, self.accelerator = cache, options, accelerator
+        self._set_from_manifest(cache.manifest)
 
     def prepare(self, vae: Autoencoder) -> None:
-        """Make sure that the cache is undamaged."""
+        """Check that the cache is not damaged."""
         with raise_everywhere(self.accelerator):
             self.cache.verify(self.accelerator.process_index, self.accelerator.num_processes)
 
     def held_out(self) -> LatentBatch:
         """Read held-out images, evenly spaced."""
-        return self.cache.validation.read_evenly(self.reading.max_held_out)
+        return self.cache.validation.read_evenly(self.options.max_held_out)
 
     def batches(self, start_batch: int) -> Iterator[LatentBatch]:
-        """Read the global order's batches."""
-        split, reading = self.cache.train, self.reading
-        sampler = GlobalBatchSampler(len(split), reading.rows, reading.seed, start_batch)
+        """Read batches in the global order."""
+        split, seed = self.cache.train, self.options.seed
+        sampler = GlobalBatchSampler(len(split), self.options.rows, seed)
 
         def keys() -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
             for batch in count(start_batch):
                 epochs, indices = sampler.epochs_and_indices(batch)
                 mirrored = None
-                if reading.horizontal_flip:
-                    flipped = is_flipped(reading.seed, epochs, indices, len(split))
-                    mirrored = torch.from_numpy(flipped)
+                if self.options.horizontal_flip:
+                    mirrored = torch.from_numpy(is_flipped(seed, epochs, indices, len(split)))
                 yield torch.from_numpy(indices), mirrored
 
         return split.read_batches(keys())
 
 
 class EncodedOnce(CachedLatents):
-    """The images, encoded into a latent cache in the run's folder before the first step.
+    """Images, encoded into a latent cache in the run's folder before the first step.
 
     Args:
         splits: the images.
-        settings: of encoding them.
-        replace_other: replace the cache of other images that is there, instead of refusing it.
-        reading: how the cache is read.
-        accelerator: of the run.
+        settings: how to encode them.
+        replace_other: replace an existing cache of other images instead of refusing it.
+        options: how to read the cache.
+        accelerator: the run's accelerator.
     """
 
     def __init__(
@@ -207,14 +197,14 @@ class EncodedOnce(CachedLatents):
         splits: ImageSplits,
         settings: EncodeConfig,
         replace_other: bool,
-        reading: ReadOptions,
+        options: ReadOptions,
         accelerator: Accelerator,
     ):
-        """Take the attributes from the images."""
-        self.reading, self.accelerator = reading, accelerator
+        """Set the attributes from the images."""
+        self.options, self.accelerator = options, accelerator
         self._splits: ImageSplits | None = splits
         self._settings, self._replace_other = settings, replace_other
-        self.describe_images(splits, shown_name(settings.data))
+        self._set_from_images(splits, shown_name(settings.data))
 
     def prepare(self, vae: Autoencoder) -> None:
         """Encode the images that are not encoded yet."""
@@ -228,14 +218,14 @@ class EncodedOnce(CachedLatents):
 
 
 class StreamedLatents(LatentSource):
-    """A latent cache as a stream of shuffled shards; of the Hub, few are on the disk at once.
+    """A latent cache as a stream of shuffled shards. Few shards of the Hub are on disk at once.
 
     Args:
-        store: where the shards are.
-        lanes: places that are read at once.
-        buffer_rows: images that are shuffled together.
-        reading: how it is read.
-        accelerator: of the run.
+        store: the shards, local or on the Hub.
+        lanes: number of places that are read at once.
+        buffer_rows: number of images that are shuffled together.
+        options: how to read it.
+        accelerator: the run's accelerator.
 
     Raises:
         UserError: if the lanes do not fit the shards, the batch, the processes or the workers.
@@ -246,54 +236,48 @@ class StreamedLatents(LatentSource):
         store: ShardStore,
         lanes: int,
         buffer_rows: int,
-        reading: ReadOptions,
+        options: ReadOptions,
         accelerator: Accelerator,
     ):
-        """Take the attributes from the manifest."""
+        """Set the attributes from the manifest."""
         self._store, self._lanes, self._buffer_rows = store, lanes, buffer_rows
-        self.reading, self.accelerator = reading, accelerator
-        self.describe_cache(store.manifest)
-        self.batches(0)  # what does not fit is refused before there is a folder
+        self.options, self.accelerator = options, accelerator
+        self._set_from_manifest(store.manifest)
+        self.batches(0)  # raises errors before the run's folder is made
 
     def prepare(self, vae: Autoencoder) -> None:
-        """Open the held-out images; of the Hub, all of theirs are downloaded."""
+        """Open the held-out latents; those on the Hub are all downloaded."""
         with self.accelerator.main_process_first():
             self._validation = self._store.open_validation()
 
     def held_out(self) -> LatentBatch:
         """Read held-out images, evenly spaced."""
-        return self._validation.read_evenly(self.reading.max_held_out)
+        return self._validation.read_evenly(self.options.max_held_out)
 
     def batches(self, start_batch: int) -> Iterator[LatentBatch]:
         """Read the stream's batches."""
-        rows = self.reading.rows
+        rows = self.options.rows
         stream = LatentStream(
             self._store,
             rows.global_size,
-            self.reading.seed,
-            self.reading.horizontal_flip,
+            self.options.seed,
+            self.options.horizontal_flip,
             start_batch,
             self._lanes,
             self._buffer_rows,
             rows.process_index,
             rows.num_processes,
         )
-        return stream_batches(stream, self.reading.num_workers, ignore_signals)
+        return stream_batches(stream, self.options.num_workers, ignore_signals)
 
 
 class EncodedLatents(LatentSource):
-    """The images themselves, encoded anew at every step.
+    """Images, encoded again at every step; `data` is their name in reports."""
 
-    Args:
-        splits: the images.
-        data: how a report calls them.
-        reading: how they are read.
-    """
-
-    def __init__(self, splits: ImageSplits, data: str, reading: ReadOptions):
-        """Take the attributes from the images."""
-        self._splits, self.reading = splits, reading
-        self.describe_images(splits, data)
+    def __init__(self, splits: ImageSplits, data: str, options: ReadOptions):
+        """Set the attributes from the images."""
+        self._splits, self.options = splits, options
+        self._set_from_images(splits, data)
 
     def prepare(self, vae: Autoencoder) -> None:
         """Keep the autoencoder."""
@@ -306,16 +290,18 @@ class EncodedLatents(LatentSource):
 
     def held_out(self) -> LatentBatch:
         """Encode held-out images, evenly spaced."""
-        images = self._splits.validation.evenly_spaced(self.reading.max_held_out)
-        loader: DataLoader = DataLoader(images, self.reading.rows.batch_size)
+        images = self._splits.validation.evenly_spaced(self.options.max_held_out)
+        loader: DataLoader = DataLoader(images, self.options.rows.batch_size)
         cpu = torch.device("cpu")
         return concatenate([self._encode(batch).to(cpu) for batch in loader])
 
     def batches(self, start_batch: int) -> Iterator[LatentBatch]:
-        """Encode the global order's batches."""
-        train, rows = self._splits.train, self.reading.rows
-        seed, workers = self.reading.seed, self.reading.num_workers
-        return map(self._encode, global_batches(train, rows, seed, start_batch, workers))
+        """Encode batches in the global order."""
+        options = self.options
+        images = global_batches(
+            self._splits.train, options.rows, options.seed, start_batch, options.num_workers
+        )
+        return map(self._encode, images)
 
 
 def open_latent_source(
@@ -324,18 +310,19 @@ def open_latent_source(
     vae: Autoencoder,
     splits: ImageSplits | None = None,
 ) -> LatentSource:
-    """Open what a run's configuration names.
+    """Open the source of latents that a run's configuration names.
 
     Args:
-        config: of the run.
-        accelerator: of the run.
+        config: the run's settings.
+        accelerator: the run's accelerator.
         vae: the autoencoder.
-        splits: the images, where they are open already.
+        splits: the images, if they are open already.
 
     Raises:
-        UserError: if it cannot be had, or is not of this run's autoencoder or preprocessing.
+        UserError: if the images or the cache cannot be opened, or the cache was made with another
+            autoencoder or preprocessing.
     """
-    reading = ReadOptions(
+    options = ReadOptions(
         process_rows(config.train_batch_size, accelerator),
         config.seed,
         config.horizontal_flip,
@@ -343,11 +330,11 @@ def open_latent_source(
         config.max_validation_samples,
     )
     if config.latents is None:
-        # Where the latents are kept, each image is read once.
+        # Images that are encoded once are read once.
         keep = None if config.encode_every_step else False
         splits = splits or open_run_images(config, accelerator, keep)
         if config.encode_every_step:
-            return EncodedLatents(splits, shown_name(config.data), reading)
+            return EncodedLatents(splits, shown_name(config.data), options)
         images = {x.name: getattr(config, x.name) for x in fields(ImagesConfig)}
         settings = EncodeConfig(
             **images,
@@ -355,23 +342,19 @@ def open_latent_source(
             output_dir=str(Path(config.output_dir) / "latents"),
             dataloader_num_workers=config.dataloader_num_workers,
         )
-        return EncodedOnce(splits, settings, config.overwrite_output_dir, reading, accelerator)
-    revision = _pin_for_all(config.latents, config.latents_revision, accelerator)
+        return EncodedOnce(splits, settings, config.overwrite_output_dir, options, accelerator)
+    with raise_everywhere(accelerator):
+        revision = config.latents_revision
+        if accelerator.is_main_process:
+            revision = pin_revision(config.latents, revision)
+    revision = broadcast_object_list([revision])[0]  # all processes read the same commit
     if config.stream_latents:
         store = open_shard_store(config.latents, revision)
         check_fits(config.latents, store.manifest, config, hash_autoencoder(vae))
         return StreamedLatents(
-            store, config.stream_lanes, config.stream_buffer_rows, reading, accelerator
+            store, config.stream_lanes, config.stream_buffer_rows, options, accelerator
         )
-    with accelerator.main_process_first():  # which downloads
+    with accelerator.main_process_first():  # it downloads the cache
         cache = LatentCache(config.latents, revision)
     check_fits(config.latents, cache.manifest, config, hash_autoencoder(vae))
-    return CachedLatents(cache, reading, accelerator)
-
-
-def _pin_for_all(source: str, revision: str | None, accelerator: Accelerator) -> str | None:
-    """Return one commit of the Hub for all processes."""
-    with raise_everywhere(accelerator):
-        if accelerator.is_main_process:
-            revision = pin_revision(source, revision)
-    return broadcast_object_list([revision])[0]
+    return CachedLatents(cache, options, accelerator)

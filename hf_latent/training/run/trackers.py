@@ -54,7 +54,7 @@ def _tracker_options(
 ) -> dict[str, dict[str, Any]]:
     """Return each tracker's options, and save what was logged after the checkpoint."""
     path = _path(output_dir)
-    run = {"run_id": secrets.token_hex(4), "logged_after_checkpoint": []}
+    run: dict[str, Any] = {"run_id": secrets.token_hex(4), "logged_after_checkpoint": []}
     if checkpoint is not None and path.exists():
         run = read_json(path)
         known = run["logged_after_checkpoint"]
