@@ -1,11 +1,11 @@
-"""Snapshots of a training's power-function averages, for averages that are made after it.
+"""Snapshots of a training's power-function averages, from which other averages are made later.
 
     RUN/ema_snapshots/
-        step-000500-sigma_rel-0.050.safetensors      float32, named as the denoiser's weights
+        step-000500-sigma_rel-0.050.safetensors      the denoiser's weights in float32
         step-000500-sigma_rel-0.100.safetensors ...
 
-A file tells its step and the length of its average in its name, and again in its metadata; and of
-which training it is, since the folder may see another one after it.
+A file's metadata has its step, the length of its average and an identifier of the training, since
+another training may use the same folder later.
 """
 
 import hashlib
@@ -26,8 +26,8 @@ from hf_latent.training.averages.power_function import PowerFunctionEMA
 from hf_latent.training.run.checkpoints import SETTINGS_WITHOUT_EFFECT
 
 FOLDER = "ema_snapshots"
-SIGMA_RELS = (0.05, 0.10)  # the two of Karras et al. 2024, section 3.2
-# One entry: safetensors writes several in an order that is another every time.
+SIGMA_RELS = (0.05, 0.10)  # as in Karras et al. 2024, section 3.2
+# A single entry: safetensors writes several entries in a random order.
 METADATA_KEY = "ema_snapshot"
 _NAME = re.compile(r"step-(\d+)-sigma_rel-\d\.\d+\.safetensors")
 
@@ -38,9 +38,9 @@ class Snapshot:
 
     Attributes:
         path: the file.
-        step: of the training, at whose end the average was saved.
-        sigma_rel: its length, see `power_ema.gamma_from_sigma_rel`.
-        training: which one, see `EmaSnapshots`.
+        step: the last averaged step of the training.
+        sigma_rel: the average's relative length, as in `gamma_from_sigma_rel`.
+        training: as in `EmaSnapshots`.
     """
 
     path: Path
@@ -50,18 +50,18 @@ class Snapshot:
 
 
 class EmaSnapshots:
-    """The averages of a training from which its snapshots are saved.
+    """The power-function averages of a training, and their snapshots.
 
     Args:
-        model: whose weights are averaged.
-        every: steps between snapshots; None: there are no averages.
+        model: the model whose weights are averaged.
+        every: steps between snapshots; None for no averages.
         output_dir: the run's folder.
-        settings: that the training began with, and what stands for the autoencoder.
+        settings: the settings that the training started with, and the autoencoder's hash.
         accelerator: every process averages, the first one saves.
 
     Attributes:
-        averages: by what is after the model's name in a checkpoint.
-        training: 16 hexadecimal digits of the settings that change what a training computes.
+        averages: by their suffix in a checkpoint, such as `ema_050`.
+        training: 16 hexadecimal digits of a hash of the settings that affect the training.
     """
 
     def __init__(
@@ -73,10 +73,9 @@ class EmaSnapshots:
         accelerator: Accelerator,
     ):
         """Start the averages; see the class."""
-        told = json.dumps(
-            [{k: settings[k] for k in settings if k not in SETTINGS_WITHOUT_EFFECT}], sort_keys=True
-        )
-        self.training = hashlib.sha256(told.encode()).hexdigest()[:16]
+        effective = {k: x for k, x in settings.items() if k not in SETTINGS_WITHOUT_EFFECT}
+        text = json.dumps([effective], sort_keys=True)
+        self.training = hashlib.sha256(text.encode()).hexdigest()[:16]
         self.model, self.every, self.output_dir = model, every, output_dir
         self.saves = accelerator.is_main_process
         self.averages: dict[str, PowerFunctionEMA] = {}
@@ -91,17 +90,16 @@ class EmaSnapshots:
         return {"training": self.training}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on with the training of a checkpoint, whatever its settings are from now on."""
+        """Keep the identifier of a checkpoint's training, even if settings changed since."""
         self.training = str(state["training"])
 
     def step(self, step: int) -> None:
-        """Average the weights of a step, and save a snapshot if one is due.
+        """Average the weights after a step of the training, and save a snapshot if one is due.
 
-        A step that left the weights as they were counts too: the averages go by the training's
-        steps. Call it before a checkpoint is saved, from which this step is not done again.
+        Call it also after skipped steps, and before the step's checkpoint is saved.
 
         Args:
-            step: of the training, the first is 1.
+            step: from 1.
         """
         for average in self.averages.values():
             average.step(self.model.parameters())
@@ -109,48 +107,40 @@ class EmaSnapshots:
             self.save(step)
 
     def save(self, step: int) -> None:
-        """Save a snapshot of each average.
-
-        Args:
-            step: of the training, the last that was averaged.
-        """
+        """Save a snapshot of each average, whose last step is `step`."""
         if not self.saves:
             return
         names = [name for name, _ in self.model.named_parameters()]
         for average in self.averages.values():
             weights = (x.detach().float().cpu().contiguous() for x in average.shadow_params)
             name = _file_name(step, average.sigma_rel)
-            told = json.dumps(
+            metadata = json.dumps(
                 {"step": step, "sigma_rel": average.sigma_rel, "training": self.training}
             )
             (self.output_dir / FOLDER).mkdir(exist_ok=True)
             with replaced_whole(self.output_dir / FOLDER / name) as temporary:
                 tensors = dict(zip(names, weights, strict=True))
-                temporary.write_bytes(save(tensors, {METADATA_KEY: told}))
+                temporary.write_bytes(save(tensors, {METADATA_KEY: metadata}))
 
     def remove_after(self, step: int) -> None:
-        """Remove the snapshots of later steps, which will be saved again, and of other trainings.
-
-        Args:
-            step: of the training, from which it goes on; 0: all are removed.
-        """
+        """Remove the snapshots of steps after `step`, and those of other trainings."""
         if not self.saves:
             return
         folder = self.output_dir / FOLDER
         for path in folder.glob("step-*.safetensors"):
             named = _NAME.fullmatch(path.name)
-            if named and (int(named[1]) > step or self._is_anothers(path)):
+            if named and (int(named[1]) > step or self._is_foreign(path)):
                 path.unlink()
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
 
-    def _is_anothers(self, path: Path) -> bool:
-        if not self.averages:  # this one saves none that it could be mixed up with
+    def _is_foreign(self, path: Path) -> bool:
+        if not self.averages:  # this training saves no snapshots, so the others do no harm
             return False
         try:
             return _read_snapshot(path).training != self.training
         except UserError:
-            return True  # a damaged one is of no use
+            return True
 
 
 def _file_name(step: int, sigma_rel: float) -> str:
@@ -158,33 +148,27 @@ def _file_name(step: int, sigma_rel: float) -> str:
 
 
 def list_snapshots(run: Path) -> list[Snapshot]:
-    """Return the snapshots of a run.
-
-    Args:
-        run: its folder.
-
-    Returns:
-        By step and length, the smallest first; none if none were kept.
+    """Return the snapshots in a run's folder, sorted by step and length.
 
     Raises:
-        UserError: if a file is damaged, or no snapshot.
+        UserError: if a file is damaged or no snapshot.
     """
     found = [_read_snapshot(path) for path in (run / FOLDER).glob("step-*.safetensors")]
     return sorted(found, key=lambda snapshot: (snapshot.step, snapshot.sigma_rel))
 
 
 def _read_snapshot(path: Path) -> Snapshot:
-    """Read what a snapshot tells of itself."""
     try:
         with safe_open(path, "pt") as file:
-            told = json.loads(file.metadata()[METADATA_KEY])
+            values = json.loads(file.metadata()[METADATA_KEY])
         snapshot = Snapshot(
-            path, int(told["step"]), float(told["sigma_rel"]), str(told["training"])
+            path, int(values["step"]), float(values["sigma_rel"]), str(values["training"])
         )
+        # A renamed copy would count twice.
         if path.name != (name := _file_name(snapshot.step, snapshot.sigma_rel)):
-            raise ValueError(f"by what is in it, it is {name}")  # and must not count twice
+            raise ValueError(f"its content is that of {name}")
         return snapshot
-    # A damaged file makes the libraries raise nearly anything.
+    # Damaged files make the libraries raise many exception types.
     except Exception as error:
         cause = " ".join(str(error).split())
         raise UserError(

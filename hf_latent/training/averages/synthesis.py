@@ -1,10 +1,9 @@
-"""An average of any length out of snapshots of others: which weights to sum them with, and the sum.
+"""Make an average of any length as a weighted sum of snapshots of other averages.
 
 Karras et al. 2024, "Analyzing and Improving the Training Dynamics of Diffusion Models", section 3.2
-and appendix C. A profile says how much every step of a training counts in an average: that of
-(t, gamma) is p(tau) = (gamma + 1) tau^gamma / t^(gamma + 1) for tau in [0, t], and 0 after it. An
-average is linear in its profile, so the sum of profiles that comes closest to a target's is also
-how to sum the averages.
+and appendix C. The profile of an average says how much each step of the training counts: for
+(t, gamma) it is p(tau) = (gamma + 1) tau^gamma / t^(gamma + 1) for tau in [0, t], and 0 after t. An
+average is linear in its profile, so a sum of averages has the sum of their profiles.
 """
 
 import math
@@ -22,46 +21,39 @@ from hf_latent.training.averages.snapshots import Snapshot
 
 Profile: TypeAlias = tuple[float, float]  # (t, gamma)
 
-# The residual is the distance of the profiles over the target's norm. Of weights that jitter about
-# their course independently from step to step, it is the deviation that the fit adds, as a share
-# of the deviation that the wanted average has itself: at 0.1 the variance grows by 1%. The nearest
-# snapshot alone, taken for the wanted one, has more: that of 0.1 is 0.24 away from 0.07.
+# The relative residual is the distance of the profiles over the target's norm. If the weights have
+# independent noise at each step, the fit adds noise whose deviation is this share of the deviation
+# in the target average itself: 0.1 adds 1% of the variance. Using the nearest snapshot in place of
+# the target adds more: between the sigma_rel 0.1 and 0.07 the residual is 0.24.
 MAX_RELATIVE_RESIDUAL = 0.1
 
 
 def inner_products(first: Sequence[Profile], second: Sequence[Profile]) -> np.ndarray:
-    """Integrate the products of profiles, in closed form (Karras et al. 2024, appendix C).
+    """Return the inner products of m and n profiles, `(m, n)` float64.
 
-    For t_a <= t_b: (gamma_a + 1) (gamma_b + 1) / (gamma_a + gamma_b + 1) (t_a / t_b)^gamma_b / t_b.
-
-    Args:
-        first: m profiles.
-        second: n profiles.
-
-    Returns:
-        `(m, n)` float64.
+    For t_a <= t_b: (gamma_a + 1) (gamma_b + 1) / (gamma_a + gamma_b + 1) (t_a / t_b)^gamma_b / t_b
+    (Karras et al. 2024, appendix C).
     """
     (t1, gamma1), (t2, gamma2) = np.array(first, np.float64).T, np.array(second, np.float64).T
     t1, gamma1 = t1[:, None], gamma1[:, None]
     end = np.maximum(t1, t2)
     overlap = (np.minimum(t1, t2) / end) ** np.where(t1 > t2, gamma1, gamma2)
-    # In this order even the largest gamma overflows nothing.
+    # In this order even the largest gamma does not overflow.
     products: np.ndarray = (gamma1 + 1) * ((gamma2 + 1) / (gamma1 + gamma2 + 1)) * overlap / end
     return products
 
 
 def synthesis_weights(snapshots: Sequence[Profile], target: Profile) -> np.ndarray:
-    """Return the weights of the sum of profiles that comes closest to a target's.
+    """Return the weights with which a sum of profiles is closest to the target profile.
 
     Least squares (Karras et al. 2024, appendix C): A x = b, with the inner products A of the
-    snapshots' profiles and b of those with the target's. Besides, the weights are held to a sum of
-    1, by a Lagrange multiplier: the profile of few snapshots would come closer with another sum, by
-    some percent, but what all steps have in common, which is most of the weights of a model, would
-    be scaled by it.
+    snapshots' profiles and b of these with the target. In addition, a Lagrange multiplier keeps the
+    sum of x at 1, since another sum would scale what all steps have in common, which is most of a
+    model's weights.
 
     Args:
         snapshots: n different profiles.
-        target: the wanted profile.
+        target: the target profile.
 
     Returns:
         `(n,)` float64, of sum 1; some are negative.
@@ -76,15 +68,12 @@ def synthesis_weights(snapshots: Sequence[Profile], target: Profile) -> np.ndarr
 
 
 def relative_residual(snapshots: Sequence[Profile], weights: np.ndarray, target: Profile) -> float:
-    """Return how far a sum of profiles is from a target's, in closed form.
+    """Return ||p - sum_i x_i p_i|| / ||p||, the relative distance from a target profile p.
 
     Args:
-        snapshots: n profiles.
-        weights: `(n,)` float64, of the sum.
-        target: the wanted profile.
-
-    Returns:
-        The distance over the target's norm: ||p - sum_i x_i p_i|| / ||p||, 0 at best.
+        snapshots: n profiles p_i.
+        weights: `(n,)` float64, the x_i.
+        target: the target profile p.
     """
     quadratic = weights @ inner_products(snapshots, snapshots) @ weights
     linear = weights @ inner_products(snapshots, [target])[:, 0]
@@ -94,12 +83,12 @@ def relative_residual(snapshots: Sequence[Profile], weights: np.ndarray, target:
 
 @dataclass(frozen=True)
 class Synthesis:
-    """How to make an average out of snapshots.
+    """How to make an average from snapshots.
 
     Attributes:
-        snapshots: n of them.
-        weights: `(n,)` float64, of their sum.
-        relative_residual: see the function of that name.
+        snapshots: n snapshots.
+        weights: `(n,)` float64, their weights in the sum.
+        relative_residual: as the function of this name returns.
     """
 
     snapshots: list[Snapshot]
@@ -108,12 +97,12 @@ class Synthesis:
 
 
 def plan_synthesis(snapshots: Sequence[Snapshot], sigma_rel: float, step: int) -> Synthesis:
-    """Choose the snapshots of an average, and the weights of their sum.
+    """Choose the snapshots of an average and their weights.
 
     Args:
-        snapshots: of a training; those after the average's end are not used.
-        sigma_rel: the average's length.
-        step: its end.
+        snapshots: a training's snapshots; those after `step` are not used.
+        sigma_rel: the average's relative length.
+        step: the average's last step.
 
     Raises:
         UserError: if the snapshots cannot give this average.
@@ -130,7 +119,7 @@ def plan_synthesis(snapshots: Sequence[Snapshot], sigma_rel: float, step: int) -
     residual = relative_residual(profiles, weights, target)
     if not residual <= MAX_RELATIVE_RESIDUAL:
         raise UserError(
-            f"--sigma_rel {sigma_rel} --step {step} cannot be made out of these {len(used)} "
+            f"--sigma_rel {sigma_rel} --step {step} cannot be made from these {len(used)} "
             f"snapshots (relative residual {residual:.2g}, at most {MAX_RELATIVE_RESIDUAL}): "
             f"choose --step {used[-1].step}, or another --sigma_rel, or train with a smaller "
             "--ema_snapshot_steps"
@@ -141,17 +130,16 @@ def plan_synthesis(snapshots: Sequence[Snapshot], sigma_rel: float, step: int) -
 def sum_snapshots(
     synthesis: Synthesis, shapes: Mapping[str, torch.Size]
 ) -> dict[str, torch.Tensor]:
-    """Sum snapshots with their weights, in float64, with one tensor of one file in memory a time.
+    """Return the weighted sum of snapshots, by name, in float32 on the CPU.
+
+    The sum is made in float64, with one tensor of one file in memory at a time.
 
     Args:
-        synthesis: which, and the weights.
-        shapes: of the model's weights, by name.
-
-    Returns:
-        float32 tensors of those shapes, by name, on the CPU.
+        synthesis: the snapshots and their weights.
+        shapes: shapes of the model's weights, by name.
 
     Raises:
-        UserError: if a snapshot has not exactly these weights.
+        UserError: if a snapshot has other weights.
     """
     sums = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
     for snapshot, weight in zip(synthesis.snapshots, synthesis.weights.tolist(), strict=True):
@@ -162,7 +150,7 @@ def sum_snapshots(
                 wrong = dict(found.items() ^ {k: tuple(v) for k, v in shapes.items()}.items())
                 if wrong:
                     raise UserError(
-                        f"{snapshot.path} has not exactly the weights of the model beside it "
+                        f"{snapshot.path} has other weights than the model of its run "
                         f"({len(wrong)} differ, {min(wrong)} first): it is of another training, "
                         "remove it"
                     )

@@ -1,6 +1,5 @@
-"""A model of another average of the denoiser's weights, made after the training."""
+"""Make a model of another average of the denoiser's weights, after the training."""
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,33 +14,32 @@ from hf_latent.evaluation.images.sampling import load_pipeline
 from hf_latent.hub.card.facts import read_model_facts
 from hf_latent.hub.card.render import write_model_card
 from hf_latent.hub.card.weights import read_saved_weights
-from hf_latent.output import check_output_dir, replaced_whole, write_json
+from hf_latent.output import check_output_dir, read_json, replaced_whole, write_json
 from hf_latent.training.averages.power_function import gamma_from_sigma_rel
 from hf_latent.training.averages.snapshots import FOLDER, list_snapshots
 from hf_latent.training.averages.synthesis import plan_synthesis, sum_snapshots
 
-# What training.json tells of the weights that RUN/model has, and not of these.
-OF_OTHER_WEIGHTS = {"held_out_loss", "held_out_images", "ema_decay"}
-# And of all of the training, if this average ends elsewhere.
-OF_ALL_STEPS = {"train_loss", "images_seen", "seconds"}
+# Figures in training.json of the weights in RUN/model, which this average does not have.
+FIGURES_OF_THE_WEIGHTS = {"held_out_loss", "held_out_images", "ema_decay"}
+# Figures of the whole training, which are wrong if this average ends earlier.
+FIGURES_OF_ALL_STEPS = {"train_loss", "images_seen", "seconds"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class SynthesizeEmaConfig(Settings):
     """Make a model of another average of a denoiser's weights, after its training.
 
-    Snapshots that the training kept (--ema_snapshot_steps) are summed so that the average has any
-    length that is asked for (Karras et al. 2024).
+    The snapshots that the training saved (--ema_snapshot_steps) are summed to an average of any
+    length (Karras et al. 2024).
 
     Attributes:
-        run: the training's folder.
-        sigma_rel: length of the average: the deviation of its profile, as a share of the steps up
-            to its end; longer is smoother. With 16 snapshots of each average, 0.03 to 0.25
-            can be made.
-        step: the average's end; unset, the last snapshot's.
-        output_dir: the new model's folder.
-        overwrite_output_dir: accept a folder with files in it, and put the model in place of all
-            that is there.
+        run: The training's folder.
+        sigma_rel: Length of the average: the standard deviation of its profile, as a share of the
+            steps up to its end. A longer average is smoother. 16 snapshots of each saved average
+            suffice for 0.03 to 0.25.
+        step: The average's last step. By default that of the last snapshot.
+        output_dir: The new model's folder.
+        overwrite_output_dir: Accept a folder with files in it and replace all of them.
     """
 
     run: str
@@ -57,23 +55,17 @@ class SynthesizeEmaConfig(Settings):
 
 
 def synthesize_ema(config: SynthesizeEmaConfig) -> Path:
-    """Sum snapshots to an average, and save it as a model.
-
-    Args:
-        config: which average.
-
-    Returns:
-        The new model's folder.
+    """Sum snapshots to an average, save it as a model and return the model's folder.
 
     Raises:
-        UserError: if the run has no snapshots or no model, they do not fit together or cannot give
-            this average, or the folder cannot be written.
+        UserError: if the run's snapshots or model are missing, do not fit together or cannot give
+            this average, or if the folder cannot be written.
     """
     run = Path(config.run)
     output_dir = check_output_dir(config.output_dir, config.overwrite_output_dir)
     for part in (run / "model", run / FOLDER):
         if part.resolve().is_relative_to(output_dir.resolve()):
-            raise UserError(f"--output_dir {output_dir} holds what is read: choose another")
+            raise UserError(f"--output_dir {output_dir} holds the files to read: choose another")
     snapshots = list_snapshots(run)
     if not snapshots:
         raise UserError(f"--run {run} has no {FOLDER}: train with --ema_snapshot_steps")
@@ -86,12 +78,12 @@ def synthesize_ema(config: SynthesizeEmaConfig) -> Path:
     for snapshot in synthesis.snapshots:
         if snapshot.training != report.get("ema_training"):
             raise UserError(
-                f"{snapshot.path} is of another training than {run / 'model'}: let that one come "
-                "to its end, with --resume_from_checkpoint latest, or remove its snapshots"
+                f"{snapshot.path} is of another training than {run / 'model'}: finish the "
+                "snapshot's training with --resume_from_checkpoint latest, or remove its snapshots"
             )
 
     pipeline = load_pipeline(str(run / "model"))
-    pipeline.guide_unet = None  # if it has one, it was chosen for other weights
+    pipeline.guide_unet = None  # a guide was chosen for the other weights
     parameters = dict(pipeline.unet.named_parameters())
     shapes = {name: parameter.shape for name, parameter in parameters.items()}
     with torch.no_grad():
@@ -102,7 +94,9 @@ def synthesize_ema(config: SynthesizeEmaConfig) -> Path:
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     with replaced_whole(output_dir) as temporary:
         pipeline.save_pretrained(temporary)
-        dropped = OF_OTHER_WEIGHTS | (OF_ALL_STEPS if step != report.get("steps") else set())
+        dropped = set(FIGURES_OF_THE_WEIGHTS)
+        if step != report.get("steps"):
+            dropped |= FIGURES_OF_ALL_STEPS
         figures = {
             "steps": step,
             "unet_weights_sha256": read_saved_weights(temporary / "unet").sha256,
@@ -114,7 +108,7 @@ def synthesize_ema(config: SynthesizeEmaConfig) -> Path:
         shutil.copyfile(run / "model" / "config.yaml", temporary / "config.yaml")
         write_model_card(temporary)
     print(
-        f"average of sigma_rel {config.sigma_rel:g} at step {step}, of "
+        f"average with sigma_rel {config.sigma_rel:g} at step {step}, of "
         f"{len(synthesis.snapshots)} snapshots: {output_dir} (relative residual of its profile "
         f"{synthesis.relative_residual:.2g})"
     )
@@ -125,16 +119,15 @@ def _read_report(model: Path) -> dict[str, Any]:
     """Return the training.json of a run's model."""
     if not (model / "model_index.json").is_file():
         raise UserError(
-            f"--run {model.parent} has no model yet: let its training come to its end, with "
+            f"--run {model.parent} has no model yet: finish its training with "
             "--resume_from_checkpoint latest"
         )
     if not read_model_facts(model).training or not (model / "config.yaml").is_file():
         raise UserError(
-            f"{model} lacks the training.json or the config.yaml of these weights: --run must be "
-            "as its training left it"
+            f"{model} lacks the training.json or the config.yaml of these weights: name a --run "
+            "that is unchanged since its training"
         )
-    report: dict[str, Any] = json.loads((model / "training.json").read_text(encoding="utf-8"))
-    return report
+    return read_json(model / "training.json")
 
 
 if __name__ == "__main__":

@@ -158,7 +158,7 @@ def test_snapshots_after_the_end_are_not_used():
         (0.08, 9, "^--step 9 has fewer than 2 snapshots up to it: choose a later one"),
         (0.08, 26, r"^--sigma_rel 0\.08 --step 26 cannot be made .* choose --step 20,"),
         (0.005, 30, r"^--sigma_rel 0\.005 --step 30 cannot be made .* or another --sigma_rel"),
-        (1e-200, 30, "cannot be made out of these 6 snapshots"),
+        (1e-200, 30, "cannot be made from these 6 snapshots"),
         (0.3, 30, "^--sigma_rel must be above 0 and below 0.28"),
     ],
 )
@@ -261,7 +261,7 @@ def test_a_folder_is_replaced_where_that_is_asked_for(run, config):
 @pytest.mark.parametrize("name", ["", "model", "ema_snapshots", ".."])
 def test_what_is_read_is_never_replaced(run, config, name):
     over = replace(config, output_dir=str(run / name), overwrite_output_dir=True)
-    with pytest.raises(UserError, match="holds what is read: choose another"):
+    with pytest.raises(UserError, match="holds the files to read: choose another"):
         synthesize_ema(over)
 
 
@@ -309,18 +309,21 @@ def put_another_trainings_snapshot_there(run: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (remove_model, "has no model yet: let its training come to its end"),
+        (remove_model, "has no model yet: finish its training with"),
         (remove_snapshots, "has no ema_snapshots: train with --ema_snapshot_steps"),
         (leave_one_snapshot, "has fewer than 2 snapshots up to it"),
         (remove_report, "lacks the training.json or the config.yaml of these weights"),
         (truncate_snapshot, r"step-000002-sigma_rel-0.050.safetensors is damaged or no snapshot"),
         (
             copy_a_snapshot,
-            "000003-.* by what is in it, it is step-000002-sigma_rel-0.050.safetensors",
+            "000003-.* its content is that of step-000002-sigma_rel-0.050.safetensors",
         ),
         (put_another_file_there, "step-000001-mine.safetensors is damaged or no snapshot"),
-        (put_another_models_snapshot_there, "has not exactly the weights of the model beside it"),
-        (put_another_trainings_snapshot_there, "000001.* is of another training than .*model: let"),
+        (put_another_models_snapshot_there, "has other weights than the model of its run"),
+        (
+            put_another_trainings_snapshot_there,
+            "000001.* is of another training than .*model: fin",
+        ),
     ],
 )
 def test_a_run_that_is_not_fit_is_refused_in_one_line(run, config, spoil, message):
