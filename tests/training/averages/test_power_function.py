@@ -30,12 +30,12 @@ SETTINGS = SNAPSHOTS | IMAGES | {"max_train_samples": None}
 
 
 @pytest.mark.parametrize(("sigma_rel", "gamma"), GAMMAS.items())
-def test_the_exponents_are_the_papers(sigma_rel, gamma):
+def test_the_exponents_equal_the_papers(sigma_rel, gamma):
     assert gamma_from_sigma_rel(sigma_rel) == pytest.approx(gamma, abs=0.005)
 
 
 @pytest.mark.parametrize("sigma_rel", [0.01, 0.05, 0.07, 0.1, 0.2, 0.27])
-def test_the_length_is_the_profiles_deviation(sigma_rel):
+def test_the_length_is_the_deviation_of_the_profile(sigma_rel):
     gamma = gamma_from_sigma_rel(sigma_rel)
     share = np.linspace(0, 1, 1_000_001)
     profile = (gamma + 1) * share**gamma
@@ -45,12 +45,12 @@ def test_the_length_is_the_profiles_deviation(sigma_rel):
 
 
 @pytest.mark.parametrize("sigma_rel", [1e-200, 1e-9])
-def test_the_shortest_lengths_overflow_nothing(sigma_rel):
+def test_the_shortest_lengths_do_not_overflow(sigma_rel):
     assert gamma_from_sigma_rel(sigma_rel) == pytest.approx(1 / sigma_rel)
 
 
 @pytest.mark.parametrize("sigma_rel", [0.0, -0.1, 0.28, 0.5, float("nan")])
-def test_a_length_that_no_average_has_is_refused(sigma_rel):
+def test_impossible_lengths_are_refused(sigma_rel):
     with pytest.raises(UserError, match=r"^--sigma_rel must be above 0 and below 0\.28, not"):
         gamma_from_sigma_rel(sigma_rel)
 
@@ -74,7 +74,7 @@ def test_the_average_is_the_weighted_sum_of_all_steps(sigma_rel):
         torch.testing.assert_close(ema.shadow_params[0], expected, rtol=0, atol=1e-12)
 
 
-def test_the_first_step_leaves_nothing_of_the_weights_before_it():
+def test_after_the_first_step_the_initial_weights_do_not_count():
     model = torch.nn.Linear(2, 2)
     ema = PowerFunctionEMA(model.parameters(), 0.1)
     with torch.no_grad():
@@ -91,7 +91,7 @@ def files(run: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def latents(tmp_path_factory) -> dict[str, str]:
-    """An autoencoder, and a cache of latents of 40 images."""
+    """An autoencoder, and a latent cache of 40 images."""
     folder = tmp_path_factory.mktemp("latents")
     vae = save_autoencoder(folder / "vae")
     encode_latents(encode_settings(vae, folder / "cache"))
@@ -105,13 +105,13 @@ def config(denoiser_config, latents):
 
 @pytest.fixture(scope="module")
 def whole(latents, tmp_path_factory) -> Path:
-    """A run that nothing interrupted; tests change a copy of it."""
+    """An uninterrupted run; tests change copies of it."""
     folder = tmp_path_factory.mktemp("whole")
     train_denoiser(short_denoiser(folder, **latents, **SETTINGS))
     return folder / "denoiser"
 
 
-def test_an_interrupted_run_leaves_the_same_snapshots_as_an_uninterrupted_one(
+def test_an_interrupted_run_saves_the_same_snapshots_as_an_uninterrupted_one(
     config, whole, tmp_path
 ):
     run = tmp_path / "denoiser"
@@ -124,7 +124,7 @@ def test_an_interrupted_run_leaves_the_same_snapshots_as_an_uninterrupted_one(
     resumed = replace(config, resume_from_checkpoint="latest")
     with pytest.raises(SystemExit):
         train_denoiser(resumed, stop=StopAfter(1))
-    # As if killed in the fourth step: a whole snapshot of later, and a half-written one.
+    # As if killed in the fourth step: a complete later snapshot and a half-written one.
     (run / "ema_snapshots").mkdir()
     for name in ("step-000004-sigma_rel-0.050", ".step-000002-sigma_rel-0.100.tmp"):
         (run / "ema_snapshots" / f"{name}.safetensors").write_bytes(b"other")
@@ -135,7 +135,7 @@ def test_an_interrupted_run_leaves_the_same_snapshots_as_an_uninterrupted_one(
     assert files(run) == expected
     for folder in ("model", "checkpoint-3", "checkpoint-5"):
         assert_same_weights(run / folder, whole / folder)
-    # A run that ended writes nothing else when it is resumed, and what was lost is there again.
+    # A resumed finished run saves its last snapshots again, and no other files.
     for path in (run / "ema_snapshots").glob("step-000005-*"):
         path.unlink()
     train_denoiser(resumed)
@@ -159,7 +159,7 @@ def test_snapshots_are_plain_safetensors_of_the_averages_in_the_checkpoint(whole
     assert steps == {"unet": 5, "unet_ema_050": 5, "unet_ema_100": 5}
 
 
-def test_a_run_without_the_setting_is_as_it_was(config, whole, tmp_path):
+def test_without_snapshots_the_training_is_the_same(config, whole, tmp_path):
     train_denoiser(replace(config, ema_snapshot_steps=None))
     run = tmp_path / "denoiser"
     names = sorted(path.name for path in run.iterdir())
@@ -174,11 +174,11 @@ def test_a_run_without_the_setting_is_as_it_was(config, whole, tmp_path):
     }
     state = json.loads((run / "checkpoint-5" / "state.json").read_text())
     assert state["average_steps"] == {"unet": 5}
-    # And with it, the training itself is the same.
+    # Saving snapshots does not change the model.
     assert_same_weights(run / "model", whole / "model")
 
 
-def test_a_run_over_an_older_one_keeps_none_of_its_snapshots(config, whole, tmp_path):
+def test_a_run_over_an_older_one_removes_its_snapshots(config, whole, tmp_path):
     run = shutil.copytree(whole, tmp_path / "denoiser")
     (run / "ema_snapshots" / "notes.txt").write_text("mine")
     shorter = replace(config, overwrite_output_dir=True, max_train_steps=1)
@@ -200,7 +200,7 @@ def test_a_checkpoint_without_the_averages_is_named(config, tmp_path, capsys):
     with pytest.raises(UserError, match="checkpoint-3 is damaged or of another training") as raised:
         train_denoiser(resumed)
     assert "unet_ema_050" in str(raised.value) and "\n" not in str(raised.value)
-    # The other way round, the averages are just not carried on.
+    # The opposite change just ends the averages.
     train_denoiser(replace(config, output_dir=str(tmp_path / "with"), max_train_steps=3))
     given_up = replace(resumed, output_dir=str(tmp_path / "with"), ema_snapshot_steps=None)
     train_denoiser(given_up)
@@ -236,6 +236,6 @@ def test_a_skipped_step_counts_too(config, tmp_path, monkeypatch):
     assert state["average_steps"] == {"unet": 4, "unet_ema_050": 5, "unet_ema_100": 5}
 
 
-def test_no_steps_between_snapshots_is_refused(denoiser_config):
+def test_zero_steps_between_snapshots_are_refused(denoiser_config):
     with pytest.raises(UserError, match=r"^--ema_snapshot_steps must be .* above 0, not 0"):
         denoiser_config(ema_snapshot_steps=0)

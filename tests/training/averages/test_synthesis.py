@@ -42,7 +42,7 @@ PROFILES = [(t, gamma) for t in range(EVERY, STEPS + 1, EVERY) for gamma in (SHO
 
 
 def integrate(first, second) -> float:
-    """The product of two profiles, integrated on a grid that ends where the shorter one does."""
+    """Integrate the product of two profiles on a grid up to the earlier end."""
     end = min(first[0], second[0])
     tau = np.linspace(0, end, 200_001)
     values = [(gamma + 1) * (tau / t) ** gamma / t for t, gamma in (first, second)]
@@ -59,7 +59,7 @@ def test_inner_products_are_the_integrals():
 
 
 @pytest.mark.parametrize("place", [0, 7, len(PROFILES) - 1])
-def test_a_stored_snapshot_is_taken_as_it_is(place):
+def test_the_average_of_a_snapshot_is_the_snapshot(place):
     weights = synthesis_weights(PROFILES, PROFILES[place])
     assert weights.dtype == np.float64
     np.testing.assert_allclose(weights, np.eye(len(PROFILES))[place], rtol=0, atol=1e-6)
@@ -80,7 +80,7 @@ def test_the_residual_is_the_distance_of_the_profiles(sigma_rel):
     rest = wanted - sum(w * profile(*one) for w, one in zip(weights, PROFILES, strict=True))
     expected = np.sqrt(np.mean(rest**2) / np.mean(wanted**2))
     assert relative_residual(PROFILES, weights, target) == pytest.approx(expected, rel=1e-3)
-    # And no other weights of the same sum come closer.
+    # No other weights of the same sum are closer.
     assert weights.sum() == pytest.approx(1, abs=1e-12)
     for i in range(len(PROFILES)):
         for change in (1e-2, -1e-2):
@@ -98,7 +98,7 @@ def save_snapshot(folder: Path, step: int, sigma_rel: float, tensors, training="
 
 
 @pytest.mark.parametrize("sigma_rel", [0.07, 0.15])
-def test_a_synthesized_average_is_the_one_that_was_tracked(tmp_path, sigma_rel):
+def test_a_synthesized_average_equals_the_tracked_one(tmp_path, sigma_rel):
     torch.manual_seed(0)
     model = torch.nn.Linear(40, 25)
     averages = {x: PowerFunctionEMA(model.parameters(), x) for x in (0.05, 0.10, sigma_rel)}
@@ -106,7 +106,7 @@ def test_a_synthesized_average_is_the_one_that_was_tracked(tmp_path, sigma_rel):
     snapshots = []
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 100  # what all steps have in common is most of the weights
+            parameter += 100  # most of the weights is common to all steps
     for step in range(1, STEPS + 1):
         with torch.no_grad():
             for parameter in model.parameters():
@@ -126,23 +126,23 @@ def test_a_synthesized_average_is_the_one_that_was_tracked(tmp_path, sigma_rel):
         return (tensor - expected).square().mean().sqrt().item()
 
     nearest = error(averages[0.10].shadow_params[0])
-    assert nearest > 1, "the averages differ, by more than a step of the walk"
+    assert nearest > 1, "the averages differ by more than one step"
     assert error(found["weight"]) < 0.01
     assert error(found["weight"]) < nearest / 100
 
 
 @pytest.mark.parametrize("sigma_rel", [0.03, 0.05, 0.12, 0.25])
-def test_sixteen_snapshots_of_each_give_the_lengths_that_are_promised(sigma_rel):
+def test_sixteen_snapshots_of_each_suffice_for_the_documented_lengths(sigma_rel):
     snapshots = [Snapshot(Path("x"), 500 * t, s, "a") for t in range(1, 17) for s in (0.05, 0.10)]
     assert plan_synthesis(snapshots, sigma_rel, 8000).relative_residual < 0.1
 
 
 @pytest.mark.parametrize("sigma_rel", [0.03, 0.07, 0.2])
-def test_hundreds_of_snapshots_do_not_blow_up_the_weights(sigma_rel):
+def test_with_hundreds_of_snapshots_the_weights_stay_small(sigma_rel):
     snapshots = [Snapshot(Path("x"), 30 * t, s, "a") for t in range(1, 301) for s in (0.05, 0.10)]
     plan = plan_synthesis(snapshots, sigma_rel, 9000)
     assert plan.relative_residual < 1e-3
-    assert abs(plan.weights).sum() < 20  # which is what rounding errors of the files grow by
+    assert abs(plan.weights).sum() < 20  # the factor by which rounding errors grow
 
 
 def test_snapshots_after_the_end_are_not_used():
@@ -162,7 +162,7 @@ def test_snapshots_after_the_end_are_not_used():
         (0.3, 30, "^--sigma_rel must be above 0 and below 0.28"),
     ],
 )
-def test_an_average_that_the_snapshots_cannot_give_is_refused(sigma_rel, step, message):
+def test_an_average_that_the_snapshots_cannot_approximate_is_refused(sigma_rel, step, message):
     snapshots = [Snapshot(Path("x"), t, s, "a") for t in (10, 20, 30) for s in (0.05, 0.10)]
     with pytest.raises(UserError, match=message) as raised:
         plan_synthesis(snapshots, sigma_rel, step)
@@ -181,7 +181,7 @@ def test_a_snapshot_of_another_model_is_named(tmp_path, tensors):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
-    """The folder of a training of six steps, with three snapshots of each average."""
+    """The folder of a training of 6 steps with 3 snapshots of each average."""
     folder = tmp_path_factory.mktemp("trained")
     vae = save_autoencoder(folder / "vae")
     settings = SHORT_TRAINING | {"max_train_steps": 6, "ema_snapshot_steps": 2}
@@ -194,7 +194,7 @@ def trained(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def run(trained, tmp_path) -> Path:
-    """A copy of it."""
+    """A copy of it, for tests that change it."""
     return shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("latents"))
 
 
@@ -203,7 +203,7 @@ def config(run, tmp_path):
     return SynthesizeEmaConfig(run=str(run), sigma_rel=0.08, output_dir=str(tmp_path / "new/one"))
 
 
-def test_the_command_saves_a_whole_model(run, config, tmp_path, monkeypatch, capsys):
+def test_the_command_saves_a_complete_model(run, config, tmp_path, monkeypatch, capsys):
     given = ["--run", str(run), "--sigma_rel", "0.08", "--output_dir", config.output_dir]
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), *given])
     runpy.run_path(str(SCRIPT), run_name="__main__")
@@ -214,7 +214,7 @@ def test_the_command_saves_a_whole_model(run, config, tmp_path, monkeypatch, cap
     shapes = {name: x.shape for name, x in pipeline.unet.named_parameters()}
     saved = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
     for name, tensor in sum_snapshots(plan, shapes).items():
-        assert torch.equal(saved[name], tensor.half()), "in the precision that the run saves"
+        assert torch.equal(saved[name], tensor.half()), "in the dtype of the run's model"
     before = json.loads((run / "model" / "training.json").read_text())
     report = json.loads((folder / "training.json").read_text())
     assert {k for k in before | report if before.get(k) != report.get(k)} == {
@@ -240,7 +240,7 @@ def test_the_command_saves_a_whole_model(run, config, tmp_path, monkeypatch, cap
     assert [path.name for path in folder.parent.iterdir()] == ["one"]
 
 
-def test_an_earlier_end_has_no_figures_of_the_later_steps(run, config):
+def test_an_average_with_an_earlier_end_has_no_figures_of_later_steps(run, config):
     folder = synthesize_ema(replace(config, step=4))
     report = json.loads((folder / "training.json").read_text())
     assert report["steps"] == 4
@@ -248,7 +248,7 @@ def test_an_earlier_end_has_no_figures_of_the_later_steps(run, config):
     assert "6 steps of" not in (folder / "README.md").read_text()
 
 
-def test_a_folder_is_replaced_where_that_is_asked_for(run, config):
+def test_a_folder_is_replaced_on_request(run, config):
     folder = synthesize_ema(config)
     first = (folder / "training.json").read_text()
     with pytest.raises(UserError, match="has files in it"):
@@ -259,7 +259,7 @@ def test_a_folder_is_replaced_where_that_is_asked_for(run, config):
 
 
 @pytest.mark.parametrize("name", ["", "model", "ema_snapshots", ".."])
-def test_what_is_read_is_never_replaced(run, config, name):
+def test_the_files_to_read_are_never_replaced(run, config, name):
     over = replace(config, output_dir=str(run / name), overwrite_output_dir=True)
     with pytest.raises(UserError, match="holds the files to read: choose another"):
         synthesize_ema(over)
@@ -326,7 +326,7 @@ def put_another_trainings_snapshot_there(run: Path) -> None:
         ),
     ],
 )
-def test_a_run_that_is_not_fit_is_refused_in_one_line(run, config, spoil, message):
+def test_a_damaged_run_is_refused_in_one_line(run, config, spoil, message):
     spoil(run)
     with pytest.raises(UserError, match=message) as raised:
         synthesize_ema(config)

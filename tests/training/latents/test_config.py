@@ -10,7 +10,7 @@ NEEDED = {"vae": "v", "output_dir": "o"}
 
 @pytest.mark.parametrize("name", ["encode_batch_size", "shard_rows", "max_validation_samples"])
 @pytest.mark.parametrize("value", [0, -1])
-def test_what_is_not_above_0_is_refused(name, value):
+def test_counts_below_1_are_refused(name, value):
     with pytest.raises(UserError, match=f"--{name} must be a whole number above 0, not {value}"):
         EncodeConfig(**NEEDED, **{name: value})
 
@@ -20,7 +20,7 @@ def test_a_negative_number_of_readers_is_refused():
         EncodeConfig(**NEEDED, dataloader_num_workers=-1)
 
 
-def test_random_crops_are_refused_with_the_way_out():
+def test_random_crops_are_refused_with_the_alternative():
     with pytest.raises(UserError, match="--encode_every_step true"):
         EncodeConfig(**NEEDED, crop="random")
 
@@ -30,7 +30,7 @@ def test_unknown_dtypes_are_refused_by_the_command():
         parse_config(EncodeConfig, ["--vae", "v", "--output_dir", "o", "--dtype", "bfloat16"])
 
 
-def test_the_seldom_needed_is_unset():
+def test_rare_settings_are_unset_by_default():
     config = parse_config(EncodeConfig, ["--vae", "v", "--output_dir", "o"])
     assert config == EncodeConfig(**NEEDED)
     assert config.shard_rows is config.max_validation_samples is None
@@ -49,13 +49,13 @@ def test_the_seldom_needed_is_unset():
         ({"stream_buffer_rows": 0}, "--stream_buffer_rows must be a whole number above 0"),
     ],
 )
-def test_a_training_refuses_what_does_not_go_together(changes, message):
+def test_a_training_refuses_settings_that_exclude_each_other(changes, message):
     with pytest.raises(UserError) as error:
         DenoiserConfig(**NEEDED, **changes)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_random_crops_go_with_images_that_are_encoded_at_every_step():
+def test_random_crops_are_allowed_if_images_are_encoded_at_every_step():
     DenoiserConfig(**NEEDED, crop="random", encode_every_step=True)
     DenoiserConfig(**NEEDED, latents="cache", stream_latents=True)

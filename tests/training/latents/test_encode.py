@@ -36,7 +36,7 @@ def vae_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(vae_folder, tmp_path_factory):
-    """A cache that nothing interrupted: its configuration and the bytes of its files."""
+    """An uninterrupted cache: its configuration and the bytes of its files."""
     config = encode_settings(vae_folder, tmp_path_factory.mktemp("whole") / "cache")
     encode_latents(config)
     return config, all_bytes(Path(config.output_dir))
@@ -44,14 +44,14 @@ def whole(vae_folder, tmp_path_factory):
 
 @pytest.fixture
 def cache(whole, tmp_path):
-    """A copy of that cache, to be damaged: its configuration."""
+    """The configuration of a copy of that cache, for tests that change it."""
     shutil.copytree(whole[0].output_dir, tmp_path / "cache")
     return replace(whole[0], output_dir=str(tmp_path / "cache"))
 
 
 @pytest.fixture
 def written(monkeypatch):
-    """The names of the files that encoding writes from here on."""
+    """The names of the files that the test's encoding writes."""
     names: list[str] = []
     write_shard = latents.write_shard
 
@@ -67,7 +67,7 @@ def encode(config, **changes) -> LatentCache:
     return encode_latents(replace(config, **changes))[0]
 
 
-def mistake(action) -> str:
+def user_error(action) -> str:
     with pytest.raises(UserError) as error:
         action()
     assert "\n" not in str(error.value)
@@ -78,7 +78,7 @@ def times(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
 
 
-def test_views_are_the_image_and_its_true_mirror_image(whole, vae_folder):
+def test_the_views_are_the_latents_of_the_image_and_of_its_mirror_image(whole, vae_folder):
     config, _ = whole
     cache, splits = LatentCache(config.output_dir), open_images(config)
     images, vae = splits.train.view(False).read(), load_autoencoder(vae_folder)
@@ -99,7 +99,7 @@ def test_views_are_the_image_and_its_true_mirror_image(whole, vae_folder):
     assert_same_batch(cache.validation.read(torch.arange(12)), expected, tolerance=1e-5)
 
 
-def test_a_shard_has_the_tensors_that_are_documented(whole):
+def test_a_shard_has_the_documented_tensors(whole):
     config, content = whole
     assert sorted(content) == ["manifest.json", *SHARDS]
     for name, rows in zip(SHARDS, (10, 10, 10, 10, 10, 2), strict=True):
@@ -116,7 +116,7 @@ def test_a_shard_has_the_tensors_that_are_documented(whole):
 def test_the_manifest_says_what_was_encoded_and_how(whole, vae_folder):
     config, _ = whole
     manifest, splits = read_json(Path(config.output_dir)), open_images(config)
-    assert vae_folder not in json.dumps(manifest), "a path tells of this machine"
+    assert vae_folder not in json.dumps(manifest), "a path means nothing elsewhere"
     wanted = {
         "format": "hf_latent latents 1",
         "autoencoder": None,
@@ -139,7 +139,7 @@ def test_the_manifest_says_what_was_encoded_and_how(whole, vae_folder):
     LatentCache(config.output_dir).verify()
 
 
-def test_the_statistics_are_those_of_samples_of_the_training_images(whole):
+def test_the_statistics_are_those_of_posterior_samples(whole):
     config, _ = whole
     shards = [load_file(Path(config.output_dir) / name) for name in SHARDS[:4]]
     mean, std = (torch.cat([x[name] for x in shards]).double() for name in ("mean", "std"))
@@ -152,7 +152,7 @@ def test_the_statistics_are_those_of_samples_of_the_training_images(whole):
         assert all(float(f"{x:.7g}") == x for x in manifest[name])
 
 
-def test_a_batch_never_crosses_a_file(cache, monkeypatch):
+def test_a_batch_never_spans_two_files(cache, monkeypatch):
     sizes = []
 
     def spy(vae, images):
@@ -166,13 +166,13 @@ def test_a_batch_never_crosses_a_file(cache, monkeypatch):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_reading_processes_do_not_show_in_the_bytes(whole, tmp_path, workers):
+def test_the_bytes_do_not_depend_on_reading_processes(whole, tmp_path, workers):
     config, content = whole
     encode(config, output_dir=str(tmp_path / "cache"), dataloader_num_workers=workers)
     assert all_bytes(tmp_path / "cache") == content
 
 
-def test_how_much_is_read_at_once_does_not_show_in_the_bytes(whole, tmp_path, monkeypatch):
+def test_the_bytes_do_not_depend_on_the_read_ahead(whole, tmp_path, monkeypatch):
     config, _ = whole
     encode(config, output_dir=str(tmp_path / "one"), shard_rows=5)  # a piece a file
     monkeypatch.setattr(latents, "READ_AHEAD_BYTES", 1)
@@ -180,7 +180,7 @@ def test_how_much_is_read_at_once_does_not_show_in_the_bytes(whole, tmp_path, mo
     assert all_bytes(tmp_path / "two") == all_bytes(tmp_path / "one")
 
 
-def test_half_precision_is_float32_rounded(whole, tmp_path):
+def test_float16_is_rounded_float32(whole, tmp_path):
     config, _ = whole
     encode(config, output_dir=str(tmp_path / "half"), dtype="float16")
     for name in SHARDS:
@@ -209,7 +209,7 @@ def pictures(tmp_path):
     return str(tmp_path / "pictures")
 
 
-def test_all_held_out_images_are_encoded_unless_some_are_asked_for(whole, tmp_path, pictures):
+def test_all_held_out_images_are_encoded_by_default(whole, tmp_path, pictures):
     changes = {"data": pictures, "validation_fraction": 0.4, "max_train_samples": None}
     config = replace(whole[0], **changes)
     held_out = open_images(config).validation
@@ -220,7 +220,7 @@ def test_all_held_out_images_are_encoded_unless_some_are_asked_for(whole, tmp_pa
     chosen = torch.arange(3) * len(held_out) // 3
     found, expected = some.validation.read(torch.arange(3)), every.validation.read(chosen)
     assert_same_batch(found, expected, tolerance=1e-5)
-    # No classes, no conditions; and no path in the manifest.
+    # Without classes there are no conditions. A path is not in the manifest.
     assert found.conditions == {}
     assert every.manifest["id2label"] is None
     assert every.manifest["data"] is None
@@ -228,15 +228,15 @@ def test_all_held_out_images_are_encoded_unless_some_are_asked_for(whole, tmp_pa
 
 
 def test_random_crops_are_refused(whole):
-    assert "--crop random does not go" in mistake(lambda: replace(whole[0], crop="random"))
+    assert "--crop random does not go" in user_error(lambda: replace(whole[0], crop="random"))
 
 
-def test_files_are_as_large_as_the_data_asks_where_nothing_else_is_said(whole, tmp_path):
+def test_the_size_of_files_follows_the_data_by_default(whole, tmp_path):
     cache = encode(whole[0], output_dir=str(tmp_path / "cache"), shard_rows=None)
     assert cache.manifest["shard_rows"] == 4  # 40 images in 16 files are 3, in whole batches
 
 
-def test_a_whole_cache_is_left_as_it_is(cache, whole, written, monkeypatch):
+def test_a_complete_cache_is_not_changed(cache, whole, written, monkeypatch):
     monkeypatch.setattr(posteriors, "encode_posteriors", None)
     before = times(Path(cache.output_dir))
     encode(cache)
@@ -248,11 +248,11 @@ def test_a_whole_cache_is_left_as_it_is(cache, whole, written, monkeypatch):
 
 @pytest.mark.parametrize("damage", [flip_a_bit, cut_short, os.remove])
 @pytest.mark.parametrize("name", [SHARDS[0], SHARDS[2], SHARDS[5]])
-def test_encoding_again_mends_the_broken_file_and_no_other(cache, whole, written, damage, name):
+def test_encoding_again_replaces_only_the_damaged_file(cache, whole, written, damage, name):
     folder = Path(cache.output_dir)
     before = times(folder)
     damage(folder / name)
-    text = mistake(lambda: LatentCache(folder).verify())
+    text = user_error(lambda: LatentCache(folder).verify())
     assert str(folder / name) in text
     kept = {x: content for x, content in all_bytes(folder).items() if x != name}
     assert kept == {x: content for x, content in whole[1].items() if x != name}
@@ -264,7 +264,7 @@ def test_encoding_again_mends_the_broken_file_and_no_other(cache, whole, written
 
 
 def begin(folder: Path) -> None:
-    """Make a whole cache one that is begun."""
+    """Turn a complete cache into a started one."""
     manifest = read_json(folder)
     for name in manifest["shards"]:
         write_shard(folder / name, load_file(folder / name))
@@ -274,7 +274,7 @@ def begin(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 5, 6])
-def test_a_cache_that_was_begun_goes_on(cache, whole, written, count):
+def test_a_started_cache_is_continued(cache, whole, written, count):
     folder = Path(cache.output_dir)
     begin(folder)
     for name in SHARDS[count:]:
@@ -284,7 +284,7 @@ def test_a_cache_that_was_begun_goes_on(cache, whole, written, count):
     assert all_bytes(folder) == whole[1]
 
 
-def test_what_a_killed_process_left_half_written_is_made_again(cache, whole, written):
+def test_half_written_files_of_a_killed_process_are_encoded_again(cache, whole, written):
     folder = Path(cache.output_dir)
     begin(folder)
     cut_short(folder / SHARDS[1], 2000)
@@ -297,7 +297,7 @@ def test_what_a_killed_process_left_half_written_is_made_again(cache, whole, wri
     assert all_bytes(folder) == whole[1]
 
 
-def test_a_bit_that_flips_while_a_cache_is_made_is_seen(cache, whole, written):
+def test_a_flipped_bit_in_a_started_cache_is_found(cache, whole, written):
     folder = Path(cache.output_dir)
     begin(folder)
     flip_a_bit(folder / SHARDS[2])
@@ -306,7 +306,7 @@ def test_a_bit_that_flips_while_a_cache_is_made_is_seen(cache, whole, written):
     assert all_bytes(folder) == whole[1]
 
 
-def test_a_process_that_was_killed_at_the_manifest_does_not_stand_in_the_way(whole, tmp_path):
+def test_a_half_written_manifest_is_replaced(whole, tmp_path):
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / ".manifest.tmp.json").write_text("{")
     encode(whole[0], output_dir=str(tmp_path / "cache"))
@@ -327,8 +327,8 @@ def test_a_process_that_was_killed_at_the_manifest_does_not_stand_in_the_way(who
         ({"shard_rows": 20}, "--shard_rows"),
     ],
 )
-def test_a_cache_of_other_settings_is_refused_and_stays(cache, whole, written, changes, what):
-    text = mistake(lambda: encode(cache, **changes))
+def test_a_cache_of_other_settings_is_refused_and_kept(cache, whole, written, changes, what):
+    text = user_error(lambda: encode(cache, **changes))
     assert text.startswith(f"{cache.output_dir}/manifest.json is of another {what} (")
     assert written == []
     assert all_bytes(Path(cache.output_dir)) == whole[1]
@@ -337,36 +337,38 @@ def test_a_cache_of_other_settings_is_refused_and_stays(cache, whole, written, c
 @pytest.mark.parametrize("change", [{"scaling_factor": 0.5}, {"latents_mean": [0.0] * 4}])
 def test_a_cache_of_the_same_weights_on_another_scale_is_refused(cache, tmp_path, change):
     other = save_autoencoder(tmp_path / "other", **change)
-    text = mistake(lambda: encode(cache, vae=other))
+    text = user_error(lambda: encode(cache, vae=other))
     assert f"{cache.output_dir}/manifest.json is of another autoencoder (" in text
 
 
-def test_a_cache_of_other_settings_is_replaced_where_that_is_asked_for(cache, whole, tmp_path):
+def test_a_cache_of_other_settings_is_replaced_on_request(cache, whole, tmp_path):
     other = replace(cache, max_train_samples=7, shard_rows=4)
     fresh = replace(other, output_dir=str(tmp_path / "fresh"))
     encode_latents(other, replace_other=True)
     encode_latents(fresh)
     assert all_bytes(tmp_path / "cache") == all_bytes(tmp_path / "fresh")
-    # The same one is not.
+    # The same cache is not replaced.
     before = times(tmp_path / "cache")
     encode_latents(other, replace_other=True)
     del before["manifest.json"]
     assert before.items() <= times(tmp_path / "cache").items()
 
 
-def test_a_folder_with_something_else_in_it_is_refused_and_left_alone(whole, tmp_path):
+def test_a_folder_with_other_files_is_refused_and_kept(whole, tmp_path):
     (tmp_path / "mine").mkdir()
     for name in ("notes.txt", ".weights.safetensors", ".train-000000.1.safetensors.txt"):
         (tmp_path / "mine" / name).write_text("mine")
     before = all_bytes(tmp_path / "mine")
     config = replace(whole[0], output_dir=str(tmp_path / "mine"))
-    assert "has something else in it" in mistake(lambda: encode_latents(config))
-    assert "has something else in it" in mistake(lambda: encode_latents(config, replace_other=True))
+    assert "has something else in it" in user_error(lambda: encode_latents(config))
+    assert "has something else in it" in user_error(
+        lambda: encode_latents(config, replace_other=True)
+    )
     assert all_bytes(tmp_path / "mine") == before
     (tmp_path / "file").write_text("mine")
-    text = mistake(lambda: encode(whole[0], output_dir=str(tmp_path / "file")))
+    text = user_error(lambda: encode(whole[0], output_dir=str(tmp_path / "file")))
     assert "cannot be written" in text
-    text = mistake(lambda: encode(whole[0], output_dir=str(tmp_path / "file" / "cache")))
+    text = user_error(lambda: encode(whole[0], output_dir=str(tmp_path / "file" / "cache")))
     assert "cannot be written" in text
 
 
@@ -379,14 +381,14 @@ def test_a_folder_with_something_else_in_it_is_refused_and_left_alone(whole, tmp
         ({"data": "/nowhere"}, "/nowhere"),
     ],
 )
-def test_what_cannot_be_encoded_leaves_no_folder(whole, tmp_path, changes, message):
-    assert message in mistake(
+def test_failed_encoding_leaves_no_folder(whole, tmp_path, changes, message):
+    assert message in user_error(
         lambda: encode(whole[0], output_dir=str(tmp_path / "cache"), **changes)
     )
     assert not (tmp_path / "cache").exists()
 
 
-def test_through_the_command_a_mistake_is_one_line_and_status_2(cache, capsys):
+def test_a_user_error_of_the_command_is_one_line_and_status_2(cache, capsys):
     flags = as_flags(replace(cache, dtype="float16"))
     with pytest.raises(SystemExit) as stopped:
         run_command(EncodeConfig, encode_latents, flags)
@@ -396,13 +398,13 @@ def test_through_the_command_a_mistake_is_one_line_and_status_2(cache, capsys):
     assert error.startswith(f"error: {cache.output_dir}/manifest.json is of another dtype (")
 
 
-def test_the_command_makes_the_cache(whole, tmp_path):
+def test_the_command_writes_the_cache(whole, tmp_path):
     flags = as_flags(replace(whole[0], output_dir=str(tmp_path / "cache")))
     run_command(EncodeConfig, encode_latents, flags)
     assert all_bytes(tmp_path / "cache") == whole[1]
 
 
-def test_the_autoencoder_is_left_frozen_and_unchanged(whole, tmp_path):
+def test_the_autoencoder_is_frozen_and_unchanged(whole, tmp_path):
     vae = make_autoencoder(sample_size=32).train()
     before = hash_autoencoder(vae)
     config = replace(whole[0], output_dir=str(tmp_path / "cache"))

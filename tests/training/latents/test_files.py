@@ -22,7 +22,7 @@ def begun(folder) -> dict:
     return manifest
 
 
-def test_the_sums_of_a_file_are_those_of_all_its_views(tmp_path):
+def test_the_sums_of_a_file_include_all_its_views(tmp_path):
     generator = torch.Generator().manual_seed(0)
     mean, std = torch.randn(2, 3, 2, 4, 5, 6, generator=generator)
     write_shard(tmp_path / NAME, {"mean": mean, "std": std})
@@ -37,7 +37,7 @@ def test_the_sums_of_a_file_are_those_of_all_its_views(tmp_path):
     torch.testing.assert_close(sums, torch.stack(expected), rtol=1e-6, atol=1e-6)
 
 
-def test_the_statistics_are_of_the_files_sums_in_7_digits(tmp_path):
+def test_the_statistics_follow_from_the_sums_in_7_digits(tmp_path):
     sums = torch.rand(2, 4, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 1
     sums[:, 2] += 9
     shards = {NAME: {"rows": 1, "bytes": 2, "sha256": "3"}}
@@ -49,7 +49,7 @@ def test_the_statistics_are_of_the_files_sums_in_7_digits(tmp_path):
     assert written["shards"] == shards
 
 
-def test_a_folder_begins_with_its_manifest(tmp_path):
+def test_a_new_folder_has_a_manifest(tmp_path):
     start_folder(tmp_path / "new" / "cache", {"format": "f"})
     assert read_json(tmp_path / "new" / "cache") == {"format": "f"}
 
@@ -64,7 +64,7 @@ def test_a_damaged_manifest_is_refused_or_replaced(folder):
     assert read_json(folder) == manifest
 
 
-def test_killed_while_another_cache_is_removed_the_rest_is_removed_next(folder, monkeypatch):
+def test_a_killed_removal_of_another_cache_is_continued(folder, monkeypatch):
     other = begun(folder) | {"dtype": "float16"}
     unlink, count = type(folder).unlink, [0]
 

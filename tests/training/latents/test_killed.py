@@ -1,4 +1,4 @@
-"""Encoding that is killed, runs out of disk, or is shared by processes: always the same bytes."""
+"""Encoding gives the same bytes if it is killed, runs out of disk or is shared by processes."""
 
 import os
 import random
@@ -31,12 +31,12 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module", autouse=True)
 def small_trainings():
-    """Nothing smaller: this process encodes the images that the processes which it starts do."""
+    """Keep the normal size: started processes must encode the same images as this one."""
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A cache of 60 files that nothing interrupted: its configuration and its bytes."""
+    """An uninterrupted cache of 60 files: its configuration and its bytes."""
     folder = tmp_path_factory.mktemp("whole")
     vae = save_autoencoder(folder / "autoencoder")
     config = encode_settings(
@@ -56,7 +56,7 @@ def launch_two(config) -> list[forked.Process]:
 
 
 def ends_well(processes: list[forked.Process]) -> list[str]:
-    """Wait for the end of processes; return what each printed."""
+    """Wait for processes to end with status 0; return what each printed."""
     printed = []
     for process in processes:
         stdout, stderr = process.communicate(timeout=90)
@@ -66,7 +66,7 @@ def ends_well(processes: list[forked.Process]) -> list[str]:
 
 
 def wait_for_files(folder: Path, count: int, alive) -> None:
-    """Return once there are so many more names, half-written files counted."""
+    """Wait until the folder has `count` more files, including half-written ones."""
     known: set[str] = set(os.listdir(folder)) if folder.exists() else set()
     seen, deadline = set(known), time.monotonic() + 60
     while len(seen - known) < count and alive():
@@ -137,7 +137,7 @@ def assert_full_disk_is_one_line(process: forked.Process, folder: Path, content)
     assert line.startswith(f"{folder}/train-0000")
     assert ".safetensors cannot be written (" in line
     assert line.count("\n") == 1 and "Traceback" not in stderr
-    # What is there is whole, and nothing half-written is left.
+    # All files are complete, and no half-written one is left.
     found = {k: v for k, v in all_bytes(folder).items() if not k.endswith(".json")}
     assert found.items() <= content.items()
     assert len(found) < len(content)

@@ -20,7 +20,7 @@ def encode(threads: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         torch.set_num_threads(before)
 
 
-def test_batches_come_in_order_and_are_those_of_the_images_and_their_mirror_images():
+def test_batches_come_in_order_with_mirror_images():
     vae = freeze(make_autoencoder())
     found = encode(threads=2)
     assert [len(mean) for mean, _ in found] == [2, 2, 2, 2, 2, 1]
@@ -31,7 +31,7 @@ def test_batches_come_in_order_and_are_those_of_the_images_and_their_mirror_imag
             torch.testing.assert_close(std[:, view], expected.std, rtol=0, atol=1e-6)
 
 
-def test_the_number_of_threads_does_not_show_in_the_bits():
+def test_the_bits_do_not_depend_on_the_number_of_threads():
     one, three = encode(threads=1), encode(threads=3)
     assert all(
         torch.equal(a, b)
@@ -40,7 +40,7 @@ def test_the_number_of_threads_does_not_show_in_the_bits():
     )
 
 
-def test_what_fails_in_a_thread_fails():
+def test_an_error_in_a_thread_is_raised():
     vae = freeze(make_autoencoder())
     batches = encode_batches(vae, [IMAGES, IMAGES.repeat(1, 3, 1, 1)], False, torch.float32)
     threads = torch.get_num_threads()
@@ -53,7 +53,7 @@ def test_what_fails_in_a_thread_fails():
     assert torch.get_num_threads() == threads
 
 
-def test_the_callers_autoencoder_stays_as_it_is():
+def test_the_callers_autoencoder_is_not_changed():
     vae = freeze(make_autoencoder())
     before = {name: (x.clone(), x.stride()) for name, x in vae.state_dict().items()}
     list(encode_batches(vae, IMAGES.split(4), False, torch.float32))

@@ -9,7 +9,7 @@ from hf_latent.training.latents.scale import measure_latent_scale
 from tests.conftest import make_autoencoder
 
 
-def test_the_scale_is_that_of_all_shares_an_empty_one_too(autoencoder_config, monkeypatch):
+def test_the_scale_is_that_of_all_shares_even_if_one_is_empty(autoencoder_config, monkeypatch):
     config = autoencoder_config(train_batch_size=2, horizontal_flip=True)
     vae = make_autoencoder(sample_size=32)
     dataset = open_images(config).train.evenly_spaced(3)

@@ -38,7 +38,7 @@ def vae_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def made(vae_folder, tmp_path_factory):
-    """A cache that was made beforehand."""
+    """An existing cache."""
     folder = tmp_path_factory.mktemp("made") / "cache"
     encode_latents(encode_settings(vae_folder, folder))
     return folder
@@ -46,14 +46,14 @@ def made(vae_folder, tmp_path_factory):
 
 @pytest.fixture
 def cache(made, tmp_path):
-    """A copy of it, to be damaged."""
+    """A copy of it, for tests that change it."""
     shutil.copytree(made, tmp_path / "cache")
     return tmp_path / "cache"
 
 
 @pytest.fixture
 def settings(vae_folder, tmp_path):
-    """Make a training's configuration; with `latents`, images are chosen by the cache."""
+    """Create a training's configuration; with `latents`, the cache defines the images."""
 
     def make(**changes) -> DenoiserConfig:
         values = {**SHORT, **IMAGES, "vae": vae_folder, "output_dir": str(tmp_path / "run")}
@@ -76,7 +76,7 @@ def assert_close(found: LatentBatch, expected: LatentBatch) -> None:
     assert_same_batch(found, expected, tolerance=1e-4)
 
 
-def mistake(action) -> str:
+def user_error(action) -> str:
     with pytest.raises(UserError) as error:
         action()
     assert "\n" not in str(error.value)
@@ -84,7 +84,7 @@ def mistake(action) -> str:
 
 
 @pytest.mark.parametrize("flips", [True, False])
-def test_beforehand_in_the_run_and_at_every_step_the_latents_are_the_same(settings, made, flips):
+def test_all_sources_of_latents_give_the_same_batches(settings, made, flips):
     sources = [
         open_source(settings(horizontal_flip=flips, **changes))
         for changes in ({"latents": made}, {"encode_every_step": True}, {})
@@ -100,7 +100,7 @@ def test_beforehand_in_the_run_and_at_every_step_the_latents_are_the_same(settin
         assert_close(found, held_out[0])
 
 
-def test_the_images_of_a_batch_are_those_of_the_order_mirrored_as_drawn(settings):
+def test_a_batch_has_the_images_and_flips_of_the_sampler(settings):
     config = settings(encode_every_step=True)
     train = open_images(config).train
     vae = freeze(load_autoencoder(config.vae))
@@ -112,7 +112,7 @@ def test_the_images_of_a_batch_are_those_of_the_order_mirrored_as_drawn(settings
         torch.testing.assert_close(batch.posteriors.mean, expected.mean, rtol=0, atol=1e-4)
 
 
-def test_sources_tell_the_same_of_the_run(settings, made):
+def test_all_sources_have_the_same_attributes(settings, made):
     every, cached, streamed = (
         open_source(settings(**changes))
         for changes in ({"encode_every_step": True}, {"latents": made}, {"latents": made, **STREAM})
@@ -127,7 +127,7 @@ def test_sources_tell_the_same_of_the_run(settings, made):
     assert every.counts.startswith("40 training images")
 
 
-def test_fewer_held_out_images_than_the_cache_has_are_evenly_spaced(settings, made):
+def test_a_part_of_the_held_out_images_is_evenly_spaced(settings, made):
     whole = open_source(settings(latents=made, max_validation_samples=99)).held_out()
     some = open_source(settings(latents=made, max_validation_samples=4)).held_out()
     assert len(whole) == 12
@@ -173,7 +173,7 @@ REFUSED = [
 def test_a_cache_that_does_not_fit_is_refused_and_leaves_no_folder(
     settings, made, tmp_path, changes, message, stream
 ):
-    text = mistake(lambda: train_denoiser(settings(latents=made, **stream, **changes)))
+    text = user_error(lambda: train_denoiser(settings(latents=made, **stream, **changes)))
     assert text.startswith(f"{made}: manifest.json is of another")
     assert message in text
     assert not (tmp_path / "run").exists()
@@ -188,28 +188,28 @@ def test_a_cache_of_another_autoencoder_is_refused(settings, made, tmp_path, str
         changed = load_autoencoder(vae)
         changed.quant_conv.bias.data[0] += 1e-6
         changed.save_pretrained(vae)
-    text = mistake(lambda: train_denoiser(settings(latents=made, vae=vae, **stream)))
+    text = user_error(lambda: train_denoiser(settings(latents=made, vae=vae, **stream)))
     assert "manifest.json is of another autoencoder (a local one, " in text
     assert "pass the --vae that it was encoded with" in text
 
 
 @pytest.mark.parametrize("stream", [{}, STREAM])
-def test_a_cache_without_mirror_images_is_refused_where_flips_are_on(
+def test_with_flips_a_cache_without_mirror_images_is_refused(
     settings, vae_folder, tmp_path, stream
 ):
     plain = tmp_path / "plain"
     encode_latents(encode_settings(vae_folder, plain, horizontal_flip=False))
-    text = mistake(lambda: train_denoiser(settings(latents=plain, **stream)))
+    text = user_error(lambda: train_denoiser(settings(latents=plain, **stream)))
     assert "it has no mirror images" in text
     open_source(settings(latents=plain, horizontal_flip=False, **stream))
 
 
 @pytest.mark.parametrize("stream", [{}, STREAM])
-def test_a_cache_that_is_not_finished_is_refused(settings, cache, stream):
+def test_an_unfinished_cache_is_refused(settings, cache, stream):
     manifest = read_json(cache)
     del manifest["shards"]
     write_manifest(cache, manifest)
-    text = mistake(lambda: train_denoiser(settings(latents=cache, **stream)))
+    text = user_error(lambda: train_denoiser(settings(latents=cache, **stream)))
     assert text.startswith(f"{cache} is not finished")
 
 
@@ -217,7 +217,7 @@ def test_a_cache_that_is_not_finished_is_refused(settings, cache, stream):
 @pytest.mark.parametrize("name", ["train-000002.safetensors", "validation-000001.safetensors"])
 def test_a_damaged_file_is_named_before_the_first_step(settings, cache, damage, name):
     damage(cache / name)
-    text = mistake(lambda: open_source(settings(latents=cache)))
+    text = user_error(lambda: open_source(settings(latents=cache)))
     assert text.startswith(f"{cache / name} is ")
 
 
@@ -230,12 +230,12 @@ def test_a_damaged_file_is_named_before_the_first_step(settings, cache, damage, 
     ],
 )
 def test_a_stream_that_does_not_fit_leaves_no_folder(settings, made, tmp_path, changes, message):
-    text = mistake(lambda: train_denoiser(settings(latents=made, **STREAM | changes)))
+    text = user_error(lambda: train_denoiser(settings(latents=made, **STREAM | changes)))
     assert message in text
     assert not (tmp_path / "run").exists()
 
 
-def test_through_the_command_a_damaged_file_is_one_line_and_status_2(settings, cache, capsys):
+def test_a_damaged_file_ends_the_command_with_one_line_and_status_2(settings, cache, capsys):
     flip_a_bit(cache / "train-000001.safetensors")
     for changes in ({}, STREAM | {"dataloader_num_workers": 1}):
         config = settings(latents=cache, **changes)
@@ -251,9 +251,7 @@ def test_through_the_command_a_damaged_file_is_one_line_and_status_2(settings, c
 
 
 @pytest.mark.slow
-def test_wherever_the_latents_are_from_the_losses_are_the_same(
-    settings, made, tmp_path, monkeypatch
-):
+def test_all_sources_of_latents_give_the_same_losses(settings, made, tmp_path, monkeypatch):
     monkeypatch.setattr(TrainingClock, "LOGGING_STEPS", 1)
     losses = {}
     for name, changes in (
@@ -273,12 +271,12 @@ def test_wherever_the_latents_are_from_the_losses_are_the_same(
         assert losses[name] == pytest.approx(losses["beforehand"], abs=1e-4), name
 
 
-def test_another_runs_latents_are_replaced_only_where_that_is_asked_for(settings, tmp_path):
+def test_latents_of_another_run_are_replaced_only_on_request(settings, tmp_path):
     open_source(settings())
     before = all_bytes(tmp_path / "run" / "latents")
     other = settings(max_train_samples=30)
-    # The images are open already, as where a run is resumed.
-    text = mistake(lambda: open_source(other, open_images(other)))
+    # The images are open already, as in a resumed run.
+    text = user_error(lambda: open_source(other, open_images(other)))
     assert text.startswith(
         f"{tmp_path / 'run' / 'latents'}/manifest.json is of another set of images"
     )

@@ -24,7 +24,7 @@ def test_processes_that_accelerate_does_not_see_are_refused(autoencoder_config, 
         start_accelerator(autoencoder_config())
 
 
-# Run in a process of its own: a group of processes, here of one, is for ever.
+# Run in another process, since a process group, here of one process, cannot be removed.
 PRINT_TIMEOUT = """
 import sys
 from pathlib import Path
@@ -46,7 +46,7 @@ print(int(group._get_backend(torch.device("cpu")).options._timeout.total_seconds
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["train", "encode"])
-def test_processes_wait_for_hours_for_the_one_that_works_alone(tmp_path, command):
+def test_processes_wait_for_each_other_for_24_hours(tmp_path, command):
     launched = {
         "ACCELERATE_USE_CPU": "1",
         "OMP_NUM_THREADS": "1",
@@ -65,7 +65,7 @@ def test_processes_wait_for_hours_for_the_one_that_works_alone(tmp_path, command
     assert int(process.stdout.splitlines()[-1]) == 24 * 3600
 
 
-def test_another_accumulation_than_the_launchers_is_refused(autoencoder_config, monkeypatch):
+def test_gradient_accumulation_must_equal_the_launchers(autoencoder_config, monkeypatch):
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
     with pytest.raises(UserError, match="set to accumulate 4 times, this run 1: ") as error:
         start_accelerator(autoencoder_config())
@@ -76,7 +76,7 @@ def test_another_accumulation_than_the_launchers_is_refused(autoencoder_config, 
 
 @pytest.fixture
 def another_precision():
-    """Accelerate lets a process have one precision only, unless it forgets."""
+    """Let Accelerate change the precision, which it keeps for the whole process."""
     AcceleratorState._reset_state()
     yield
     AcceleratorState._reset_state()
@@ -95,7 +95,7 @@ def test_fp16_on_a_cpu_is_refused(autoencoder_config, monkeypatch, another_preci
 
 
 @pytest.mark.parametrize("kind", ["DEEPSPEED", "FSDP", "MEGATRON_LM"])
-def test_launchers_that_split_the_weights_are_refused(autoencoder_config, monkeypatch, kind):
+def test_launchers_that_split_weights_are_refused(autoencoder_config, monkeypatch, kind):
     start_accelerator(autoencoder_config())
     kind = getattr(DistributedType, kind)
     monkeypatch.setattr(Accelerator, "distributed_type", kind)
@@ -107,9 +107,7 @@ def test_launchers_that_split_the_weights_are_refused(autoencoder_config, monkey
 @pytest.mark.parametrize(
     ("report_to", "missing"), [("wandb", "wandb"), ("tensorboard,wandb", "wandb")]
 )
-def test_a_tracker_that_is_not_installed_is_named(
-    autoencoder_config, tmp_path, monkeypatch, report_to, missing
-):
+def test_a_missing_tracker_is_named(autoencoder_config, tmp_path, monkeypatch, report_to, missing):
     find = importlib.util.find_spec
     monkeypatch.setattr(
         run_module, "find_spec", lambda name: None if name == missing else find("json")

@@ -19,7 +19,7 @@ def first_keys(sampler: GlobalBatchSampler, batches: int) -> list[list[tuple[int
     return list(islice(sampler, batches))
 
 
-def test_every_epoch_has_every_image_once_in_an_order_of_its_own():
+def test_each_epoch_has_each_image_once_in_another_order():
     keys = sum(first_keys(GlobalBatchSampler(10, ProcessRows(4), seed=1), 5), [])
     epochs = [[index for e, index in keys if e == epoch] for epoch in (0, 1)]
     assert [sorted(epoch) for epoch in epochs] == [list(range(10))] * 2
@@ -35,13 +35,13 @@ def test_processes_share_the_global_batch():
     assert [sum(rows, []) for rows in zip(*shares, strict=True)] == whole
 
 
-def test_it_goes_on_where_it_stopped():
+def test_a_sampler_continues_at_a_batch():
     sampler = GlobalBatchSampler(7, ProcessRows(3), seed=0)
     later = GlobalBatchSampler(7, ProcessRows(3), seed=0, start_batch=5)
     assert first_keys(sampler, 9)[5:] == first_keys(later, 4)
 
 
-def test_rows_of_a_drawn_batch():
+def test_each_process_selects_its_rows():
     drawn = torch.arange(6)
     shares = [ProcessRows(2, rank, 3).select(drawn).tolist() for rank in range(3)]
     assert shares == [[0, 1], [2, 3], [4, 5]]
@@ -59,7 +59,7 @@ def test_generators_differ_by_seed_purpose_and_place():
     assert draws[0] == draw(0, "order", 0)
 
 
-def test_a_reading_process_ignores_what_stops_a_training():
+def test_a_reading_process_ignores_sigterm_and_ctrl_c():
     numbers = (signal.SIGTERM, signal.SIGINT)
     before = [signal.getsignal(number) for number in numbers]
     try:
@@ -83,7 +83,7 @@ raise RuntimeError("the training fails")
 
 
 @pytest.mark.slow
-def test_a_program_that_fails_ends_with_its_readers():
+def test_a_failing_program_ends_its_reading_processes():
     done = forked.run([sys.executable, "-c", FAILING], timeout=100)
     assert done.returncode == 1
     assert "RuntimeError: the training fails" in done.stderr

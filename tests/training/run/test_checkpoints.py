@@ -37,7 +37,7 @@ def resume(config: AutoencoderConfig, state: TrainingState) -> None:
 
 
 class Steps:
-    """What a training counts."""
+    """A counter with a state."""
 
     done = 0
 
@@ -100,7 +100,7 @@ def assert_equal(found: TrainingState, expected: TrainingState) -> None:
 
 
 def spoil(state: TrainingState) -> TrainingState:
-    """Nothing of what is loaded may have been there before."""
+    """Overwrite all that a checkpoint restores."""
     with torch.no_grad():
         for parameter in state.models["vae"].parameters():
             parameter.fill_(9)
@@ -111,7 +111,7 @@ def spoil(state: TrainingState) -> TrainingState:
 
 @pytest.mark.parametrize("decoder_only", [False, True])
 @pytest.mark.parametrize("steps", [0, 2])
-def test_a_loaded_state_goes_on_bit_for_bit(config, steps, decoder_only):
+def test_a_resumed_training_is_equal_bit_for_bit(config, steps, decoder_only):
     uninterrupted = train(start(config(), decoder_only), steps)
     save(config(), uninterrupted, steps)
     loaded = spoil(start(config(), decoder_only))
@@ -123,7 +123,7 @@ def test_a_loaded_state_goes_on_bit_for_bit(config, steps, decoder_only):
     assert sorted(moments) == [index for index, wanted in enumerate(trained) if wanted]
 
 
-def test_a_model_above_the_size_of_a_shard_is_saved_in_one_file(config, tmp_path, monkeypatch):
+def test_a_model_larger_than_a_shard_is_saved_in_one_file(config, tmp_path, monkeypatch):
     # Diffusers' own size is 10 GB.
     sharded = partialmethod(AutoencoderKL.save_pretrained, max_shard_size="10KB")
     monkeypatch.setattr(AutoencoderKL, "save_pretrained", sharded)
@@ -151,11 +151,11 @@ def test_a_checkpoint_is_safetensors_and_json(config, tmp_path):
     ]
     values = json.loads((tmp_path / "checkpoint-1" / "state.json").read_text())
     assert values["step"] == 1
-    assert values["average_steps"] == {"vae": 1}, "as in checkpoints of before"
+    assert values["average_steps"] == {"vae": 1}, "as in older checkpoints"
     assert values["settings"]["learning_rate"] == config().learning_rate
 
 
-def test_saving_leaves_the_training_as_it_was(config):
+def test_saving_does_not_change_the_training(config):
     state, untouched = train(start(config()), 2), train(start(config()), 2)
     save(config(), state, 2)
     assert_equal(state, untouched)
@@ -171,7 +171,7 @@ def test_the_limit_keeps_the_newest(config, tmp_path, limit, kept):
     assert sorted(tmp_path.iterdir()) == sorted(expected)
 
 
-def test_after_going_back_the_latest_is_what_was_saved_last(config, tmp_path):
+def test_latest_is_the_checkpoint_saved_last_also_after_going_back(config, tmp_path):
     state = start(config())
     for step in (1, 3, 4):
         save(config(checkpoints_total_limit=None), state, step)
@@ -186,7 +186,7 @@ def test_after_going_back_the_latest_is_what_was_saved_last(config, tmp_path):
         assert latest(config()) == tmp_path / f"checkpoint-{step}"
 
 
-def test_a_checkpoint_that_is_half_removed_is_none_any_more(config, tmp_path, monkeypatch):
+def test_a_half_removed_checkpoint_is_no_checkpoint(config, tmp_path, monkeypatch):
     state = start(config())
     for step in (1, 2):
         save(config(), state, step)
@@ -200,13 +200,13 @@ def test_a_checkpoint_that_is_half_removed_is_none_any_more(config, tmp_path, mo
         with pytest.raises(OSError, match="killed"):
             remove_checkpoint(tmp_path / "checkpoint-2")
     assert list_checkpoints(tmp_path) == [tmp_path / "checkpoint-1"]
-    assert len(list(tmp_path.iterdir())) == 2, "the test leaves a part of it"
+    assert len(list(tmp_path.iterdir())) == 2, "the killed removal leaves a part"
     save(config(), state, 3)
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["checkpoint-1", "checkpoint-3"], "the next one removes the rest"
+    assert names == ["checkpoint-1", "checkpoint-3"], "the next checkpoint replaces the rest"
 
 
-def test_a_half_written_checkpoint_is_never_taken_for_a_whole_one(config, tmp_path):
+def test_a_half_written_checkpoint_is_no_checkpoint(config, tmp_path):
     state = train(start(config()), 1)
     save(config(), state, 1)
     for name in (".checkpoint.tmp", "checkpoint-7", "checkpoint-x"):
@@ -227,7 +227,7 @@ def test_a_half_written_checkpoint_is_never_taken_for_a_whole_one(config, tmp_pa
     assert latest(config()) == tmp_path / "checkpoint-7"
 
 
-def test_saving_that_fails_leaves_no_checkpoint(config, tmp_path, monkeypatch):
+def test_a_failed_save_leaves_no_checkpoint(config, tmp_path, monkeypatch):
     state = start(config())
 
     def fill_the_disk(*arguments):
@@ -239,14 +239,14 @@ def test_saving_that_fails_leaves_no_checkpoint(config, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_latest_with_none_there_starts_anew(config):
+def test_latest_without_checkpoints_changes_nothing(config):
     state, untouched = start(config()), start(config())
     resume(config(resume_from_checkpoint="latest"), state)
     assert_equal(state, untouched)
     assert find_checkpoint(Path(config().output_dir), None) is None
 
 
-def test_a_named_checkpoint_is_taken(config, tmp_path, capsys):
+def test_a_named_checkpoint_is_loaded(config, tmp_path, capsys):
     state = start(config())
     for step in (1, 2):
         save(config(), train(state, 1), step)
@@ -309,7 +309,7 @@ def test_a_checkpoint_of_another_training_is_named(config, tmp_path):
         resume(config(resume_from_checkpoint="latest"), other)
 
 
-def test_changed_settings_are_told(config, tmp_path, capsys):
+def test_changed_settings_are_printed(config, tmp_path, capsys):
     before = config(learning_rate=1e-3, block_out_channels=[8, 8, 8], checkpointing_steps=5)
     save(before, start(before), 1)
     after = config(
@@ -328,7 +328,7 @@ def test_changed_settings_are_told(config, tmp_path, capsys):
     ]
 
 
-def test_another_number_of_processes_is_told(config, tmp_path, capsys):
+def test_another_number_of_processes_is_printed(config, tmp_path, capsys):
     save(config(), start(config()), 1)
     path = tmp_path / "checkpoint-1" / "state.json"
     values = json.loads(path.read_text())
@@ -338,8 +338,8 @@ def test_another_number_of_processes_is_told(config, tmp_path, capsys):
     assert capsys.readouterr().out == f"resumed from {path.parent}\n"
     path.write_text(json.dumps(values | {"num_processes": 4}))
     resume(again, start(config()))
-    told, resumed = capsys.readouterr().out.splitlines()
-    assert told == "--num_processes is 1 from now on, 4 until now"
+    changed, resumed = capsys.readouterr().out.splitlines()
+    assert changed == "--num_processes is 1 from now on, 4 until now"
     assert resumed == f"resumed from {path.parent}"
 
 
@@ -359,8 +359,8 @@ def test_another_frozen_autoencoder_is_refused(config, tmp_path):
     assert "\n" not in str(raised.value)
 
 
-# Half precision has a scaler only on a GPU, but the scaler itself runs anywhere.
-def test_under_a_gradient_scaler_both_players_step_by_unscaled_gradients(config):
+# Accelerate has a scaler only on a GPU, but the scaler itself also runs on a CPU.
+def test_with_a_gradient_scaler_both_models_step_with_unscaled_gradients(config):
     Accelerator()
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     models = {name: torch.nn.Linear(3, 2) for name in ("vae", "discriminator")}

@@ -24,8 +24,8 @@ def test_cosine_equals_diffusers(optimizer, warmup, steps):
         assert cosine_with_warmup(step / steps, warmup / steps) == pytest.approx(schedule(step))
 
 
-def a_second_a_look():
-    """A clock that goes on by a second whenever it is looked at."""
+def clock_of_seconds():
+    """Return a clock that advances by a second at each reading."""
     return map(float, count()).__next__
 
 
@@ -57,12 +57,12 @@ def test_steps_learning_rate_and_log(tmp_path, optimizer):
     assert log[1]["train_loss"] == 9.5
 
 
-def test_a_time_limit_ends_the_training_and_drives_the_learning_rate(tmp_path, optimizer):
-    clock = start_clock(tmp_path, a_second_a_look(), max_train_minutes=1.0, learning_rate=1.0)
+def test_a_time_limit_sets_the_end_and_the_learning_rate(tmp_path, optimizer):
+    clock = start_clock(tmp_path, clock_of_seconds(), max_train_minutes=1.0, learning_rate=1.0)
     rates = []
     for _ in clock.steps(optimizer):
         rates.append(optimizer.param_groups[0]["lr"])
-    # One look at the clock a step, and the clock goes on by a second a look.
+    # The clock is read once per step, and advances by a second at each reading.
     assert rates == [
         pytest.approx(cosine_with_warmup(s / 60, 0.05), abs=1e-5) for s in range(1, 60)
     ]
@@ -70,7 +70,7 @@ def test_a_time_limit_ends_the_training_and_drives_the_learning_rate(tmp_path, o
 
 
 def run_to(clock: TrainingClock, optimizer, last: int) -> list[float]:
-    """Go on up to a step, with a loss and a held-out loss in each; return the learning rates."""
+    """Run up to a step and log a loss and a held-out loss in each; return the learning rates."""
     rates = []
     for step in clock.steps(optimizer):
         rates.append(optimizer.param_groups[0]["lr"])
@@ -81,7 +81,7 @@ def run_to(clock: TrainingClock, optimizer, last: int) -> list[float]:
     return rates
 
 
-def test_a_clock_goes_on_from_its_state_and_forgets_what_came_after(
+def test_a_clock_resumes_from_its_state_and_removes_later_log_lines(
     tmp_path, optimizer, monkeypatch
 ):
     monkeypatch.setattr(TrainingClock, "LOGGING_STEPS", 1)
@@ -109,7 +109,7 @@ def test_a_clock_goes_on_from_its_state_and_forgets_what_came_after(
     assert logs[0] == logs[1]
 
 
-def test_time_before_a_checkpoint_counts_for_the_limit_and_not_for_the_rate(tmp_path, optimizer):
+def test_time_before_a_checkpoint_counts_for_the_limit_but_not_for_the_rate(tmp_path, optimizer):
     now = [1000.0]
     clock = start_clock(tmp_path, lambda: now[0], max_train_minutes=10.0, checkpointing_steps=50)
     clock.load_state(clock.state() | {"step": 100, "seconds": 540.0})
@@ -123,7 +123,7 @@ def test_time_before_a_checkpoint_counts_for_the_limit_and_not_for_the_rate(tmp_
     assert clock.images_per_second == pytest.approx(64.0)
 
 
-def test_images_are_counted_with_the_processes_that_saw_them(tmp_path, optimizer, monkeypatch):
+def test_images_seen_follow_the_number_of_processes(tmp_path, optimizer, monkeypatch):
     settings = {"train_batch_size": 5, "gradient_accumulation_steps": 2}
     now = [0.0]
 
@@ -143,12 +143,12 @@ def test_images_are_counted_with_the_processes_that_saw_them(tmp_path, optimizer
     second = run(2, 6, state)
     assert second.summary(tmp_path).images_seen == 4 * 30 + 2 * 20
     assert second.images_per_second == 20
-    # Checkpoints of before did not count.
+    # Older checkpoints have no images_seen.
     del state["images_seen"]
     assert run(2, 6, state).images_seen == 6 * 20
 
 
-def test_a_finished_run_that_is_resumed_has_no_rate(tmp_path, optimizer):
+def test_a_resumed_finished_run_has_no_rate(tmp_path, optimizer):
     clock = start_clock(tmp_path, max_train_steps=3)
     run_to(clock, optimizer, 3)
     resumed = start_clock(tmp_path, max_train_steps=3)
@@ -162,7 +162,7 @@ def test_a_finished_run_that_is_resumed_has_no_rate(tmp_path, optimizer):
     assert json.loads(last) == {"step": 3, "validation_loss": 0.5}
 
 
-def test_a_loss_that_is_not_finite_does_not_spoil_the_mean(tmp_path, optimizer):
+def test_the_mean_loss_ignores_values_that_are_not_finite(tmp_path, optimizer):
     clock = start_clock(tmp_path, max_train_steps=3)
     losses = iter([1.0, math.nan, 4.0])
     for _ in clock.steps(optimizer):
@@ -171,7 +171,7 @@ def test_a_loss_that_is_not_finite_does_not_spoil_the_mean(tmp_path, optimizer):
 
 
 @pytest.mark.parametrize(("every", "due"), [(None, []), (1, [1, 2, 3, 4, 5, 6, 7]), (3, [3, 6, 7])])
-def test_checkpoints_are_due_every_so_often_and_after_the_last(tmp_path, optimizer, every, due):
+def test_checkpoints_are_due_at_intervals_and_after_the_last_step(tmp_path, optimizer, every, due):
     clock = start_clock(tmp_path, max_train_steps=7, checkpointing_steps=every)
     assert [clock.step for _ in clock.steps(optimizer) if clock.checkpoint_is_due] == due
 
@@ -181,14 +181,14 @@ def test_checkpoints_are_due_every_so_often_and_after_the_last(tmp_path, optimiz
 def test_a_time_limit_never_ends_a_training_without_its_last_checkpoint(
     tmp_path, optimizer, every, limit_seconds
 ):
-    # Every look at the clock takes a while, so that the limit passes between any two of them.
-    now = a_second_a_look()
+    # The clock advances at each reading, so the limit may pass between any two of them.
+    now = clock_of_seconds()
     settings = {"max_train_minutes": limit_seconds / 60, "checkpointing_steps": every}
     clock = start_clock(tmp_path, now, **settings)
     saved = [clock.state() for _ in clock.steps(optimizer) if clock.checkpoint_is_due]
     assert saved[-1]["step"] == clock.step
     assert [x["step"] for x in saved[:-1]] == list(range(every, clock.step, every))
-    # What has ended does not go on when it is resumed.
+    # A finished run has no steps left when it is resumed.
     resumed = start_clock(tmp_path, now, **settings)
     resumed.load_state(json.loads(json.dumps(saved[-1])))
     assert list(resumed.steps(optimizer)) == []
@@ -196,7 +196,7 @@ def test_a_time_limit_never_ends_a_training_without_its_last_checkpoint(
 
 @pytest.mark.parametrize("limit", [{"max_train_steps": 6}, {"max_train_minutes": 24 / 60}])
 def test_no_validation_is_due_after_the_last_step(tmp_path, optimizer, limit):
-    """It is made with the averaged weights at the end, and would be told twice."""
-    clock = start_clock(tmp_path, a_second_a_look(), validation_steps=1, **limit)
+    """The final validation follows, and would otherwise be logged twice."""
+    clock = start_clock(tmp_path, clock_of_seconds(), validation_steps=1, **limit)
     due = [clock.step for _ in clock.steps(optimizer) if clock.validation_is_due]
     assert due == list(range(1, clock.step)) and clock.step > 2

@@ -5,7 +5,7 @@ from diffusers.training_utils import EMAModel
 from hf_latent.training.run.ema import ema_weights
 
 
-def test_averaged_weights_come_in_and_go_out_again():
+def test_ema_weights_restores_the_trained_weights():
     model = torch.nn.Linear(2, 2)
     ema = EMAModel(model.parameters())
     average = model.weight.detach().clone()

@@ -37,9 +37,7 @@ def test_a_resumed_run_keeps_its_log_and_pictures(autoencoder_config, tmp_path):
     assert (run / "samples" / "step-000002.png").stat() == first
 
 
-def test_a_new_run_over_an_old_one_removes_what_would_be_taken_for_its_own(
-    autoencoder_config, tmp_path
-):
+def test_a_new_run_over_an_old_one_removes_its_files_but_no_others(autoencoder_config, tmp_path):
     run = tmp_path / "autoencoder"
     config = autoencoder_config(checkpointing_steps=2)
     train_autoencoder(config)
@@ -83,14 +81,14 @@ def test_resuming_needs_no_leave_to_overwrite(autoencoder_config, tmp_path):
 
 
 @pytest.mark.parametrize("folder_exists", [True, False])
-def test_latest_starts_anew_where_nothing_is(autoencoder_config, tmp_path, folder_exists):
+def test_latest_starts_a_new_run_in_an_empty_folder(autoencoder_config, tmp_path, folder_exists):
     if folder_exists:
         (tmp_path / "autoencoder").mkdir()
     train_autoencoder(autoencoder_config(resume_from_checkpoint="latest", max_train_steps=1))
     assert validated_steps(tmp_path / "autoencoder") == [1]
 
 
-def test_latest_does_not_write_over_a_finished_run_without_checkpoint(autoencoder_config, tmp_path):
+def test_latest_does_not_overwrite_a_finished_run_without_checkpoints(autoencoder_config, tmp_path):
     run = tmp_path / "autoencoder"
     train_autoencoder(autoencoder_config())
     assert list_checkpoints(run) == []
@@ -106,7 +104,7 @@ def test_latest_does_not_write_over_a_finished_run_without_checkpoint(autoencode
     assert weights.read_bytes() != before[weights]
 
 
-def test_a_checkpoint_without_a_readable_state_is_not_taken_for_a_whole_one(tmp_path):
+def test_a_folder_without_a_readable_state_is_no_checkpoint(tmp_path):
     states = {1: '{"saved_at": 1.0}', 2: "{", 3: "{}", 4: '{"saved_at": 0.5}'}
     for step, state in states.items():
         (tmp_path / f"checkpoint-{step}").mkdir()
@@ -116,13 +114,11 @@ def test_a_checkpoint_without_a_readable_state_is_not_taken_for_a_whole_one(tmp_
     assert names == ["checkpoint-4", "checkpoint-1"]
 
 
-def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(
-    autoencoder_config, tmp_path
-):
+def test_a_run_killed_before_its_first_checkpoint_starts_again(autoencoder_config, tmp_path):
     run = tmp_path / "autoencoder"
     config = autoencoder_config(checkpointing_steps=2)
     train_autoencoder(config)
-    (run / "checkpoint-2").rename(run / ".checkpoint.tmp")  # as killed while it was written
+    (run / "checkpoint-2").rename(run / ".checkpoint.tmp")  # as if killed while writing
     for finished in ("checkpoint-4", "model"):
         shutil.rmtree(run / finished)
     (run / "report.json").unlink()

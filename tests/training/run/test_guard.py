@@ -29,7 +29,7 @@ def test_a_finite_step_is_allowed(tmp_path, capsys):
     ("loss", "norms"),
     [(NAN, [FINE]), (INFINITE, [FINE]), (FINE, [NAN]), (FINE, [FINE, INFINITE])],
 )
-def test_a_step_that_is_not_finite_is_refused_and_its_batch_saved(tmp_path, capsys, loss, norms):
+def test_a_step_that_is_not_finite_is_skipped_and_its_batch_saved(tmp_path, capsys, loss, norms):
     guard = NonFiniteGuard(tmp_path, Accelerator())
     batch = {
         "images_0": torch.randn(2, 1, 4, 4).requires_grad_(),
@@ -47,7 +47,7 @@ def test_a_step_that_is_not_finite_is_refused_and_its_batch_saved(tmp_path, caps
     )
 
 
-def test_five_refused_steps_in_a_row_end_the_training(tmp_path):
+def test_five_skipped_steps_in_a_row_end_the_training(tmp_path):
     guard = NonFiniteGuard(tmp_path, Accelerator())
     for step in range(4):
         assert not guard.allows(step, NAN, [FINE], {})
@@ -66,7 +66,7 @@ def test_a_good_step_resets_the_count(tmp_path):
 
 
 @pytest.mark.parametrize(("others", "allowed"), [(0.0, True), (1.0, False)])
-def test_a_bad_loss_in_another_process_refuses_the_step_here(tmp_path, others, allowed):
+def test_a_bad_loss_in_another_process_skips_the_step_here(tmp_path, others, allowed):
     two = SimpleNamespace(
         num_processes=2,
         process_index=1,
@@ -100,9 +100,9 @@ class ScaledTraining:
         return allowed
 
 
-def test_a_scaler_may_skip_steps_until_it_has_its_scale(tmp_path):
+def test_the_scaler_may_skip_steps_until_it_finds_a_scale(tmp_path):
     training = ScaledTraining(tmp_path)
-    # 60000 fits into fp16 at a scale of 1, from 2^16 after 16 steps; it does so twice over.
+    # 60000 fits into fp16 at a scale of 1, which is 16 steps below 2^16. This happens twice.
     for number in range(40):
         if number == 20:
             training.scaler.update(2.0**16)
@@ -114,16 +114,18 @@ def test_a_scaler_may_skip_steps_until_it_has_its_scale(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_gradients_that_no_scale_makes_finite_end_the_training(tmp_path):
+def test_gradients_that_overflow_at_every_scale_end_the_training(tmp_path):
     training = ScaledTraining(tmp_path)
     for number in range(39):
-        assert training.step(number, training.weight.abs().sqrt().sum())  # 0, of slope infinity
+        assert training.step(
+            number, training.weight.abs().sqrt().sum()
+        )  # at 0 the slope is infinite
     with pytest.raises(UserError, match="gradients were not finite in 40 steps in a row") as error:
         training.step(39, training.weight.abs().sqrt().sum())
     assert "up to step 40" in str(error.value)
     assert "--mixed_precision bf16" in str(error.value)
     assert "\n" not in str(error.value)
-    assert training.scaler.get_scale() < 2.0**-22, "all of fp16 was tried"
+    assert training.scaler.get_scale() < 2.0**-22, "all scales of fp16 were tried"
 
 
 def test_gradients_that_overflow_in_another_process_end_the_training_here(tmp_path):
@@ -139,7 +141,7 @@ def test_gradients_that_overflow_in_another_process_end_the_training_here(tmp_pa
 
 
 def spoil(monkeypatch, module, name: str, bad_calls: set[int], value: float) -> None:
-    """Make a training's loss not finite, in some calls (micro-steps), from 0."""
+    """Make a training's loss not finite in some calls (micro-steps, from 0)."""
     loss, calls = getattr(module, name), iter(range(1000))
     monkeypatch.setattr(
         module, name, lambda *x: loss(*x) * (value if next(calls) in bad_calls else 1.0)
@@ -156,7 +158,7 @@ def checkpoint(run: Path, step: int) -> dict[str, torch.Tensor]:
 
 
 def assert_skipped(run: Path, step: int) -> None:
-    """Only that step left weights, averages and moments as they were."""
+    """Assert that only that step left weights, averages and moments unchanged."""
     for now in (2, 3, 4):
         before, after = checkpoint(run, now - 1), checkpoint(run, now)
         same = [name for name, tensor in before.items() if torch.equal(tensor, after[name])]
@@ -198,7 +200,7 @@ def test_an_autoencoder_survives_a_step_that_is_not_finite(
         json.loads((run / f"checkpoint-{step}" / "state.json").read_text())["others"]["adversary"]
         for step in (2, 3, 4)
     ]
-    assert weights[0] == weights[1] != weights[2], "the step after measures the weight again"
+    assert weights[0] == weights[1] != weights[2], "the next step measures the weight again"
     vae = AutoencoderKL.from_pretrained(summary.model_dir)
     assert all(parameter.isfinite().all() for parameter in vae.parameters())
 
@@ -206,7 +208,7 @@ def test_an_autoencoder_survives_a_step_that_is_not_finite(
 def test_a_denoiser_survives_a_step_that_is_not_finite(denoiser_config, tmp_path, monkeypatch):
     make_autoencoder(sample_size=32).save_pretrained(tmp_path / "autoencoder" / "model")
     spoil(monkeypatch, denoiser, "denoising_loss", {2}, torch.nan)
-    # The held-out loss has a call of its own.
+    # Without this, the held-out loss would count as a call.
     config = denoiser_config(
         checkpointing_steps=1,
         checkpoints_total_limit=None,
@@ -219,7 +221,7 @@ def test_a_denoiser_survives_a_step_that_is_not_finite(denoiser_config, tmp_path
     assert batch["noisy_latents_0"].shape == (8, 4, 8, 8)
 
 
-def test_a_training_that_has_lost_its_loss_ends_in_one_line(
+def test_a_training_whose_loss_stays_not_finite_ends_with_one_line(
     autoencoder_config, tmp_path, monkeypatch
 ):
     spoil(monkeypatch, autoencoder, "reconstruction_loss", set(range(1, 10)), torch.nan)

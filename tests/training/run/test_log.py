@@ -12,11 +12,11 @@ from tests.training.encoding import save_autoencoder
 
 
 class Killed(BaseException):
-    """As kill -9: nothing is saved and nothing is said."""
+    """Stands for kill -9: nothing is saved or printed."""
 
 
 class KilledAfter:
-    """Kills a training after so many steps, or after the last one, before the model is saved."""
+    """Kills a training after some steps, or after the last one before the model is saved."""
 
     def __init__(self, steps: int):
         self.steps = steps
@@ -57,7 +57,7 @@ TRAININGS = {
 
 @pytest.fixture(scope="module", params=TRAININGS)
 def training(request, tmp_path_factory):
-    """A training, its settings, and the run that nothing interrupted."""
+    """A training, its settings, and the folder of an uninterrupted run."""
     folder = tmp_path_factory.mktemp(request.param)
     save_autoencoder(folder / "autoencoder" / "model")
     train, settings = TRAININGS[request.param]
@@ -66,9 +66,9 @@ def training(request, tmp_path_factory):
     return train, config, folder / "whole"
 
 
-# 22 steps, a mean every 20 and a checkpoint every 3; after the last one: 100 is never reached.
+# 22 steps, a logged mean every 20, a checkpoint every 3. 100 kills after the last step.
 @pytest.mark.parametrize("kills", [[2, 5], [14, 4], [100], [21]])
-def test_a_killed_run_logs_what_an_uninterrupted_one_does(training, tmp_path, kills):
+def test_a_killed_and_resumed_run_logs_the_same_as_an_uninterrupted_one(training, tmp_path, kills):
     train, config, whole = training
     run = tmp_path / "run"
     config = replace(config, output_dir=str(run), resume_from_checkpoint="latest")

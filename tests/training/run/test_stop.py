@@ -23,11 +23,11 @@ def stop():
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_is_noted_and_the_process_goes_on(stop, number):
+def test_a_deferred_signal_is_noted_and_the_process_continues(stop, number):
     assert not stop.requested(Accelerator())
     os.kill(os.getpid(), number)
     assert stop.requested(Accelerator())
-    assert stop.requested(Accelerator()), "it stays so"
+    assert stop.requested(Accelerator()), "the flag stays set"
 
 
 def test_a_second_ctrl_c_ends_the_process_at_once(stop):
@@ -44,7 +44,7 @@ def test_ctrl_c_after_sigterm_ends_the_process_at_once(stop):
         os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_released_the_earlier_handlers_are_back():
+def test_release_restores_the_earlier_handlers():
     def mine(number, frame):
         raise AssertionError("never sent")
 

@@ -19,23 +19,24 @@ STEPS = {"max_train_steps": 8, "checkpointing_steps": 3, "validation_steps": 2}
 
 
 def shown_by_tensorboard(folder: Path, tag: str) -> list[tuple[int, float]]:
-    """Return steps and values as TensorBoard's own reader gives them out."""
+    """Return steps and values as TensorBoard's own reader returns them."""
     events = EventAccumulator(str(folder))
     events.Reload()
     return [(x.step, make_ndarray(x.tensor_proto).item()) for x in events.Tensors(tag)]
 
 
 def wait_for_another_second() -> None:
-    """Let the next run begin in another second: TensorBoard reads files in their names' order.
+    """Wait until the next second.
 
-    Those begin with the second; further on, the tenth file of a process comes before its second.
+    TensorBoard reads its files in the order of their names. These start with the second; within a
+    second, a process's tenth file would come before its second file.
     """
     before = int(time.time())
     while int(time.time()) == before:
         time.sleep(0.01)
 
 
-# Within, right after a checkpoint, and after the last step, before the model is saved.
+# Between checkpoints, right after one, and after the last step before the model is saved.
 @pytest.mark.parametrize("kills", [[5, 2], [4], [100], [8]])
 def test_tensorboard_shows_each_step_once_after_a_resume(autoencoder_config, tmp_path, kills):
     config = autoencoder_config(**STEPS, report_to="tensorboard", resume_from_checkpoint="latest")
@@ -51,7 +52,7 @@ def test_tensorboard_shows_each_step_once_after_a_resume(autoencoder_config, tmp
     assert [step for step, _ in logged] == [2, 4, 6, 8]
 
 
-def test_a_new_run_in_the_folder_shows_none_of_the_old_ones_steps(autoencoder_config, tmp_path):
+def test_tensorboard_shows_no_steps_of_an_old_run_in_the_folder(autoencoder_config, tmp_path):
     config = autoencoder_config(**STEPS, report_to="tensorboard")
     train_autoencoder(config)
     wait_for_another_second()
@@ -62,7 +63,7 @@ def test_a_new_run_in_the_folder_shows_none_of_the_old_ones_steps(autoencoder_co
 
 @pytest.fixture(params=["wandb", "trackio"])
 def tracker(request, monkeypatch):
-    """A stand-in of a tracker that is not installed: it keeps what it is started with and told."""
+    """A stand-in for a tracker that is not installed; it keeps its settings and its log."""
     module = ModuleType(request.param)
     module.starts, module.logged = [], []
     started = SimpleNamespace(
@@ -84,7 +85,7 @@ def tracker(request, monkeypatch):
 
 
 @pytest.mark.parametrize("kills", [[5, 2], [7], [100], [8]])
-def test_a_resumed_run_goes_on_in_its_tracker_run_and_tells_no_step_twice(
+def test_a_resumed_run_continues_its_tracker_run_and_logs_no_step_twice(
     autoencoder_config, tmp_path, tracker, kills
 ):
     name = tracker.__name__
@@ -106,7 +107,7 @@ def test_a_resumed_run_goes_on_in_its_tracker_run_and_tells_no_step_twice(
     assert sorted(tracker.logged[len(told) :]) == sorted(told), "it has all steps again"
 
 
-def test_a_run_of_its_own_in_each_folder_though_from_the_same_checkpoint(
+def test_runs_in_two_folders_from_one_checkpoint_are_two_tracker_runs(
     autoencoder_config, tmp_path, tracker
 ):
     config = autoencoder_config(**STEPS, report_to=tracker.__name__)
