@@ -4,7 +4,6 @@ A batch never spans two files, so the bytes do not depend on the number of proce
 (on the same kind of machine).
 """
 
-from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from itertools import islice
@@ -100,7 +99,14 @@ def encode_latents(
             split: {name: rows for name, rows in files.items() if name in to_make}
             for split, files in ranges.items()
         }
-        made = _encode_files(vae, splits, folder, missing, config, accelerator)
+        made: dict[str, dict[str, Any]] = {}
+        count = sum(len(rows) for files in missing.values() for rows in files.values())
+        show = accelerator.is_main_process and count
+        with tqdm(total=count, desc="encode", unit="image", disable=not show) as progress:
+            for split, files in missing.items():
+                images = getattr(splits, split).view(False)
+                mirror = config.horizontal_flip and split == "train"
+                made |= _encode_split(vae, images, folder, files, mirror, config, progress)
     entries, made = _gather(entries | made), _gather(made)
     if made or not recorded:
         with raise_everywhere(accelerator):
@@ -110,13 +116,13 @@ def encode_latents(
             if accelerator.is_main_process:
                 shards = {name: entries[name] for name in names}
                 finish_folder(folder, manifest, shards, [sums[name] for name in ranges["train"]])
-    images = sum(entry["rows"] for entry in made.values())
+    encoded = sum(entry["rows"] for entry in made.values())
     cache = LatentCache(folder)
     accelerator.print(
         f"{folder}: latents {manifest['latent_shape']} of {len(cache.train):,} training and "
-        f"{len(cache.validation):,} held-out images in {len(names)} files, {images:,} encoded now"
+        f"{len(cache.validation):,} held-out images in {len(names)} files, {encoded:,} encoded now"
     )
-    return cache, images
+    return cache, encoded
 
 
 def _gather(mine: dict[str, T]) -> dict[str, T]:
@@ -124,41 +130,21 @@ def _gather(mine: dict[str, T]) -> dict[str, T]:
     return {name: x for part in gather_object([mine]) for name, x in part.items()}
 
 
-def _encode_files(
-    vae: AutoencoderKL | AutoencoderTiny,
-    splits: ImageSplits,
-    folder: Path,
-    missing: dict[str, dict[str, range]],
-    config: EncodeConfig,
-    accelerator: Accelerator,
-) -> dict[str, dict[str, Any]]:
-    """Write the missing files of each split, given with their rows; return their entries."""
-    entries, count = {}, sum(len(rows) for files in missing.values() for rows in files.values())
-    show = accelerator.is_main_process and count
-    with tqdm(total=count, desc="encode", unit="image", disable=not show) as bar:
-        for split, dataset in (("train", splits.train), ("validation", splits.validation)):
-            names, ranges = list(missing[split]), list(missing[split].values())
-            mirror = config.horizontal_flip and split == "train"
-            shards = _encode_shards(vae, dataset.view(False), ranges, mirror, config, bar.update)
-            for name, tensors in zip(names, shards, strict=True):
-                entries[name] = write_shard(folder / name, tensors)
-    return entries
-
-
 @torch.no_grad()
-def _encode_shards(
+def _encode_split(
     vae: AutoencoderKL | AutoencoderTiny,
     dataset: ImageDataset,
-    ranges: list[range],
+    folder: Path,
+    files: dict[str, range],
     mirror: bool,
     config: EncodeConfig,
-    on_images: Callable[[int], object],
-) -> Iterator[dict[str, torch.Tensor]]:
-    """Yield the tensors of each file: mean and std, `(n, views, c, h, w)`, and the conditions."""
+    progress: tqdm,
+) -> dict[str, dict[str, Any]]:
+    """Write files, given by name with their rows; return their entries in the manifest."""
     # Reading several batches as one tensor is faster than one small tensor per image.
     batch_size, image_bytes = config.encode_batch_size, 4 * torch.Size(dataset.image_shape).numel()
     ahead = batch_size * max(1, READ_AHEAD_BYTES // (batch_size * image_bytes))
-    pieces = [piece for rows in ranges for piece in torch.tensor(rows).split(ahead)]
+    pieces = [piece for rows in files.values() for piece in torch.tensor(rows).split(ahead)]
     loader: DataLoader = DataLoader(
         pieces,  # type: ignore[arg-type]
         batch_size=None,
@@ -167,13 +153,15 @@ def _encode_shards(
         worker_init_fn=ignore_signals,
     )
     batches = (images for piece in loader for images in piece.split(batch_size))
-    dtype = getattr(torch, config.dtype)
+    dtype, entries = getattr(torch, config.dtype), {}
     # Closed explicitly: Python swallows exceptions raised while a generator is collected.
     with closing(encode_batches(vae, batches, mirror, dtype)) as encoded:
-        for rows in ranges:
+        for name, rows in files.items():
             parts = []
             for moments in islice(encoded, -(-len(rows) // batch_size)):
                 parts.append(moments)
-                on_images(len(moments[0]))
+                progress.update(len(moments[0]))
             mean, std = (torch.cat(x) for x in zip(*parts, strict=True))
-            yield {"mean": mean, "std": std, **dataset.conditions(rows)}
+            tensors = {"mean": mean, "std": std, **dataset.conditions(rows)}
+            entries[name] = write_shard(folder / name, tensors)
+    return entries
