@@ -22,7 +22,7 @@ from hf_latent.errors import UserError
 from hf_latent.hub.remote import check_repo_id
 from hf_latent.training.run.batches import ProcessRows
 
-# They split a model's weights; the checkpoints and averages here need them whole.
+# These launchers split a model's weights, which checkpoints and averages here need whole.
 UNSUPPORTED = (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MEGATRON_LM)
 TRACKERS = ("tensorboard", "trackio", "wandb")
 # Settings of where a run is stored and logged. They do not affect the model.
