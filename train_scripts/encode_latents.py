@@ -1,4 +1,4 @@
-"""Encode images once: `accelerate launch train_scripts/encode_latents.py --vae V --data D ...`."""
+"""Make a latent cache: `accelerate launch train_scripts/encode_latents.py --vae V --data D ...`."""
 
 from hf_latent.command import run_command
 from hf_latent.training.latents.config import EncodeConfig

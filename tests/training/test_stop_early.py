@@ -1,4 +1,4 @@
-"""Signals before the first step: real processes, while they encode or wait for each other."""
+"""Signals before the first step, to processes that encode or wait for each other."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ from tests.training.encoding import as_flags, encode_settings, save_autoencoder
 
 pytestmark = pytest.mark.slow
 SCRIPTS = Path(__file__).parents[2] / "train_scripts"
-# As on a slow disk, so that there is a time to send a signal at.
+# Write slowly, so that a signal arrives between two files.
 SLOWLY = """
 import runpy, sys, time
 from hf_latent.training.latents import encode as latents
@@ -49,9 +49,9 @@ def start(*arguments: str) -> forked.Process:
 
 
 def stop_at_the_first_file(process: forked.Process, cache: Path, number: int) -> tuple[str, dict]:
-    """Send a signal once a file is encoded; return the last line, and the files with their times.
+    """Send a signal once a file is encoded; return the last line and the files' times.
 
-    The end must be quick, and without a traceback.
+    The process must end quickly and without a traceback.
     """
     deadline = time.monotonic() + 120
     while not list(cache.glob("train-*.entry.json")):
@@ -69,7 +69,7 @@ def stop_at_the_first_file(process: forked.Process, cache: Path, number: int) ->
     return stdout.splitlines()[-1], found
 
 
-def test_a_denoiser_that_still_encodes_ends_at_once_and_goes_on(denoiser_config, tmp_path):
+def test_a_denoiser_stopped_while_encoding_can_be_resumed(denoiser_config, tmp_path):
     save_autoencoder(tmp_path / "autoencoder" / "model")
     config = denoiser_config(max_train_steps=1, dataloader_num_workers=1, validation_steps=9)
     recipe = tmp_path / "recipe.yaml"
@@ -89,7 +89,7 @@ def test_a_denoiser_that_still_encodes_ends_at_once_and_goes_on(denoiser_config,
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_encoding_ends_at_once_and_goes_on(tmp_path, number):
+def test_stopped_encoding_can_be_resumed(tmp_path, number):
     config = encode_settings(save_autoencoder(tmp_path / "vae"), tmp_path / "cache")
     config = replace(config, dataloader_num_workers=1)
     script = (str(SCRIPTS / "encode_latents.py"), *as_flags(config))
@@ -103,7 +103,7 @@ def test_encoding_ends_at_once_and_goes_on(tmp_path, number):
 
 
 @pytest.mark.parametrize("both", [True, False])
-def test_a_process_that_waits_for_another_ends_too(both):
+def test_a_waiting_process_is_stopped_too(both):
     first, second = forked.start_ranks([sys.executable, "-c", WAITING], env=ENVIRONMENT)
     try:
         for process in (first, second):
@@ -123,8 +123,8 @@ def test_a_process_that_waits_for_another_ends_too(both):
         second.kill()
 
 
-def test_it_ends_where_nobody_reads_its_line_too():
-    """As Ctrl-C does to a training whose output goes through a pipe: both ends get it."""
+def test_a_process_is_stopped_even_if_its_output_is_closed():
+    """Ctrl-C ends both a training and the program that reads its output through a pipe."""
     process = start(
         "-c",
         "import signal; from hf_latent.training.run.stop import StopSignal\n"
