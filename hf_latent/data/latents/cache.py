@@ -1,11 +1,11 @@
-"""The latent cache: the posteriors of a data set's images on disk, a fresh sample at every read.
+"""The latent cache: the posteriors of a data set's images on the disk, sampled anew at every read.
 
-    manifest.json                      what was encoded, how, and every file's checksum
+    manifest.json                      what was encoded, how, and the checksum of every file
     train-000000.safetensors ...       mean, std (n, views, c, h, w) and class_labels (n,)
-    validation-000000.safetensors ...  the same of the held-out images, without mirror images
+    validation-000000.safetensors ...  the same for the held-out images, without mirror images
 
-View 0 is the image, view 1, where there is one, its mirror image encoded: a mirrored latent is not
-the latent of the mirrored image. Any safetensors reader reads a shard.
+View 0 is the image. View 1, if there is one, is its mirror image: the encoder's latents of a
+mirrored image are not the mirrored latents. Any reader of safetensors reads a shard.
 """
 
 from collections.abc import Iterable, Iterator
@@ -29,11 +29,11 @@ READ_AHEAD_BYTES = 2**24
 
 @dataclass(frozen=True)
 class LatentBatch:
-    """The latents of some images, and what a denoiser is told of the images.
+    """The latents of some images, and the conditions for the denoiser.
 
     Attributes:
         posteriors: of B images, on the denoiser's scale.
-        conditions: named tensors, the batch first; empty if there are none.
+        conditions: named tensors `(B, ...)`; empty without conditions.
     """
 
     posteriors: LatentPosteriors
@@ -44,7 +44,7 @@ class LatentBatch:
         return len(self.posteriors)
 
     def to(self, device: torch.device) -> "LatentBatch":
-        """Move all to a device."""
+        """Move all tensors to a device."""
         conditions = {name: x.to(device) for name, x in self.conditions.items()}
         return LatentBatch(self.posteriors.to(device), conditions)
 
@@ -55,18 +55,16 @@ class LatentBatch:
 
 
 def concatenate(parts: list[LatentBatch]) -> LatentBatch:
-    """Put several batches after one another; all have the same conditions."""
-    posteriors = [part.posteriors for part in parts]
-    return LatentBatch(
-        LatentPosteriors(
-            torch.cat([x.mean for x in posteriors]), torch.cat([x.std for x in posteriors])
-        ),
-        {name: torch.cat([x.conditions[name] for x in parts]) for name in parts[0].conditions},
-    )
+    """Join batches with the same conditions."""
+    mean = torch.cat([part.posteriors.mean for part in parts])
+    std = torch.cat([part.posteriors.std for part in parts])
+    names = parts[0].conditions
+    conditions = {name: torch.cat([x.conditions[name] for x in parts]) for name in names}
+    return LatentBatch(LatentPosteriors(mean, std), conditions)
 
 
 class LatentSplit:
-    """The images of one split of a cache, read at random through memory maps.
+    """One split of a latent cache, read in any order through memory maps.
 
     Args:
         folder: of the cache.
@@ -75,7 +73,7 @@ class LatentSplit:
     """
 
     def __init__(self, folder: Path, manifest: dict[str, Any], name: str):
-        """Open nothing yet."""
+        """Open no shard yet."""
         self.folder, self.name = folder, name
         self.latent_shape: tuple[int, ...] = tuple(manifest["latent_shape"])
         views = 2 if manifest["mirrored"] and name == "train" else 1
@@ -98,16 +96,16 @@ class LatentSplit:
 
         Args:
             indices: `(B,)` int64 in any order, at least one.
-            mirrored: `(B,)` bool: take the mirror image's; None: of none.
+            mirrored: `(B,)` bool, which mirror images to read instead; None: none.
 
         Returns:
             Copies in memory, in the order of the indices.
         """
         views = torch.zeros_like(indices) if mirrored is None else mirrored.long()
         names = {"mean": views, "std": views, **dict.fromkeys(self._conditions)}
-        read = self._shards.read_named(names, indices)
-        posteriors = LatentPosteriors(read.pop("mean").float(), read.pop("std").float())
-        return LatentBatch(posteriors, read)
+        found = self._shards.read_named(names, indices)
+        posteriors = LatentPosteriors(found.pop("mean").float(), found.pop("std").float())
+        return LatentBatch(posteriors, found)
 
     def read_evenly(self, count: int) -> LatentBatch:
         """Read `count` images, evenly spaced, or all if there are fewer."""
@@ -115,13 +113,13 @@ class LatentSplit:
         return self.read(torch.arange(count) * len(self) // count)
 
     def close(self, shard: int) -> None:
-        """Give up the map of a shard, so that its file can be removed."""
+        """Unmap a shard, so that its file can be removed."""
         self._shards.close(shard)
 
     def read_batches(
         self, keys: Iterable[tuple[torch.Tensor, torch.Tensor | None]]
     ) -> Iterator[LatentBatch]:
-        """Read batch after batch, ahead of time: a thread reads several at once, shard by shard.
+        """Read batch after batch in a thread, several batches at once and ahead of time.
 
         Args:
             keys: `indices` and `mirrored` of each batch, as for `read`; may be endless.
@@ -142,91 +140,77 @@ class LatentSplit:
             ends = list(accumulate(len(indices) for indices, _ in batches))
             return [block.rows(*ends) for ends in pairwise([0, *ends])]
 
-        # With one torch thread: when a second thread has a team of OpenMP threads, those of the
-        # training go to sleep wherever they wait, and a step takes up to twice as long.
+        # One torch thread reads. A second team of OpenMP threads would make those of the training
+        # sleep whenever they wait, and a step could take twice as long.
         threads = torch.get_num_threads()
         with ThreadPoolExecutor(1, "read", torch.set_num_threads, (1,)) as thread:
             ahead = thread.submit(read_some)
             wait([ahead])
-            torch.set_num_threads(threads)  # what threads that are made later begin with
+            torch.set_num_threads(threads)  # for threads that start later
             while batches := ahead.result():
                 ahead = thread.submit(read_some)
                 yield from batches
 
 
 class LatentCache:
-    """A whole latent cache.
+    """A finished latent cache.
 
     Args:
         source: a folder, or the id of a data set repository on the Hub, which is downloaded.
         revision: of the repository.
 
     Raises:
-        UserError: in one line that names the file, if it is not there, not finished, or a shard is
-            missing or cut short. `verify` checks the content of the shards too.
+        UserError: if the cache does not exist, is not finished, or a shard is missing or cut short.
+            Only `verify` compares the content of the shards.
     """
 
     def __init__(self, source: str | Path, revision: str | None = None):
-        """Read the manifest, and look whether every shard is there in its full length."""
+        """Read the manifest, and check the length of every shard."""
         self.folder = Path(source)
         if not self.folder.is_dir():
             self.folder = download_cache(str(source), revision)
         self.manifest = read_manifest(self.folder / "manifest.json")
         if not self.manifest.get("shards"):
             raise UserError(
-                f"{self.folder} is not finished: run the command that encodes it again, it goes on "
-                "where it stopped"
+                f"{self.folder} is not finished: run the command that encodes it again, and it "
+                "resumes"
             )
-        for name, shard in self.manifest["shards"].items():
-            check_length(self.folder / name, shard)
+        for name, entry in self.manifest["shards"].items():
+            check_shard(self.folder / name, entry, checksum=False)
         self.train = LatentSplit(self.folder, self.manifest, "train")
         self.validation = LatentSplit(self.folder, self.manifest, "validation")
 
     def verify(self, process_index: int = 0, num_processes: int = 1) -> None:
-        """Compare every shard with its checksum; of several processes each takes its share.
+        """Compare every shard with its checksum; several processes share the shards.
 
         Raises:
-            UserError: naming the first shard that is not what was written.
+            UserError: naming the first damaged shard.
         """
         shards = list(self.manifest["shards"].items())
-        for name, shard in shards[process_index::num_processes]:
-            check_content(self.folder / name, shard)
+        for name, entry in shards[process_index::num_processes]:
+            check_shard(self.folder / name, entry)
 
 
-def check_length(path: Path, shard: dict[str, Any]) -> None:
-    """Make sure that a shard is there, as long as its manifest says.
+def check_shard(path: Path, entry: dict[str, Any], checksum: bool = True) -> None:
+    """Compare a shard with its entry in the manifest.
+
+    Args:
+        path: of the shard.
+        entry: its `bytes` and `sha256`.
+        checksum: compare the content too, not only the length.
 
     Raises:
-        UserError: naming the file.
+        UserError: naming the file, if it is missing or damaged.
     """
+    advice = "encode again with the same settings, which makes only that file, or copy it again"
+    if path.is_symlink():  # into the Hub's cache: another download would link the same file
+        advice = f"remove {path.resolve()}, and the next run downloads it again"
     try:
         size = path.stat().st_size
     except OSError as error:
-        raise UserError(f"{path} is missing: {_mend(path)}") from error
-    if size != shard["bytes"]:
-        raise UserError(
-            f"{path} is damaged: it has {size:,} bytes, and {shard['bytes']:,} were written; "
-            f"{_mend(path)}"
-        )
-
-
-def check_content(path: Path, shard: dict[str, Any]) -> None:
-    """Make sure that a shard is what was written, by its checksum.
-
-    Raises:
-        UserError: naming the file.
-    """
-    check_length(path, shard)
-    if hash_file(path) != shard["sha256"]:
-        raise UserError(
-            f"{path} is damaged: its checksum is not the one in manifest.json; {_mend(path)}"
-        )
-
-
-def _mend(path: Path) -> str:
-    if path.is_symlink():  # of the Hub's cache, which would link the same file again
-        return f"remove {path.resolve()}, and the next run downloads it again"
-    return (
-        "encode again with the same settings, which makes that file only, or get it again where "
-        "the cache came from"
-    )
+        raise UserError(f"{path} is missing: {advice}") from error
+    if size != entry["bytes"]:
+        expected = entry["bytes"]
+        raise UserError(f"{path} is damaged: it has {size:,} bytes, not {expected:,}; {advice}")
+    if checksum and hash_file(path) != entry["sha256"]:
+        raise UserError(f"{path} is damaged: its checksum is not that of manifest.json; {advice}")

@@ -1,4 +1,4 @@
-"""The shards of a stream: a folder, or the Hub, a few of whose shards are on the disk at once."""
+"""The shards that a stream reads: in a folder, or downloaded from the Hub a few at a time."""
 
 import shutil
 import tempfile
@@ -9,14 +9,19 @@ from typing import Any
 
 import huggingface_hub
 
-from hf_latent.data.latents.cache import LatentCache, LatentSplit, check_content
-from hf_latent.data.latents.download import download_cache, download_manifest, pin_revision
+from hf_latent.data.latents.cache import LatentCache, LatentSplit, check_shard
+from hf_latent.data.latents.download import (
+    cache_errors_in_one_line,
+    download_cache,
+    hub_errors_in_one_line,
+    pin_revision,
+)
 from hf_latent.data.latents.manifest import read_manifest, split_ranges
 from hf_latent.errors import UserError
 
 
 class ShardStore:
-    """The training shards of a latent cache in a folder; each is checked when it is first read.
+    """The training shards of a latent cache in a folder; each is checked before its first read.
 
     Args:
         folder: of the cache.
@@ -25,7 +30,7 @@ class ShardStore:
     """
 
     def __init__(self, folder: Path, manifest: dict[str, Any], name: str):
-        """Open nothing yet."""
+        """Open no shard yet."""
         self.folder, self.manifest, self.name = folder, manifest, name
         ranges = split_ranges(manifest, "train")
         self.shard_names, self.rows = list(ranges), [len(x) for x in ranges.values()]
@@ -33,38 +38,38 @@ class ShardStore:
         self.checked: set[int] = set()
 
     def open_lane(self) -> LatentSplit:
-        """Open the training images for one lane of a stream, which reads what it has fetched."""
+        """Return a reader of the training images for one lane of a stream."""
         return LatentSplit(self.folder, self.manifest, "train")
 
     def fetch(self, lane: LatentSplit, shards: Iterable[int]) -> None:
-        """Make sure that some shards are there and whole.
+        """Make shards readable for a lane.
 
         Args:
-            lane: of `open_lane`.
+            lane: from `open_lane`.
             shards: their numbers.
 
         Raises:
-            UserError: naming the file that cannot be had, or is not what was written.
+            UserError: naming the file that cannot be read, or was changed after it was written.
         """
         for number in set(shards) - self.checked:
             name = self.shard_names[number]
-            check_content(lane.folder / name, self.manifest["shards"][name])
+            check_shard(lane.folder / name, self.manifest["shards"][name])
             self.checked.add(number)
 
-    def drop(self, lane: LatentSplit, shards: Iterable[int]) -> None:
-        """Give up some shards, which the lane does not need for now."""
+    def drop(self, lane: LatentSplit, shards: set[int]) -> None:
+        """Release shards that a lane does not need for now."""
         for number in shards:
             lane.close(number)
 
     def open_validation(self) -> LatentSplit:
-        """Open the held-out images, which stay.
+        """Return a reader of the held-out images, all of which stay on the disk.
 
         Raises:
-            UserError: naming the file that cannot be had, or is not what was written.
+            UserError: naming the file that cannot be read, or was changed after it was written.
         """
         folder = self._validation_folder()
         for name in split_ranges(self.manifest, "validation"):
-            check_content(folder / name, self.manifest["shards"][name])
+            check_shard(folder / name, self.manifest["shards"][name])
         return LatentSplit(folder, self.manifest, "validation")
 
     def _validation_folder(self) -> Path:
@@ -74,38 +79,33 @@ class ShardStore:
 class HubShardStore(ShardStore):
     """The training shards of a latent cache on the Hub: downloaded when needed, then removed.
 
-    They lie in the system's folder for temporary files (TMPDIR), those of each lane in a folder of
-    its own, so that no lane removes what another reads.
+    They lie in the system's folder for temporary files (TMPDIR). Each lane has its own folder in
+    it, so that no lane removes a shard that another one reads.
 
     Args:
         repo_id: of the data set repository.
-        revision: pinned, a commit.
+        revision: a commit.
         manifest: of that commit.
     """
 
     def __init__(self, repo_id: str, revision: str | None, manifest: dict[str, Any]):
-        """Download nothing yet."""
+        """Download no shard yet."""
         super().__init__(Path(tempfile.mkdtemp(prefix="hf-latent-stream-")), manifest, repo_id)
         self.revision = revision
-        # Only by the process that made it, and after its workers have ended.
+        # The process that made the folder removes it, after its workers have ended.
         Finalize(self, shutil.rmtree, (self.folder, True), exitpriority=-1)
 
     def open_lane(self) -> LatentSplit:
-        """Open the training images in a new folder, which is empty."""
+        """Return a reader of the training images in a new, empty folder."""
         return LatentSplit(Path(tempfile.mkdtemp(dir=self.folder)), self.manifest, "train")
 
     def fetch(self, lane: LatentSplit, shards: Iterable[int]) -> None:
-        """Download some shards, and check them.
-
-        Args:
-            lane: of `open_lane`.
-            shards: their numbers.
-
-        Raises:
-            UserError: naming the file that cannot be had, or is not what was written.
-        """
+        """Download and check shards; see `ShardStore.fetch`."""
         for name in (self.shard_names[number] for number in shards):
-            try:
+            with hub_errors_in_one_line(
+                f"{name} of {self.name} cannot be downloaded",
+                "resume from the last checkpoint when the Hub can be reached",
+            ):
                 huggingface_hub.hf_hub_download(
                     self.name,
                     name,
@@ -113,23 +113,17 @@ class HubShardStore(ShardStore):
                     revision=self.revision,
                     local_dir=lane.folder,
                 )
-            except Exception as error:  # what the Hub's client raises has no common class
-                cause = " ".join(str(error).split())[:200]
-                raise UserError(
-                    f"{name} of {self.name} cannot be downloaded ({type(error).__name__}: "
-                    f"{cause}): go on from the last checkpoint when the Hub can be reached"
-                ) from error
             try:
-                check_content(lane.folder / name, self.manifest["shards"][name])
+                check_shard(lane.folder / name, self.manifest["shards"][name])
             except UserError as error:
                 raise UserError(
                     f"{name} of {self.name} does not match its manifest.json: push it again"
                 ) from error
 
-    def drop(self, lane: LatentSplit, shards: Iterable[int]) -> None:
-        """Remove some shards, which the lane does not need for now."""
+    def drop(self, lane: LatentSplit, shards: set[int]) -> None:
+        """Remove shards that a lane does not need for now."""
+        super().drop(lane, shards)
         for number in shards:
-            lane.close(number)
             (lane.folder / self.shard_names[number]).unlink()
 
     def _validation_folder(self) -> Path:
@@ -137,23 +131,25 @@ class HubShardStore(ShardStore):
 
 
 def open_shard_store(source: str, revision: str | None = None) -> ShardStore:
-    """Open the training shards of a latent cache, for a stream.
+    """Open the training shards of a latent cache for a stream.
 
     Args:
-        source: a folder, or the id of a data set repository on the Hub.
+        source: a folder, or the id of a data set repository on the Hub, of which only the manifest
+            is downloaded now.
         revision: of the repository.
 
-    Returns:
-        The store; of the Hub, only the manifest is downloaded.
-
     Raises:
-        UserError: if there is no whole cache.
+        UserError: if there is no finished cache.
     """
     if Path(source).is_dir():
         cache = LatentCache(source)
         return ShardStore(cache.folder, cache.manifest, source)
     revision = pin_revision(source, revision)
-    manifest = read_manifest(download_manifest(source, revision))
+    with cache_errors_in_one_line(source):
+        path = huggingface_hub.hf_hub_download(
+            source, "manifest.json", repo_type="dataset", revision=revision
+        )
+    manifest = read_manifest(Path(path))
     if not manifest.get("shards"):
-        raise UserError(f"{source} is not finished: push it again")
+        raise UserError(f"{source} is not finished: encode all of it, and push it again")
     return HubShardStore(source, revision, manifest)

@@ -1,12 +1,12 @@
-"""A latent cache as a stream, for one larger than memory or than the disk: here or on the Hub.
+"""A latent cache as a stream, for a cache that exceeds the memory or, on the Hub, the disk.
 
-The data are read in a fixed number of lanes (MosaicML's StreamingDataset calls them canonical
-nodes): in each epoch the shards are shuffled and dealt to the lanes, and every global batch takes
-equally many images from each. Processes, and their workers, share the lanes, so that the batches do
-not depend on how many there are. A lane takes a few shards at a time, a window, and shuffles all of
-their images. Everything follows from (seed, epoch), so a stream begins at any batch, and reads
-nothing of what lies before. Where the lanes' shards do not add up to equally many images, the lanes
-end an epoch at different batches; each image is still read once in each epoch of its lane.
+A fixed number of lanes reads the shards (MosaicML's StreamingDataset calls them canonical nodes).
+In each epoch the shards are shuffled and dealt to the lanes, and every global batch has equally
+many images from each lane. Processes and their workers share the lanes, so the batches do not
+depend on the number of processes or workers. A lane reads a few shards at a time, a window, and
+shuffles all images of a window. All draws follow from (seed, epoch): a stream can begin at any
+batch without reading the earlier ones. If lanes get unequal numbers of images, they end an epoch
+at different batches; each lane still reads each of its images once per epoch.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ from hf_latent.data.latents.cache import LatentBatch, LatentSplit, concatenate
 from hf_latent.data.latents.store import ShardStore
 from hf_latent.errors import UserError
 
-ORDER, WINDOW = 4, 5  # what is drawn
+ORDER, WINDOW = 4, 5  # part of the keys of random draws
 READ_ROWS = 1024
 
 
@@ -32,10 +32,10 @@ class Window:
     """A few shards whose images are shuffled together.
 
     Attributes:
-        epoch: in which.
-        shards: numbers of the shards.
-        skipped: so many images of its order were read before the stream began.
-        key: what its order is drawn from.
+        epoch: of its lane.
+        shards: their numbers.
+        skipped: images at the start of its order that belong to batches before the first one.
+        key: of the random draw of its order.
     """
 
     epoch: int
@@ -45,19 +45,19 @@ class Window:
 
 
 class LatentStream(IterableDataset):
-    """Batches of latents of the training images, without end.
+    """Endless batches of latents of the training images.
 
     Args:
         store: gives the shards.
         batch_size: images of a global batch, over all processes.
-        seed: the run's.
-        horizontal_flip: take half of the images mirrored.
-        start_batch: the first batch, to go on where a run stopped.
+        seed: of the run.
+        horizontal_flip: mirror half of the images.
+        start_batch: the first batch, to resume a run.
         lanes: places that are read at once; more mix better, and need as many shards.
-        buffer_rows: images that are shuffled together, over all lanes; more mix better, and take
-            more of the disk where the cache is on the Hub.
-        process_index: this process's number.
-        num_processes: how many share a global batch.
+        buffer_rows: images that are shuffled together, over all lanes; more mix better, and use
+            more of the disk if the cache is on the Hub.
+        process_index: of this process.
+        num_processes: processes that share a global batch.
 
     Raises:
         UserError: if the lanes do not fit the shards, the batch or the processes.
@@ -75,17 +75,17 @@ class LatentStream(IterableDataset):
         process_index: int = 0,
         num_processes: int = 1,
     ):
-        """Keep the settings; nothing is read yet."""
+        """Check the settings; read no shard yet."""
         shards = len(store.rows)
         if lanes > shards:
             raise UserError(
-                f"--stream_lanes {lanes} needs as many shards, and {store.name} has {shards}: pass "
+                f"--stream_lanes {lanes} needs as many shards, but {store.name} has {shards}: pass "
                 f"--stream_lanes {shards} or fewer, or encode again with fewer --shard_rows"
             )
         if batch_size % lanes or lanes % num_processes:
             raise UserError(
-                f"--stream_lanes {lanes} does not fit: the global batch ({batch_size} images) must "
-                f"be a multiple of it, and it a multiple of the processes ({num_processes})"
+                f"--stream_lanes {lanes} does not fit: it must divide the global batch "
+                f"({batch_size} images), and be a multiple of the processes ({num_processes})"
             )
         self.store, self.seed, self.horizontal_flip = store, seed, horizontal_flip
         self.lane_rows, self.start_batch = batch_size // lanes, start_batch
@@ -94,9 +94,9 @@ class LatentStream(IterableDataset):
         self.own_lanes = range(process_index * share, (process_index + 1) * share)
 
     def __iter__(self) -> Iterator[LatentBatch | UserError]:
-        """Yield this process's rows of every batch; in a worker, those of its lanes.
+        """Yield this process's rows of every batch; in a worker, the rows of its lanes.
 
-        A worker yields its mistake too: a loader would put a traceback around what is raised.
+        A worker yields a user error too: raised, the loader would add a traceback to its message.
         """
         worker = get_worker_info()
         own = self.own_lanes
@@ -115,7 +115,7 @@ class LatentStream(IterableDataset):
         return np.random.default_rng((self.seed, *key))
 
     def windows(self, lane: int) -> Iterator[Window]:
-        """Yield a lane's windows, from the one that the stream begins in."""
+        """Yield a lane's windows, from the one that has the first batch."""
         skipped, rows = self.start_batch * self.lane_rows, self.store.rows
         for epoch in count():
             order = self._draw(epoch, ORDER).permutation(len(rows))[lane :: self.lanes].tolist()
@@ -155,7 +155,7 @@ class LatentStream(IterableDataset):
                 current, following = next(windows)
 
     def _read(self, split: LatentSplit, window: Window) -> Iterator[LatentBatch]:
-        """Read a window's images in its order, some at a time."""
+        """Read a window's images in its order, `READ_ROWS` at a time."""
         size = self.store.shard_rows
         indices = np.concatenate([np.arange(self.store.rows[x]) + x * size for x in window.shards])
         indices = self._draw(*window.key).permutation(indices)[window.skipped :]
@@ -173,25 +173,22 @@ def stream_batches(
     num_workers: int = 0,
     worker_init_fn: Callable[[int], None] | None = None,
 ) -> Iterator[LatentBatch]:
-    """Read a stream, with workers or without; the batches are the same.
+    """Return an iterator over a stream; the batches do not depend on the workers.
 
     Args:
         stream: of this process.
-        num_workers: processes that read; each has its own lanes.
-        worker_init_fn: called in each of them with its number.
-
-    Returns:
-        This process's rows of every batch, one after the other.
+        num_workers: processes that read, each its own lanes; 0: this process reads.
+        worker_init_fn: called in each worker with its number.
 
     Raises:
-        UserError: if the workers cannot share the lanes.
+        UserError: if the workers cannot share the lanes equally.
     """
     if num_workers == 0:
         return iter(stream)
     if len(stream.own_lanes) % num_workers:
         raise UserError(
-            f"--dataloader_num_workers {num_workers} does not fit: each process has "
-            f"{len(stream.own_lanes)} of the lanes (--stream_lanes), which must be a multiple of it"
+            f"--dataloader_num_workers {num_workers} does not fit: it must divide the "
+            f"{len(stream.own_lanes)} of the --stream_lanes that each process has"
         )
     return _read_with_workers(stream, num_workers, worker_init_fn)
 
@@ -204,7 +201,7 @@ def _read_with_workers(
     )
     read = iter(loader)
     try:
-        while True:  # a loader takes from its workers in turn
+        while True:  # a loader reads from its workers in turn
             parts = []
             for _ in range(num_workers):
                 part = next(read)
@@ -213,4 +210,4 @@ def _read_with_workers(
                 parts.append(part)
             yield concatenate(parts)
     finally:
-        del read  # its workers end now, not when the traceback of what is raised here is given up
+        del read  # ends the workers now; the traceback of an exception would keep them alive

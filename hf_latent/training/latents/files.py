@@ -14,7 +14,7 @@ from hf_latent.data.latents.manifest import (
     SPLITS,
     check_same,
     choose_shard_rows,
-    describe_images,
+    images_manifest,
     read_manifest,
 )
 from hf_latent.data.shards import write_manifest
@@ -45,7 +45,7 @@ def cache_manifest(
         "autoencoder": None if Path(config.vae).exists() else config.vae,
         "autoencoder_sha256": hash_autoencoder(vae),
         "data": None if Path(config.data).exists() else config.data,
-        **describe_images(splits),
+        **images_manifest(splits),
         "latent_shape": list(latent_shape),
         "mirrored": config.horizontal_flip,
         "dtype": config.dtype,

@@ -41,7 +41,7 @@ def assert_read(found: LatentBatch, tensors, indices, views) -> None:
 
 
 @pytest.mark.parametrize("names", [(), ("class_labels",), ("class_labels", "captions")])
-def test_batches_are_cut_into_rows_and_put_together_again(names):
+def test_concatenate_inverts_rows(names):
     posteriors = LatentPosteriors(torch.randn(9, *SHAPE), torch.rand(9, *SHAPE))
     conditions = {"class_labels": torch.arange(9), "captions": torch.randn(9, 3, 2)}
     whole = LatentBatch(posteriors, {name: conditions[name] for name in names})
@@ -54,7 +54,7 @@ def test_batches_are_cut_into_rows_and_put_together_again(names):
     "indices",
     [[0], [22], [4, 5], [22, 0, 7, 7, 0, 7], list(range(ROWS))[::-1], [19, 4, 14, 3, 21, 9, 4]],
 )
-def test_reading_is_indexing_in_any_order_with_mixed_views(folder, indices):
+def test_reading_is_indexing_in_any_order_and_view(folder, indices):
     train = write_latents(folder)["train"]
     split, indices = LatentCache(folder).train, torch.tensor(indices)
     generator = torch.Generator().manual_seed(len(indices))
@@ -76,9 +76,7 @@ def test_a_cache_has_the_images_of_both_splits(folder):
 @pytest.mark.parametrize("ahead_bytes", [1, 400, 1500, 2**23])
 @pytest.mark.parametrize("size", [1, 4, 23, 30])
 @pytest.mark.parametrize("flips", [True, False])
-def test_reading_ahead_gives_the_batches_of_reading_each(
-    folder, monkeypatch, ahead_bytes, size, flips
-):
+def test_reading_ahead_yields_the_same_batches(folder, monkeypatch, ahead_bytes, size, flips):
     write_latents(folder)
     split = LatentCache(folder).train
     generator = torch.Generator().manual_seed(size)
@@ -94,7 +92,7 @@ def test_reading_ahead_gives_the_batches_of_reading_each(
         assert_same_batch(found, split.read(*key))
 
 
-def test_reading_ahead_visits_the_shards_once_for_several_batches(folder, monkeypatch):
+def test_reading_ahead_reads_several_batches_at_once(folder, monkeypatch):
     write_latents(folder)
     split, sizes = LatentCache(folder).train, []
     read = LatentSplit.read
@@ -112,7 +110,7 @@ def test_reading_ahead_visits_the_shards_once_for_several_batches(folder, monkey
     assert set(sizes) == {12} and len(sizes) in (3, 4)
 
 
-def test_reading_ahead_takes_no_threads_from_the_training(folder):
+def test_reading_ahead_leaves_the_training_its_threads(folder):
     write_latents(folder)
     seen = []
 
@@ -135,7 +133,7 @@ def test_reading_ahead_takes_no_threads_from_the_training(folder):
     assert seen == [("read_0", 1)] * 3 and later == [3]
 
 
-def test_changing_what_was_read_leaves_the_files_alone(folder):
+def test_changing_read_latents_does_not_change_the_files(folder):
     train = write_latents(folder)["train"]
     split, rows = LatentCache(folder).train, torch.arange(3)
     found = split.read(rows)
@@ -163,7 +161,7 @@ def test_held_out_images_are_read_evenly_spaced(folder):
     assert split.read_evenly(99).conditions["class_labels"].tolist() == list(range(7))
 
 
-def test_a_pickled_cache_reads_the_same_and_takes_no_latents_along(folder):
+def test_a_pickled_cache_reads_the_same_and_holds_no_latents(folder):
     train = write_latents(folder)["train"]
     cache, rows = LatentCache(folder), torch.arange(ROWS)
     before = len(pickle.dumps(cache.train))
@@ -173,7 +171,7 @@ def test_a_pickled_cache_reads_the_same_and_takes_no_latents_along(folder):
     assert_read(pickle.loads(content).read(rows), train, rows, 0 * rows)
 
 
-def test_a_shard_that_is_closed_is_opened_again(folder):
+def test_a_closed_shard_is_opened_again(folder):
     train = write_latents(folder)["train"]
     split, rows = LatentCache(folder).train, torch.arange(ROWS)
     split.read(rows)
@@ -200,7 +198,7 @@ def one_line(error) -> str:
 
 
 @pytest.mark.parametrize("name", SHARDS)
-def test_a_missing_shorter_or_longer_shard_is_named_when_a_cache_is_opened(folder, name):
+def test_opening_names_a_missing_shorter_or_longer_shard(folder, name):
     write_latents(folder)
     before = all_bytes(folder)
     cut_short(folder / name)
@@ -208,11 +206,11 @@ def test_a_missing_shorter_or_longer_shard_is_named_when_a_cache_is_opened(folde
         LatentCache(folder)
     size = len(before[name])
     text = one_line(error)
-    assert f"{folder / name} is damaged: it has {size - 3:,} bytes, and {size:,} were" in text
+    assert f"{folder / name} is damaged: it has {size - 3:,} bytes, not {size:,}; " in text
     (folder / name).write_bytes(before[name] + b"abc")
     with pytest.raises(UserError) as error:
         LatentCache(folder)
-    assert f"is damaged: it has {size + 3:,} bytes, and {size:,} were" in one_line(error)
+    assert f"is damaged: it has {size + 3:,} bytes, not {size:,}; " in one_line(error)
     (folder / name).unlink()
     with pytest.raises(UserError) as error:
         LatentCache(folder)
@@ -224,7 +222,7 @@ def test_a_missing_shorter_or_longer_shard_is_named_when_a_cache_is_opened(folde
 
 @pytest.mark.parametrize("name", SHARDS)
 @pytest.mark.parametrize("place", [0, 40, -1])
-def test_one_flipped_bit_anywhere_is_named_when_a_cache_is_verified(folder, name, place):
+def test_verifying_names_a_shard_with_one_flipped_bit(folder, name, place):
     write_latents(folder)
     flip_a_bit(folder / name, place)
     with pytest.raises(UserError) as error:
@@ -233,16 +231,17 @@ def test_one_flipped_bit_anywhere_is_named_when_a_cache_is_verified(folder, name
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 9])
-def test_of_several_processes_exactly_one_verifies_each_shard(folder, processes, monkeypatch):
+def test_exactly_one_process_verifies_each_shard(folder, processes, monkeypatch):
     write_latents(folder)
+    cache = LatentCache(folder)
     checked: list[str] = []
-    monkeypatch.setattr(latents, "check_content", lambda path, shard: checked.append(path.name))
+    monkeypatch.setattr(latents, "check_shard", lambda path, entry: checked.append(path.name))
     for index in range(processes):
-        LatentCache(folder).verify(index, processes)
+        cache.verify(index, processes)
     assert sorted(checked) == SHARDS
 
 
-def test_a_cache_that_is_not_finished_is_not_opened(folder):
+def test_an_unfinished_cache_is_refused(folder):
     write_latents(folder)
     manifest = read_json(folder)
     for begun in ({k: v for k, v in manifest.items() if k != "shards"}, manifest | {"shards": {}}):
@@ -252,10 +251,10 @@ def test_a_cache_that_is_not_finished_is_not_opened(folder):
         assert f"{folder} is not finished: run the command" in one_line(error)
 
 
-def test_what_is_no_folder_is_sought_on_the_hub(tmp_path):
+def test_another_name_than_a_folder_is_a_hub_id(tmp_path):
     with pytest.raises(UserError) as error:
         LatentCache("ada/latents")
-    assert one_line(error).startswith("the latent cache ada/latents is no folder here, and not")
+    assert one_line(error).startswith("there is no folder ada/latents, and the Hub does not")
     with pytest.raises(UserError) as error:
         LatentCache(tmp_path / "nowhere" / "at" / "all")
     assert str(tmp_path / "nowhere") in one_line(error)
@@ -275,7 +274,7 @@ def test_a_folder_without_a_manifest_is_no_cache(tmp_path):
         {"mean": torch.zeros(5, 2, 2, 2, 3), "std": torch.zeros(5, 2, 2, 3, 2)},
     ],
 )
-def test_a_shard_of_another_shape_than_its_manifest_says_is_refused(tmp_path, tensors):
+def test_a_shard_of_another_shape_than_in_its_manifest_is_refused(tmp_path, tensors):
     write_latents(tmp_path / "cache")
     path = tmp_path / "cache" / "train-000001.safetensors"
     manifest = read_json(tmp_path / "cache")

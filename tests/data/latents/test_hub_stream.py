@@ -75,14 +75,14 @@ def hub(running_hub, cache):
 
 @pytest.fixture
 def temporary():
-    """A folder with a short path: reading processes have sockets in it, whose paths end at 107."""
+    """A folder with a short path: it holds sockets, whose paths may have 107 characters."""
     with tempfile.TemporaryDirectory() as folder:
         yield Path(folder)
 
 
 @pytest.fixture
 def read(process, hub, temporary):
-    """Read the stream in the other process: what it read, or its one line."""
+    """Return what the other process reads from the stream, or its error line."""
 
     def run(arguments: str = "", before: str = "", workers: int = 0):
         call = f"read({str(temporary)!r}, workers={workers}, {arguments})"
@@ -110,7 +110,7 @@ def local_batches(cache, start: int = 0) -> dict:
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
-def test_it_is_the_stream_of_the_folder_with_few_shards_on_the_disk(read, cache, workers):
+def test_the_stream_is_that_of_a_folder_with_few_shards_on_the_disk(read, cache, workers):
     found, expected = read(workers=workers), local_batches(cache)
     assert found["labels"] == expected["labels"]
     assert found["sums"] == expected["sums"]
@@ -119,14 +119,14 @@ def test_it_is_the_stream_of_the_folder_with_few_shards_on_the_disk(read, cache,
     assert 0 < max(found["shards"]) <= 2 * 2 * 2 < ROWS // SHARD_ROWS
 
 
-def test_readers_do_not_remove_what_another_reads(read, cache):
-    # In several epochs the readers change their shards many times, at different times.
+def test_no_worker_removes_a_shard_that_another_reads(read, cache):
+    # In several epochs the workers change their shards many times, at different times.
     found = read("batches=60", workers=2)
     assert len(found["labels"]) == 60
     assert max(found["shards"]) <= 8
 
 
-def test_only_what_the_windows_hold_is_downloaded(read, hub):
+def test_only_the_shards_of_the_windows_are_downloaded(read, hub):
     read("batches=1")
     names = {x.path.split("/")[-1] for x in hub.asked("GET .*resolve.*train-")}
     assert 2 <= len(names) <= 8
@@ -134,7 +134,7 @@ def test_only_what_the_windows_hold_is_downloaded(read, hub):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
-def test_at_the_end_of_the_process_nothing_is_left(hub, tmp_path, temporary, workers):
+def test_the_process_removes_all_its_files_at_its_end(hub, tmp_path, temporary, workers):
     code = f"{READ}\nprint(json.dumps(read({str(temporary)!r}, 6, {workers})))"
     done = forked.run(
         [sys.executable, "-c", code],
@@ -166,26 +166,25 @@ def test_a_shard_that_is_damaged_on_the_hub_is_named(read, hub, cache, workers):
 
 
 @pytest.mark.parametrize("how", [404, 403, 500, "drop"])
-def test_a_shard_that_cannot_be_had_is_one_line(read, hub, cache, how):
+def test_a_failed_download_of_a_shard_is_one_line(read, hub, cache, how):
     name = a_train_shard(cache, 1)
     hub.fail(f".*resolve.*{name}", times=99, how=how)
-    line = read().splitlines()[-1]  # the Hub's client has lines of its own, of every attempt
+    line = read().splitlines()[-1]  # the Hub's client prints a line for every attempt
     assert line.startswith(f"error: {name} of ada/latents cannot be downloaded (")
-    assert line.endswith("go on from the last checkpoint when the Hub can be reached")
+    assert line.endswith("resume from the last checkpoint when the Hub can be reached")
 
 
-def test_a_connection_that_is_cut_once_does_no_harm(read, hub, cache):
+def test_a_cut_connection_is_retried(read, hub, cache):
     hub.fail(f"GET .*resolve.*{a_train_shard(cache, 1)}", how="cut")
     assert read()["labels"] == local_batches(cache)["labels"]
 
 
-def test_a_push_in_between_changes_nothing(read, hub, cache, tmp_path):
+def test_a_push_while_reading_changes_nothing(read, hub, cache, tmp_path):
     write_latents(tmp_path / "other", ROWS, SHARD_ROWS, latent_shape=[9, 9, 9])
     pushed = {f"train-{n:06d}.safetensors": b"other" for n in range(10)}
     pushed |= {f"validation-{n:06d}.safetensors": b"other" for n in range(2)}
-    # The stand-in's own endpoint, from the reading process: a commit between two batches.
+    # The reading process waits after its first batch until the Hub has another commit.
     before = f"""
-import urllib.request
 def push():
     Path({str(tmp_path / "push")!r}).touch()
     while Path({str(tmp_path / "push")!r}).exists():
@@ -215,16 +214,16 @@ def test_a_revision_can_be_named(read, hub, cache):
     assert read(f"revision={revision!r}")["labels"] == local_batches(cache)["labels"]
 
 
-def test_a_repository_without_a_whole_cache_is_refused(read, hub, cache):
+def test_a_repository_without_a_finished_cache_is_refused(read, hub, cache):
     manifest = json.loads((cache / "manifest.json").read_text())
     hub.put("ada/latents", {"manifest.json": json.dumps(manifest | {"shards": {}}).encode()})
-    assert read() == "error: ada/latents is not finished: push it again\n"
+    assert read() == "error: ada/latents is not finished: encode all of it, and push it again\n"
     hub.clear()
     text = read()
-    assert "the latent cache ada/latents is no folder here, and not to be had from the Hub" in text
+    assert "there is no folder ada/latents, and the Hub does not give a latent cache" in text
 
 
-def test_a_cache_is_downloaded_whole_where_it_is_not_streamed(process, hub, cache):
+def test_a_cache_is_downloaded_whole_if_it_is_not_streamed(process, hub, cache):
     code = """
 from hf_latent.data.latents.cache import LatentCache
 import torch

@@ -11,9 +11,9 @@ from hf_latent.data.latents.manifest import (
     check_fits,
     check_same,
     choose_shard_rows,
-    describe_images,
-    describe_split,
+    images_manifest,
     read_manifest,
+    split_manifest,
     split_ranges,
 )
 from hf_latent.data.shards import write_manifest
@@ -30,7 +30,7 @@ def folder(tmp_path):
     return tmp_path / "cache"
 
 
-def mistake(action) -> str:
+def error_of(action) -> str:
     with pytest.raises(UserError) as error:
         action()
     assert "\n" not in str(error.value)
@@ -61,7 +61,7 @@ def test_shards_hold_whole_batches_and_there_are_16_or_they_are_32_mb(
     ("rows", "size", "expected"),
     [(0, 5, []), (4, 5, [4]), (5, 5, [5]), (11, 5, [5, 5, 1]), (3, 1, [1, 1, 1])],
 )
-def test_the_shards_of_a_split_have_all_of_its_rows(rows, size, expected):
+def test_the_shards_of_a_split_have_all_its_rows(rows, size, expected):
     manifest = {"splits": {"train": {"rows": rows}}, "shard_rows": size}
     found = split_ranges(manifest, "train")
     assert [len(rows) for rows in found.values()] == expected
@@ -110,27 +110,27 @@ SHARD = "train-000001.safetensors"
         (("id2label",), {"one": "cat"}),
     ],
 )
-def test_a_manifest_that_cannot_be_is_refused_in_one_line(folder, path, value):
+def test_an_impossible_manifest_is_refused_in_one_line(folder, path, value):
     manifest = read_json(folder)
     change(manifest, *path, to=value)
     write_manifest(folder, manifest)
-    text = mistake(lambda: read_manifest(folder / "manifest.json"))
+    text = error_of(lambda: read_manifest(folder / "manifest.json"))
     assert text.startswith(f"{folder}/manifest.json is damaged (")
     assert text.endswith("encode again")
 
 
 @pytest.mark.parametrize("key", IDENTITY)
-def test_a_manifest_without_what_makes_caches_differ_is_refused(folder, key):
+def test_a_manifest_without_a_key_is_refused(folder, key):
     manifest = read_json(folder)
     del manifest[key]
     write_manifest(folder, manifest)
-    assert "manifest.json is damaged" in mistake(lambda: read_manifest(folder / "manifest.json"))
+    assert "manifest.json is damaged" in error_of(lambda: read_manifest(folder / "manifest.json"))
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '"text"', "\udce9"])
-def test_what_is_no_manifest_is_refused_in_one_line(folder, content):
+def test_another_file_is_refused_in_one_line(folder, content):
     (folder / "manifest.json").write_bytes(content.encode(errors="surrogateescape"))
-    assert "manifest.json is damaged" in mistake(lambda: read_manifest(folder / "manifest.json"))
+    assert "manifest.json is damaged" in error_of(lambda: read_manifest(folder / "manifest.json"))
 
 
 OTHERS = {
@@ -148,9 +148,9 @@ OTHERS = {
 }
 
 
-def test_the_same_cache_is_known_again(folder):
+def test_the_same_cache_is_accepted(folder):
     manifest = read_json(folder)
-    # As encoding says it: before it is written, with numbers for keys.
+    # Before it is written as JSON, a manifest has numbers as keys, and tuples.
     names = {int(label): name for label, name in manifest["id2label"].items()}
     wanted = manifest | {"id2label": names, "image_shape": (1, 24, 16), "data": None}
     check_same(folder, manifest, wanted)
@@ -160,8 +160,8 @@ def test_the_same_cache_is_known_again(folder):
 def test_another_cache_is_refused_and_the_difference_is_named(folder, key):
     manifest = read_json(folder)
     value, what = OTHERS[key]
-    text = mistake(lambda: check_same(folder, manifest, manifest | {key: value}))
-    assert text.startswith(f"{folder}/manifest.json is of another {what}")
+    text = error_of(lambda: check_same(folder, manifest, manifest | {key: value}))
+    assert text.startswith(f"{folder}/manifest.json has another {what}")
 
 
 @pytest.mark.parametrize(
@@ -188,51 +188,51 @@ def test_a_cache_fits_a_training_with_its_settings(folder, changes):
         ({"resize_mode": "crop"}, "another preprocessing (pad, the run's --resize_mode is crop)"),
         (
             {"validation_fingerprint": "f" * 16},
-            "another held-out set (fingerprint 0123456789abcdef, not ffffffffffffffff)",
+            "another set of held-out images (fingerprint 0123456789abcdef, not ffffffffffffffff)",
         ),
     ],
 )
 def test_a_training_with_other_settings_is_refused(folder, changes, message):
     config = ImagesConfig(**CONFIG | changes)
-    text = mistake(lambda: check_fits("where it is", read_json(folder), config, AUTOENCODER))
-    assert text.startswith("where it is: manifest.json is of")
+    text = error_of(lambda: check_fits("where it is", read_json(folder), config, AUTOENCODER))
+    assert text.startswith("where it is: manifest.json has")
     assert message in text
 
 
-def test_a_cache_without_mirror_images_is_refused_where_flips_are_on(tmp_path):
+def test_flips_need_a_cache_with_mirror_images(tmp_path):
     write_latents(tmp_path / "cache", mirrored=False)
     manifest = read_json(tmp_path / "cache")
     check_fits("cache", manifest, ImagesConfig(**CONFIG), AUTOENCODER)
     config = ImagesConfig(**CONFIG, horizontal_flip=True)
-    text = mistake(lambda: check_fits("cache", manifest, config, AUTOENCODER))
+    text = error_of(lambda: check_fits("cache", manifest, config, AUTOENCODER))
     assert "has no mirror images" in text
 
 
-@pytest.mark.parametrize(("name", "said"), [("ada/ae", "ada/ae"), (None, "a local one")])
-def test_a_cache_of_another_autoencoder_is_refused_by_name(folder, name, said):
+@pytest.mark.parametrize(("name", "shown"), [("ada/ae", "ada/ae"), (None, "a local one")])
+def test_a_cache_of_another_autoencoder_is_refused_by_name(folder, name, shown):
     manifest = read_json(folder) | {"autoencoder": name}
-    text = mistake(lambda: check_fits("cache", manifest, ImagesConfig(**CONFIG), "ff" * 32))
-    assert f"another autoencoder ({said}, a5a5a5a5a5a5, not ffffffffffff)" in text
+    text = error_of(lambda: check_fits("cache", manifest, ImagesConfig(**CONFIG), "ff" * 32))
+    assert f"another autoencoder ({shown}, a5a5a5a5a5a5, not ffffffffffff)" in text
 
 
-def test_a_split_is_told_by_its_images_their_order_and_their_labels():
+def test_a_split_is_identified_by_images_order_and_labels():
     train = open_images(ImagesConfig(resize_mode="pad", max_train_samples=20)).train
-    described = describe_split(train)
-    assert described == {
+    expected = split_manifest(train)
+    assert expected == {
         "rows": 20,
         "images_sha256": train.identity,
         "fingerprint": train.fingerprint,
         "labels_sha256": hashlib.sha256(train.labels.numpy().tobytes()).hexdigest(),
     }
     other = train.subset(torch.arange(19, -1, -1).numpy())
-    differ = {key for key, value in describe_split(other).items() if value != described[key]}
+    differ = {key for key, value in split_manifest(other).items() if value != expected[key]}
     assert differ == {"images_sha256", "labels_sha256"}
 
 
-def test_random_flips_and_crops_do_not_show_in_what_is_told_of_images():
-    plain = describe_images(open_images(ImagesConfig(max_train_samples=20)))
+def test_random_flips_and_crops_do_not_change_the_manifest():
+    plain = images_manifest(open_images(ImagesConfig(max_train_samples=20)))
     config = ImagesConfig(max_train_samples=20, horizontal_flip=True, crop="random")
-    assert describe_images(open_images(config)) == plain
+    assert images_manifest(open_images(config)) == plain
     assert plain["image_shape"] == [1, 32, 32]
     assert plain["preprocessing"] == "crop to 32x32, 1 channels"
     assert plain["id2label"]["9"] == "Ankle boot"
@@ -241,7 +241,7 @@ def test_random_flips_and_crops_do_not_show_in_what_is_told_of_images():
 def test_the_held_out_fingerprint_is_that_of_all_held_out_images():
     splits = open_images(ImagesConfig(max_train_samples=20))
     some = replace(splits, validation=splits.validation.evenly_spaced(5))
-    found = describe_images(some)["splits"]["validation"]
+    found = images_manifest(some)["splits"]["validation"]
     assert found["rows"] == 5
     assert found["images_sha256"] == some.validation.identity
     assert found["fingerprint"] == splits.validation_fingerprint != some.validation.fingerprint

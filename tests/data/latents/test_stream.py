@@ -70,19 +70,19 @@ def test_every_epoch_has_every_image_once_over_all_lanes(cache, lanes, buffer_ro
     assert found[0] != found[1] != found[2]
 
 
-def test_lanes_that_do_not_divide_the_shards_have_every_image_once_too(cache):
+def test_lanes_with_unequal_shards_have_every_image_once_too(cache):
     stream = open_stream(cache, lanes=3, batch_size=9)
     for epoch in epoch_images(stream, first(stream, 40), epochs=3):
         assert sorted(sum(epoch, [])) == list(range(ROWS))
 
 
-def test_seeds_have_orders_of_their_own(cache):
+def test_each_seed_has_another_order(cache):
     orders = [labels(first(open_stream(cache, seed=seed), 8)) for seed in range(3)]
     assert orders[0] != orders[1] != orders[2] != orders[0]
     assert labels(first(open_stream(cache, seed=1), 8)) == orders[1]
 
 
-def test_a_window_holds_the_images_of_its_shards_shuffled(cache):
+def test_a_window_shuffles_the_images_of_its_shards(cache):
     stream = open_stream(cache, lanes=1, buffer_rows=16)
     images, start = lane_images(first(stream, 8), 0, 8), 0
     for window in islice(stream.windows(0), 3):
@@ -96,17 +96,17 @@ def test_a_window_holds_the_images_of_its_shards_shuffled(cache):
         assert part != inside
         shards = [image // SHARD_ROWS for image in part]
         changes = sum(a != b for a, b in pairwise(shards))
-        assert changes > len(window.shards), "images of one shard are not to stay together"
+        assert changes > len(window.shards), "images of one shard must not stay together"
         start += len(inside)
 
 
-def test_two_windows_of_the_same_shards_are_not_shuffled_alike(cache):
+def test_windows_of_the_same_shards_are_shuffled_differently(cache):
     stream = open_stream(cache, lanes=1, batch_size=2, buffer_rows=10_000)
     windows = list(islice(stream.windows(0), 3))
     lane = stream.store.open_lane()
     orders = [sum(labels(stream._read(lane, window)), []) for window in windows]
     assert orders[0] != orders[1]
-    # Neither in place: lanes differ though they have equally many shards.
+    # Lanes differ too, even with equally many shards.
     lanes = open_stream(cache, lanes=8, buffer_rows=1)
     places = {
         tuple(lanes._draw(*next(lanes.windows(lane)).key).permutation(4)) for lane in range(8)
@@ -114,7 +114,7 @@ def test_two_windows_of_the_same_shards_are_not_shuffled_alike(cache):
     assert len(places) > 3
 
 
-def test_epochs_have_orders_of_shards_and_windows_orders_of_images_of_their_own(cache):
+def test_epochs_shuffle_shards_and_windows_shuffle_images_differently(cache):
     stream = open_stream(cache, lanes=1, buffer_rows=1)
     shards = [window.shards[0] for window in islice(stream.windows(0), 48)]
     epochs = [shards[start : start + 16] for start in (0, 16, 32)]
@@ -124,7 +124,7 @@ def test_epochs_have_orders_of_shards_and_windows_orders_of_images_of_their_own(
     assert len({tuple(stream._draw(*x.key).permutation(4)) for x in windows}) > 5
 
 
-def test_a_window_is_as_large_as_the_buffer_asks(cache):
+def test_the_buffer_sets_the_size_of_a_window(cache):
     for lanes, buffer_rows, shards in ((1, 1, 1), (1, 9, 3), (4, 32, 2), (4, 33, 3), (2, 10**6, 8)):
         stream = open_stream(cache, lanes=lanes, buffer_rows=buffer_rows)
         whole = next(stream.windows(0)).shards
@@ -133,7 +133,7 @@ def test_a_window_is_as_large_as_the_buffer_asks(cache):
 
 
 @pytest.mark.parametrize("processes", [2, 4])
-def test_processes_share_the_batches_of_one(cache, processes):
+def test_processes_share_the_batches_of_one_process(cache, processes):
     whole = first(open_stream(cache), 30)
     shares = [
         first(open_stream(cache, process_index=index, num_processes=processes), 30)
@@ -143,25 +143,25 @@ def test_processes_share_the_batches_of_one(cache, processes):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_reading_processes_change_nothing(cache, workers):
+def test_workers_do_not_change_the_batches(cache, workers):
     assert_same(first(open_stream(cache), 20, workers), first(open_stream(cache), 20))
 
 
-def test_reading_processes_of_one_process_of_two(cache):
+def test_workers_of_one_process_of_two(cache):
     settings = {"process_index": 1, "num_processes": 2, "start_batch": 5}
     found = first(open_stream(cache, **settings), 10, workers=2)
     assert_same(found, first(open_stream(cache, **settings), 10))
 
 
 @pytest.mark.parametrize("changes", [{}, {"lanes": 1}, {"lanes": 8, "buffer_rows": 1}])
-def test_a_stream_that_begins_later_is_the_rest_of_the_whole(cache, changes):
+def test_a_later_start_yields_the_rest_of_the_stream(cache, changes):
     whole = first(open_stream(cache, **changes), 34)
     for start in (*range(20), 29, 31):
         found = first(open_stream(cache, **changes, start_batch=start), 3)
         assert_same(found, whole[start : start + 3])
 
 
-def test_a_stream_that_begins_later_reads_nothing_of_before(cache, monkeypatch):
+def test_a_later_start_reads_no_earlier_window(cache, monkeypatch):
     settings = {"lanes": 1, "buffer_rows": 16}
     whole = [window.shards for window in islice(open_stream(cache, **settings).windows(0), 4)]
     stream, fetched = open_stream(cache, **settings, start_batch=4), []
@@ -199,7 +199,7 @@ def test_without_flips_no_image_is_mirrored(cache):
 
 @pytest.mark.parametrize("damage", [flip_a_bit, cut_short])
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_damaged_shard_is_named_once_it_is_reached(tmp_path, damage, workers):
+def test_a_damaged_shard_is_named_when_it_is_reached(tmp_path, damage, workers):
     folder = tmp_path / "cache"
     write_latents(folder, ROWS, SHARD_ROWS)
     stream = open_stream((folder, None), lanes=1, batch_size=4, buffer_rows=8)
@@ -220,9 +220,9 @@ def test_a_damaged_shard_is_named_once_it_is_reached(tmp_path, damage, workers):
     [
         (
             {"lanes": 17, "batch_size": 17},
-            "--stream_lanes 17 needs as many shards, and {cache} has 16: pass --stream_lanes 16",
+            "--stream_lanes 17 needs as many shards, but {cache} has 16: pass --stream_lanes 16",
         ),
-        ({"batch_size": 10}, "the global batch (10 images) must be a multiple of it"),
+        ({"batch_size": 10}, "it must divide the global batch (10 images)"),
         ({"num_processes": 3}, "a multiple of the processes (3)"),
         ({"batch_size": 2}, "--stream_lanes 4 does not fit"),
     ],
@@ -240,10 +240,12 @@ def test_as_many_lanes_as_shards_are_enough(cache):
         assert sorted(sum(epoch, [])) == list(range(ROWS))
 
 
-def test_readers_that_cannot_share_the_lanes_are_refused(cache):
-    with pytest.raises(UserError, match="--dataloader_num_workers 3 does not fit: each process"):
+def test_workers_that_cannot_share_the_lanes_are_refused(cache):
+    with pytest.raises(
+        UserError, match="--dataloader_num_workers 3 does not fit: it must divide the 4"
+    ):
         first(open_stream(cache), 1, workers=3)
-    with pytest.raises(UserError, match="has 2 of the lanes"):
+    with pytest.raises(UserError, match="must divide the 2 of the --stream_lanes"):
         first(open_stream(cache, num_processes=2), 1, workers=4)
 
 

@@ -329,7 +329,7 @@ def test_a_half_written_manifest_is_replaced(whole, tmp_path):
 )
 def test_a_cache_of_other_settings_is_refused_and_kept(cache, whole, written, changes, what):
     text = user_error(lambda: encode(cache, **changes))
-    assert text.startswith(f"{cache.output_dir}/manifest.json is of another {what} (")
+    assert text.startswith(f"{cache.output_dir}/manifest.json has another {what} (")
     assert written == []
     assert all_bytes(Path(cache.output_dir)) == whole[1]
 
@@ -338,7 +338,7 @@ def test_a_cache_of_other_settings_is_refused_and_kept(cache, whole, written, ch
 def test_a_cache_of_the_same_weights_on_another_scale_is_refused(cache, tmp_path, change):
     other = save_autoencoder(tmp_path / "other", **change)
     text = user_error(lambda: encode(cache, vae=other))
-    assert f"{cache.output_dir}/manifest.json is of another autoencoder (" in text
+    assert f"{cache.output_dir}/manifest.json has another autoencoder (" in text
 
 
 def test_a_cache_of_other_settings_is_replaced_on_request(cache, whole, tmp_path):
@@ -395,7 +395,7 @@ def test_a_user_error_of_the_command_is_one_line_and_status_2(cache, capsys):
     assert stopped.value.code == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert error.startswith(f"error: {cache.output_dir}/manifest.json is of another dtype (")
+    assert error.startswith(f"error: {cache.output_dir}/manifest.json has another dtype (")
 
 
 def test_the_command_writes_the_cache(whole, tmp_path):

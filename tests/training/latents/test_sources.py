@@ -164,7 +164,7 @@ REFUSED = [
     ({"resize_mode": "crop"}, "another preprocessing (pad, the run's --resize_mode is crop)"),
     ({"resolution": 40}, "another resolution (32x32, the run's --resolution is 40)"),
     ({"channels": 3}, "another number of channels (1, the run's is 3)"),
-    ({"validation_fingerprint": "f" * 16}, "another held-out set (fingerprint"),
+    ({"validation_fingerprint": "f" * 16}, "another set of held-out images (fingerprint"),
 ]
 
 
@@ -174,7 +174,7 @@ def test_a_cache_that_does_not_fit_is_refused_and_leaves_no_folder(
     settings, made, tmp_path, changes, message, stream
 ):
     text = user_error(lambda: train_denoiser(settings(latents=made, **stream, **changes)))
-    assert text.startswith(f"{made}: manifest.json is of another")
+    assert text.startswith(f"{made}: manifest.json has another")
     assert message in text
     assert not (tmp_path / "run").exists()
 
@@ -189,7 +189,7 @@ def test_a_cache_of_another_autoencoder_is_refused(settings, made, tmp_path, str
         changed.quant_conv.bias.data[0] += 1e-6
         changed.save_pretrained(vae)
     text = user_error(lambda: train_denoiser(settings(latents=made, vae=vae, **stream)))
-    assert "manifest.json is of another autoencoder (a local one, " in text
+    assert "manifest.json has another autoencoder (a local one, " in text
     assert "pass the --vae that it was encoded with" in text
 
 
@@ -225,7 +225,7 @@ def test_a_damaged_file_is_named_before_the_first_step(settings, cache, damage, 
     ("changes", "message"),
     [
         ({"stream_lanes": 8}, "--stream_lanes 8 needs as many shards"),
-        ({"stream_lanes": 3}, "the global batch (8 images) must be a multiple"),
+        ({"stream_lanes": 3}, "it must divide the global batch (8 images)"),
         ({"dataloader_num_workers": 3}, "--dataloader_num_workers 3 does not fit"),
     ],
 )
@@ -278,7 +278,7 @@ def test_latents_of_another_run_are_replaced_only_on_request(settings, tmp_path)
     # The images are open already, as in a resumed run.
     text = user_error(lambda: open_source(other, open_images(other)))
     assert text.startswith(
-        f"{tmp_path / 'run' / 'latents'}/manifest.json is of another set of images"
+        f"{tmp_path / 'run' / 'latents'}/manifest.json has another set of images"
     )
     assert all_bytes(tmp_path / "run" / "latents") == before
     source = open_source(replace(other, overwrite_output_dir=True))
