@@ -41,9 +41,7 @@ class ImagesOfModelConfig(ImagesConfig):
     def images_config(self, size: tuple[int, int], channels: int | None) -> ImagesConfig:
         """Return the settings of the images, without random crops or flips.
 
-        Args:
-            size: the model's height and width, used if the resolution is auto.
-            channels: the model's, used if the settings name none.
+        The model's `size` (height and width) and `channels` are used if the settings name none.
         """
         values = {field.name: getattr(self, field.name) for field in fields(ImagesConfig)}
         if self.resolution == "auto":
@@ -144,11 +142,7 @@ class EvaluateConfig(ImagesOfModelConfig, SamplingConfig):
     update_card: bool = True
 
     def choose_num_images(self, train_images: int) -> int:
-        """Return how many images to generate and compare; UserError if the data has too few.
-
-        Args:
-            train_images: the number of training images.
-        """
+        """Return how many images to generate and compare; UserError if there are too few."""
         most = train_images // 2
         if most < FEWEST_IMAGES:
             raise UserError(

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from hf_latent.data.shards import Selection, Shards
+from hf_latent.data.shards import Shards
 from hf_latent.evaluation.config import EvaluateConfig
 from hf_latent.evaluation.evaluate_pictures import save_pictures
 from hf_latent.evaluation.features.extractors import LatentVectors, load_feature_extractor
@@ -32,26 +32,25 @@ from hf_latent.output import check_output_dir, write_json
 STAGES, STAGES_WITH_CLASSES = 9, 10
 
 
-def look_for_copies(
+def measure_memorisation(
     samples: Shards, vectors: dict[str, dict[str, Shards]], stages: Stages
 ) -> tuple[dict[str, Any], dict[str, Closeness], dict[str, Duplicates]]:
-    """Compare samples with all training images, in each space.
+    """Compare samples with all training images in each space, one stage per space.
 
     Args:
-        samples: of `write_samples`.
-        vectors: of `vectors_by_space`.
-        stages: a stage for each space is added.
+        samples: from `write_samples`.
+        vectors: from `vectors_by_space`.
 
     Returns:
-        Flat figures, the samples' closeness and the training images' duplicates by space.
+        Flat figures, and by space the samples' closeness and the training images' duplicates.
     """
     figures: dict[str, Any] = {"memorisation_found": None, "memorisation_copy_ratio": COPY_RATIO}
     closeness, duplicates = {}, {}
-    for space, own in vectors.items():
-        real = {name: shards.select("vectors") for name, shards in own.items()}
+    for space, shards in vectors.items():
+        real = {name: x.select("vectors") for name, x in shards.items()}
         total = len(real["train"]) + 2 * len(samples) + 2 * len(real["held_out"])
         with stages.stage(f"memorisation by {space}", total) as bar:
-            duplicates[space] = Duplicates.from_neighbours(*cached_neighbours(own["train"], bar))
+            duplicates[space] = Duplicates.from_neighbours(*cached_neighbours(shards["train"], bar))
             closeness[space], held_out = (
                 measure_closeness(*images, real["train"], duplicates[space], bar.update)
                 for images in (
@@ -69,14 +68,11 @@ def look_for_copies(
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Measure a model and write metrics.json and pictures.
 
-    Args:
-        config: the model, the data, and how much.
-
     Returns:
         The content of metrics.json.
 
     Raises:
-        UserError: for whatever the user can mend, in one line.
+        UserError: if the model, the data or a setting does not fit, in one line.
     """
     folder = Path(config.output_dir)
     begun = (folder / "generated").is_dir() and not (folder / "metrics.json").exists()
@@ -98,10 +94,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         real, spaces, config.cache_dir, config.batch_size, config.dataloader_num_workers, stages
     )
     features = {name: shards.select("vectors") for name, shards in vectors["features"].items()}
-    reference, other = (
-        Selection(features["train"].shards, "vectors", rows)
-        for rows in (real.reference, real.other)
-    )
+    train = vectors["features"]["train"]
+    reference, other = (train.select("vectors", rows) for rows in (real.reference, real.other))
     with stages.stage("reconstruction", len(real.held_out)) as bar:
         kept = measure_autoencoder(
             pipeline.vae, real.held_out, features["held_out"], extractor, config.batch_size, bar
@@ -118,7 +112,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     if labels is not None:
         with stages.stage("classifiers") as bar:
             classes = measure_classes(samples, real, splits.num_classes or 1, config.seed, bar)
-    memorisation, closeness, duplicates = look_for_copies(samples, vectors, stages)
+    memorisation, closeness, duplicates = measure_memorisation(samples, vectors, stages)
     metrics = {
         "model": shown_name(config.model),
         "vae_weights_sha256": hash_weights(pipeline.vae),
@@ -148,27 +142,20 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         save_pictures(output_dir, pipeline, real, samples, closeness, duplicates)
     metrics |= stages.figures() | machine_figures()
     write_json(output_dir / "metrics.json", metrics)
-    print(summarize(metrics, output_dir))
+    print(describe_metrics(metrics, output_dir))
     return metrics
 
 
-def summarize(metrics: dict[str, Any], output_dir: Path) -> str:
-    """Say the main figures, each beside what real images reach.
-
-    Args:
-        metrics: the content of metrics.json.
-        output_dir: where it is.
-
-    Returns:
-        A few lines for the terminal.
-    """
-    n = metrics["num_images"]
+def describe_metrics(metrics: dict[str, Any], output_dir: Path) -> str:
+    """Return lines for the terminal: the main figures beside those of real images."""
+    n, train_images = metrics["num_images"], metrics["train_images"]
+    shown = {name: f"{metrics[name]:.3f}" for name in metrics if isinstance(metrics[name], float)}
     lines = [
         f"FD of {n:,} generated images {metrics['fd']:.2f}; real ones {metrics['real_fd']:.2f}; "
         f"with a perfect denoiser {metrics['floor_fd']:.2f}",
         f"KID {metrics['kid']:.5f}; real ones {metrics['real_kid']:.5f}",
         *(
-            f"{name} {metrics[name]:.3f}; real ones {metrics[f'real_{name}']:.3f}"
+            f"{name} {shown[name]}; real ones {shown[f'real_{name}']}"
             for name in ("precision", "recall", "density", "coverage")
         ),
         f"reconstruction {metrics['reconstruction_psnr_db']:.2f} dB, rFD "
@@ -176,11 +163,11 @@ def summarize(metrics: dict[str, Any], output_dir: Path) -> str:
     ]
     if "label_agreement" in metrics:
         lines += [
-            f"label agreement {metrics['label_agreement']:.3f}; real ones "
-            f"{metrics['label_agreement_judge_real_accuracy']:.3f}",
+            f"label agreement {shown['label_agreement']}; real ones "
+            f"{shown['label_agreement_judge_real_accuracy']}",
             "accuracy on real images of a classifier trained on generated ones "
-            f"{metrics['train_on_generated_test_on_real_accuracy']:.3f}; on as many real ones "
-            f"{metrics['train_on_real_test_on_real_accuracy']:.3f}",
+            f"{shown['train_on_generated_test_on_real_accuracy']}; on as many real ones "
+            f"{shown['train_on_real_test_on_real_accuracy']}",
         ]
     copies = ", ".join(
         f"{metrics[f'memorisation_{space}_copies']} by {space} (held-out images: "
@@ -192,5 +179,5 @@ def summarize(metrics: dict[str, Any], output_dir: Path) -> str:
         False: "no more than chance explains",
         None: "too few images to tell",
     }[metrics["memorisation_found"]]
-    lines.append(f"copies of {metrics['train_images']:,} training images: {copies}: {verdict}")
+    lines.append(f"copies of {train_images:,} training images: {copies}: {verdict}")
     return "\n".join([*lines, f"{output_dir}/"])

@@ -62,16 +62,7 @@ def save_pictures(
     closeness: dict[str, Closeness],
     duplicates: dict[str, Duplicates],
 ) -> None:
-    """Save samples.png and reconstructions.png, and closest and duplicates for each space.
-
-    Args:
-        output_dir: an existing folder.
-        pipeline: the model.
-        real: the real images.
-        samples: from `write_samples`.
-        closeness: of the samples to training images, by space.
-        duplicates: among the training images, by space.
-    """
+    """Save samples.png, reconstructions.png, and for each space the closest and the duplicates."""
     save_samples(output_dir / "samples.png", samples, pipeline)
     images = real.held_out.evenly_spaced(PAIRS).read()
     decoded = torch.cat([reconstruct(pipeline.vae, x) for x in images.split(4)])

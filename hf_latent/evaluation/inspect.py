@@ -13,7 +13,6 @@ from hf_latent.data.images.open import ImageSplits, open_images
 from hf_latent.errors import UserError
 from hf_latent.evaluation.config import ImagesOfModelConfig
 from hf_latent.evaluation.features.extractors import (
-    FeatureExtractor,
     FeatureExtractorName,
     image_vectors,
     load_feature_extractor,
@@ -106,18 +105,6 @@ def compression_figures(compression: Compression) -> dict[str, Any]:
     }
 
 
-def measure_real_distance(
-    splits: ImageSplits, count: int, extractor: FeatureExtractor, stages: Stages
-) -> float:
-    """Return the Fréchet distance between `count` held-out and `count` training images."""
-    with stages.stage("real distance", 2 * count) as bar:
-        train, held_out = (
-            image_vectors(dataset.evenly_spaced(count), extractor, 100, bar.update)
-            for dataset in (splits.train, splits.validation)
-        )
-        return frechet_distance(held_out, train)
-
-
 def inspect_autoencoder(config: InspectConfig) -> dict[str, Any]:
     """Measure an autoencoder; write report.json, report.md and pictures.
 
@@ -153,11 +140,14 @@ def inspect_autoencoder(config: InspectConfig) -> dict[str, Any]:
     figures = {k: v for k, v in kept.items() if v is not None} | trip.figures()
     if extractor is not None:
         count = min(len(held_out), len(splits.train))
-        figures |= {
-            "reconstruction_fd_preprocessing": extractor.preprocessing,
-            "real_fd": measure_real_distance(splits, count, extractor, stages),
-            "real_fd_images": count,
-        }
+        with stages.stage("real distance", 2 * count) as bar:
+            train_vectors, held_out_vectors = (
+                image_vectors(dataset.evenly_spaced(count), extractor, 100, bar.update)
+                for dataset in (splits.train, splits.validation)
+            )
+            figures["real_fd"] = frechet_distance(held_out_vectors, train_vectors)
+        figures["real_fd_images"] = count
+        figures["reconstruction_fd_preprocessing"] = extractor.preprocessing
     figures |= compression_figures(compression) | rate_figures(trip.rate, compression)
     with stages.stage("yardsticks"):
         figures["yardsticks"] = compare_yardsticks(

@@ -14,14 +14,10 @@ from hf_latent.data.images.sources import BUILT_IN
 
 
 def shown_name(given: str) -> str:
-    """Return the name that a report gives to a folder, a file or a Hub id: no path.
+    """Return the name that a report gives to a path, a Hub id or built-in images.
 
-    Args:
-        given: a path, a Hub id or a name of built-in images.
-
-    Returns:
-        The last part of a path that exists, with ./ before it if built-in images have the same
-        name; otherwise `given`.
+    Reports name no paths: of a path that exists the last part remains, with ./ before it if
+    built-in images have the same name.
     """
     path = Path(given).expanduser()
     if given in BUILT_IN or not path.exists():

@@ -17,15 +17,7 @@ HEADING_HEIGHT, FONT_SIZE, GAP = 20, 12, 8  # pixels
 
 
 def check_channels(model: str, channels: int) -> None:
-    """Check that a model's images can be saved as a picture, before long work starts.
-
-    Args:
-        model: the model's name, for the message.
-        channels: of its images.
-
-    Raises:
-        UserError: if the number is not 1, 3 or 4.
-    """
+    """Check that a model's images can be saved as a picture; UserError if they cannot."""
     if channels not in (1, 3, 4):
         raise UserError(
             f"{model} makes images of {channels} channels, and a picture has 1, 3 or 4: draw them "
@@ -84,7 +76,7 @@ def labelled_rows(
     Args:
         images: `(B, C, H, W)` float in [0, 1]; image i has `class_labels[i % len(class_labels)]`.
         class_labels: one per row.
-        names: the classes' names by label.
+        names: by label.
 
     Returns:
         The picture; a row that is one image shorter ends with a white tile.
@@ -103,12 +95,5 @@ def save_picture(path: Path, picture: Image.Image) -> None:
 
 
 def interleave(*batches: torch.Tensor) -> torch.Tensor:
-    """Put the images of several batches in turn: the first of each, the second of each, ...
-
-    Args:
-        batches: `(B, C, H, W)` each, of one shape.
-
-    Returns:
-        `(B * len(batches), C, H, W)`.
-    """
+    """Put the images of batches of one shape in turn: the first of each, the second of each, ..."""
     return torch.stack(batches, dim=1).flatten(0, 1)

@@ -11,12 +11,7 @@ from hf_latent.output import read_json, write_json, write_text
 
 
 def format_number(value: float | None, form: str) -> str:
-    """Return a number as text, or a dash if it is None (null in report.json) or not finite.
-
-    Args:
-        value: the number.
-        form: as of `str.format`, such as `{:.2f} dB`.
-    """
+    """Return a number as text in a form such as `{:.2f} dB`, or a dash if None or not finite."""
     return "-" if value is None or not math.isfinite(value) else form.format(value)
 
 
@@ -24,7 +19,7 @@ def render_template(template: Path, report: dict[str, Any], **others: Any) -> st
     """Render a report as Markdown.
 
     Args:
-        template: a Jinja template of Markdown. It has the filter `number`, see `format_number`.
+        template: a Jinja template. It has the filter `number`, see `format_number`.
         report: the content of report.json, the template's variable `report`.
         others: more variables.
     """
@@ -43,11 +38,6 @@ def write_report(
     output_dir: Path, report: dict[str, Any], render: Callable[[dict[str, Any]], str]
 ) -> dict[str, Any]:
     """Write report.json, read it again, and write report.md from it.
-
-    Args:
-        output_dir: the folder of both.
-        report: the content of report.json.
-        render: from that content to Markdown.
 
     Returns:
         The report as read from report.json.

@@ -8,14 +8,10 @@ from tqdm.auto import tqdm
 
 
 class Stages:
-    """Counts, shows and times the stages of a command.
-
-    Args:
-        count: the number of stages to come.
-    """
+    """Counts, shows and times the stages of a command."""
 
     def __init__(self, count: int):
-        """Start before the first stage."""
+        """Start before the first of `count` stages."""
         self.count = count
         self._seconds: dict[str, float] = {}
 

@@ -50,29 +50,21 @@ class FeatureExtractor(nn.Module):
     preprocessing: str
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Compute the vectors.
+        """Return vectors `(B, d)` float32 on the CPU for images `(B, C, H, W)` uint8.
 
-        Args:
-            images: `(B, C, H, W)` uint8 with C = 1, 3 or 4, on any device.
-
-        Returns:
-            `(B, d)` float32 on the CPU.
+        C is 1, 3 or 4; the images may be on any device.
         """
         return self.vectors(images.to(next(self.parameters()).device)).float().cpu()
 
     @abstractmethod
     def vectors(self, images: torch.Tensor) -> torch.Tensor:
-        """Compute the vectors of images `(B, C, H, W)` uint8 on the network's device."""
+        """Compute the vectors of images that are on the network's device."""
 
 
 def as_rgb_pixels(images: torch.Tensor) -> torch.Tensor:
-    """Convert images to RGB: grey is repeated, RGBA is composited on white.
+    """Convert images `(B, C, H, W)` uint8 to RGB `(B, 3, H, W)` float32 in [0, 1].
 
-    Args:
-        images: `(B, C, H, W)` uint8 with C = 1, 3 or 4.
-
-    Returns:
-        `(B, 3, H, W)` float32 in [0, 1].
+    Grey is repeated; RGBA is composited on white.
     """
     return composite(images / 255, 1.0).expand(-1, 3, -1, -1)
 
@@ -106,10 +98,7 @@ class Dinov2Vectors(FeatureExtractor):
     """DINOv2's normalised class token; images are resized to 224 pixels.
 
     Stein et al. 2023 propose it for FD with a much larger model, so figures differ from papers'.
-
-    Args:
-        model: a `transformers.Dinov2Model`.
-        name: of its weights.
+    `model` is a `transformers.Dinov2Model`, `name` that of its weights.
     """
 
     SIZE = 224
@@ -133,8 +122,7 @@ class Dinov2Vectors(FeatureExtractor):
 class InceptionVectors(FeatureExtractor):
     """The Inception network of the FID in papers; torch-fidelity resizes the images.
 
-    Args:
-        model: a `torch_fidelity.FeatureExtractorInceptionV3` with the features "2048".
+    `model` is a `torch_fidelity.FeatureExtractorInceptionV3` with the features "2048".
     """
 
     preprocessing = (
@@ -180,17 +168,11 @@ def image_vectors(
     on_images: Callable[[int], object] = lambda count: None,
     num_workers: int = 0,
 ) -> Iterator[torch.Tensor]:
-    """Compute the vectors of a data set, batch by batch.
+    """Yield the vectors of a data set batch by batch, `(B, d)` float32 on the CPU.
 
     Args:
         images: a data set without random crops or flips.
-        extractor: from images to vectors.
-        batch_size: images per batch.
         on_images: called with the number of images after each batch.
-        num_workers: processes that decode images.
-
-    Yields:
-        `(B, d)` float32 on the CPU.
     """
     for batch in DataLoader(images, batch_size, num_workers=num_workers):
         yield extractor(to_uint8(batch["images"]))

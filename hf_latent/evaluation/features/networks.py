@@ -56,14 +56,7 @@ class FeatureNetwork(nn.Module):
     """A frozen network from images to feature maps whose squared difference is a distance."""
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """Compute feature maps.
-
-        Args:
-            images: `(B, C, H, W)` float in [-1, 1], see `as_rgb`.
-
-        Returns:
-            `(N, C_l, H_l, W_l)` float of each layer, N a multiple of B.
-        """
+        """Return each layer's feature maps `(G * B, C_l, H_l, W_l)` of images as for `as_rgb`."""
         return self.feature_maps(as_rgb(images.float()))
 
     @abstractmethod
@@ -123,10 +116,8 @@ class EfficientNetLite(FeatureNetwork):
 class Dinov2(FeatureNetwork):
     """DINOv2 (Oquab et al. 2024): patch tokens after each third of its layers.
 
-    Images are resized to whole patches and at least 112 pixels.
-
-    Args:
-        model: a `transformers.Dinov2Model`.
+    Images are resized to whole patches and at least 112 pixels. `model` is a
+    `transformers.Dinov2Model`.
     """
 
     MINIMUM_SIZE = 112
@@ -153,11 +144,7 @@ class Dinov2(FeatureNetwork):
 
 
 class Lpips(FeatureNetwork):
-    """LPIPS with VGG (Zhang et al. 2018) and its learned channel weights.
-
-    Args:
-        model: a `lpips.LPIPS`.
-    """
+    """LPIPS with VGG (Zhang et al. 2018) and its learned channel weights, from a `lpips.LPIPS`."""
 
     def __init__(self, model: Any):
         """Wrap the model."""
@@ -172,14 +159,11 @@ class Lpips(FeatureNetwork):
 
 
 def load_feature_network(name: FeatureNetworkName) -> FeatureNetwork:
-    """Load a feature network, frozen.
+    """Load a feature network: float32, on the CPU, frozen and in eval mode.
 
     Args:
         name: `efficientnet-lite0` (needs the extra `features`, no download), `dinov2` (from the
             Hub through transformers) or `lpips` (needs the extra `lpips` and torchvision).
-
-    Returns:
-        The network in eval mode, float32, on the CPU.
 
     Raises:
         UserError: if it is not installed or cannot be downloaded.

@@ -35,12 +35,9 @@ def write_samples(
     """Generate images into `output_dir/generated`; a killed run's images there are kept.
 
     Args:
-        pipeline: the model.
         class_labels: `(count,)` int64, of each image; None for a model without classes.
-        count: the number of images.
         config: how to sample; image i has the seed `seed + i`.
         spaces: extractors by name. The vectors of each image and of its mirror image are kept.
-        bar: is updated with the number of finished images.
 
     Returns:
         Shards of `images` `(N, C, H, W)` uint8, of `class_labels` if there are any, and of `NAME`
@@ -122,9 +119,6 @@ def measure_classes(
     Args:
         samples: from `write_samples`, with class labels.
         real: the real images. All training images train the judge of label agreement.
-        num_classes: the number of classes.
-        seed: of the classifiers.
-        bar: is updated with the number of finished images.
 
     Returns:
         Flat figures.

@@ -111,11 +111,7 @@ def cached_vectors(
 
     Args:
         dataset: without random crops or flips.
-        extractor: from images to vectors.
         cache_dir: the vector cache; it has one folder per data set and extractor.
-        batch_size: images per batch.
-        bar: is updated with the number of finished images.
-        num_workers: processes that decode images.
 
     Returns:
         Shards of `vectors`, `(N, d)` float32, in the data set's order.
@@ -140,7 +136,6 @@ def cached_neighbours(vectors: Shards, bar: tqdm) -> tuple[torch.Tensor, torch.T
 
     Args:
         vectors: from `cached_vectors`, of more than k images.
-        bar: is updated with the number of finished images.
 
     Returns:
         Distances `(N, k)` float32, ascending, and places `(N, k)` int64.
@@ -174,12 +169,8 @@ def vectors_by_space(
     """Compute the vectors of all real images in each space, or read them from the vector cache.
 
     Args:
-        real: the images.
         spaces: extractors by name.
         cache_dir: the vector cache.
-        batch_size: images per batch.
-        num_workers: processes that decode images.
-        stages: one stage is added.
 
     Returns:
         By space: the vectors of `train`, `held_out` and `held_out_mirrored`.

@@ -89,7 +89,6 @@ def count_evaluations(
     denoiser and its guide. A smaller guide counts like a large one.
 
     Args:
-        pipeline: the model.
         num_inference_steps: the scheduler's steps; some schedulers evaluate twice per step.
         guidance: None: no guidance.
 
@@ -121,14 +120,9 @@ def sample_images(
     """Generate images in batches; image i has the seed `seed + i`.
 
     Args:
-        pipeline: the model.
         class_labels: used in turn; None for an unconditional model.
-        num_images: the number of all images.
         seed: of the first image.
-        batch_size: images per batch.
-        guidance_scale: as in the pipeline's call.
-        num_inference_steps: as in the pipeline's call.
-        guidance_interval: as in the pipeline's call.
+        guidance_scale: as in the pipeline's call, like all that follow.
 
     Returns:
         `(num_images, C, H, W)` float32 in [0, 1], on the CPU.

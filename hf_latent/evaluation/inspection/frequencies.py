@@ -27,15 +27,10 @@ def band_edges(height: int, width: int) -> list[float]:
 
 
 class BandPower:
-    """Mean power of images in each octave band, summed in float64.
-
-    Args:
-        height: of the images, in pixels.
-        width: of the images, in pixels.
-    """
+    """Mean power of images in each octave band, summed in float64."""
 
     def __init__(self, height: int, width: int):
-        """Start without images."""
+        """Start without images; their size is in pixels."""
         self.edges = band_edges(height, width)
         self._rows, self._columns = dct_matrix(height), dct_matrix(width)
         frequency = (

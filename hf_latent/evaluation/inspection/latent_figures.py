@@ -21,11 +21,7 @@ KEPT_VALUES = 2048  # per channel and batch, for the distance to the normal dist
 
 
 class LatentMoments:
-    """Sums latents by channel, in float64.
-
-    Args:
-        channels: c.
-    """
+    """Sums latents by channel, in float64."""
 
     def __init__(self, channels: int):
         """Start without latents."""
@@ -37,11 +33,9 @@ class LatentMoments:
         self._spectrum: BandPower | None = None
 
     def update(self, latents: torch.Tensor, means: torch.Tensor) -> None:
-        """Add latents.
+        """Add posterior samples and the posteriors' means, on the denoiser's scale.
 
-        Args:
-            latents: `(B, c, h, w)` float, posterior samples on the denoiser's scale.
-            means: `(B, c, h, w)` float, the posteriors' means on that scale.
+        Both are `(B, c, h, w)` float.
         """
         self._spectrum = self._spectrum or BandPower(*latents.shape[2:])
         self._spectrum.update(latents)
@@ -53,15 +47,10 @@ class LatentMoments:
         self._kept.append(values[:, :: max(1, values.shape[1] // KEPT_VALUES)].clone())
 
     @property
-    def mean(self) -> torch.Tensor:
-        """Mean of each channel, `(c,)` float64."""
-        return self._powers[0] / self.count
-
-    @property
     def std(self) -> torch.Tensor:
         """Deviation of each channel, `(c,)` float64."""
-        variance = self._powers[1] / self.count - self.mean.square()
-        return variance.clamp(min=0).sqrt()
+        mean, square = self._powers[:2] / self.count
+        return (square - mean.square()).clamp(min=0).sqrt()
 
     def figures(self) -> dict[str, Any]:
         """Return moments, correlations, spectrum and dead channels.
@@ -69,8 +58,8 @@ class LatentMoments:
         `latent_ks_distance` is `normal_distance` of each channel's values, after they are shifted
         and scaled to mean 0 and deviation 1.
         """
-        mean, std, n = self.mean, self.std.clamp(min=1e-12), self.count
-        first, second, third, fourth = self._powers / n
+        std, n = self.std.clamp(min=1e-12), self.count
+        mean, second, third, fourth = self._powers / n
         skewness = (third - 3 * mean * second + 2 * mean**3) / std**3
         central = fourth - 4 * mean * third + 6 * mean**2 * second - 3 * mean**4
         covariance = self._products / n - mean[:, None] * mean[None]
@@ -81,7 +70,7 @@ class LatentMoments:
         assert self._spectrum is not None
         bands = self._spectrum.by_channel()
         return {
-            "latent_mean": first.tolist(),
+            "latent_mean": mean.tolist(),
             "latent_std": self.std.tolist(),
             "latent_skewness": skewness.tolist(),
             "latent_excess_kurtosis": (central / std**4 - 3).tolist(),
@@ -108,8 +97,7 @@ def normal_distance(values: torch.Tensor) -> float:
 class PosteriorRate:
     """How many bits the posteriors of an AutoencoderKL carry, summed in float64.
 
-    Args:
-        vae: the autoencoder; a scale folded into its weights is undone before the KL is computed.
+    A scale that is folded into the autoencoder's weights is undone before the KL is computed.
     """
 
     def __init__(self, vae: Autoencoder):
@@ -182,15 +170,11 @@ def measure_smoothness(
     """Measure how much noise in the latent changes the decoded image.
 
     Args:
-        vae: the autoencoder.
         dataset: a few images.
         latent_std: `(c,)` float, the latent's deviation in each channel.
-        seed: of the noise.
-        batch_size: images per batch.
 
     Returns:
-        The noise levels, in deviations of the latent, and for each the mean PSNR against the image
-        decoded without noise.
+        Noise levels in deviations of the latent, and each one's mean PSNR against no noise.
     """
     generator, psnr = torch.Generator().manual_seed(seed), []
     for rows in torch.arange(len(dataset)).split(batch_size):

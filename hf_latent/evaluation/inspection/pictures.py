@@ -44,7 +44,6 @@ def channel_rows(
     """Return rows of an image, its reconstruction and each latent channel.
 
     Args:
-        vae: the autoencoder.
         images: `(B, C, H, W)` float in [-1, 1].
         mean: `(c,)` float, the latent's mean in each channel.
         std: `(c,)` float, the latent's deviation in each channel.
@@ -67,7 +66,6 @@ def interpolation_rows(vae: Autoencoder, images: torch.Tensor) -> torch.Tensor:
     """Return rows of decoded latents on a straight line between the latents of two images.
 
     Args:
-        vae: the autoencoder.
         images: `(2 B, C, H, W)` float in [-1, 1]; row i goes from image i to image B + i.
 
     Returns:
@@ -88,10 +86,8 @@ def latent_noise_rows(
     """Return rows of a reconstruction without noise and with growing noise in its latent.
 
     Args:
-        vae: the autoencoder.
         images: `(B, C, H, W)` float in [-1, 1].
         std: `(c,)` float, the latent's deviation in each channel.
-        generator: of the noise.
 
     Returns:
         `(B, 1 + len(NOISE_LEVELS), C, H, W)` float near [0, 1].
@@ -114,12 +110,9 @@ def save_pictures(
     """Save worst.png, channels.png, interpolation.png, latent_noise.png and frequencies.png.
 
     Args:
-        output_dir: an existing folder.
-        vae: the autoencoder.
         held_out: the N inspected images.
         psnr_db: `(N,)`, of each of them.
         report: has the latent's mean and deviation and the plot's figures.
-        batch_size: images per batch.
     """
     mean, std = (torch.tensor(report[name]) for name in ("latent_mean", "latent_std"))
     generator = torch.Generator().manual_seed(0)

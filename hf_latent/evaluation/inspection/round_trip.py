@@ -35,7 +35,6 @@ class RoundTrip:
     """Encodes and decodes images, and sums what is kept, what is dropped, and the latents.
 
     Args:
-        vae: the autoencoder.
         image_shape: `(C, H, W)`.
         extractor: for the distance between images and reconstructions; None: no distance.
         seed: of the posterior samples and of the added noise.
@@ -76,13 +75,9 @@ class RoundTrip:
 
     @torch.no_grad()
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the reconstructions of a batch, and add it to the figures.
+        """Return the reconstructions of images `(B, C, H, W)` in [-1, 1], and add both up.
 
-        Args:
-            images: `(B, C, H, W)` float in [-1, 1].
-
-        Returns:
-            `(B, C, H, W)` float32 on the CPU, near [-1, 1].
+        The reconstructions are float32, on the CPU and not clamped.
         """
         decoded = decode_latents(self.vae, self._encode(images)).float().cpu()
         noise = torch.randn(images.shape, generator=self._generator) * 2 * NOISE_STD

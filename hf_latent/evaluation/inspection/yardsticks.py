@@ -85,14 +85,9 @@ def _compress_within(
 
 
 def resample(images: torch.Tensor, values: int) -> torch.Tensor:
-    """Shrink images to about `values` values each, and enlarge them again (bicubic).
+    """Shrink images in [0, 1] to about `values` values each, and enlarge them again (bicubic).
 
-    Args:
-        images: `(B, C, H, W)` float in [0, 1].
-        values: of each small image, channels included.
-
-    Returns:
-        `(B, C, H, W)` float in [0, 1]; the images unchanged if they have no more values.
+    Images that have no more values are returned unchanged.
     """
     channels, height, width = images.shape[1:]
     scale = math.sqrt(values / (channels * height * width))
@@ -123,8 +118,8 @@ def measure_yardsticks(
 
     Args:
         images: `(B, C, H, W)` float in [0, 1], C = 1 or 3.
-        latent_values: of one latent.
-        budget_bytes: of one image's latent.
+        latent_values: the number of values of one latent.
+        budget_bytes: for each image.
     """
     arrays = (images * 255).round().byte().permute(0, 2, 3, 1).numpy()
     found = []
@@ -144,18 +139,7 @@ def compare_yardsticks(
     budget_bytes: float,
     batch_size: int,
 ) -> list[dict[str, Any]]:
-    """Compare the autoencoder with the yardsticks; RGBA is composited on white.
-
-    Args:
-        vae: the autoencoder.
-        dataset: the images.
-        latent_values: of one latent.
-        budget_bytes: of one image's latent.
-        batch_size: images per batch.
-
-    Returns:
-        One row of figures for each, the autoencoder first.
-    """
+    """Return rows of figures of the autoencoder and the yardsticks; RGBA is composited on white."""
     sums: dict[str, dict[str, float]] = {}
     edges: dict[str, Agreement] = {}
     for rows in torch.arange(len(dataset)).split(batch_size):

@@ -47,14 +47,10 @@ def classifier_input(images: torch.Tensor) -> torch.Tensor:
 
 
 def create_classifier(image_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-    """Create an untrained convolutional classifier for small images.
+    """Create an untrained classifier from images `(B, C, H, W)` to logits `(B, num_classes)`.
 
     Args:
         image_shape: `(C, H, W)`; H and W multiples of 8.
-        num_classes: the number of logits.
-
-    Returns:
-        A module from `(B, C, H, W)` in [-1, 1] to `(B, num_classes)` logits.
     """
     channels, height, width = image_shape
     layers: list[nn.Module] = []
@@ -80,18 +76,13 @@ def train_classifier(
     batch_size: int = 64,
     on_images: Callable[[int], object] = lambda count: None,
 ) -> nn.Module:
-    """Train a classifier; half of the images are mirrored.
+    """Train a classifier, with half of the images mirrored, and return it in eval mode.
 
     Args:
-        images: with their labels.
-        num_classes: the number of classes.
         seed: of the weights, the order and the mirroring.
         epochs: passes over the images.
         batch_size: images per step.
         on_images: called with the number of images after each step.
-
-    Returns:
-        The classifier, in eval mode.
     """
     torch.manual_seed(seed)
     first, _ = images.read(torch.tensor([0]))

@@ -28,12 +28,8 @@ def measure_autoencoder(
     """Compare held-out images with their reconstructions from the posterior's mean.
 
     Args:
-        vae: the autoencoder.
         held_out: images that it was not trained on.
         held_out_vectors: of these images, from `extractor`.
-        extractor: from images to vectors.
-        batch_size: images per batch.
-        bar: is updated with the number of finished images.
 
     Returns:
         Flat figures: PSNR, SSIM, and the Fréchet distance (rFD). Both sets of the rFD come from the
@@ -73,13 +69,9 @@ def measure_floor(
     their latents from the true distribution. They are compared with other real images.
 
     Args:
-        vae: the autoencoder.
         other: real images that are not in the reference.
         reference: vectors of as many real images, from `extractor`.
-        extractor: from images to vectors.
-        batch_size: images per batch.
         seed: of the posterior samples.
-        bar: is updated with the number of finished images.
     """
     generator = torch.Generator().manual_seed(seed)
 

@@ -105,13 +105,8 @@ def measure_closeness(
 def excess_p_value(copies: int, images: int, held_out_copies: int, held_out_images: int) -> float:
     """Return the probability of at least so many copies if samples were like held-out images.
 
-    One-sided Fisher's exact test: the tail of the hypergeometric distribution.
-
-    Args:
-        copies: among the samples.
-        images: the number of samples.
-        held_out_copies: among the held-out images.
-        held_out_images: the number of held-out images.
+    One-sided Fisher's exact test: the tail of the hypergeometric distribution. `copies` are among
+    `images` samples.
     """
     total, flagged = images + held_out_images, copies + held_out_copies
 

@@ -101,7 +101,6 @@ def reconstruct(
     """Encode images and decode them again.
 
     Args:
-        vae: the autoencoder.
         images: `(B, C, H, W)` float in [-1, 1].
         generator: of the posterior sample.
         sample_posterior: decode a sample of the posterior instead of its mean.
@@ -118,10 +117,7 @@ def composite(images: torch.Tensor, background: float) -> torch.Tensor:
 
     Args:
         images: `(B, C, H, W)` float in [0, 1]; four channels are RGBA with straight alpha.
-        background: its grey, in [0, 1].
-
-    Returns:
-        `(B, 3, H, W)` float in [0, 1] for RGBA.
+        background: its grey level, in [0, 1].
     """
     if images.shape[1] != 4:
         return images
