@@ -12,12 +12,12 @@ def config() -> EvaluateConfig:
 
 
 @pytest.mark.parametrize("name", ["num_images", "num_inference_steps", "batch_size"])
-def test_numbers_out_of_range_are_refused_at_once(config, name):
+def test_numbers_out_of_range_are_rejected(config, name):
     with pytest.raises(UserError, match=f"--{name} must be a whole number above 0, not 0"):
         replace(config, **{name: 0})
 
 
-def test_the_images_are_of_the_models_size_without_anything_random():
+def test_images_have_the_models_size_and_no_random_crops_or_flips():
     config = ImagesOfModelConfig(crop="random", horizontal_flip=True, seed=3)
     images = config.images_config((24, 40), 4)
     assert (images.resolution, images.channels, images.seed) == ("24,40", 4, 3)
@@ -27,24 +27,24 @@ def test_the_images_are_of_the_models_size_without_anything_random():
 
 
 @pytest.mark.parametrize(("train", "count"), [(26_000, 10_000), (13_000, 6500), (21, 10)])
-def test_as_many_images_as_there_can_be(config, train, count):
+def test_the_default_is_the_largest_possible_number_of_images(config, train, count):
     assert replace(config, num_images=None).choose_num_images(train) == count
 
 
 @pytest.mark.parametrize(("train", "num_images"), [(21, 11), (100, 51), (100, 9)])
-def test_too_few_or_too_many_are_refused_with_the_limits(config, train, num_images):
+def test_too_few_or_too_many_images_are_rejected_with_the_limits(config, train, num_images):
     with pytest.raises(UserError, match=f"from 10 to half of them, {train // 2}$") as error:
         replace(config, num_images=num_images).choose_num_images(train)
     assert "\n" not in str(error.value)
 
 
-def test_too_few_to_measure_anything_say_how_many_are_needed(config):
+def test_too_few_training_images_are_rejected(config):
     with pytest.raises(UserError, match="19 training images are too few to measure"):
         replace(config, num_images=None).choose_num_images(19)
 
 
 @pytest.mark.parametrize("num_images", [10, 50])
-def test_what_fits_is_taken(config, num_images):
+def test_a_possible_number_of_images_is_accepted(config, num_images):
     assert replace(config, num_images=num_images).choose_num_images(100) == num_images
 
 
@@ -61,6 +61,6 @@ def test_what_fits_is_taken(config, num_images):
         ({"channels": 2}, "--channels must be one of 1, 3, 4, not 2"),
     ],
 )
-def test_mistakes_are_refused_at_once(config, changes, message):
+def test_invalid_settings_are_rejected(config, changes, message):
     with pytest.raises(UserError, match=message):
         replace(config, **changes)

@@ -128,7 +128,7 @@ def real_pixels(config: EvaluateConfig) -> set[bytes]:
 @pytest.mark.parametrize(
     ("model", "guidance", "evaluations"), [("ten", 2, 2), ("none", 1, 1), ("guided", 3, 1)]
 )
-def test_a_report_is_whole(config, models, capsys, model, guidance, evaluations):
+def test_a_report_is_complete(config, models, capsys, model, guidance, evaluations):
     metrics = evaluate(replace(config, model=str(models / model)))
     folder = models.parent / config.output_dir
     text = (folder / "metrics.json").read_text()
@@ -159,7 +159,7 @@ def test_a_report_is_whole(config, models, capsys, model, guidance, evaluations)
     assert ("label agreement" in out) == (model == "ten")
 
 
-def test_figures_are_those_of_the_sets_that_they_name(config, extract_with):
+def test_figures_compare_the_sets_that_they_name(config, extract_with):
     extractor = extract_with(ShortVectors())
     metrics = evaluate(replace(config, guidance_scale=0.0))
     assert metrics["guidance_scale"] == 0
@@ -206,7 +206,7 @@ def test_a_second_run_reads_the_vectors_of_real_images_from_the_cache(config, mo
 
 
 @pytest.mark.slow
-def test_a_run_that_was_killed_while_sampling_goes_on(config, extract_with, monkeypatch, tmp_path):
+def test_a_run_killed_while_sampling_resumes(config, extract_with, monkeypatch, tmp_path):
     monkeypatch.setattr(shards, "SHARD_ROWS", 16)
     whole = evaluate(replace(config, output_dir=str(tmp_path / "whole")))
     real = TRAIN + 2 * HELD_OUT
@@ -243,7 +243,7 @@ def test_a_run_that_was_killed_while_sampling_goes_on(config, extract_with, monk
         ({"model": "none", "data": "unlabelled", "validation_fraction": 1e-9}, "1 held-out image"),
     ],
 )
-def test_mistakes_are_one_line_and_write_nothing(
+def test_user_errors_are_one_line_and_write_nothing(
     config, extract_with, models, tmp_path, monkeypatch, changes, message
 ):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
@@ -262,7 +262,7 @@ def test_mistakes_are_one_line_and_write_nothing(
     assert not (tmp_path / "out").exists() and not (tmp_path / "cache").exists()
 
 
-def test_a_folder_with_other_files_is_refused_before_anything_is_loaded(config, tmp_path):
+def test_a_folder_with_other_files_is_rejected_before_loading(config, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="has files in it: choose another, or pass") as error:

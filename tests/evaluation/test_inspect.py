@@ -37,12 +37,12 @@ def released(tmp_path_factory):
     return inspect("fashion-mnist-f4", folder, feature_extractor="efficientnet-lite0"), folder
 
 
-def test_the_released_one_is_fine(released):
+def test_the_released_autoencoder_is_fine(released):
     report, _ = released
     assert report["verdict"] == "fine"
 
 
-def test_it_keeps_low_frequencies_edges_and_layout_and_drops_pixel_noise(released):
+def test_the_released_autoencoder_keeps_structure_and_drops_pixel_noise(released):
     report, _ = released
     assert report["band_kept"][0] > 0.99
     assert report["layout_agreement"] > 0.99
@@ -53,7 +53,7 @@ def test_it_keeps_low_frequencies_edges_and_layout_and_drops_pixel_noise(release
     assert kept[-1] == min(kept)  # what is lost is lost in the finest detail
 
 
-def test_arithmetic_and_rate(released):
+def test_compression_ratio_sizes_and_rate(released):
     report, _ = released
     assert report["compression_ratio"] == 4
     assert report["latents_float32_mb_per_100000"] == pytest.approx(256 * 4 * 1e5 / 1e6)
@@ -65,13 +65,13 @@ def test_arithmetic_and_rate(released):
     assert report["budget_bytes"] == pytest.approx(report["rate_bits_per_pixel"] * 1024 / 8)
 
 
-def test_it_is_better_than_the_same_bytes_of_jpeg_and_as_many_values_resampled(released):
+def test_the_released_autoencoder_beats_jpeg_and_resampling(released):
     report, _ = released
     rows = {row["name"]: row for row in report["yardsticks"]}
     assert rows["autoencoder"]["psnr_db"] > rows["JPEG"]["psnr_db"] > rows["bicubic"]["psnr_db"]
 
 
-def test_files_are_whole(released):
+def test_report_and_pictures_are_complete(released):
     report, folder = released
     text = (folder / "report.json").read_text()
     assert "NaN" not in text
@@ -90,7 +90,7 @@ def test_files_are_whole(released):
     assert report["round_trip_seconds"] > 0
 
 
-def test_an_unscaled_one_is_badly_scaled(tmp_path):
+def test_an_autoencoder_without_its_scaling_factor_is_badly_scaled(tmp_path):
     vae = unfold_latent_scale(load_autoencoder("fashion-mnist-f4"))
     # Latents of deviation 5.5, as Stable Diffusion's have without their scaling_factor.
     statistics = LatentStatistics(torch.zeros(4).double(), torch.full((4,), 0.18215).double())
@@ -101,7 +101,7 @@ def test_an_unscaled_one_is_badly_scaled(tmp_path):
     assert report["edge_agreement"] > 0.95  # nothing else is wrong with it
 
 
-def test_a_scaling_factor_mends_it(tmp_path):
+def test_an_autoencoder_with_its_scaling_factor_is_fine(tmp_path):
     vae = unfold_latent_scale(load_autoencoder("fashion-mnist-f4"))
     statistics = LatentStatistics(torch.zeros(4).double(), torch.full((4,), 0.18215).double())
     vae = fold_latent_scale(vae, statistics)
@@ -110,14 +110,14 @@ def test_a_scaling_factor_mends_it(tmp_path):
     assert inspect(str(tmp_path / "vae"), tmp_path / "out")["verdict"] == "fine"
 
 
-def test_a_randomly_initialised_one_is_broken(tmp_path):
+def test_an_untrained_autoencoder_is_broken(tmp_path):
     torch.manual_seed(0)
     create_autoencoder("tiny", 1, 32).save_pretrained(tmp_path / "vae")
     assert inspect(str(tmp_path / "vae"), tmp_path / "out")["verdict"] == "broken"
 
 
 @pytest.mark.slow
-def test_one_of_f16_and_one_channel_is_over_compressed(tmp_path):
+def test_an_autoencoder_with_f16_and_one_channel_is_over_compressed(tmp_path):
     train_autoencoder(
         AutoencoderConfig(
             data="fashion_mnist",
@@ -140,7 +140,7 @@ def test_one_of_f16_and_one_channel_is_over_compressed(tmp_path):
     assert any("edges are lost" in reason for reason in report["reasons"])
 
 
-def test_rgba_and_the_released_emoji(tmp_path):
+def test_the_emoji_autoencoder_on_rgba_noise(tmp_path):
     generator = torch.Generator().manual_seed(0)
     folder = tmp_path / "images"
     folder.mkdir()
@@ -168,7 +168,7 @@ def test_rgba_and_the_released_emoji(tmp_path):
         ("--vae fashion-mnist-f4 --resolution 3,4,5", "--resolution"),
     ],
 )
-def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, flags, message):
+def test_user_errors_are_one_line(tmp_path, monkeypatch, capsys, flags, message):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
         main(["inspect", "--output_dir", "out", *flags.split()])
@@ -178,7 +178,7 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, flags, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_tiny_one_has_no_rate_and_names_no_size(tmp_path):
+def test_an_autoencoder_tiny_has_no_rate_and_needs_a_resolution(tmp_path):
     torch.manual_seed(0)
     AutoencoderTiny(
         in_channels=1,

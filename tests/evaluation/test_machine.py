@@ -9,7 +9,7 @@ import torch
 from hf_latent.evaluation.machine import anonymous_memory_mb, machine_figures, shown_name
 
 
-def test_it_says_what_a_figure_was_measured_with():
+def test_machine_figures():
     machine = machine_figures()
     assert machine["torch_threads"] == torch.get_num_threads()
     assert machine["torch_version"] == torch.__version__
@@ -20,7 +20,7 @@ def test_it_says_what_a_figure_was_measured_with():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
-def test_memory_that_no_file_stands_behind_grows_with_what_is_allocated():
+def test_anonymous_memory_grows_with_allocations():
     before = anonymous_memory_mb()
     # Of torch it might be memory that this process had before, and gave back to its heap only.
     kept = mmap.mmap(-1, 2**28, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -29,9 +29,7 @@ def test_memory_that_no_file_stands_behind_grows_with_what_is_allocated():
     assert kept[-1] == 1
 
 
-def test_a_report_names_a_folder_and_no_path_and_never_takes_it_for_a_built_in(
-    tmp_path, monkeypatch
-):
+def test_shown_name_has_no_path_and_differs_from_built_in_names(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     for name in ("clothes", "fashion_mnist", "fashion_mnist_full"):

@@ -6,7 +6,7 @@ from hf_latent.evaluation.pictures import LABEL_WIDTH, image_grid, interleave, l
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_grid_lays_images_out_in_rows_enlarged(channels):
+def test_image_grid_enlarges_small_images_in_rows(channels):
     images = torch.zeros(3, channels, 32, 32)
     images[1] = 1
     picture = np.asarray(image_grid(images, columns=2))

@@ -66,7 +66,7 @@ def equal(found, expected):
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", [(32, 32), (40, 72)])
-def test_efficientnet_is_the_mean_of_the_published_networks_maps(channels, size):
+def test_efficientnet_vectors_are_the_mean_of_the_published_networks_maps(channels, size):
     images = pixels(channels, *size)
     network = load_feature_network("efficientnet-lite0").network
     maps = network.extract_features((images / 127.5 - 1).expand(-1, 3, -1, -1))
@@ -94,7 +94,7 @@ def test_dinov2_is_the_class_token_at_224_pixels_on_imagenets_scale():
     equal(extractor(images), states[:, 0])
 
 
-def test_inception_is_the_models_first_output_of_8_bit_rgb():
+def test_inception_vectors_are_the_models_first_output_for_8_bit_rgb():
     extractor, images = InceptionVectors(TinyInception()), pixels(1, 20, 20)
     with torch.no_grad():
         found = extractor(images)
@@ -148,7 +148,7 @@ def test_the_preprocessing_is_one_line_and_names_network_and_weights():
     assert Dinov2Vectors(other, "tiny").preprocessing != lines[1]
 
 
-def test_it_is_frozen_and_in_eval_mode():
+def test_a_loaded_extractor_is_frozen_and_in_eval_mode():
     extractor = load_feature_extractor("efficientnet-lite0")
     assert not any(module.training for module in extractor.modules())
     assert not any(parameter.requires_grad for parameter in extractor.parameters())

@@ -57,7 +57,7 @@ def put(path, content=WEIGHTS):
 
 
 @pytest.mark.parametrize("before", [None, "0", "1"])
-def test_weights_are_read_without_unpickling_anything_else(torch_fidelity, monkeypatch, before):
+def test_inception_is_loaded_with_weights_only(torch_fidelity, monkeypatch, before):
     put(torch_fidelity)
     monkeypatch.delenv(VARIABLE, raising=False)
     if before is not None:
@@ -72,21 +72,21 @@ def test_weights_are_read_without_unpickling_anything_else(torch_fidelity, monke
     assert os.environ.get(VARIABLE) == before
 
 
-def test_that_variable_is_the_one_that_torch_obeys(monkeypatch, tmp_path):
+def test_torch_obeys_the_variable(monkeypatch, tmp_path):
     torch.save({"module": nn.Linear(1, 1)}, tmp_path / "pickle.pth")
     torch.load(tmp_path / "pickle.pth", weights_only=False)
     with feature_extractors._weights_only(), pytest.raises(Exception, match=r"(?i)weights only"):
         torch.load(tmp_path / "pickle.pth", weights_only=False)
 
 
-def test_other_weights_are_refused_before_they_are_read(torch_fidelity):
+def test_other_weights_are_rejected_before_they_are_loaded(torch_fidelity):
     put(torch_fidelity, b"other weights")
     error = AssertionError("they were read")
     sys.modules["torch_fidelity"].FeatureExtractorInceptionV3.error = error
     mistake(str(torch_fidelity), "is not the published file: remove it")
 
 
-def test_weights_are_fetched_once(torch_fidelity, monkeypatch):
+def test_weights_are_downloaded_once(torch_fidelity, monkeypatch):
     fetched = []
 
     def download(url, path, hash_prefix):
@@ -101,7 +101,7 @@ def test_weights_are_fetched_once(torch_fidelity, monkeypatch):
 
 
 @pytest.mark.parametrize("error", [OSError("no route to host"), RuntimeError("invalid hash")])
-def test_weights_that_cannot_be_fetched_are_one_line(torch_fidelity, monkeypatch, error):
+def test_weights_that_cannot_be_downloaded_are_one_line(torch_fidelity, monkeypatch, error):
     def download(*arguments):
         raise error
 

@@ -41,7 +41,7 @@ def test_one_channel_is_grey():
     assert torch.equal(as_rgb(grey), grey.expand(2, 3, 4, 5))
 
 
-def test_three_channels_are_taken_as_they_are():
+def test_three_channels_are_unchanged():
     images = torch.randn(2, 3, 4, 5)
     assert torch.equal(as_rgb(images), images)
 
@@ -50,7 +50,7 @@ def test_three_channels_are_taken_as_they_are():
     ("channels", "groups"),
     [(2, [(0, 1, 1)]), (5, [(0, 1, 2), (3, 4, 4)]), (6, [(0, 1, 2), (3, 4, 5)])],
 )
-def test_other_channels_are_taken_three_at_a_time(channels, groups):
+def test_other_channels_are_grouped_by_three(channels, groups):
     images = torch.randn(2, channels, 4, 5)
     expected = torch.cat([images[:, list(group)] for group in groups])
     assert torch.equal(as_rgb(images), expected)
@@ -83,7 +83,7 @@ def test_images_of_any_size_and_channels(efficientnet, size, coarsest):
         assert maps[-1].shape == (count, 320, *coarsest)
 
 
-def test_its_maps_are_those_of_the_published_networks_own_forward(efficientnet):
+def test_efficientnets_maps_equal_those_of_the_published_forward(efficientnet):
     network, images, seen = efficientnet.network, smooth_images(2, 64), []
     halving = [block for block in network._blocks if block._depthwise_conv.stride[0] == 2]
     with torch.no_grad():
@@ -103,7 +103,7 @@ def test_its_maps_are_those_of_the_published_networks_own_forward(efficientnet):
     torch.testing.assert_close(again, head, rtol=0, atol=1e-3)
 
 
-def test_it_stays_frozen_and_in_eval_mode(efficientnet):
+def test_efficientnet_stays_frozen_and_in_eval_mode(efficientnet):
     assert efficientnet.train() is efficientnet
     assert not any(module.training for module in efficientnet.modules())
     assert not any(parameter.requires_grad for parameter in efficientnet.parameters())
@@ -126,7 +126,7 @@ def test_distance_grows_with_blur_and_noise_from_0(efficientnet):
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4, 6])
-def test_its_gradient_reaches_every_channel(efficientnet, channels):
+def test_efficientnets_gradient_reaches_every_channel(efficientnet, channels):
     generator = torch.Generator().manual_seed(0)
     images, others = (torch.rand(2, 2, channels, 32, 32, generator=generator) * 2 - 1).unbind()
     images.requires_grad_()
@@ -147,7 +147,7 @@ def assert_one_line(error: pytest.ExceptionInfo, *parts: str) -> None:
         assert part in str(error.value)
 
 
-def test_another_file_than_the_published_one_is_refused(monkeypatch):
+def test_another_file_than_the_published_one_is_rejected(monkeypatch):
     monkeypatch.setattr(features, "EFFICIENTNET_SHA256", "0" * 64)
     with pytest.raises(UserError) as error:
         load_feature_network("efficientnet-lite0")
@@ -196,14 +196,14 @@ def dinov2() -> Dinov2:
 @pytest.mark.parametrize(
     ("size", "patches"), [((32, 32), (8, 8)), ((48, 80), (8, 8)), ((48, 150), (8, 11))]
 )
-def test_dinov2_gives_one_value_a_patch_after_every_third_of_its_layers(dinov2, size, patches):
+def test_dinov2_gives_one_value_per_patch_after_each_third_of_its_layers(dinov2, size, patches):
     maps = dinov2(torch.randn(2, 3, *size))
     assert [tuple(x.shape) for x in maps] == [(2, 16, *patches)] * 3
     for x in maps:
         torch.testing.assert_close(x.norm(dim=1), torch.ones_like(x[:, 0]), rtol=0, atol=1e-4)
 
 
-def test_dinov2s_maps_are_its_hidden_states_on_imagenets_scale(dinov2):
+def test_dinov2s_maps_are_hidden_states_of_imagenet_scaled_pixels(dinov2):
     images = torch.rand(2, 3, 112, 126) * 2 - 1  # whole patches: nothing to resize
     mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
     std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
@@ -247,7 +247,7 @@ class StandInLpips(nn.Module):
         return [first, self.stages[1](first)]
 
 
-def test_lpips_is_the_published_formula():
+def test_lpips_follows_the_published_formula():
     torch.manual_seed(0)
     model = StandInLpips()
     a, b = torch.rand(2, 3, 3, 20, 16) * 2 - 1

@@ -44,7 +44,7 @@ def everything(written, name):
     return torch.cat(list(written.select(name)))
 
 
-def test_each_image_is_that_of_its_label_and_seed(pipeline, config):
+def test_each_image_has_its_label_and_seed(pipeline, config):
     written = write(pipeline, config)
     images = everything(written, "images")
     assert (images.dtype, images.shape) == (torch.uint8, (COUNT, 1, 16, 16))
@@ -63,7 +63,7 @@ def test_each_image_is_that_of_its_label_and_seed(pipeline, config):
         assert other.abs().max() > 1
 
 
-def test_images_are_drawn_as_the_model_guides(pipeline, config, tmp_path):
+def test_the_models_own_guidance_is_the_default(pipeline, config, tmp_path):
     own = {"guidance_scale": 3.0, "guidance_interval": "0.3,0.8"}
     asked = write(pipeline, replace(config, output_dir=str(tmp_path / "asked"), **own))
     plain = write(pipeline, replace(config, output_dir=str(tmp_path / "plain")))
@@ -89,7 +89,7 @@ def test_a_model_without_classes_has_no_labels(unconditional, config, tmp_path):
         assert set(file.keys()) == {"images", "short", "short_mirrored"}
 
 
-def test_vectors_are_those_of_the_images_and_of_their_mirror_images(pipeline, config):
+def test_images_and_mirror_images_have_vectors(pipeline, config):
     spaces = {"short": ShortVectors(), "latents": LatentVectors(pipeline.vae)}
     written = write(pipeline, config, spaces=spaces)
     images = everything(written, "images")
@@ -101,7 +101,7 @@ def test_vectors_are_those_of_the_images_and_of_their_mirror_images(pipeline, co
                 )
 
 
-def test_a_killed_run_goes_on_and_ends_as_an_uninterrupted_one(pipeline, config, tmp_path):
+def test_a_killed_run_resumes_with_the_same_result(pipeline, config, tmp_path):
     whole = write(
         pipeline,
         replace(config, output_dir=str(tmp_path / "whole")),
@@ -126,13 +126,13 @@ def test_a_killed_run_goes_on_and_ends_as_an_uninterrupted_one(pipeline, config,
         ({"guidance_scale": 1.5}, "guidance_scale"),
     ],
 )
-def test_samples_drawn_otherwise_are_refused(pipeline, config, tmp_path, changes, named):
+def test_samples_with_other_settings_are_rejected(pipeline, config, tmp_path, changes, named):
     write(pipeline, config)
     with pytest.raises(UserError, match=f"generated was made with another {named}: remove"):
         write(pipeline, replace(config, **changes))
 
 
-def test_samples_of_another_model_are_refused(pipeline, config):
+def test_samples_of_another_model_are_rejected(pipeline, config):
     write(pipeline, config, spaces={"one": ShortVectors()})
     with pytest.raises(UserError, match="another class_labels"):
         write(pipeline, config, labels=LABELS.flip(0), spaces={"one": ShortVectors()})
@@ -166,7 +166,7 @@ def as_samples(dataset, labels, folder):
     )
 
 
-def test_generated_images_are_served_with_what_was_asked_for(splits, tmp_path):
+def test_labelled_samples_have_their_labels(splits, tmp_path):
     dataset = splits.validation.evenly_spaced(10)
     given = labelled_samples(as_samples(dataset, dataset.labels, tmp_path))
     images, labels = given.read(torch.tensor([9, 2]))
@@ -177,7 +177,7 @@ def test_generated_images_are_served_with_what_was_asked_for(splits, tmp_path):
 
 
 @pytest.mark.slow
-def test_real_images_in_place_of_samples_reach_what_real_ones_do(splits, tmp_path, monkeypatch):
+def test_real_images_as_samples_have_the_accuracy_of_real_images(splits, tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "SHARD_ROWS", 1000)
     train, half = splits.train, torch.arange(600)
     real = RealImages(train, splits.validation.evenly_spaced(500), half, half + 600)

@@ -21,7 +21,7 @@ from tests.conftest import count_calls, make_guide
 @pytest.mark.parametrize(
     ("scale", "interval"), [(1.0, None), (2.0, None), (2.0, (0.4, 0.8)), (0.5, (0.4, 0.8))]
 )
-def test_evaluations_that_are_counted_are_made(unconditional_guided, sampler, scale, interval):
+def test_counted_evaluations_are_made(unconditional_guided, sampler, scale, interval):
     pipeline = unconditional_guided
     if sampler is not None:
         pipeline.use_sampler(sampler)
@@ -46,7 +46,7 @@ def saved(pipeline, tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["guide", "flow"])
-def test_a_guide_of_the_command_line(saved, name):
+def test_load_pipeline_replaces_the_guide(saved, name):
     pipeline = load_pipeline(str(saved / "model"), "heun", str(saved / name))
     assert hash_weights(pipeline.guide_unet) == hash_weights(make_guide(pipeline.vae))
     assert pipeline.guide_unet.config._name_or_path == ""
@@ -65,14 +65,14 @@ def test_a_guide_of_the_command_line(saved, name):
         ("missing", "no denoiser found at"),
     ],
 )
-def test_guides_that_do_not_fit_are_one_line(saved, name, message):
+def test_a_guide_that_does_not_fit_is_one_line(saved, name, message):
     with pytest.raises(UserError) as error:
         load_pipeline(str(saved / "model"), guide=str(saved / name))
     assert message in str(error.value) and str(saved / name) in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_a_guide_of_other_noise_levels_is_refused(pipeline, tmp_path):
+def test_a_guide_with_other_noise_levels_is_rejected(pipeline, tmp_path):
     for name, zero_terminal_snr in (("model", False), ("same", False), ("other", True)):
         scheduler = create_scheduler("v_prediction", zero_terminal_snr)
         LatentDiffusionPipeline(pipeline.vae, pipeline.unet, scheduler).save_pretrained(
@@ -95,7 +95,7 @@ def test_guidance_of_a_model_without_classes_needs_a_guide(unconditional_guided)
             SamplingConfig(**changes).check_model(unconditional_guided)
 
 
-def test_samples_of_another_guide_are_not_gone_on_with(guided, tmp_path):
+def test_samples_of_another_guide_are_rejected(guided, tmp_path):
     config = EvaluateConfig(model="m", output_dir=str(tmp_path), num_inference_steps=1)
     labels = torch.tensor([0, 2])
     with tqdm(disable=True) as bar:

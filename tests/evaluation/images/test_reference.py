@@ -50,7 +50,7 @@ def everything(written) -> torch.Tensor:
     return torch.cat(list(written.select("vectors")))
 
 
-def test_two_disjoint_sets_of_equal_size_are_drawn_from_the_seed(splits):
+def test_the_seed_chooses_two_disjoint_sets_of_equal_size(splits):
     real = RealImages.choose(splits, 30, seed=0)
     assert len(real.reference) == len(real.other) == 30
     assert len(set(real.reference.tolist()) | set(real.other.tolist())) == 60
@@ -61,7 +61,7 @@ def test_two_disjoint_sets_of_equal_size_are_drawn_from_the_seed(splits):
     assert sorted([*everyone.reference, *everyone.other]) == list(range(90))
 
 
-def test_all_training_images_and_some_held_out_ones_are_taken_as_they_are():
+def test_images_have_no_random_crops_or_flips():
     splits = open_images(replace(CONFIG, crop="random", horizontal_flip=True, resize_mode="crop"))
     real = RealImages.choose(splits, 30, seed=0)
     assert (len(real.train), len(real.held_out)) == (90, 50)
@@ -73,7 +73,7 @@ def test_all_training_images_and_some_held_out_ones_are_taken_as_they_are():
     assert torch.equal(subset.read_uint8(torch.arange(30)), expected)
 
 
-def test_vectors_are_the_extractors_in_the_data_sets_order(splits, tmp_path):
+def test_vectors_are_in_the_data_sets_order(splits, tmp_path):
     extractor = ShortVectors()
     expected = extractor(splits.train.read_uint8(torch.arange(90)))
     for batch_size in (7, 100):
@@ -92,7 +92,7 @@ def test_vectors_are_computed_once(splits, tmp_path):
     assert again.count == 0
 
 
-def test_a_killed_run_goes_on(splits, tmp_path):
+def test_a_killed_run_resumes(splits, tmp_path):
     whole = everything(cached_vectors(splits.train, ShortVectors(), tmp_path / "whole", 20))
     with pytest.raises(KeyboardInterrupt):
         cached_vectors(splits.train, ShortVectors(killed_after=50), tmp_path / "killed", 20)
@@ -102,7 +102,7 @@ def test_a_killed_run_goes_on(splits, tmp_path):
     assert torch.equal(everything(found), whole)
 
 
-def test_other_images_or_preprocessing_have_vectors_of_their_own(splits, tmp_path):
+def test_other_images_or_preprocessing_have_another_folder(splits, tmp_path):
     train = splits.train
     datasets = [train, train.view(mirrored=True), train.subset(torch.arange(50).numpy())]
     datasets += [train.subset(torch.arange(90).flip(0).numpy()), splits.validation]
@@ -155,7 +155,7 @@ def test_each_space_has_vectors_of_all_real_images(splits, tmp_path):
         assert extractor.seen == as_bytes(torch.cat([train, held_out, held_out.flip(3)]))
 
 
-def test_reports_can_be_compared_only_if_images_and_preprocessing_are_the_same(splits):
+def test_only_reports_of_equal_images_and_preprocessing_are_comparable(splits):
     real, extractor = RealImages.choose(splits, 30, 0), ShortVectors()
     identity = comparison_figures(real, extractor, 0)
     assert identity["num_images"] == 30
@@ -179,7 +179,7 @@ def test_reports_can_be_compared_only_if_images_and_preprocessing_are_the_same(s
     assert len(digests) == 1 + len(different)
 
 
-def test_damaged_neighbours_are_named_in_one_line(splits, tmp_path):
+def test_a_damaged_neighbours_file_is_named_in_one_line(splits, tmp_path):
     vectors = cached_vectors(splits.train, ShortVectors(), tmp_path, 100)
     (vectors.folder / "neighbours.safetensors").write_bytes(b"cut off")
     with tqdm(disable=True) as bar, pytest.raises(UserError) as error:
@@ -188,7 +188,7 @@ def test_damaged_neighbours_are_named_in_one_line(splits, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_two_evaluations_at_once_compute_the_vectors_once(splits, tmp_path):
+def test_parallel_evaluations_compute_the_vectors_once(splits, tmp_path):
     extractors = [ShortVectors(), ShortVectors()]
     with ThreadPoolExecutor(2) as pool:
         found = list(pool.map(lambda x: cached_vectors(splits.train, x, tmp_path, 20), extractors))

@@ -6,7 +6,7 @@ from hf_latent.evaluation.images.sampling import count_evaluations, load_pipelin
 from hf_latent.pipeline.denoise import Guidance
 
 
-def test_images_do_not_depend_on_the_batches_and_labels_are_taken_in_turn(pipeline):
+def test_images_do_not_depend_on_batches_and_labels_are_used_in_turn(pipeline):
     arguments = {"num_images": 5, "seed": 3, "num_inference_steps": 2}
     together = sample_images(pipeline, [2, 0], batch_size=5, **arguments)
     apart = sample_images(pipeline, [2, 0], batch_size=2, **arguments)
@@ -39,7 +39,7 @@ def test_a_saved_model_gives_the_same_images(pipeline, tmp_path, capfd):
     assert capfd.readouterr().err == ""  # no progress bars
 
 
-def test_what_is_not_a_model_is_one_line(vae, tmp_path):
+def test_a_folder_without_a_model_is_one_line(vae, tmp_path):
     vae.save_pretrained(tmp_path / "autoencoder")
     (tmp_path / "empty").mkdir()
     for name in ("nowhere", "empty", "autoencoder"):
@@ -62,7 +62,7 @@ def test_what_is_not_a_model_is_one_line(vae, tmp_path):
         (None, 1.0, (0.4, 0.8), 4),
     ],
 )
-def test_evaluations_that_are_counted_are_made(pipeline, sampler, scale, interval, evaluations):
+def test_counted_evaluations_are_made(pipeline, sampler, scale, interval, evaluations):
     if sampler is not None:
         pipeline.use_sampler(sampler)
     assert count_evaluations(pipeline, 4, Guidance(scale, interval)) == evaluations

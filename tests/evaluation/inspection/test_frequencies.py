@@ -7,7 +7,7 @@ from hf_latent.evaluation.inspection.frequencies import BandPower, band_edges, d
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 32])
-def test_the_transform_is_orthonormal_and_of_the_published_formula(size):
+def test_dct_matrix_is_orthonormal_and_follows_the_formula(size):
     matrix = dct_matrix(size)
     torch.testing.assert_close(matrix @ matrix.T, torch.eye(size, dtype=torch.float64))
     for k in range(size):

@@ -37,7 +37,7 @@ def added_up(latents: torch.Tensor, means: torch.Tensor | None = None) -> Latent
     return moments
 
 
-def test_moments_are_those_of_all_values_together(latents):
+def test_moments_over_batches_equal_numpys_over_all_values(latents):
     figures = added_up(latents).figures()
     values = latents.double().transpose(0, 1).flatten(1).numpy()
     centred = (values - values.mean(1, keepdims=True)) / values.std(1, keepdims=True)
@@ -56,7 +56,7 @@ def test_the_skewed_channel_is_the_least_normal(latents):
     assert distances[2] > 0.1 > 0.03 > max(distances[:2])
 
 
-def test_the_distance_to_the_normal_is_that_of_kolmogorov_and_smirnov():
+def test_normal_distance_is_the_kolmogorov_smirnov_distance():
     values = torch.tensor([-0.5, 0.1, 1.2], dtype=torch.float64)
     below = [0.5 * (1 + math.erf(x / math.sqrt(2))) for x in values.tolist()]
     gaps = [abs(f - step) for i, f in enumerate(below) for step in (i / 3, (i + 1) / 3)]
@@ -80,7 +80,7 @@ def posterior(seed: int = 0, scale: float = 1.0) -> DiagonalGaussianDistribution
     return DiagonalGaussianDistribution(torch.cat([mean, logvar], dim=1))
 
 
-def test_the_kl_is_diffusers_own():
+def test_the_kl_equals_diffusers_kl():
     rate = PosteriorRate(make_plain(2))
     expected = []
     for seed in (0, 1):
@@ -107,7 +107,7 @@ def test_the_rate_does_not_depend_on_the_scale_and_is_never_above_the_kl():
     assert rates == pytest.approx([rates[0]] * 3, rel=1e-5)
 
 
-def test_the_rate_is_the_kl_to_the_latents_own_normal():
+def test_the_rate_is_the_kl_to_a_normal_with_the_latents_moments():
     rate = PosteriorRate(make_plain(2))
     rate.update(posterior())
     mean, var = (x.double() for x in (posterior().mean, posterior().var))
@@ -135,7 +135,7 @@ def test_a_folded_scale_changes_neither_figure(images):
     assert found[1] == pytest.approx(found[0], rel=1e-3)
 
 
-def test_more_noise_in_the_latent_leaves_less_of_the_picture():
+def test_more_noise_in_the_latent_lowers_the_psnr():
     dataset = open_images(ImagesConfig(resize_mode="pad")).validation.evenly_spaced(8)
     vae, std = load_autoencoder("fashion-mnist-f4"), torch.ones(4)
     figures = measure_smoothness(vae, dataset, std, seed=0, batch_size=8)

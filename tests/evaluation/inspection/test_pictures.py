@@ -15,7 +15,7 @@ from hf_latent.pipeline.encode import encode_images
 from tests.conftest import make_autoencoder
 
 
-def test_channels_are_grey_maps_three_deviations_wide():
+def test_channel_maps_are_grey_from_minus_3_to_3_deviations():
     latents = torch.tensor([-3.0, 0.0, 3.0, 9.0]).view(1, 4, 1, 1)
     maps = channel_maps(latents, 2, 3)
     assert maps.shape == (1, 4, 1, 2, 3)
@@ -37,7 +37,7 @@ def test_a_row_has_the_image_its_reconstruction_and_every_channel(channels):
         assert (rows[:, 2:, 3] == 1).all()  # latents are not transparent
 
 
-def test_the_way_begins_and_ends_at_the_images(vae, images):
+def test_interpolation_starts_and_ends_at_the_images(vae, images):
     rows = interpolation_rows(vae, images)
     assert rows.shape == (2, STEPS, 1, 16, 16)
     reconstructions = reconstruct(vae, images) / 2 + 0.5

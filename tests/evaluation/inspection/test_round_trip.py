@@ -53,7 +53,7 @@ def test_figures_are_those_of_images_and_their_reconstructions(vae):
 
 
 @pytest.mark.parametrize(("gain", "survival"), [(1.0, 1.0), (0.25, 0.25), (0.0, 0.0)])
-def test_known_noise_is_followed_through(vae, monkeypatch, gain, survival):
+def test_noise_survival_is_the_share_that_comes_back(vae, monkeypatch, gain, survival):
     images = random_images(8, 1)
     trip = RoundTrip(vae, (1, 16, 16), None, seed=0)
     decoded = trip(images)  # what it gives for clean images

@@ -52,7 +52,7 @@ def test_agreement_is_the_share_of_explained_variance():
     assert agreement.compute() == pytest.approx(expected, abs=1e-5)
 
 
-def test_agreement_is_1_for_equal_maps_0_for_their_means_and_unknown_for_flat_ones():
+def test_agreement_is_1_for_equal_maps_0_for_means_and_nan_for_flat_maps():
     originals = random(3, 1, 8, 8)
     for others, expected in (
         (originals, 1.0),

@@ -15,7 +15,7 @@ GOOD = {
 }
 
 
-def test_a_good_one_is_fine_and_says_why():
+def test_a_good_autoencoder_is_fine_and_the_reason_says_why():
     verdict, reasons = choose_verdict(GOOD)
     assert verdict == "fine"
     assert "90% of added pixel noise does not" in reasons[0]
@@ -42,18 +42,18 @@ def test_each_rule_has_its_verdict(figures, expected, words):
     assert any(words in reason for reason in reasons)
 
 
-def test_the_heaviest_counts_and_all_are_told():
+def test_the_first_failed_rule_decides_and_all_reasons_are_given():
     verdict, reasons = choose_verdict(GOOD | {"layout_agreement": 0.1, "latent_std_largest": 9.0})
     assert verdict == "broken"
     assert len(reasons) == 3  # layout fails two rules
 
 
-def test_a_collapsed_one_has_no_live_channel_whose_scale_could_be_off():
+def test_a_collapsed_autoencoder_is_not_called_badly_scaled():
     figures = {k: v for k, v in GOOD.items() if k != "live_latent_std_smallest"}
     verdict, reasons = choose_verdict(figures | {"dead_channel_share": 1.0})
     assert verdict == "broken"
     assert not any("unit variance" in reason for reason in reasons)
 
 
-def test_every_rule_is_about_a_figure_that_is_there():
+def test_every_rule_names_a_figure_of_the_report():
     assert {rule.figure for rule in RULES} == set(GOOD)

@@ -30,7 +30,7 @@ def clothes(dataset) -> torch.Tensor:
 
 @pytest.mark.parametrize("file_format", ["JPEG", "WEBP"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_the_best_quality_that_fits_is_taken(clothes, file_format, channels):
+def test_a_larger_budget_gives_a_smaller_error(clothes, file_format, channels):
     array = (clothes[0].expand(channels, -1, -1).permute(1, 2, 0) * 255).round().byte().numpy()
     errors = []
     for budget in (100, 200, 400):
@@ -41,7 +41,7 @@ def test_the_best_quality_that_fits_is_taken(clothes, file_format, channels):
     assert errors[0] > errors[1] > errors[2]
 
 
-def test_what_does_not_fit_is_coded_at_the_lowest_quality(clothes):
+def test_an_image_that_does_not_fit_has_the_lowest_quality(clothes):
     array = (clothes[0].permute(1, 2, 0) * 255).round().byte().numpy()
     _, size = compress_within(array, "JPEG", 1)
     assert size > 1
@@ -63,7 +63,7 @@ def test_resampling_keeps_as_many_values_and_no_more(clothes):
     torch.testing.assert_close(resample(flat, 20), flat)
 
 
-def test_the_table_has_the_autoencoder_first_and_everything_measured_alike(vae, dataset, clothes):
+def test_the_table_starts_with_the_autoencoder_and_has_equal_measures(vae, dataset, clothes):
     table = compare_yardsticks(vae, dataset, 64, 150.0, batch_size=3)
     assert [row["name"] for row in table] == ["autoencoder", "JPEG", "WebP", "bicubic"]
     assert "bytes_per_image" not in table[3]
@@ -74,7 +74,7 @@ def test_the_table_has_the_autoencoder_first_and_everything_measured_alike(vae, 
     assert table[0]["psnr_db"] == pytest.approx(own.mean().item(), abs=1e-3)
 
 
-def test_a_colour_jpeg_has_the_better_of_full_and_half_resolution_of_colour():
+def test_a_colour_jpeg_has_the_better_of_two_colour_resolutions():
     generator = torch.Generator().manual_seed(0)
     low = torch.rand(1, 3, 16, 16, generator=generator)
     array = torch.nn.functional.interpolate(low, (64, 64), mode="nearest")[0]

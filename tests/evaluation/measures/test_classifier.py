@@ -14,7 +14,7 @@ from hf_latent.evaluation.measures.classifier import (
 )
 
 
-def test_it_learns_real_images_and_tells_when_labels_are_wrong():
+def test_the_classifier_learns_real_images_and_detects_wrong_labels():
     splits = open_images(ImagesConfig(max_train_samples=1500, resize_mode="pad"))
     classifier = train_classifier(labelled_real_images(splits.train), 10, seed=0, epochs=3)
     test = labelled_real_images(splits.validation.evenly_spaced(400))
@@ -24,7 +24,7 @@ def test_it_learns_real_images_and_tells_when_labels_are_wrong():
     assert measure_accuracy(classifier, wrong) < 0.2
 
 
-def test_real_images_are_those_of_the_data_set_at_8_bit():
+def test_labelled_real_images_are_8_bit():
     dataset = open_images(ImagesConfig(max_train_samples=30)).train
     images, labels = labelled_real_images(dataset).read(torch.tensor([3, 0]))
     expected = torch.stack([dataset[3]["images"], dataset[0]["images"]])
@@ -110,7 +110,7 @@ def test_rgba_is_seen_on_white():
 
 
 @pytest.mark.parametrize(("channels", "size"), [(4, (20, 20)), (4, (16, 16)), (1, (90, 36))])
-def test_it_learns_images_of_any_size_and_rgba(channels, size):
+def test_the_classifier_learns_images_of_any_size_and_rgba(channels, size):
     labels = torch.arange(120) % 2
     images = torch.rand(120, channels, *size, generator=torch.Generator().manual_seed(0)) - 0.5
     images[labels == 1, 0] += 0.5

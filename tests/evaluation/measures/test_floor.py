@@ -43,7 +43,7 @@ def with_wide_posterior(vae):
 
 
 @torch.no_grad()
-def test_what_is_kept_is_measured_on_the_posteriors_mean(splits, extractor):
+def test_reconstructions_are_of_the_posteriors_mean(splits, extractor):
     vae, held_out = with_wide_posterior(make_autoencoder()), splits.validation.evenly_spaced(70)
     images = stacked(held_out)
     originals = extractor(to_uint8(images))
@@ -95,7 +95,7 @@ def test_the_floor_is_measured_on_posterior_samples(splits, extractor):
     assert abs(of_the_mean - expected) > 0.01 * expected
 
 
-def test_rgba_has_all_of_its_figures(tmp_path, monkeypatch):
+def test_rgba_has_all_figures(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     generator = torch.Generator().manual_seed(0)
     for number in range(12):

@@ -79,12 +79,12 @@ def assert_rise(features, real):
         assert distance[-1] > 5 * max(distance[0], 1e-4)
 
 
-def test_a_set_is_at_no_distance_from_itself(real):
+def test_a_set_has_distance_0_to_itself(real):
     assert frechet_distance(real.split(300), real.split(170)) == pytest.approx(0, abs=1e-3)
     assert frechet_distance([real.flip(0)], [real]) == pytest.approx(0, abs=1e-3)
 
 
-def test_the_distance_is_torchmetrics_of_the_features_given_whole(real, others):
+def test_the_distance_over_blocks_equals_torchmetrics(real, others):
     metric = FrechetInceptionDistance(feature=GivenFeatures())
     metric.set_dtype(torch.float64)
     metric.update(real.double(), real=True)
@@ -95,7 +95,7 @@ def test_the_distance_is_torchmetrics_of_the_features_given_whole(real, others):
 
 
 @pytest.mark.parametrize("blocks", [1000, 70])
-def test_the_distance_of_gaussians_is_the_formulas(blocks):
+def test_the_distance_of_gaussians_follows_the_formula(blocks):
     a, b = gaussians(400, 0.0, 1.0), gaussians(500, 0.7, 2.0)
     covariances = [torch.cov(x.T) for x in (a, b)]
     roots = torch.linalg.eigvals(covariances[0] @ covariances[1]).real.sqrt()
@@ -105,7 +105,7 @@ def test_the_distance_of_gaussians_is_the_formulas(blocks):
     assert found == pytest.approx(expected.item(), rel=1e-6)
 
 
-def test_features_far_from_0_lose_nothing():
+def test_the_distance_is_exact_for_features_far_from_0():
     a, b = gaussians(400, 0.0, 1.0), gaussians(500, 0.7, 2.0)
     near, far = frechet_distance([a], [b]), frechet_distance([a + 1e4], [b + 1e4])
     assert far == pytest.approx(near, rel=1e-4)
@@ -143,7 +143,7 @@ def test_distances_rise_with_dropped_classes(images, extract, real):
 
 
 @pytest.mark.filterwarnings("ignore:Metric `Kernel Inception Distance`")
-def test_kernel_distance_is_torchmetrics_with_one_subset_of_all_images(real, others):
+def test_kernel_distance_of_all_images_equals_torchmetrics(real, others):
     metric = KernelInceptionDistance(feature=GivenFeatures(), subsets=1, subset_size=COUNT)
     metric.update(real.double(), real=True)
     metric.update(others.double(), real=False)
@@ -152,7 +152,7 @@ def test_kernel_distance_is_torchmetrics_with_one_subset_of_all_images(real, oth
     assert found == pytest.approx(expected, rel=1e-6)
 
 
-def test_kernel_distance_is_the_formulas_and_each_pair_has_its_own():
+def test_each_pairs_kernel_distance_follows_the_formula():
     a, b = gaussians(2 * 30, 0.2, 1.0).split(30), gaussians(2 * 30, 0.0, 2.0, seed=1).split(30)
 
     def formula(x, y):
@@ -192,7 +192,7 @@ def naive_manifold(generated, real):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_manifold_figures_are_those_of_the_whole_matrices(seed):
+def test_manifold_figures_equal_those_of_full_distance_matrices(seed):
     generated = gaussians(61 + seed, 1.2, 0.8, seed=seed)
     real = gaussians(83 - seed, 0.0, 1.0, seed=seed)
     expected = naive_manifold(generated, real)
@@ -264,7 +264,7 @@ def test_few_images_still_make_five_subsets(selections):
     assert all(map(math.isfinite, [*numbers, *figures["fd_subset_values"]]))
 
 
-def test_copies_of_duplicates_lie_in_their_balls_though_these_have_no_radius():
+def test_copies_of_duplicates_lie_in_balls_of_radius_0():
     generator = torch.Generator().manual_seed(0)
     features = 30 * torch.randn(60, 16, generator=generator) + 100
     features[10:20] = features[0]

@@ -47,7 +47,7 @@ def fisher(copies, images, held_out_copies, held_out_images):
         (9_990, 10_000, 1_900, 2000),
     ],
 )
-def test_the_p_value_is_fishers_exact_one(table):
+def test_the_p_value_equals_fishers_exact_test(table):
     assert excess_p_value(*table) == pytest.approx(fisher(*table), rel=1e-6)
 
 
@@ -124,7 +124,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_sampler_of_training_images_is_found(check, train, change):
+def test_samples_that_copy_training_images_are_found(check, train, change):
     rows = some(train)
     closeness, figures, _ = check(CHANGES[change](train[rows]))
     assert figures["memorisation_latents_found"] is True
@@ -135,7 +135,7 @@ def test_a_sampler_of_training_images_is_found(check, train, change):
     assert (closeness.mirrored == ("mirrored" in change)).float().mean() > 0.95
 
 
-def test_images_that_were_not_trained_on_pass(check, held_out):
+def test_held_out_images_are_not_called_copies(check, held_out):
     closeness, figures, _ = check(held_out[1])
     assert figures["memorisation_latents_found"] is False
     assert figures["memorisation_latents_p_value"] > 0.01
@@ -216,7 +216,7 @@ def test_the_figures_count_ratios_below_the_limit():
     ("copies", "held_out_copies", "held_out", "found"),
     [(20, 0, 200, True), (2, 2, 200, False), (20, 0, 2, None)],
 )
-def test_it_says_where_it_cannot_tell(copies, held_out_copies, held_out, found):
+def test_found_is_none_if_images_are_too_few(copies, held_out_copies, held_out, found):
     def closeness(copies, count):
         ratios = torch.ones(count)
         ratios[:copies] = 0.1

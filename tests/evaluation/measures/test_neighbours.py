@@ -21,7 +21,7 @@ def by_cdist(queries, reference, k, exclude_self=False):
 @pytest.mark.parametrize("k", [1, 4, 20])
 @pytest.mark.parametrize("query_sizes", [(30,), (1, 17, 12)])
 @pytest.mark.parametrize("reference_sizes", [(41,), (3, 20, 1, 17), (1,) * 41])
-def test_neighbours_are_those_of_the_whole_matrix(k, query_sizes, reference_sizes):
+def test_neighbours_equal_those_of_the_full_distance_matrix(k, query_sizes, reference_sizes):
     queries, reference = vectors(30), vectors(41, seed=1)
     distances, places = nearest_neighbours(
         queries.split(query_sizes), reference.split(reference_sizes), k
@@ -35,7 +35,7 @@ def test_neighbours_are_those_of_the_whole_matrix(k, query_sizes, reference_size
 @pytest.mark.parametrize("k", [1, 5])
 @pytest.mark.parametrize("sizes", [(37,), (10, 1, 26), (1,) * 37])
 @pytest.mark.parametrize("reference_sizes", [(37,), (5, 30, 2)])
-def test_none_is_its_own_neighbour_where_that_is_asked_for(k, sizes, reference_sizes):
+def test_exclude_self(k, sizes, reference_sizes):
     own = vectors(37)
     distances, places = nearest_neighbours(
         own.split(sizes), own.split(reference_sizes), k, exclude_self=True
@@ -46,7 +46,7 @@ def test_none_is_its_own_neighbour_where_that_is_asked_for(k, sizes, reference_s
     assert (places != torch.arange(37)[:, None]).all()
 
 
-def test_all_others_can_be_asked_for():
+def test_k_can_be_the_number_of_all_others():
     own = vectors(6)
     distances, places = nearest_neighbours(own.split(4), own.split(1), 5, exclude_self=True)
     assert distances.isfinite().all()
@@ -76,7 +76,7 @@ def test_small_distances_between_long_vectors_are_exact(gap):
     assert (inexact.double() - expected).abs().max() > 1e-2 * gap
 
 
-def test_squared_distances_are_those_of_cdist_and_never_negative():
+def test_squared_distances_equal_cdist_and_are_never_negative():
     a, b = vectors(30, 1280), vectors(20, 1280, seed=1)
     found = squared_distances(a, b)
     expected = torch.cdist(a.double(), b.double()).square()
@@ -84,7 +84,7 @@ def test_squared_distances_are_those_of_cdist_and_never_negative():
     assert (squared_distances(a * 100, a * 100) >= 0).all()
 
 
-def test_blocks_may_be_anything_that_can_be_iterated_over_again():
+def test_blocks_may_be_any_iterable_that_can_be_repeated():
     class Blocks:
         def __iter__(self):
             return iter(vectors(40).split(13))
@@ -95,13 +95,13 @@ def test_blocks_may_be_anything_that_can_be_iterated_over_again():
     assert torch.equal(places, expected_places)
 
 
-def test_it_tells_how_many_queries_are_done():
+def test_on_queries_is_called_with_the_number_of_queries():
     told = []
     nearest_neighbours(vectors(30).split(13), vectors(9).split(4), 2, on_queries=told.append)
     assert told == [13, 13, 4]
 
 
-def test_the_nearest_is_found_among_vectors_that_are_long_beside_their_distances():
+def test_the_nearest_is_found_among_long_vectors_with_small_distances():
     generator = torch.Generator().manual_seed(0)
     far = 3000 * torch.ones(8)
     queries, reference = (

@@ -54,7 +54,7 @@ def rgba() -> torch.Tensor:
     return images
 
 
-def test_rgba_is_measured_on_white_on_grey_and_alpha_apart(rgba):
+def test_rgba_is_measured_on_white_on_grey_and_in_alpha(rgba):
     noise = torch.randn(rgba.shape, generator=torch.Generator().manual_seed(1))
     levels = torch.tensor([0.01, 0.1, 0.3]).view(3, 1, 1, 1)
     reconstructions = rgba + levels * noise
@@ -86,7 +86,7 @@ def test_colour_under_full_transparency_counts_for_nothing(rgba):
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 5, 6])
-def test_other_channels_have_no_figures_of_transparency(channels):
+def test_other_channels_have_no_alpha_figures(channels):
     images = torch.rand(2, channels, 16, 16, generator=torch.Generator().manual_seed(0))
     figures = measure_reconstructions([(images, images.flip(3))])
     assert figures.psnr_db == pytest.approx(psnr(images.flip(3), images), abs=1e-3)
@@ -112,7 +112,7 @@ def test_a_box_undoes_padding():
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_what_padding_was_put_around_is_measured_apart(channels):
+def test_padded_images_are_also_measured_without_padding(channels):
     box = Box(top=2, left=4, height=24, width=20)
     generator = torch.Generator().manual_seed(0)
     content = torch.rand(5, channels, 24, 20, generator=generator)
