@@ -112,7 +112,7 @@ def refuse(constant: str) -> None:
 
 
 def comparable(metrics: dict) -> dict:
-    """Without what differs from run to run."""
+    """Return the figures that do not differ from run to run."""
     return {k: v for k, v in metrics.items() if not k.endswith(("_seconds", "_memory_mb"))}
 
 
@@ -194,11 +194,11 @@ def test_a_second_run_reads_the_vectors_of_real_images_from_the_cache(config, mo
     again = evaluate(replace(config, output_dir=config.output_dir + "2"))
     assert not real_pixels(config) & second.seen
     assert comparable(again) == comparable(metrics)
-    # A finished run is not written over unasked; one that was killed goes on.
+    # A finished run is not overwritten by default; a killed run resumes.
     with pytest.raises(UserError, match="has files in it"):
         evaluate(config)
     (Path(config.output_dir) / "metrics.json").unlink()
-    # The samples are there too: only reconstructions are new.
+    # The samples exist too: only reconstructions are new.
     third = extract_with(ShortVectors())
     assert comparable(evaluate(config)) == comparable(metrics)
     assert third.count == HELD_OUT + IMAGES

@@ -15,7 +15,7 @@ from hf_latent.evaluation.evaluate_pictures import (
 from hf_latent.evaluation.measures.memorisation import Closeness, Duplicates
 from hf_latent.evaluation.pictures import GAP, LABEL_WIDTH
 
-CELL = 64  # images of 16 or 32 pixels are enlarged to it
+CELL = 64  # images of 16 or 32 pixels are enlarged to this
 
 
 def samples(folder, images, labels=None):
@@ -43,7 +43,7 @@ def cells(path, left: int = 0, group: int | None = None) -> np.ndarray:
 
 
 def test_each_class_has_a_row_of_its_first_samples(pipeline, tmp_path):
-    labels = torch.tensor([0, 2, 2] * 9 + [1] * 7)  # of 1 there are too few
+    labels = torch.tensor([0, 2, 2] * 9 + [1] * 7)  # class 1 has too few
     written = samples(tmp_path, flat(list(range(len(labels)))), labels)
     save_samples(tmp_path / "samples.png", written, pipeline)
     found = cells(tmp_path / "samples.png", LABEL_WIDTH)[:, :, 32, 32]

@@ -1,4 +1,4 @@
-"""The whole command, and its verdict on four autoencoders that a person would judge the same."""
+"""The whole command, and its verdict on four autoencoders with an obvious quality."""
 
 import json
 import math
@@ -32,7 +32,7 @@ def inspect(vae: str, folder, **changes):
 
 @pytest.fixture(scope="module")
 def released(tmp_path_factory):
-    """The report on fashion-mnist-f4, with everything."""
+    """The report on fashion-mnist-f4, with all figures."""
     folder = tmp_path_factory.mktemp("inspect") / "out"
     return inspect("fashion-mnist-f4", folder, feature_extractor="efficientnet-lite0"), folder
 
@@ -50,7 +50,7 @@ def test_the_released_autoencoder_keeps_structure_and_drops_pixel_noise(released
     assert report["noise_survival"] < 0.25
     assert report["noise_agreement"] < 0.5
     kept = report["band_kept"]
-    assert kept[-1] == min(kept)  # what is lost is lost in the finest detail
+    assert kept[-1] == min(kept)  # the finest detail loses most
 
 
 def test_compression_ratio_sizes_and_rate(released):
@@ -59,7 +59,7 @@ def test_compression_ratio_sizes_and_rate(released):
     assert report["latents_float32_mb_per_100000"] == pytest.approx(256 * 4 * 1e5 / 1e6)
     assert report["images_uint8_mb_per_100000"] == pytest.approx(1024 * 1e5 / 1e6)
     assert 0 < report["rate_bits_per_pixel"] <= report["kl_bits_per_pixel"]
-    # The card's figure, in nats a latent value, is of all 10,000 test images.
+    # The card's figure, in nats per latent value, is of all 10,000 test images.
     nats = report["kl_bits_per_pixel"] * 1024 / 256 * math.log(2)
     assert nats == pytest.approx(2.783, rel=0.05)
     assert report["budget_bytes"] == pytest.approx(report["rate_bits_per_pixel"] * 1024 / 8)
@@ -152,7 +152,7 @@ def test_the_emoji_autoencoder_on_rgba_noise(tmp_path):
     )
     assert report["preprocessing"] == "crop to 64x64, 4 channels"
     assert {"grey_psnr_db", "alpha_psnr_db"} <= set(report)
-    assert report["verdict"] != "fine"  # noise is nothing that it knows
+    assert report["verdict"] != "fine"  # it was not trained on noise
 
 
 @pytest.mark.parametrize(

@@ -19,10 +19,10 @@ def test_machine_figures():
         assert machine["peak_memory_mb"] == pytest.approx(peak_kb / 1024, rel=0.05)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /proc/self/status")
 def test_anonymous_memory_grows_with_allocations():
     before = anonymous_memory_mb()
-    # Of torch it might be memory that this process had before, and gave back to its heap only.
+    # Use mmap: torch might reuse memory that this process already has.
     kept = mmap.mmap(-1, 2**28, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     torch.frombuffer(kept, dtype=torch.uint8).fill_(1)
     assert 240 < anonymous_memory_mb() - before < 272
@@ -38,6 +38,6 @@ def test_shown_name_has_no_path_and_differs_from_built_in_names(tmp_path, monkey
     assert shown_name(".") == tmp_path.name
     for given in ("./fashion_mnist", "~/fashion_mnist", str(tmp_path / "fashion_mnist")):
         assert shown_name(given) == "./fashion_mnist"
-    # As in open_source, the name alone is the built-in one, whatever lies here.
+    # As in open_source, the name alone means the built-in images, even if a folder has it.
     assert shown_name("fashion_mnist_full") == "fashion_mnist_full"
     assert shown_name("owner/set") == "owner/set"

@@ -36,4 +36,4 @@ def test_labelled_rows_have_one_row_a_label():
     assert picture.shape == (128, LABEL_WIDTH + 3 * 64, 3)
     centers = picture[32::64, LABEL_WIDTH + 32 :: 64, 0]
     np.testing.assert_array_equal(centers, [[0, 51, 102], [255, 204, 255]])
-    assert (picture[:64, :LABEL_WIDTH] < 128).any()  # a name is written beside its row
+    assert (picture[:64, :LABEL_WIDTH] < 128).any()  # the name stands beside its row

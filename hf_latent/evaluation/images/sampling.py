@@ -50,15 +50,15 @@ def load_pipeline(
 def _add_guide(pipeline: LatentDiffusionPipeline, guide: str) -> None:
     """Set or replace a model's guide; UserError if the guide does not fit."""
     guide_unet, scheduler = load_denoiser(guide)
-    own = pipeline.trained_scheduler
+    trained = pipeline.trained_scheduler
     try:
         check_guide(pipeline.unet, guide_unet)
-        if scheduler is not None and get_objective(scheduler) != get_objective(own):
+        if scheduler is not None and get_objective(scheduler) != get_objective(trained):
             raise ValueError(
                 f"it was trained for {get_objective(scheduler)}, and the model for "
-                f"{get_objective(own)}: use a guide of the same objective"
+                f"{get_objective(trained)}: use a guide of the same objective"
             )
-        if scheduler is not None and not same_noise_levels(own, scheduler):
+        if scheduler is not None and not same_noise_levels(trained, scheduler):
             raise ValueError(
                 "it was trained on other noise levels: use a guide of the model's noise levels"
             )

@@ -39,11 +39,11 @@ class LatentMoments:
         """
         self._spectrum = self._spectrum or BandPower(*latents.shape[2:])
         self._spectrum.update(latents)
-        values, own = (x.cpu().double().transpose(0, 1).flatten(1) for x in (latents, means))
+        values, centres = (x.cpu().double().transpose(0, 1).flatten(1) for x in (latents, means))
         self.count += values.shape[1]
         self._powers += torch.stack([values.pow(k).sum(1) for k in (1, 2, 3, 4)])
         self._products += values @ values.T
-        self._of_means += torch.stack([own.sum(1), own.square().sum(1)])
+        self._of_means += torch.stack([centres.sum(1), centres.square().sum(1)])
         self._kept.append(values[:, :: max(1, values.shape[1] // KEPT_VALUES)].clone())
 
     @property

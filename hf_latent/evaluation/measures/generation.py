@@ -110,8 +110,8 @@ def measure_manifold(features: Blocks, reference: Blocks) -> dict[str, float]:
     """
     largest = max(PRECISION_RECALL_K, DENSITY_COVERAGE_K)
     radii = nearest_neighbours(reference, reference, largest, exclude_self=True)[0].square()
-    own, _ = nearest_neighbours(features, features, PRECISION_RECALL_K, exclude_self=True)
-    own_radius = own[:, -1].square()
+    distances, _ = nearest_neighbours(features, features, PRECISION_RECALL_K, exclude_self=True)
+    own_radius = distances[:, -1].square()
     in_real = torch.zeros(len(own_radius), dtype=torch.bool)
     balls, recalled, covered = 0, 0, 0
     count, center = 0, center_of(reference)

@@ -62,9 +62,9 @@ def nearest_neighbours(
         for block in on_device(reference):
             squared = squared_distances(shifted, block - center)
             if exclude_self:
-                own = torch.arange(len(query), device=query.device) + first_query - first
-                inside = (own >= 0) & (own < len(block))
-                squared[inside, own[inside]] = torch.inf
+                itself = torch.arange(len(query), device=query.device) + first_query - first
+                inside = (itself >= 0) & (itself < len(block))
+                squared[inside, itself[inside]] = torch.inf
             # Few rows change after the first blocks. The margin covers inexact distances.
             bound = best[:, -1].square() * 1.001 + 1e-6 * shifted.square().sum(1)
             rows = (squared.amin(1) <= bound).nonzero().flatten()

@@ -1,4 +1,4 @@
-"""A feature extractor with few features, so that distances are quick; it remembers its images."""
+"""A feature extractor with few features, for fast distances; it remembers its images."""
 
 import torch
 from torch import nn
@@ -7,15 +7,15 @@ from hf_latent.evaluation.features.extractors import FeatureExtractor, as_rgb_pi
 
 
 def as_bytes(images: torch.Tensor) -> set[bytes]:
-    """Each image's pixels, `(B, C, H, W)` uint8."""
+    """Return each image's pixels; images are `(B, C, H, W)` uint8."""
     return {image.numpy().tobytes() for image in images}
 
 
 class ShortVectors(FeatureExtractor):
-    """Six numbers an image, from a small random network.
+    """Six numbers per image, from a small random network.
 
     Args:
-        preprocessing: what it says of itself.
+        preprocessing: of the extractor.
         killed_after: the number of images after which it raises KeyboardInterrupt.
     """
 

@@ -28,7 +28,7 @@ def pixels(channels: int, *size: int, count: int = 3, seed: int = 0) -> torch.Te
 
 
 class TinyInception(nn.Module):
-    """What `torch_fidelity.FeatureExtractorInceptionV3` takes and gives: 8-bit RGB, a tuple."""
+    """Like `torch_fidelity.FeatureExtractorInceptionV3`: from 8-bit RGB to a tuple."""
 
     def __init__(self):
         super().__init__()

@@ -31,7 +31,7 @@ def test_inception_without_torch_fidelity_is_one_line_that_names_the_extra(monke
 
 @pytest.fixture
 def torch_fidelity(monkeypatch, tmp_path):
-    """A stand-in for the package, and a cache folder of torch.hub; returns where weights go."""
+    """A stand-in for the package and a cache folder of torch.hub; the path of the weights."""
 
     class FeatureExtractorInceptionV3(nn.Linear):
         def __init__(self, name, features_list, feature_extractor_weights_path=None):

@@ -211,7 +211,7 @@ def test_dinov2s_maps_are_hidden_states_of_imagenet_scaled_pixels(dinov2):
     states = dinov2.model(pixel_values=pixels, output_hidden_states=True).hidden_states
     for ours, layer in zip(dinov2(images), (2, 4, 6), strict=True):
         for row, column in ((0, 0), (0, 8), (7, 0), (3, 5)):
-            token = states[layer][:, 1 + 9 * row + column]  # the first is of the class
+            token = states[layer][:, 1 + 9 * row + column]  # the first token is the class token
             expected = F.normalize(token, dim=1)
             torch.testing.assert_close(ours[:, :, row, column], expected, rtol=0, atol=1e-5)
 
@@ -223,16 +223,16 @@ def test_dinov2s_gradient_reaches_the_images(dinov2):
 
 
 class Linear(nn.Module):
-    """What `lpips.NetLinLayer` is: dropout, and one weight a channel."""
+    """Like `lpips.NetLinLayer`: dropout, and one weight per channel."""
 
     def __init__(self, channels: int):
         super().__init__()
         self.model = nn.Sequential(nn.Dropout(), nn.Conv2d(channels, 1, 1, bias=False))
-        nn.init.uniform_(self.model[1].weight)  # theirs are not negative either
+        nn.init.uniform_(self.model[1].weight)  # the published weights are not negative either
 
 
 class StandInLpips(nn.Module):
-    """What `lpips.LPIPS` is made of, small."""
+    """Like `lpips.LPIPS`, but small."""
 
     def __init__(self):
         super().__init__()

@@ -158,7 +158,7 @@ def splits():
 
 
 def as_samples(dataset, labels, folder):
-    """Real images in the place of generated ones."""
+    """Return shards with real images instead of generated ones."""
     images = dataset.read_uint8(torch.arange(len(dataset)))
     tensors = {"images": images, "class_labels": labels}
     return write_shards(
@@ -196,7 +196,7 @@ def test_real_images_as_samples_have_the_accuracy_of_real_images(splits, tmp_pat
     assert judged >= reached > 0.7
     assert figures["label_agreement"] > judged - 0.05
     assert figures["train_on_generated_test_on_real_accuracy"] == pytest.approx(reached, abs=0.06)
-    # Labels at random: whatever is shown, it is not what was asked for.
+    # With random labels, the images do not show what their labels say.
     labels = others.labels[torch.randperm(600, generator=torch.Generator().manual_seed(0))]
     figures = measure(labels, tmp_path / "bad")
     assert figures["label_agreement"] < 0.2

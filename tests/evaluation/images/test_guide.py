@@ -1,4 +1,4 @@
-"""A guide from the command line: what is loaded, refused, counted and kept."""
+"""A guide from the command line: loading, rejecting, counting and keeping samples."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def test_counted_evaluations_are_made(unconditional_guided, sampler, scale, inte
 
 @pytest.fixture
 def saved(pipeline, tmp_path) -> Path:
-    """A model, and beside it guides of several kinds."""
+    """A folder with a model and guides of several kinds."""
     vae, guide = pipeline.vae, make_guide(pipeline.vae)
     pipeline.save_pretrained(tmp_path / "model")
     guide.save_pretrained(tmp_path / "guide")

@@ -56,7 +56,7 @@ def test_a_folder_without_a_model_is_one_line(vae, tmp_path):
         (None, 2.0, None, 8),
         ("heun", 1.0, None, 7),
         ("heun", 2.0, None, 14),
-        # Of sigma 1, 0.75, 0.5 and 0.25 two are inside; Heun is there twice, but for the first.
+        # Two of the sigmas 1, 0.75, 0.5, 0.25 are inside; Heun uses each twice except the first.
         (None, 2.0, (0.4, 0.8), 6),
         ("heun", 2.0, (0.4, 0.8), 11),
         (None, 1.0, (0.4, 0.8), 4),

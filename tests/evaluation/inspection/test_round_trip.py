@@ -56,7 +56,7 @@ def test_figures_are_those_of_images_and_their_reconstructions(vae):
 def test_noise_survival_is_the_share_that_comes_back(vae, monkeypatch, gain, survival):
     images = random_images(8, 1)
     trip = RoundTrip(vae, (1, 16, 16), None, seed=0)
-    decoded = trip(images)  # what it gives for clean images
+    decoded = trip(images)  # the reconstructions of clean images
     seen = []
 
     def passes_a_part(_, noisy):
@@ -67,7 +67,7 @@ def test_noise_survival_is_the_share_that_comes_back(vae, monkeypatch, gain, sur
     trip = RoundTrip(vae, (1, 16, 16), None, seed=0)
     trip(images)
     assert trip.figures()["noise_survival"] == pytest.approx(survival, abs=1e-4)
-    # In [-1, 1] the noise is twice what it is in [0, 1].
+    # In [-1, 1] the noise is twice as large as in [0, 1].
     assert seen[0].std().item() == pytest.approx(2 * NOISE_STD, rel=0.1)
 
 
@@ -106,7 +106,7 @@ def test_rgba_is_seen_on_white_and_its_noise_is_not_in_alpha():
     noise = []
     trip._noise.update = lambda added, answer: noise.append(added)
     trip(hidden)
-    assert (noise[0] == 0).all()  # what is transparent shows no noise
+    assert (noise[0] == 0).all()  # transparent pixels show no noise
 
 
 @pytest.mark.parametrize(("size", "measured"), [(168, False), (176, True)])

@@ -31,12 +31,12 @@ def stacked(dataset) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def extractor():
-    """Short vectors: their distances are quick."""
+    """Short vectors, whose distances are fast to compute."""
     return LatentVectors(make_autoencoder().requires_grad_(False))
 
 
 def with_wide_posterior(vae):
-    """An autoencoder whose posterior is wide enough to tell a sample from the mean."""
+    """Widen an autoencoder's posterior, so that samples differ from the mean."""
     with torch.no_grad():
         vae.quant_conv.bias[vae.config.latent_channels :] = 0.5
     return vae.requires_grad_(False)
@@ -126,7 +126,7 @@ def test_the_released_autoencoder_keeps_more_than_chance(splits):
             vae, splits.train.subset(torch.arange(150).numpy()), [originals], extractor, 50, 0, bar
         )
     assert figures["reconstruction_psnr_db"] > 27
-    # The same images again are closer than any others are.
+    # Reconstructions are closer to their own images than other images are.
     real = frechet_distance([others], [originals])
     assert 0 < figures["reconstruction_fd"] < 0.7 * real
     assert floor > 0.8 * real

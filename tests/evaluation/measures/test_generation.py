@@ -30,7 +30,7 @@ def gaussians(count, mean, scale, length=6, seed=0):
 
 
 class GivenFeatures(torch.nn.Identity):
-    """What torchmetrics takes for a network: the features are given instead of images."""
+    """A network for torchmetrics that returns given features."""
 
     num_features = 1280
 
@@ -69,7 +69,7 @@ def others(images, extract):
 
 
 def assert_rise(features, real):
-    """FD and KID of each set of features to the real ones rise strictly."""
+    """Assert that FD and KID to the real features rise strictly from set to set."""
     assert {len(x) for x in features} == {COUNT}
     for distance in (
         [frechet_distance([x], [real]) for x in features],
@@ -173,7 +173,7 @@ def test_each_pairs_kernel_distance_follows_the_formula():
 
 
 def naive_manifold(generated, real):
-    """The four figures from whole matrices of distances."""
+    """Compute the four figures from full matrices of distances."""
 
     def radius(x, k):
         others = torch.cdist(x, x).fill_diagonal_(torch.inf)
@@ -247,7 +247,7 @@ def test_two_sets_are_compared_with_their_spread(selections, monkeypatch):
     assert figures["fd_subset_values"] == pytest.approx(expected)
     assert figures["fd_subset_images"] == 10
     assert figures["fd_subset_std"] == pytest.approx(stdev(expected))
-    sixths = [slice(8 * i, 8 * i + 8) for i in range(6)]  # of 53 at most 9 each
+    sixths = [slice(8 * i, 8 * i + 8) for i in range(6)]  # at most 9 of 53 each
     kernel = kernel_distances([[a[x]] for x in sixths], [[b[x]] for x in sixths])
     assert figures["kid"] == pytest.approx(sum(kernel) / 6)
     assert figures["kid_std"] == pytest.approx(stdev(kernel))

@@ -23,7 +23,7 @@ TRAIN, SAMPLES, HELD_OUT = 2000, 500, 500
 
 
 def fisher(copies, images, held_out_copies, held_out_images):
-    """The hypergeometric tail in whole numbers."""
+    """Compute the hypergeometric tail in whole numbers."""
     flagged = copies + held_out_copies
     ways = sum(
         comb(images, k) * comb(held_out_images, flagged - k)
@@ -56,7 +56,7 @@ def test_the_p_value_of_every_small_table():
         for held_out_copies in range(7):
             table = (copies, 4, held_out_copies, 6)
             assert excess_p_value(*table) == pytest.approx(fisher(*table), rel=1e-9)
-    # A textbook's: the lady tasting tea, 17/70.
+    # A textbook example, the lady tasting tea: 17/70.
     assert excess_p_value(3, 4, 1, 4) == pytest.approx(17 / 70)
 
 
@@ -80,7 +80,7 @@ def train(splits):
 
 @pytest.fixture(scope="module")
 def held_out(splits):
-    """Images that nothing was trained on: some to compare with, and as many to pass for samples."""
+    """Held-out images: some to compare with, and others to use as samples."""
     rows = torch.randperm(len(splits.validation), generator=torch.Generator().manual_seed(0))
     images = splits.validation.read_uint8(rows[: HELD_OUT + SAMPLES])
     return images[:HELD_OUT], images[HELD_OUT:]
@@ -88,7 +88,7 @@ def held_out(splits):
 
 @pytest.fixture(scope="module")
 def check(extract, train, held_out):
-    """The check of samples against the training images, and more in their place."""
+    """Compare samples with the training images, to which `more` are added."""
     vectors = extract(train)
     held_out_vectors = [extract(x).split(110) for x in (held_out[0], held_out[0].flip(3))]
 
@@ -163,7 +163,7 @@ def test_duplicates_of_a_training_image_do_not_hide_its_copy(check, train, dupli
     _, figures, found = check(noisy(train[rows]), torch.cat(repeated))
     assert figures["memorisation_latents_copies"] > 95
     assert figures["memorisation_latents_found"] is True
-    assert found.count >= 100 * (duplicates + 1)  # each of them, and its image
+    assert found.count >= 100 * (duplicates + 1)  # each duplicate and its original
 
 
 def test_closeness_is_the_smaller_ratio_to_the_neighbours_own_scale():
@@ -185,7 +185,7 @@ def test_closeness_is_the_smaller_ratio_to_the_neighbours_own_scale():
     assert found.places.tolist() == [2, 1, 6]
     assert found.mirrored.tolist() == [False, True, False]
     assert found.copies == 3
-    # Of the training images among themselves: the last one's nearest is at 15 and has scale 5.
+    # Among the training images, the last one's nearest is at distance 15 and has scale 5.
     assert duplicates.ratios[[0, 5, 6]].tolist() == [1 / 4, 1 / 4, 15 / 5]
     assert duplicates.count == 6
 
@@ -200,7 +200,7 @@ def test_the_figures_count_ratios_below_the_limit():
     figures = memorisation_figures(samples, closeness(1.0, 0.3, 0.9), "space")
     assert figures == pytest.approx(
         {
-            "memorisation_space_found": None,  # so few could never tell
+            "memorisation_space_found": None,  # too few images
             "memorisation_space_copies": 2,
             "memorisation_space_held_out_copies": 1,
             "memorisation_space_p_value": fisher(2, 4, 1, 3),

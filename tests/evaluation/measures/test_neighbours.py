@@ -9,7 +9,7 @@ def vectors(count: int, length: int = 12, seed: int = 0) -> torch.Tensor:
 
 
 def by_cdist(queries, reference, k, exclude_self=False):
-    """The same in float64, with the whole matrix of distances."""
+    """Find neighbours in float64, with the full matrix of distances."""
     distances = torch.cdist(
         queries.double(), reference.double(), compute_mode="donot_use_mm_for_euclid_dist"
     )

@@ -12,7 +12,7 @@ def test_psnr_is_the_mean_of_per_image_values():
     originals = torch.full((2, 1, 16, 16), 0.5)
     reconstructions = originals + torch.tensor([0.1, 0.01]).view(2, 1, 1, 1)
     figures = measure_reconstructions([(originals, reconstructions)])
-    # -10 log10(mse): 20 dB and 40 dB, whatever the batches.
+    # -10 log10(mse): 20 dB and 40 dB, for any batches.
     assert figures.psnr_db == pytest.approx(30.0, abs=1e-3)
     assert figures.images == 2
     batches = [(originals[i : i + 1], reconstructions[i : i + 1]) for i in range(2)]
@@ -37,7 +37,7 @@ def test_reconstructions_are_clamped_first():
 
 
 def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
-    """The mean over images of each one's own figure, in plain torch."""
+    """The mean over images of each image's PSNR, in plain torch."""
     errors = [(x - y).square().mean() for x, y in zip(a, b, strict=True)]
     return sum(-10 * math.log10(error) for error in errors) / len(errors)
 
