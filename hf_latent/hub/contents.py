@@ -1,4 +1,4 @@
-"""What a push sends of a model and of a latent cache: an explicit list of files, and a card."""
+"""The files of a model or of a latent cache that a push sends: an explicit list, and a card."""
 
 import hashlib
 import re
@@ -26,13 +26,12 @@ from hf_latent.hub.model_files import (
     check_files,
     checkpoint_files,
     is_file,
-    open_model_folder,
+    read_model_folder,
 )
 from hf_latent.hub.remote import RemoteFiles
 from hf_latent.pipeline.hub_format import MODULES, RETIRED_MODULES
 
 SHOWN_NAMES = 5
-_PICTURE = re.compile(r"\w[\w.-]*\.png", re.ASCII)
 _SHARD = re.compile(r"(train|validation)-\d{6}\.safetensors")
 
 
@@ -42,11 +41,10 @@ class _Contents:
     Attributes:
         kind: of the repository: model or dataset.
         what: the kind of contents, in words.
-        title: of the commit; other contents have another title, by which a push finds its own pull
-            request again.
-        folder: where the entry and the card's pictures lie.
-        entry: the name of the file without which nothing takes the others for a whole.
-        files: where all files lie, by their names in the repository; no card, no pictures.
+        title: of the commit. It holds a hash of the contents, so a push finds its pull request.
+        folder: holds the entry and the card's pictures.
+        entry: name of the file that lists the others, like model_index.json.
+        files: path of each file, by its name in the repository; no card and no pictures.
     """
 
     kind: str
@@ -60,16 +58,13 @@ class _Contents:
         self.title = f"Add the {self.what} {hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
     def pictures(self, card: str) -> dict[str, Path]:
-        """Return where the pictures lie that a card shows, by their names in it."""
-        return {
-            name: self.folder / name
-            for name in card_pictures(card)
-            if _PICTURE.fullmatch(name) and is_file(self.folder / name)
-        }
+        """Return the path of each picture of a card that is in the folder, by its name."""
+        paths = {name: self.folder / name for name in card_pictures(card)}
+        return {name: path for name, path in paths.items() if is_file(path)}
 
 
 class CacheContents(_Contents):
-    """A whole latent cache, whose files are all its own.
+    """A latent cache, each file checked.
 
     Args:
         folder: of the cache.
@@ -82,7 +77,7 @@ class CacheContents(_Contents):
     kind, what, entry = "dataset", "latent cache", "manifest.json"
 
     def __init__(self, folder: Path, repo_id: str):
-        """Verify every file."""
+        """Check every file against the manifest."""
         if not folder.is_dir():
             raise UserError(f"--cache {folder} is not a folder")
         latents = LatentCache(folder)
@@ -94,29 +89,29 @@ class CacheContents(_Contents):
         super().__init__(folder, {name: folder / name for name in shards}, sha256)
 
     def __str__(self) -> str:
-        """Say what it is, in a few words."""
+        """Return what a push prints."""
         rows = sum(split["rows"] for split in self.manifest["splits"].values())
         return f"latents of {rows:,} images in {len(self.files) - 1:,} files"
 
     def card(self, license: str | None) -> str:
-        """Return the card that the manifest gives."""
+        """Return the cache's card."""
         return render_cache_card(self.manifest, self.repo_id, license)
 
     def stale(self, remote: RemoteFiles) -> list[str]:
-        """Return the shards of the cache there; others of such names are not a cache's."""
+        """Return the shards on the Hub to delete: only those that the manifest there names."""
         shards = remote.read_json(self.entry).get("shards")
         names = shards if isinstance(shards, dict) else {}
         return [x for x in names if _SHARD.fullmatch(x) and x in remote and x not in self.files]
 
 
 class ModelContents(_Contents):
-    """A whole model.
+    """A model, each file checked.
 
     Args:
-        folder: of the model, or of the run that it was trained in.
+        folder: of the model, or of the run that trained it.
         repo_id: of the model on the Hub, for the card.
-        license: that was asked for; an edited card goes without.
-        checkpoints: send those of the run, too.
+        license: for the card; None if the card was edited.
+        checkpoints: send the run's checkpoints too.
 
     Raises:
         UserError: if the model is not whole, or its card cannot be read.
@@ -125,8 +120,8 @@ class ModelContents(_Contents):
     kind, what = "model", "model"
 
     def __init__(self, folder: Path, repo_id: str, license: str | None, checkpoints: bool):
-        """Check every file."""
-        model = open_model_folder(_find_model(folder))
+        """Check and hash every file."""
+        model = read_model_folder(_find_model(folder))
         self.class_name, self.entry, self.repo_id = model.class_name, model.entry, repo_id
         files = {name: model.folder / name for name in model.files}
         if checkpoints:
@@ -137,29 +132,31 @@ class ModelContents(_Contents):
         self.left_out = _left_out(self.folder, {*model.files, self.entry, "README.md", *shown})
 
     def __str__(self) -> str:
-        """Say what it is, in a few words."""
+        """Return what a push prints."""
         size = sum(path.stat().st_size for path in self.files.values())
         return f"{self.class_name} of {size / 1e6:,.1f} MB in {len(self.files):,} files"
 
     def card(self, license: str | None) -> str:
-        """Return the folder's card if it was edited, otherwise a new one for the repository."""
+        """Return the folder's card if it was edited, else a new one for the repository."""
         if self._edited is not None:
             return self._edited
-        if license not in self._cards:  # each takes a look at all the weights
+        if license not in self._cards:  # rendering hashes all weights
             self._cards[license] = render_model_card(self.folder, self.repo_id, license)
         return self._cards[license]
 
     def stale(self, remote: RemoteFiles) -> list[str]:
-        """Return what the same list names there: of a model's repository, it is the model's."""
+        """Return the files of an older model on the Hub to delete.
+
+        Weights and configurations must lie in a folder of this model or of a component there.
+        Reports, pictures and code need a sign that a push sent them: other people use these names.
+        """
         known = (self.entry, *ABOUT, *CODE)
         parts = {name.rpartition("/")[0] for name in self.files if name not in known}
         index = remote.read_json("model_index.json")
         if self.entry == "model_index.json":
             parts |= {x for x in index if COMPONENT.fullmatch(x) and isinstance(index[x], list)}
         card = remote.read("README.md").decode(errors="replace")
-        pictures = card_pictures(card) if is_unedited(card) else []
-        others = {name for name in pictures if _PICTURE.fullmatch(name)}
-        # Files of these names may be anybody's: a push sends them with these signs.
+        others = set(card_pictures(card)) if is_unedited(card) else set()
         if index.get("_class_name") == [MODULES[0], PIPELINE]:
             others |= {f"{module}.py" for module in RETIRED_MODULES}
         reports = {x for x in REPORTS if "vae_weights_sha256" in remote.read_json(x)}
@@ -173,35 +170,35 @@ class ModelContents(_Contents):
         return sorted(found)
 
     def _edited_card(self, license: str | None) -> str | None:
-        """Return the folder's card, if there is one that was edited or is another's."""
-        path, ours = self.folder / "README.md", self.class_name in (PIPELINE, *AUTOENCODERS)
+        """Return the folder's card, or None if this package can render it."""
+        path, rendered = self.folder / "README.md", self.class_name in (PIPELINE, *AUTOENCODERS)
         if not is_file(path):
-            if not ours:
+            if not rendered:
                 raise UserError(f"{self.folder} has no card: write one, README.md")
             return None
         card = path.read_text(encoding="utf-8", errors="replace")
-        if ours and is_unedited(card):
+        if rendered and is_unedited(card):
             return None
         if license:
-            raise UserError(f"{path} is sent as it is, without --license: write the licence there")
+            raise UserError(f"{path} is sent unchanged, without --license: write the licence there")
         try:
             RepoCard(card)
-        except Exception as error:  # YAML's errors have no common class with the others
+        except Exception as error:  # the errors of YAML and of huggingface_hub share no class
             cause = " ".join(str(error).split())[:200]
-            raise UserError(f"the metadata of {path} cannot be read: {cause}") from error
+            raise UserError(f"the metadata of {path} cannot be read ({cause}): mend it") from error
         return card
 
 
-def refuse_other_model(repo_id: str, remote: RemoteFiles, class_name: str) -> None:
-    """Refuse to put a model over one of another class.
+def check_remote_class(repo_id: str, remote: RemoteFiles, class_name: str) -> None:
+    """Check that a repository holds no model of another class.
 
     Args:
-        repo_id: of the repository.
-        remote: its files.
-        class_name: of the model that is to come.
+        repo_id: for the message.
+        remote: the repository's files.
+        class_name: of the model to push.
 
     Raises:
-        UserError: if another is there.
+        UserError: if another class is there.
     """
     entry = next((entry for entry in ENTRIES if entry in remote), None)
     if entry is None:
@@ -216,19 +213,20 @@ def refuse_other_model(repo_id: str, remote: RemoteFiles, class_name: str) -> No
 
 
 def _find_model(folder: Path) -> Path:
-    """Return the model's folder: the one given, or `model` in that of a run."""
+    """Return the folder of a model: the given one, or `model` in a run's folder."""
     if not folder.is_dir():
         raise UserError(f"--model {folder} is not a folder")
     for place in (folder, folder / "model"):
         if any((place / entry).is_file() for entry in ENTRIES):
             return place
     raise UserError(
-        f"--model {folder} holds no model: there is neither model_index.json nor config.json"
+        f"--model {folder} holds no model, neither model_index.json nor config.json: pass a "
+        "model's folder"
     )
 
 
 def _left_out(folder: Path, sent: set[str]) -> str:
-    """Name what is not sent of a model's folder and of its parts' folders."""
+    """Return the names of files in the model's folders that are not sent."""
     parts = {Path(name).parent.as_posix() for name in sent}
     paths = [path for part in sorted(parts) for path in sorted((folder / part).iterdir())]
     names = [path.relative_to(folder).as_posix() for path in paths if path.name[0] != "."]

@@ -1,8 +1,9 @@
-"""Which files of a folder are a model: an explicit list, each checked before it may be sent."""
+"""Which files of a folder are a model: an explicit list, each file checked before it is sent."""
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ REPORTS = ("training.json", "metrics.json")
 ABOUT = (*REPORTS, "config.yaml")
 CODE = tuple(f"{module}.py" for module in MODULES)
 CONFIGS = ("config.json", "scheduler_config.json")
-# One file, or the shards of a large model, and perhaps of a variant, like fp16.
+# One file, or the shards of a large model; both may be of a variant, like fp16.
 WEIGHTS = re.compile(
     r"diffusion_pytorch_model(\.\w+)?(?P<shard>-\d{5}-of-\d{5})?(\.\w+)?\.safetensors", re.ASCII
 )
@@ -31,13 +32,13 @@ _MOMENTS = re.compile(r"\w+_optimizer\.safetensors", re.ASCII)
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A whole model.
+    """The files of a whole model.
 
     Attributes:
-        folder: where it lies.
+        folder: where the model lies.
         entry: `model_index.json` of a pipeline, or `config.json` of an autoencoder.
         class_name: of the pipeline or the autoencoder.
-        files: the names of its other files, with slashes; no card and no pictures.
+        files: names of the other files, relative to the folder; no card and no pictures.
     """
 
     folder: Path
@@ -46,18 +47,15 @@ class ModelFolder:
     files: tuple[str, ...]
 
 
-def open_model_folder(folder: Path) -> ModelFolder:
-    """Find a model's files, and make sure that it is whole.
+def read_model_folder(folder: Path) -> ModelFolder:
+    """List a model's files, and check each.
 
     Args:
         folder: of a pipeline or an autoencoder.
 
-    Returns:
-        The model.
-
     Raises:
-        UserError: if there is none, if one of its files is missing, damaged or a link, or if one
-            names files that are none of a model.
+        UserError: if there is no model, a file is missing, damaged or a link, or a file names
+            another one that cannot be part of a model.
     """
     entry = next((name for name in ENTRIES if (folder / name).is_file()), ENTRIES[-1])
     values = read_json(folder / entry)
@@ -79,16 +77,16 @@ def open_model_folder(folder: Path) -> ModelFolder:
 
 
 def checkpoint_files(run: Path) -> list[str]:
-    """Find the files of a run's checkpoints, each checked like a model's.
+    """List the files of a run's checkpoints, and check each.
 
     Args:
         run: the run's folder.
 
     Returns:
-        Their names in the run's folder, with slashes.
+        Names relative to the run's folder.
 
     Raises:
-        UserError: if there are none, or one is damaged.
+        UserError: if there is no checkpoint, or one is damaged.
     """
     names = []
     for checkpoint in sorted(run.iterdir()):
@@ -109,14 +107,14 @@ def checkpoint_files(run: Path) -> list[str]:
 
 
 def check_files(folder: Path, names: Iterable[str]) -> None:
-    """Make sure that each file lies in the folder itself, and is what its name says.
+    """Check that each file lies in the folder itself and can be read.
 
     Args:
         folder: the files' root.
-        names: of the files, with slashes.
+        names: relative to the folder.
 
     Raises:
-        UserError: for the first one that is missing, a link, no JSON object or cut short.
+        UserError: for the first file that is missing, a link, no JSON object or cut short.
     """
     for name in names:
         path = folder / name
@@ -125,14 +123,64 @@ def check_files(folder: Path, names: Iterable[str]) -> None:
         if path.suffix == ".json":
             read_json(path)
         elif path.suffix == ".safetensors":
-            _weight_names(path)
+            with weights_file(path):
+                pass
         elif not path.is_file():
             raise UserError(f"{path} is missing: save the model again")
 
 
 def is_file(path: Path) -> bool:
-    """Return whether something is a file itself, and no link to one."""
+    """Return whether a path is a file itself: a link may lead to a file of another owner."""
     return path.is_file() and not path.is_symlink()
+
+
+@contextmanager
+def weights_file(path: Path) -> Iterator[Any]:
+    """Open a safetensors file, whose header must fit its size.
+
+    Yields:
+        What `safetensors.safe_open` returns, for torch.
+
+    Raises:
+        UserError: if the file is missing or damaged.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{path} is missing, cut short or damaged ({error}): save the model again"
+        ) from error
+
+
+def shard_names(index: Path) -> list[str]:
+    """Return the names of the shards in an index; each must hold the weights that it lists.
+
+    Args:
+        index: JSON with a `weight_map`, from a weight to its shard.
+
+    Raises:
+        UserError: if a shard is missing, damaged, or no file of weights.
+    """
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"{index} has no weight_map: save the model again")
+    shards: dict[str, set[str]] = {}
+    for weight, shard in weight_map.items():
+        match = WEIGHTS.fullmatch(shard) if isinstance(shard, str) else None
+        if not match or not match["shard"]:
+            raise UserError(
+                f"{index} names {shard!r}, which is no file of weights: save the model again"
+            )
+        shards.setdefault(shard, set()).add(weight)
+    for shard, weights in shards.items():
+        with weights_file(index.parent / shard) as file:
+            if set(file.keys()) != weights:
+                raise UserError(
+                    f"{index.parent / shard} does not hold the weights that {index.name} lists: "
+                    "save the model again"
+                )
+    return sorted(shards)
 
 
 def _pipeline_class(folder: Path, index: dict[str, Any]) -> tuple[str, list[str]]:
@@ -141,7 +189,7 @@ def _pipeline_class(folder: Path, index: dict[str, Any]) -> tuple[str, list[str]
     if name == [MODULES[0], PIPELINE]:
         return PIPELINE, list(CODE)
     if isinstance(name, str) and name != PIPELINE:
-        return name, []  # one of diffusers' own
+        return name, []  # a class of diffusers
     raise UserError(
         f"{folder / 'model_index.json'} names the class {json.dumps(name)}, without the code "
         "beside it that others would need: load it with LatentDiffusionPipeline and save it again"
@@ -149,7 +197,7 @@ def _pipeline_class(folder: Path, index: dict[str, Any]) -> tuple[str, list[str]
 
 
 def _components(folder: Path, index: dict[str, Any]) -> list[str]:
-    """Return the names of a pipeline's components that have folders of their own."""
+    """Return the names of a pipeline's components that have a folder."""
     found = []
     for name, value in index.items():
         if not isinstance(value, list) or name == "_class_name" or value == [None, None]:
@@ -164,7 +212,7 @@ def _components(folder: Path, index: dict[str, Any]) -> list[str]:
 
 
 def _component_files(folder: Path, name: str) -> list[str]:
-    """Return the names of a component's files in the model's folder, with slashes."""
+    """Return the names of a component's files, relative to the model's folder."""
     part = folder / name
     if not part.is_dir():
         raise UserError(f"{folder} has no folder {name}, which it needs: save the model again")
@@ -174,47 +222,16 @@ def _component_files(folder: Path, name: str) -> list[str]:
 
 
 def _weight_files(folder: Path) -> list[str]:
-    """Return the files that hold a part's weights; of shards, those that an index names."""
+    """Return the weights of all variants; shards only if an index names them."""
     found = []
     for path in sorted(folder.iterdir()):
         match = WEIGHTS.fullmatch(path.name)
         if match and not match["shard"]:
             found.append(path.name)
         elif INDEX.fullmatch(path.name):
-            found += [path.name, *_shards(path)]
+            found += [path.name, *shard_names(path)]
     if not found:
         raise UserError(
             f"{folder} has no weights (diffusion_pytorch_model.safetensors): save the model again"
         )
     return found
-
-
-def _shards(index: Path) -> list[str]:
-    """Return the shards that an index names; they must have the weights that it says."""
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise UserError(f"{index} has no weight_map: save the model again")
-    shards: dict[str, set[str]] = {}
-    for weight, shard in weight_map.items():
-        match = WEIGHTS.fullmatch(shard) if isinstance(shard, str) else None
-        if not match or not match["shard"]:
-            raise UserError(f"{index} names {shard!r}, which is no file of weights")
-        shards.setdefault(shard, set()).add(weight)
-    for shard, weights in shards.items():
-        if _weight_names(index.parent / shard) != weights:
-            raise UserError(
-                f"{index.parent / shard} has not the weights that {index.name} says: save the "
-                "model again"
-            )
-    return sorted(shards)
-
-
-def _weight_names(path: Path) -> set[str]:
-    """Read the names in a safetensors file; its header must fit its size."""
-    try:
-        with safe_open(path, "np") as file:
-            return set(file.keys())
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{path} is missing, cut short or damaged ({error}): save the model again"
-        ) from error

@@ -1,7 +1,7 @@
 """Send a model or a latent cache, with its card, to the Hub: `hf-latent push`.
 
-Everything goes in one commit of huggingface_hub, so the Hub has all of it or nothing. Files that
-the Hub has already are not sent again: a push that was killed goes on where it stopped.
+One commit sends everything, so the Hub has all of it or nothing. Files that the Hub already has are
+not sent again, so the same command resumes a killed push.
 """
 
 import sys
@@ -15,13 +15,13 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Re
 from hf_latent.command import Settings
 from hf_latent.errors import UserError
 from hf_latent.hub.card.signature import is_unedited
-from hf_latent.hub.contents import CacheContents, ModelContents, refuse_other_model
+from hf_latent.hub.contents import CacheContents, ModelContents, check_remote_class
 from hf_latent.hub.remote import (
     PULL_REQUEST,
     RemoteFiles,
     check_repo_id,
-    insist,
     open_repository,
+    retry,
 )
 
 
@@ -30,22 +30,22 @@ class PushConfig(Settings):
     """Send a model or a latent cache, with its card, to the Hub.
 
     Attributes:
-        model: The folder of a model: of a pipeline or of an autoencoder; or the folder of the run
-            that it was trained in. Sent are its configurations, safetensors, code, card with its
-            pictures and figures, nothing else.
-        cache: The folder of a latent cache, in place of a model; it becomes a data set. Its shards
-            and manifest.json are sent, nothing else.
-        repo_id: The repository on the Hub, user/name. It is made if it is missing.
-        private: Make a new repository private; refuse one that is there and public.
-        revision: The branch to send to, made if it is missing, or a pull request as refs/pr/1. By
-            default main.
-        create_pr: Propose it as a pull request; the same command goes on in the same one.
-        license: The licence of the model, or of the cache's images, as the Hub calls it, like mit
-            or cc-by-4.0. By default the card goes on naming the one that it names on the Hub.
+        model: The folder of a pipeline, of an autoencoder, or of the run that trained one. The push
+            sends configurations, safetensors, code, figures, the card and its pictures, and nothing
+            else.
+        cache: The folder of a latent cache, in place of a model. The push sends its shards and
+            manifest.json, and nothing else, to a data set.
+        repo_id: The repository on the Hub, user/name. It is created if it is missing.
+        private: Create the repository as private; refuse an existing public one.
+        revision: The branch to send to, created if it is missing, or a pull request like refs/pr/1.
+            By default main.
+        create_pr: Open a pull request. The same command resumes the same pull request.
+        license: The licence of the model, or of the cache's images, by the Hub's name, like mit or
+            cc-by-4.0. By default the card keeps the licence that it names on the Hub.
         overwrite_card: Replace a README.md that was edited on the Hub; otherwise it is kept.
-        checkpoints: Send the checkpoints of the run along, for which `--model` is the run's folder.
-            They name the run's settings, with paths of this machine. Those on the Hub of other
-            steps stay there.
+        checkpoints: Send the run's checkpoints too; `--model` is then the run's folder. They hold
+            the run's settings, with paths of this machine. Checkpoints of other steps on the Hub
+            stay.
     """
 
     repo_id: str
@@ -59,28 +59,25 @@ class PushConfig(Settings):
     checkpoints: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what cannot work, naming the flag."""
+        """Check the combination of flags."""
         super().__post_init__()
         if (self.model is None) == (self.cache is None):
-            raise UserError("pass what to send: either --model or --cache")
+            raise UserError("pass either --model or --cache")
         check_repo_id(self.repo_id, "repo_id")
         if self.create_pr and self.revision:
-            raise UserError("--create_pr makes a revision of its own: leave --revision out")
+            raise UserError("--create_pr creates its own revision: leave --revision out")
         if self.checkpoints and self.cache:
             raise UserError("--checkpoints go with a --model, not with a --cache")
 
 
 def push(config: PushConfig) -> str:
-    """Make sure that a model or cache is whole, send what the Hub lacks of it, print the address.
-
-    Args:
-        config: what to send, and where.
+    """Check that a model or cache is whole, send what the Hub lacks, and print the address.
 
     Returns:
         The address of the repository, of the branch or of the pull request.
 
     Raises:
-        UserError: if it is not whole, or the Hub cannot be reached or refuses.
+        UserError: if the model or cache is not whole, or the Hub cannot be reached or refuses.
     """
     contents: ModelContents | CacheContents
     if config.model is not None:
@@ -88,10 +85,10 @@ def push(config: PushConfig) -> str:
             Path(config.model), config.repo_id, config.license, config.checkpoints
         )
         if contents.left_out:
-            print(f"not sent, as no part of a model: {contents.left_out}", file=sys.stderr)
+            print(f"not sent, not part of the model: {contents.left_out}", file=sys.stderr)
     else:
         contents = CacheContents(Path(config.cache or ""), config.repo_id)
-    revision, is_sent, is_card_kept = insist(partial(_send, config, contents), config.repo_id)
+    revision, is_sent, is_card_kept = retry(partial(_send, config, contents), config.repo_id)
     if is_card_kept:
         print(
             f"the README.md of {config.repo_id} was edited and is kept; "
@@ -109,10 +106,10 @@ def push(config: PushConfig) -> str:
 
 
 def _send(config: PushConfig, contents: ModelContents | CacheContents) -> tuple[str, bool, bool]:
-    """Send what is missing.
+    """Send what the Hub lacks.
 
     Returns:
-        The revision that has it now, whether anything was sent, whether an edited card was kept.
+        The revision, whether anything was sent, and whether an edited card was kept.
     """
     api = HfApi(token=True)  # a token is required
     repo: dict[str, Any] = {"repo_id": config.repo_id, "repo_type": contents.kind}
@@ -122,12 +119,12 @@ def _send(config: PushConfig, contents: ModelContents | CacheContents) -> tuple[
     revision = revision or _find_pull_request(api, repo, contents.title)
     remote = RemoteFiles(api, repo, revision)
     if isinstance(contents, ModelContents):
-        refuse_other_model(config.repo_id, remote, contents.class_name)
+        check_remote_class(config.repo_id, remote, contents.class_name)
     card, is_card_kept = _choose_card(config, contents, remote)
     pictures = contents.pictures(card.decode(errors="replace"))
     sent: dict[str, Path | bytes] = {**contents.files, **pictures, "README.md": card}
     stale = [name for name in contents.stale(remote) if name not in pictures]
-    commit = api.create_commit(  # makes none if no file changed
+    commit = api.create_commit(  # creates none if no file changed
         **repo,
         operations=[
             *(CommitOperationDelete(name) for name in stale),
@@ -141,14 +138,14 @@ def _send(config: PushConfig, contents: ModelContents | CacheContents) -> tuple[
     lacking = contents.files.keys() - RemoteFiles(api, repo, revision).names
     if lacking:
         raise UserError(
-            f"{config.repo_id} still lacks {min(lacking)} after it was sent: a .gitignore there "
-            "may leave it out"
+            f"{config.repo_id} still lacks {min(lacking)} after the push: a .gitignore there "
+            "may exclude it, so remove that line"
         )
     return revision, commit.oid != remote.commit, is_card_kept
 
 
 def _find_pull_request(api: HfApi, repo: dict[str, Any], title: str) -> str | None:
-    """Return the revision of an open one that an earlier push of the same contents made."""
+    """Return the revision of the open pull request with this title, if this user has one."""
     found = api.get_repo_discussions(
         **repo,
         author=api.whoami()["name"],
@@ -161,7 +158,7 @@ def _find_pull_request(api: HfApi, repo: dict[str, Any], title: str) -> str | No
 def _choose_card(
     config: PushConfig, contents: ModelContents | CacheContents, remote: RemoteFiles
 ) -> tuple[bytes, bool]:
-    """Return the README.md that the repository shall have, and whether an edited one is kept."""
+    """Return the new README.md of the repository, and whether it is an edited one that is kept."""
     before = remote.read("README.md")
     text = before.decode(errors="replace")
     license, edited = config.license, bool(before) and not is_unedited(text)

@@ -8,9 +8,9 @@ from accelerate import Accelerator
 from huggingface_hub import HfApi
 
 from hf_latent.errors import UserError
-from hf_latent.hub.contents import refuse_other_model
+from hf_latent.hub.contents import check_remote_class
 from hf_latent.hub.push import PushConfig, push
-from hf_latent.hub.remote import RemoteFiles, check_repo_id, insist, open_repository
+from hf_latent.hub.remote import RemoteFiles, check_repo_id, open_repository, retry
 from hf_latent.training.run.accelerator import TrainingConfig, raise_everywhere
 from hf_latent.training.run.folder import check_run_folder
 
@@ -43,7 +43,7 @@ def prepare_push(
             overwrite, resume = config.overwrite_output_dir, config.resume_from_checkpoint
             check_run_folder(Path(config.output_dir), overwrite, resume)
             repo_id, private = _repo_id(config), config.hub_private_repo
-            insist(partial(_open_repository, repo_id, private, class_name), repo_id)
+            retry(partial(_open_repository, repo_id, private, class_name), repo_id)
             model = Path(config.output_dir, "model")
             return PushConfig(model=str(model), repo_id=repo_id, private=private)
     return None
@@ -86,11 +86,11 @@ def _repo_id(config: TrainingConfig) -> str:
             ) from None
     if "/" in name:
         return name
-    return f"{insist(lambda: HfApi(token=True).whoami()['name'], name)}/{name}"
+    return f"{retry(lambda: HfApi(token=True).whoami()['name'], name)}/{name}"
 
 
 def _open_repository(repo_id: str, private: bool, class_name: str) -> None:
     """Create the repository, or check that it is for this kind of model."""
     api, repo = HfApi(token=True), {"repo_id": repo_id, "repo_type": "model"}
     open_repository(api, **repo, private=private)
-    refuse_other_model(repo_id, RemoteFiles(api, repo, "main"), class_name)
+    check_remote_class(repo_id, RemoteFiles(api, repo, "main"), class_name)

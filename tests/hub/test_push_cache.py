@@ -134,7 +134,7 @@ def test_a_push_that_was_cut_off_goes_on_where_it_stopped(hub, push, cache):
     assert outcome.status == 2
     last = outcome.err.splitlines()[-1]
     assert last.startswith("error: the Hub cannot be reached")
-    assert "the same command goes on where it stopped" in last
+    assert "try again later to resume" in last
     assert len(hub.asked("commit/main")) > 2
     assert not files(hub)
     hub.faults.clear()
@@ -231,7 +231,7 @@ def test_a_public_data_set_is_refused_where_a_private_one_was_asked_for(hub, pus
     hub.put(REPO, {})
     outcome = push("--private", "true")
     assert outcome.status == 2
-    assert "ada/latents is public on the Hub, and was to be private" in outcome.err
+    assert "ada/latents is public on the Hub, but must be private" in outcome.err
     assert files(hub) == {}
 
 

@@ -28,7 +28,7 @@ def test_a_gitignore_on_the_hub_is_found_out(hub, push):
     hub.put("ada/latents", {".gitignore": b"train-000001*\n"})
     outcome = push()
     assert outcome.status == 2
-    assert "still lacks train-000001.safetensors after it was sent" in outcome.err
+    assert "still lacks train-000001.safetensors after the push" in outcome.err
 
 
 def change_manifest(cache, **changes):

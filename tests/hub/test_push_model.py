@@ -66,7 +66,7 @@ def test_reports_and_shown_pictures_go_along(hub, push_model, model):
     card = CARD + "![a](samples.png) ![b](../model/other.png) ![c](missing.png)\n"
     (model / "README.md").write_text(card)
     outcome = push_model()
-    assert outcome.err.splitlines()[0] == "not sent, as no part of a model: other.png"
+    assert outcome.err.splitlines()[0] == "not sent, not part of the model: other.png"
     kept = folder_files(model)
     del kept["other.png"]
     assert model_files(hub) == kept
@@ -99,7 +99,7 @@ def test_nothing_else_of_the_folder_goes_along(hub, push_model, model, tmp_path)
     assert not names & sent.keys()
     assert sent == {k: v for k, v in folder_files(model).items() if k not in names}
     assert outcome.err.splitlines()[0] == (
-        "not sent, as no part of a model: config.yaml, last.ckpt, metrics.json, notes, "
+        "not sent, not part of the model: config.yaml, last.ckpt, metrics.json, notes, "
         "optimizer.safetensors and 7 more"
     )
     assert b"secret" not in hub.stored.values() and b"pickle" not in hub.stored.values()
@@ -273,7 +273,7 @@ def test_a_push_that_was_cut_off_goes_on_where_it_stopped(hub, push_model, model
     assert outcome.status == 2
     last = outcome.err.splitlines()[-1]
     assert last.startswith("error: the Hub cannot be reached")
-    assert "the same command goes on where it stopped" in last
+    assert "try again later to resume" in last
     assert len(hub.asked("commit/main")) > 2
     assert not model_files(hub)
     hub.faults.clear()

@@ -18,8 +18,8 @@ READ_ONLY = "this token may not write to ada/model"
         ("hf_unknown", "the Hub does not know this token"),
         ("hf_reader", READ_ONLY),
         ("hf_other", READ_ONLY),
-        ("hf_ctrl\x0bsecret", "the token for the Hub has characters that no token has"),
-        ("hf_schlüsselsecret", "the token for the Hub has characters that no token has"),
+        ("hf_ctrl\x0bsecret", "the token for the Hub has invalid characters"),
+        ("hf_schlüsselsecret", "the token for the Hub has invalid characters"),
     ],
 )
 @pytest.mark.parametrize("there", [False, True])
@@ -48,10 +48,13 @@ def test_a_private_model_of_another_is_one_line(hub, push_model):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], "pass what to send: either --model or --cache"),
-        (["--model", "a", "--cache", "b"], "pass what to send: either --model or --cache"),
+        ([], "pass either --model or --cache"),
+        (["--model", "a", "--cache", "b"], "pass either --model or --cache"),
         (["--cache", "b", "--checkpoints"], "--checkpoints go with a --model"),
-        (["--model", "a", "--create_pr", "--revision", "x"], "--create_pr makes a revision"),
+        (
+            ["--model", "a", "--create_pr", "--revision", "x"],
+            "--create_pr creates its own revision",
+        ),
         (["--model", "ada/other"], "--model ada/other is not a folder"),
         (["--model", "."], "--model . holds no model"),
     ],
@@ -70,7 +73,7 @@ def test_flags_that_cannot_work_are_one_line_and_no_request(hub, process, argume
         (None, ["--license", "no such licence"], "must be one of the known licences"),
         ("---\ntags: 3\n---\n", [], "must be an array"),
         ("---\ntags: [\n---\n", [], "the metadata of "),
-        ("# Mine\n", ["--license", "mit"], "is sent as it is, without --license"),
+        ("# Mine\n", ["--license", "mit"], "is sent unchanged, without --license"),
     ],
 )
 def test_a_card_that_the_hub_would_refuse_is_one_line(hub, push_model, model, card, flags, says):
@@ -136,7 +139,7 @@ def test_a_public_model_is_refused_where_a_private_one_was_asked_for(hub, push_m
     hub.put("ada/model", {}, kind="models")
     outcome = push_model("--private")
     assert outcome.status == 2
-    assert "ada/model is public on the Hub, and was to be private" in outcome.err
+    assert "ada/model is public on the Hub, but must be private" in outcome.err
     assert model_files(hub) == {}
 
 
@@ -161,7 +164,7 @@ def test_a_gitignore_on_the_hub_is_found_out(hub, push_model):
     hub.put("ada/model", {".gitignore": b"unet/*.safetensors\n"}, kind="models")
     outcome = push_model()
     assert outcome.status == 2
-    assert "still lacks unet/diffusion_pytorch_model.safetensors after it was sent" in outcome.err
+    assert "still lacks unet/diffusion_pytorch_model.safetensors after the push" in outcome.err
 
 
 def test_the_token_is_in_no_file(hub, push_model, process, model, tmp_path):
