@@ -53,7 +53,7 @@ def test_a_private_model_of_another_is_one_line(hub, push_model):
         (["--cache", "b", "--checkpoints"], "--checkpoints go with a --model"),
         (
             ["--model", "a", "--create_pr", "--revision", "x"],
-            "--create_pr creates its own revision",
+            "--create_pr creates its own",
         ),
         (["--model", "ada/other"], "--model ada/other is not a folder"),
         (["--model", "."], "--model . holds no model"),

@@ -11,13 +11,13 @@ LONGEST_SIDE = 1600
 
 
 def copy_picture(source: Path, target: Path) -> None:
-    """Copy a picture, and make a large one smaller.
+    """Copy a picture, and shrink a large one.
 
     Args:
-        source: a PNG file of our own, of any size.
-        target: the file to make or replace; its longest side has at most 1,600 pixels.
+        source: a PNG file that this package wrote, of any size.
+        target: the file to create or replace; its longest side has at most 1,600 pixels.
     """
-    # Not Image.open: it refuses a large picture, as a stranger's might be.
+    # Image.open refuses very large pictures, in case a stranger made them.
     with PngImageFile(source) as picture, replaced_whole(target) as temporary:
         picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
         picture.save(temporary)

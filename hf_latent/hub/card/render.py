@@ -1,7 +1,7 @@
-"""The cards: templates beside this file say what the facts of a model's folder give."""
+"""Cards, made from the facts of a model's folder by the templates beside this file."""
 
 import re
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
@@ -29,10 +29,11 @@ CARD = "README.md"
 PLACEHOLDER = "path/to/model"
 _SOURCE = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)  # safe to paste into code
 _LOADED = re.compile(r'from_pretrained\(\s*"(\w[\w.-]*/\w[\w.-]*)"', re.ASCII)
-_PICTURE = re.compile(r"!\[[^\]]*\]\(\s*<?([^)>\s]+)[^)]*\)")
+_IMAGE = re.compile(r"!\[[^\]]*\]\(\s*<?([^)>\s]+)[^)]*\)")
+_PICTURE = re.compile(r"\w[\w.-]*\.png", re.ASCII)
 ENVIRONMENT = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),
-    autoescape=True,  # so that a macro's result is not escaped again
+    autoescape=True,  # marks a macro's result, so that it is not escaped again
     finalize=text.plain,
     keep_trailing_newline=True,
 )
@@ -53,15 +54,15 @@ ENVIRONMENT.globals["DEFAULT_GUIDANCE_SCALE"] = DEFAULT_GUIDANCE_SCALE
 
 
 def render_card(template: str, card_data: huggingface_hub.CardData, **facts: Any) -> str:
-    """Write a card.
+    """Render and sign a card.
 
     Args:
         template: the file's name.
         card_data: the metadata.
-        facts: what the template shows; each text in it stays a text.
+        facts: the template's variables; texts in them are escaped.
 
     Returns:
-        The card: metadata as YAML, then Markdown, then its signature.
+        The card: metadata as YAML, then Markdown, then the signature.
     """
     front = Markup(card_data.to_yaml())
     return sign(ENVIRONMENT.get_template(template).render(card_data=front, **facts))
@@ -73,20 +74,20 @@ def render_model_card(
     license: str | None = None,
     reports: Path | None = None,
 ) -> str:
-    """Write a model's card.
+    """Render a model's card.
 
     Args:
-        folder: of a pipeline or an autoencoder, with the reports about it.
-        repo_id: of the model on the Hub, which the examples name; None: what the unedited card
-            there names, else a placeholder.
-        license: of the model, as the Hub calls it; None: what the card there names, if it does.
-        reports: where the reports and pictures are; None: in the same folder.
+        folder: of a pipeline or an autoencoder.
+        repo_id: of the model on the Hub, for the examples; None: from the folder's unedited card,
+            else a placeholder.
+        license: by the Hub's name; None: from the folder's unedited card, else from metrics.json.
+        reports: folder of the reports and pictures; None: the same folder.
 
     Returns:
-        The card: metadata as YAML, then Markdown, then its signature.
+        The card: metadata as YAML, then Markdown, then the signature.
 
     Raises:
-        UserError: if there is no model, a report cannot be read, or the name is none of the Hub.
+        UserError: if there is no model, a report cannot be read, or the Hub allows no such name.
     """
     facts = read_model_facts(folder, reports)
     kept_license, kept_repo_id = _kept(Path(reports or folder) / CARD)
@@ -95,8 +96,10 @@ def render_model_card(
         try:
             validate_repo_id(repo_id)
         except HFValidationError as error:
-            raise UserError(f"{repo_id} is no name of a model on the Hub ({error})") from error
-    source = repo_id or _source(facts.metrics)
+            raise UserError(f"{repo_id} cannot be a model's name on the Hub ({error})") from error
+    source = repo_id or str(facts.metrics.get("load_from"))
+    if not _SOURCE.fullmatch(source):
+        source = PLACEHOLDER
     tags, task = ["autoencoder"], RECONSTRUCTION
     if facts.kind == "pipeline":
         tags, task = ["class-conditional-image-generation"] if facts.num_classes else [], GENERATION
@@ -130,19 +133,19 @@ def write_model_card(
     license: str | None = None,
     overwrite: bool = False,
 ) -> bool:
-    """Write a model's card into its folder, unless the one there was edited.
+    """Write a model's card into its folder, unless the card there was edited.
 
     Args:
-        folder: as of `render_model_card`.
-        repo_id: as of `render_model_card`.
-        license: as of `render_model_card`.
+        folder: as in `render_model_card`.
+        repo_id: as in `render_model_card`.
+        license: as in `render_model_card`.
         overwrite: replace an edited card too.
 
     Returns:
-        False if the card there was edited by hand, and is kept.
+        Whether the card was written.
 
     Raises:
-        UserError: as of `render_model_card`.
+        UserError: as in `render_model_card`.
     """
     path = Path(folder) / CARD
     if not overwrite and path.is_file() and not is_unedited(_read(path)):
@@ -152,23 +155,17 @@ def write_model_card(
 
 
 def card_pictures(card: str) -> list[str]:
-    """Return the local pictures that a card shows.
+    """Return the names of the PNG files beside a card that the card shows.
 
     Args:
         card: the whole text of a README.md.
 
     Returns:
-        Their file names, each once. What lies elsewhere, in the Internet or in another folder, is
-        not among them.
+        Each name once; only letters, digits and `_.-`.
     """
     prose = re.sub(r"^(`{3,}).*?^\1`*$", "", card, flags=re.DOTALL | re.MULTILINE)
-    names = [unquote(target) for target in _PICTURE.findall(prose)]
-    return [name for name in dict.fromkeys(names) if _is_file_name(name)]
-
-
-def _is_file_name(name: str) -> bool:
-    plain_name = PurePosixPath(name).name == name and not set(name) & set(":\\\0")
-    return plain_name and not name.startswith(".")
+    names = dict.fromkeys(unquote(target) for target in _IMAGE.findall(prose))
+    return [name for name in names if _PICTURE.fullmatch(name)]
 
 
 def _read(path: Path) -> str:
@@ -176,16 +173,10 @@ def _read(path: Path) -> str:
 
 
 def _kept(path: Path) -> tuple[str | None, str | None]:
-    """Return the licence and the repository's name that an unedited card has."""
+    """Return the licence and the repository's name of an unedited card."""
     card = _read(path) if path.is_file() else ""
     if not is_unedited(card):
         return None, None
     found = _LOADED.search(card)
     license = huggingface_hub.ModelCard(card).data.to_dict().get("license")
     return license, found and found[1]
-
-
-def _source(known: dict[str, Any]) -> str:
-    """Return what the examples load, if the model is not on the Hub."""
-    source = str(known.get("load_from", PLACEHOLDER))
-    return source if _SOURCE.fullmatch(source) else PLACEHOLDER

@@ -39,7 +39,7 @@ def test_only_pictures_beside_the_card_are_named():
     card = """
 ![a](samples.png)
 ![again](samples.png) ![two](b.png "a title") ![](<c.png>)
-![escaped](my%20own.png)
+![escaped](my%5Fown.png) ![a name that a push would not send](my%20own.png) ![no PNG](h.jpg)
 ![web](https://example.org/x.png) ![](//example.org/y.png) ![](data:image/png;base64,AAAA)
 ![up](../secret.png) ![down](folder/d.png) ![](/etc/passwd) ![](%2e%2e%2fsecret.png) ![](..)
 ![hidden](.token) ![](C:x.png) ![](a\\b.png)
@@ -50,4 +50,4 @@ def test_only_pictures_beside_the_card_are_named():
 ```
 ![last](g.png)
 """
-    assert card_pictures(card) == ["samples.png", "b.png", "c.png", "my own.png", "g.png"]
+    assert card_pictures(card) == ["samples.png", "b.png", "c.png", "my_own.png", "g.png"]

@@ -376,7 +376,7 @@ def test_a_link_out_of_the_folder_is_not_followed(folder, pipeline, tmp_path):
 
 
 def test_a_name_that_the_hub_has_not_is_refused(folder):
-    with pytest.raises(UserError, match="is no name of a model on the Hub"):
+    with pytest.raises(UserError, match="cannot be a model's name"):
         render_model_card(folder, 'a/b"); import os; ("')
 
 
