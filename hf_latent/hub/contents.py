@@ -26,7 +26,7 @@ from hf_latent.hub.model_files import (
     check_files,
     checkpoint_files,
     is_file,
-    read_model_folder,
+    model_files,
 )
 from hf_latent.hub.remote import RemoteFiles
 from hf_latent.pipeline.hub_format import MODULES, RETIRED_MODULES
@@ -121,15 +121,15 @@ class ModelContents(_Contents):
 
     def __init__(self, folder: Path, repo_id: str, license: str | None, checkpoints: bool):
         """Check and hash every file."""
-        model = read_model_folder(_find_model(folder))
-        self.class_name, self.entry, self.repo_id = model.class_name, model.entry, repo_id
-        files = {name: model.folder / name for name in model.files}
+        model, self.repo_id = _find_model(folder), repo_id
+        self.entry, self.class_name, names = model_files(model)
+        files = {name: model / name for name in names}
         if checkpoints:
             files |= {name: folder / name for name in checkpoint_files(folder)}
-        super().__init__(model.folder, files, {x: hash_file(path) for x, path in files.items()})
+        super().__init__(model, files, {name: hash_file(path) for name, path in files.items()})
         self._edited, self._cards = self._edited_card(license), dict[str | None, str]()
         shown = self.pictures(self.card(license))
-        self.left_out = _left_out(self.folder, {*model.files, self.entry, "README.md", *shown})
+        self.left_out = _left_out(model, {*names, self.entry, "README.md", *shown})
 
     def __str__(self) -> str:
         """Return what a push prints."""

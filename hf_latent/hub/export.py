@@ -23,17 +23,17 @@ EXPORTED = {"README.md", "model_index.json", "scheduler", "unet", "vqvae"}
 class ExportConfig(Settings):
     """Export a model, for one class or none, to a folder that plain diffusers loads.
 
-    It is loaded with no remote code and without this package. There is no guidance in it: from the
-    same noise it draws the images of `hf-latent generate --guidance_scale 1`, within 1e-4 in
-    [0, 1]. Those of a flow are so at numbers of steps that divide 1,000, like 20 or 50; at others
-    single pixels differ by some hundredths.
+    Loading needs no remote code and not this package. The export has no guidance: from the same
+    noise it draws the images of `hf-latent generate --guidance_scale 1`, within 1e-4 in [0, 1]. For
+    a flow, the number of steps must divide 1,000, like 20 or 50; otherwise single pixels differ by
+    a few hundredths.
 
     Attributes:
         model: The folder or Hub id of a model, or the name of a released one.
         output_dir: The folder to write.
-        format: What to write: "ldm" is diffusers' LDMPipeline.
-        class_label: The label or name of the one class to draw. By default none: the null label of
-            a model with classes.
+        format: The format of the export: "ldm" is diffusers' LDMPipeline.
+        class_label: The label or name of the one class to draw. By default a model with classes
+            draws its null label.
         overwrite_output_dir: Replace an earlier export in output_dir.
     """
 
@@ -45,29 +45,31 @@ class ExportConfig(Settings):
 
 
 def export(config: ExportConfig) -> Path:
-    """Export a model, and print where to and what it draws.
-
-    Args:
-        config: which model, what of it, and where to.
+    """Export a model, and print its folder and what it draws.
 
     Returns:
         The folder.
 
     Raises:
-        UserError: if the model, the class or the folder is not fit.
+        UserError: if the model or the class cannot be exported, or the folder cannot be written.
     """
     output_dir = check_output_dir(config.output_dir, config.overwrite_output_dir)
     if output_dir.is_dir():
         kept = sorted({path.name for path in output_dir.iterdir()} - EXPORTED)
-        if kept:  # the folder is replaced as a whole
+        if kept:  # the export would delete it
             raise UserError(
-                f"--output_dir {output_dir} has {kept[0]} in it, which is of no export: "
-                "choose another"
+                f"--output_dir {output_dir} has {kept[0]} in it, which no export wrote: choose "
+                "another"
             )
     model = find_released(config.model)
     with loading(model, "model"):
         pipeline = LatentDiffusionPipeline.from_pretrained(model)
-    class_label = _chosen_label(pipeline, config.class_label)
+    class_label = None
+    if config.class_label is not None:
+        try:
+            (class_label,) = pipeline.get_label_ids([str(config.class_label)])
+        except ValueError as error:
+            raise UserError(f"--class_label: {error}") from error
     exported = to_ldm_pipeline(pipeline, class_label)
     base_model = None if Path(model).is_dir() else model
     card = render_export_card(pipeline, class_label, base_model)
@@ -76,9 +78,9 @@ def export(config: ExportConfig) -> Path:
     with replaced_whole(output_dir) as temporary:
         exported.save_pretrained(temporary)
         (temporary / "README.md").write_text(card, encoding="utf-8")
-    print(f"{_drawn(pipeline, class_label)}, as a stock LDMPipeline: {output_dir}")
+    print(f"{_describe_class(pipeline, class_label)}, as a stock LDMPipeline: {output_dir}")
     if pipeline.num_classes is not None or pipeline.guide_unet is not None:
-        print("there is no guidance in it: its images are those of guidance_scale 1")
+        print("the export has no guidance: its images are those of guidance_scale 1")
     return output_dir
 
 
@@ -87,15 +89,15 @@ def render_export_card(
     class_label: int | None = None,
     base_model: str | None = None,
 ) -> str:
-    """Write the card of an exported model.
+    """Render the card of an exported model.
 
     Args:
         pipeline: the model that was exported.
-        class_label: the class that was, or None.
-        base_model: the model's id on the Hub; None: it has none.
+        class_label: the exported class; None: the null label.
+        base_model: the model's id on the Hub, if it has one.
 
     Returns:
-        The card: metadata as YAML, then Markdown, then its signature.
+        The card: metadata as YAML, then Markdown, then the signature.
     """
     data = huggingface_hub.ModelCardData(
         base_model=base_model,
@@ -107,7 +109,7 @@ def render_export_card(
     return render_card(
         "export_card.md",
         data,
-        drawn=_drawn(pipeline, class_label),
+        drawn=_describe_class(pipeline, class_label),
         class_label=class_label,
         num_classes=pipeline.num_classes,
         guided=pipeline.guide_unet is not None,
@@ -119,18 +121,7 @@ def render_export_card(
     )
 
 
-def _chosen_label(pipeline: LatentDiffusionPipeline, asked: int | str | None) -> int | None:
-    if asked is None:
-        return None
-    try:
-        (label,) = pipeline.get_label_ids([str(asked)])
-    except ValueError as error:
-        raise UserError(f"--class_label: {error}") from error
-    return label
-
-
-def _drawn(pipeline: LatentDiffusionPipeline, class_label: int | None) -> str:
-    """Say what an export draws."""
+def _describe_class(pipeline: LatentDiffusionPipeline, class_label: int | None) -> str:
     if pipeline.num_classes is None:
         return "an unconditional model"
     if class_label is None:

@@ -1,6 +1,6 @@
-"""A model as diffusers' stock `LDMPipeline`, which knows no classes, flows or latent statistics.
+"""A model as diffusers' stock `LDMPipeline`, which supports no classes, flows or latent statistics.
 
-What that pipeline would not do is put into the weights instead.
+The weights take over what that pipeline does not do.
 """
 
 import copy
@@ -20,7 +20,7 @@ from hf_latent.models.fold import LatentStatistics, fold_latent_scale, prepare_f
 from hf_latent.models.load import Autoencoder
 from hf_latent.pipeline import LatentDiffusionPipeline
 
-# Of FlowMatchEulerDiscreteScheduler, each of them off by default.
+# Settings of FlowMatchEulerDiscreteScheduler that change its sigmas; off by default.
 OTHER_FLOWS = (
     "use_dynamic_shifting",
     "shift_terminal",
@@ -30,28 +30,28 @@ OTHER_FLOWS = (
     "use_exponential_sigmas",
     "use_beta_sigmas",
 )
-# Timesteps that are whole numbers come out a rounding error below them, and would be cut to one
-# less. This lifts them, by less than 0.0001.
+# Rounding errors lower whole timesteps slightly, and truncation would then make them one smaller.
+# This factor raises them by less than 0.0001.
 ROUNDING = 1 + 1e-7
 
 
 def to_ldm_pipeline(
     pipeline: LatentDiffusionPipeline, class_label: int | None = None
 ) -> LDMPipeline:
-    """Make a stock pipeline that draws the images of one class, or of none, without guidance.
+    """Create a stock pipeline that draws the images of one class, or of none, without guidance.
 
     From the same noise its images, in [0, 1], are within 1e-4 of the pipeline's own at
-    `guidance_scale=1`. Those of a flow too, if it has no shift and the number of steps
-    divides the scheduler's `num_train_timesteps` (1,000). Otherwise its timesteps are cut to whole
-    numbers: single pixels then differ by some hundredths (of a small trained model, at 7, 15 and 30
-    steps, by up to 0.03, and by 0.001 on average).
+    `guidance_scale=1`. For a flow, this needs a flow without shift and a number of steps that
+    divides the scheduler's `num_train_timesteps` (1,000). Otherwise `LDMPipeline` truncates
+    timesteps to whole numbers, and single pixels differ by a few hundredths (for a small trained
+    model, at 7, 15 and 30 steps, by up to 0.03, and by 0.001 on average).
 
     Args:
-        pipeline: any model whose scheduler is as in training; it is left as it is.
+        pipeline: with the scheduler of its training; it is not changed.
         class_label: of a model with classes; None: its null label.
 
     Returns:
-        An `LDMPipeline`, of which plain diffusers loads a save with no remote code.
+        A pipeline that plain diffusers loads, once it is saved, without remote code.
 
     Raises:
         UserError: if `LDMPipeline` cannot draw this model's images.
@@ -77,10 +77,10 @@ def to_ldm_pipeline(
 
 
 def _fold_class(unet: UNet2DModel, class_label: int) -> None:
-    """Make a class-conditional denoiser, in place, one of a single class that takes no labels.
+    """Fix the class of a denoiser, in place; it then takes no labels.
 
-    The class embedding is added to the timestep embedding. The last layer of the timestep embedding
-    is linear, so its bias can hold the class embedding.
+    The denoiser adds the class embedding to the timestep embedding, whose last layer is linear. So
+    that layer's bias can hold the class embedding.
     """
     with torch.no_grad():
         unet.time_embedding.linear_2.bias += unet.class_embedding.weight[class_label]
@@ -91,31 +91,31 @@ def _fold_class(unet: UNet2DModel, class_label: int) -> None:
 def convert_flow_scheduler(
     scheduler: FlowMatchEulerDiscreteScheduler,
 ) -> tuple[DPMSolverMultistepScheduler, float]:
-    """Make a flow's scheduler of the one stock class that `LDMPipeline` can use.
+    """Convert a flow's scheduler to the one stock class that `LDMPipeline` can use.
 
     The first-order update of DPM-Solver++ (Lu et al. 2022),
     x_t = (sigma_t / sigma_s) x_s + (alpha_t - alpha_s sigma_t / sigma_s) x_0,
-    is Euler's method where alpha = 1 - sigma and x_0 = x_s - sigma_s v. But with N timesteps the
-    scheduler's sigmas begin at 1 - 1/N, and it cuts its timesteps, sigma N, to whole numbers. With
-    N = T + 1, for a flow of T timesteps, its timesteps are the flow's (with a shift, almost).
-    The sigmas are those of the flow times one factor, and a denoiser whose output is divided by it
-    takes the same steps. For u from 1 to 0 in equal steps, u' = u T/N and the shift s,
+    is Euler's method if alpha = 1 - sigma and x_0 = x_s - sigma_s v. But with N timesteps, the
+    scheduler's sigmas begin at 1 - 1/N, and it truncates its timesteps, sigma N, to whole numbers.
+    With N = T + 1, for a flow of T timesteps, its timesteps are the flow's (almost, with a shift).
+    Its sigmas are the flow's times one factor. If the denoiser's output is divided by that factor,
+    the steps are the same. For u from 1 to 0 in equal steps, u' = u T/N and the shift s,
     s' u' / (1 + (s' - 1) u') = factor * s u / (1 + (s - 1) u)
-    where s' = 1 + (s - 1) N/T and factor = (T/N + s - 1) / s.
+    with s' = 1 + (s - 1) N/T and factor = (T/N + s - 1) / s.
 
     Args:
         scheduler: of a flow, with any constant shift.
 
     Returns:
-        The scheduler, and what the denoiser's output is to be multiplied with: 1 / factor.
+        The scheduler, and 1 / factor, which must multiply the denoiser's output.
 
     Raises:
-        UserError: if the sigmas are chosen otherwise than by a shift.
+        UserError: if anything but a shift changes the sigmas.
     """
     if other := [name for name in OTHER_FLOWS if scheduler.config.get(name)]:
         raise UserError(
-            f"this model's scheduler has {other[0]}, which no scheduler that LDMPipeline can use "
-            "has: save the model with a plain FlowMatchEulerDiscreteScheduler"
+            f"this model's scheduler uses {other[0]}, which LDMPipeline does not support: save the "
+            "model with a plain FlowMatchEulerDiscreteScheduler"
         )
     own, shift = scheduler.config.num_train_timesteps, scheduler.config.shift
     first = own / (own + 1)
@@ -130,15 +130,15 @@ def convert_flow_scheduler(
 
 
 def _scale_output(unet: UNet2DModel, factor: float) -> None:
-    """Multiply the output of a denoiser, in place, by its last layer.
+    """Scale the weights of a denoiser's last layer, and so its output, in place.
 
     Raises:
-        UserError: if something is added after that layer.
+        UserError: if the denoiser adds something after that layer.
     """
     if skips := [name for name in unet.config.up_block_types if "Skip" in name]:
         raise UserError(
-            f"the denoiser has a {skips[0]}, after which its output cannot be scaled, as "
-            "LDMPipeline needs it of a flow: share the model itself"
+            f"the denoiser has a {skips[0]}, so its output cannot be scaled, which LDMPipeline "
+            "needs for a flow: share the model itself"
         )
     with torch.no_grad():
         unet.conv_out.weight *= factor
@@ -146,16 +146,15 @@ def _scale_output(unet: UNet2DModel, factor: float) -> None:
 
 
 def _fold_foreign_scale(vae: Autoencoder) -> Autoencoder:
-    """Fold what `LDMPipeline` does not know of a latent scale into the weights.
+    """Fold a latent scale into the weights, unless it is `scaling_factor` alone.
 
-    It divides by `scaling_factor`, and knows none of `shift_factor`, `latents_mean` and
-    `latents_std`.
+    `LDMPipeline` ignores `shift_factor`, `latents_mean` and `latents_std`.
 
     Returns:
-        The same autoencoder if it has none of them, else a copy that has none.
+        The same autoencoder if it has none of the three, else a copy without them.
 
     Raises:
-        UserError: if it has them, and is no AutoencoderKL.
+        UserError: if it has one of the three and is no AutoencoderKL.
     """
     shift, mean, std = (vae.config.get(x) for x in ("shift_factor", "latents_mean", "latents_std"))
     if not shift and mean is None and std is None:
@@ -163,7 +162,7 @@ def _fold_foreign_scale(vae: Autoencoder) -> Autoencoder:
     if not isinstance(vae, AutoencoderKL):
         raise UserError(
             f"the autoencoder is an {type(vae).__name__} with a shift_factor, latents_mean or "
-            "latents_std, which LDMPipeline does not know: share the model itself"
+            "latents_std, which LDMPipeline ignores: share the model itself"
         )
     ones = torch.ones(vae.config.latent_channels, dtype=torch.float64)
     statistics = LatentStatistics(

@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,28 +29,16 @@ _CHECKPOINT = re.compile(r"checkpoint-\d+")
 _MOMENTS = re.compile(r"\w+_optimizer\.safetensors", re.ASCII)
 
 
-@dataclass(frozen=True)
-class ModelFolder:
-    """The files of a whole model.
-
-    Attributes:
-        folder: where the model lies.
-        entry: `model_index.json` of a pipeline, or `config.json` of an autoencoder.
-        class_name: of the pipeline or the autoencoder.
-        files: names of the other files, relative to the folder; no card and no pictures.
-    """
-
-    folder: Path
-    entry: str
-    class_name: str
-    files: tuple[str, ...]
-
-
-def read_model_folder(folder: Path) -> ModelFolder:
+def model_files(folder: Path) -> tuple[str, str, list[str]]:
     """List a model's files, and check each.
 
     Args:
         folder: of a pipeline or an autoencoder.
+
+    Returns:
+        The entry (`model_index.json` of a pipeline, `config.json` of an autoencoder), the class
+        that it names, and the names of the other files, relative to the folder; no card and no
+        pictures.
 
     Raises:
         UserError: if there is no model, a file is missing, damaged or a link, or a file names
@@ -73,7 +60,7 @@ def read_model_folder(folder: Path) -> ModelFolder:
         files = _weight_files(folder)
     files += [name for name in ABOUT if is_file(folder / name)]
     check_files(folder, [entry, *files])
-    return ModelFolder(folder, entry, class_name, tuple(files))
+    return entry, class_name, files
 
 
 def checkpoint_files(run: Path) -> list[str]:

@@ -115,7 +115,7 @@ def test_an_export_holds_safetensors_and_no_path(tmp_path, capsys, objective):
     lines = capsys.readouterr().out.splitlines()
     assert lines == [
         f"class 2 (owl), as a stock LDMPipeline: {output}",
-        "there is no guidance in it: its images are those of guidance_scale 1",
+        "the export has no guidance: its images are those of guidance_scale 1",
     ]
     files = {path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()}
     assert files == {
@@ -167,7 +167,7 @@ def test_a_name_goes_before_a_number(tmp_path, capsys):
         (("--output_dir", "model"), "--output_dir model has files in it"),
         (
             ("--output_dir", "model", "--overwrite_output_dir"),
-            "has add_noise.py in it, which is of",
+            "has add_noise.py in it, which no export",
         ),
     ],
 )

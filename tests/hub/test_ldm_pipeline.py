@@ -108,7 +108,7 @@ def test_whole_timesteps_are_not_cut(steps):
 def test_other_flows_are_refused(pipeline, name):
     pipeline.scheduler = FlowMatchEulerDiscreteScheduler()
     pipeline.scheduler.register_to_config(**{name: 0.1})
-    with pytest.raises(UserError, match=f"scheduler has {name}, which no"):
+    with pytest.raises(UserError, match=f"scheduler uses {name}, which LDM"):
         to_ldm_pipeline(pipeline)
 
 

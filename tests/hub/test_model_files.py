@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from hf_latent.errors import UserError
-from hf_latent.hub.model_files import CODE, checkpoint_files, read_model_folder
+from hf_latent.hub.model_files import CODE, checkpoint_files, model_files
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
@@ -28,7 +28,7 @@ def sharded(vae, tmp_path):
 
 def refused(folder, *says):
     with pytest.raises(UserError) as error:
-        read_model_folder(folder)
+        model_files(folder)
     for words in says:
         assert words in str(error.value)
     assert "\n" not in str(error.value)
@@ -39,9 +39,9 @@ def change(path, **changes):
 
 
 def test_the_files_of_a_pipeline_are_an_explicit_list(folder):
-    model = read_model_folder(folder)
-    assert (model.entry, model.class_name) == ("model_index.json", "LatentDiffusionPipeline")
-    assert sorted(model.files) == sorted(
+    entry, class_name, files = model_files(folder)
+    assert (entry, class_name) == ("model_index.json", "LatentDiffusionPipeline")
+    assert sorted(files) == sorted(
         [
             "scheduler/scheduler_config.json",
             "unet/config.json",
@@ -57,24 +57,19 @@ def test_the_files_of_a_pipeline_are_an_explicit_list(folder):
 def test_a_models_own_guidance_is_no_component(pipeline, folder, tmp_path):
     pipeline.register_to_config(guidance={"guidance_interval": (0.2, 0.8)})
     pipeline.save_pretrained(tmp_path / "own")
-    assert read_model_folder(tmp_path / "own").files == read_model_folder(folder).files
+    assert model_files(tmp_path / "own") == model_files(folder)
 
 
 def test_the_files_of_an_autoencoder_are_an_explicit_list(vae, tmp_path):
     vae.save_pretrained(tmp_path)
-    model = read_model_folder(tmp_path)
-    assert (model.entry, model.class_name, model.files) == (
-        "config.json",
-        "AutoencoderKL",
-        (WEIGHTS,),
-    )
+    assert model_files(tmp_path) == ("config.json", "AutoencoderKL", [WEIGHTS])
 
 
 def test_a_stock_pipeline_has_no_code(folder):
     change(folder / "model_index.json", _class_name="LDMPipeline")
-    model = read_model_folder(folder)
-    assert model.class_name == "LDMPipeline"
-    assert not set(CODE) & set(model.files)
+    _, class_name, files = model_files(folder)
+    assert class_name == "LDMPipeline"
+    assert not set(CODE) & set(files)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +93,7 @@ def test_an_empty_component_is_named(folder):
     (folder / "scheduler" / "scheduler_config.json").unlink()
     refused(folder, str(folder / "scheduler"))
     change(folder / "model_index.json", scheduler=[None, None])
-    assert read_model_folder(folder).files
+    assert model_files(folder)
 
 
 def test_missing_weights_are_named(folder):
@@ -172,7 +167,7 @@ def test_shards_are_those_of_the_index(sharded):
     shards = sorted(set(json.loads((sharded / INDEX).read_text())["weight_map"].values()))
     assert len(shards) > 2
     (sharded / "diffusion_pytorch_model-00001-of-00099.safetensors").write_bytes(b"of no index")
-    assert read_model_folder(sharded).files == (INDEX, *shards)
+    assert model_files(sharded)[2] == [INDEX, *shards]
     (sharded / shards[1]).unlink()
     refused(sharded, f"{sharded / shards[1]} is missing")
 
@@ -202,7 +197,7 @@ def test_an_index_without_weights_is_refused(sharded, weight_map):
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"config\.json cannot be read"):
-        read_model_folder(tmp_path)
+        model_files(tmp_path)
 
 
 def test_a_checkpoint_is_checked_like_a_model(vae, tmp_path):

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hf_latent.hub.ldm_pipeline import to_ldm_pipeline
-from hf_latent.hub.model_files import read_model_folder
+from hf_latent.hub.model_files import model_files
 from hf_latent.models.frozen import hash_weights
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.pipeline.hub_format import MODULES, sent_files
@@ -137,8 +137,8 @@ def test_a_variant_dtypes_and_shards_of_the_guide(guided, tmp_path):
 def test_a_guide_is_sent_to_the_hub(guided, tmp_path):
     guided.save_pretrained(tmp_path)
     assert set(sent_files(tmp_path, with_card=False)) == WITHOUT_GUIDE | GUIDE
-    model = read_model_folder(tmp_path)
-    assert {*model.files, model.entry} == WITHOUT_GUIDE | GUIDE
+    entry, _, files = model_files(tmp_path)
+    assert {entry, *files} == WITHOUT_GUIDE | GUIDE
 
 
 def test_an_export_leaves_the_guide_out(guided, unconditional_guided):

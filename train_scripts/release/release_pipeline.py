@@ -17,7 +17,7 @@ from hf_latent.errors import UserError
 from hf_latent.evaluation.images.sampling import load_pipeline
 from hf_latent.hub.card.facts import PICTURES, read_model_facts
 from hf_latent.hub.card.render import CARD, render_model_card
-from hf_latent.hub.model_files import read_model_folder
+from hf_latent.hub.model_files import model_files
 from hf_latent.output import read_json, replaced_whole, write_json, write_text
 
 REPORTS = ("training.json", "config.yaml")
@@ -80,12 +80,11 @@ def release_pipeline(config: ReleasePipelineConfig) -> dict[str, Any]:
 
 def _copy_without_code(model: Path, folder: Path) -> None:
     """Copy a saved pipeline's components and index in their dtype; the package has its code."""
-    found = read_model_folder(model)
-    for name in (name for name in found.files if "/" in name):  # components
+    entry, class_name, names = model_files(model)
+    for name in (name for name in names if "/" in name):  # components
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(model / name, folder / name)
-    index = read_json(model / found.entry)
-    write_json(folder / found.entry, index | {"_class_name": found.class_name})
+    write_json(folder / entry, read_json(model / entry) | {"_class_name": class_name})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The card of a latent cache, made from its manifest alone; what the manifest lacks is left out."""
+"""The card of a latent cache, made from its manifest alone; it omits what the manifest lacks."""
 
 import math
 import re
@@ -15,15 +15,15 @@ _NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")  # safe to paste into a shell and into
 def render_cache_card(
     manifest: dict[str, Any], repo_id: str = "user/name", license: str | None = None
 ) -> str:
-    """Write a cache's card.
+    """Render a cache's card.
 
     Args:
         manifest: the content of a complete cache's manifest.json.
-        repo_id: the data set that the card's examples name.
-        license: of the images, as the Hub calls it; None: the card names none.
+        repo_id: of the data set, for the examples.
+        license: of the images, by the Hub's name; None: the card names none.
 
     Returns:
-        The card: metadata as YAML, then Markdown, then a comment with the hash of both.
+        The card: metadata as YAML, then Markdown, then the signature.
     """
     rows = sum(split["rows"] for split in manifest["splits"].values())
     title = f"Latents of {manifest.get('data') or 'images'}"
@@ -54,16 +54,11 @@ def render_cache_card(
 
 
 def size_category(rows: int) -> str:
-    """Name the Hub's size category of a data set.
-
-    Args:
-        rows: how many.
-
-    Returns:
-        One of the Hub's names, like 10K<n<100K.
-    """
+    """Return the Hub's name for the size of a data set, like 10K<n<100K."""
     limits = ["1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T"]
-    place = next((i for i in range(len(limits)) if rows < 10 ** (i + 3)), len(limits))
-    if place == len(limits):
-        return "n>1T"
-    return f"{limits[place - 1]}<n<{limits[place]}" if place else "n<1K"
+    reached = len(str(rows)) - 3  # number of limits that the size reaches
+    if reached <= 0:
+        return f"n<{limits[0]}"
+    if reached >= len(limits):
+        return f"n>{limits[-1]}"
+    return f"{limits[reached - 1]}<n<{limits[reached]}"

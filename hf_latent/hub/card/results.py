@@ -1,4 +1,4 @@
-"""The measured figures of a card: one table says how each is written, and what the metadata say."""
+"""The measured figures of a card: their names, formats and units, in tables and in metadata."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,23 +9,25 @@ from huggingface_hub import EvalResult
 from hf_latent.hub.card.facts import HELD_OUT, ModelFacts, hub_id
 from hf_latent.hub.card.text import interval_text, number, one_line
 
-GENERATION = ("unconditional-image-generation", "Image generation")  # the Hub has none with classes
+GENERATION = (
+    "unconditional-image-generation",
+    "Image generation",
+)  # the Hub has none with classes
 RECONSTRUCTION = ("image-to-image", "Reconstruction")
 
 
 class Metric(NamedTuple):
-    """How a figure of a report is told. Words in braces are filled in by `_read`.
+    """How a card shows a figure. `_read` fills in words in braces.
 
     Attributes:
-        key: of the report, perhaps after a prefix like `held_out_`.
+        key: in the report, without a prefix like `held_out_`.
         kind: the metric's type in the metadata.
-        form: how its value is written, as of `format`.
-        name: what the metadata call it, with how it was measured. A distance between features means
-            nothing without the network that gave them: if `{features}` is not known, the metadata
-            leave it out.
-        label: what a table calls it.
-        unit: what follows the number in a table.
-        real: the key of the same figure of real images.
+        form: of the value, as in `format`.
+        name: in the metadata, with the way of measuring. If it needs `{features}`, and the feature
+            network is not known, the metadata omit the figure: it could not be compared.
+        label: in a table.
+        unit: after the number in a table.
+        real: key of the same figure of real images; by default `real_` and the key.
     """
 
     key: str
@@ -48,19 +50,13 @@ _UNPADDED, _PERCEPTUAL = "without the padding", "perceptual distance{network}"
 _KL, _NATS = "KL before the fold", " nats a latent value"
 
 GENERATED = (
-    Metric("fd", "fd", ".2f", f"FD{_HOW}", "FD", real="real_fd"),
+    Metric("fd", "fd", ".2f", f"FD{_HOW}", "FD"),
     Metric("floor_fd", "fd", ".2f", _FLOOR + "{features}{images}", _FLOOR),
-    Metric("fd_subset_mean", "fd", ".2f", f"mean {_PARTS}", real="real_fd_subset_mean"),
-    Metric(
-        key="fd_subset_std",
-        kind="fd_deviation",
-        form=".2f",
-        name=f"deviation of the {_PARTS}",
-        real="real_fd_subset_std",
-    ),
-    Metric("kid", "kid", ".5f", f"KID{_HOW}", "KID", real="real_kid"),
+    Metric("fd_subset_mean", "fd", ".2f", f"mean {_PARTS}"),
+    Metric("fd_subset_std", "fd_deviation", ".2f", f"deviation of the {_PARTS}"),
+    Metric("kid", "kid", ".5f", f"KID{_HOW}", "KID"),
     *(
-        Metric(key, key, ".3f", key + _HOW, key, real=f"real_{key}")
+        Metric(key, key, ".3f", key + _HOW, key)
         for key in ("precision", "recall", "density", "coverage")
     ),
     Metric(
@@ -108,15 +104,15 @@ KEPT = tuple(
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure that was measured.
+    """A measured figure.
 
     Attributes:
         value: finite.
         kind: the metric's type in the metadata.
-        name: what the metadata call it; None: they leave it out.
-        label: what a table calls it.
-        text: the value and its unit, as a table shows it.
-        real: the same of real images; empty if that was not measured.
+        name: in the metadata; None: they omit it.
+        label: in a table.
+        text: value and unit in a table.
+        real: value of real images in a table; empty if it was not measured.
     """
 
     value: float
@@ -133,46 +129,34 @@ Figures = dict[str, Figure]
 def model_figures(facts: ModelFacts) -> dict[str, Figures]:
     """Return the measured figures of a model.
 
-    Args:
-        facts: of its folder.
-
     Returns:
-        By group, and there by key: `generated`, how close its images come to real ones; `copied`,
-        how many copies of training images there are; `kept`, what the autoencoder keeps of an
-        image; `latents`, how near to a standard normal each channel of an autoencoder's latents is.
+        By group, then by key: `generated`, how close its images come to real ones; `copied`, the
+        number of copies of training images; `kept`, what the autoencoder keeps of an image;
+        `latents`, mean and deviation of each channel of an autoencoder's latents.
     """
     measured, held_out = facts.measured, facts.held_out
     if facts.kind == "pipeline":
         kept = reconstruction_figures(measured, "reconstruction_", held_out)
-        return {**generation_figures(measured, facts.guide, held_out), "kept": kept}
+        return {**_generation_figures(measured, facts.guide, held_out), "kept": kept}
     kept = reconstruction_figures(measured, facts.prefix, held_out)
-    if facts.prefix == "test_":  # a release keeps the training's KL, which has no prefix
+    if facts.prefix == "test_":  # the KL of a released autoencoder has no prefix
         kept |= _read(KEPT[-1:], measured, images="")
-    return {"kept": kept, "latents": latent_figures(measured)}
+    return {"kept": kept, "latents": _latent_figures(measured)}
 
 
-def generation_figures(
-    metrics: dict[str, Any], guide: str | None = None, held_out: str = HELD_OUT
+def _generation_figures(
+    metrics: dict[str, Any], guide: str | None, held_out: str
 ) -> dict[str, Figures]:
-    """Return the figures of generated images.
+    """Return `generated` and `copied` of `model_figures`."""
 
-    Args:
-        metrics: of metrics.json.
-        guide: what guided the samples, if it was another denoiser.
-        held_out: what to call the images that copies were looked for among, besides the samples.
+    def shown(key: str, form: str = ",") -> str | None:
+        return number(metrics.get(key), form)
 
-    Returns:
-        `generated` and `copied`, as of `model_figures`.
-    """
-    scale, steps = (
-        number(metrics.get(key), form)
-        for key, form in (("guidance_scale", "g"), ("num_inference_steps", ","))
-    )
+    scale, steps = shown("guidance_scale", "g"), shown("num_inference_steps")
     guidance, between = "autoguidance" if guide else "guidance", interval_text(metrics)
     network = metrics.get("feature_extractor")
-    images, others = (number(metrics.get(key), ",") for key in ("num_images", "held_out_images"))
-    compared = number(metrics.get("train_images"), ",")
-    known = metrics | _parts(metrics, "") | _parts(metrics, "real_")
+    images, others, compared = map(shown, ("num_images", "held_out_images", "train_images"))
+    known = metrics | _subset_fd(metrics, "") | _subset_fd(metrics, "real_")
     words = {
         "features": f", {network} features" if network else "",
         "sampling": (f", {guidance} {scale}{between}" if scale else "")
@@ -180,7 +164,7 @@ def generation_figures(
         + (f", {steps} steps" if steps else ""),
         "images": f", {images} images" if images else "",
         "parts": known["fd_subset_mean"] is not None and len(metrics["fd_subset_values"]),
-        "part_images": number(metrics.get("fd_subset_images"), ","),
+        "part_images": shown("fd_subset_images"),
         "compared": f"{compared} " if compared else "",
         "samples": f"{images} samples" if images else "samples",
         "of_samples": f" of {images}" if images else "",
@@ -188,7 +172,7 @@ def generation_figures(
         "of_others": f" of {others}" if others else "",
     }
     copied = _read(COPIED, metrics, **words)
-    for space in ("latents", "features"):  # samples and others say something only side by side
+    for space in ("latents", "features"):  # samples mean something only beside held-out images
         pair = [f"memorisation_{space}_{kind}" for kind in ("copies", "held_out_copies")]
         if not all(key in copied for key in pair):
             for key in pair:
@@ -199,15 +183,15 @@ def generation_figures(
 def reconstruction_figures(
     report: dict[str, Any], prefix: str, held_out: str = HELD_OUT
 ) -> Figures:
-    """Return what an autoencoder keeps of images.
+    """Return the figures of what an autoencoder keeps of images.
 
     Args:
         report: flat figures.
-        prefix: of the keys there, like `reconstruction_`.
-        held_out: what to call the images.
+        prefix: of their keys, like `reconstruction_`.
+        held_out: name of the images.
 
     Returns:
-        Those that were measured, by their keys without the prefix.
+        The measured ones, by their keys without the prefix.
     """
     own = {k.removeprefix(prefix): value for k, value in report.items() if k.startswith(prefix)}
     images = number(own.get("images"), ",")
@@ -224,15 +208,8 @@ def reconstruction_figures(
     )
 
 
-def latent_figures(report: dict[str, Any]) -> Figures:
-    """Return how near to a standard normal the saved model's latents are.
-
-    Args:
-        report: flat figures, of each channel a list.
-
-    Returns:
-        A figure a channel, named `latent_mean 1` and so on; only if that of each channel is known.
-    """
+def _latent_figures(report: dict[str, Any]) -> Figures:
+    """Return mean and deviation of each latent channel, if all channels have them."""
     found = {}
     for key, kind, form in (("mean", "latent_mean", "+.3f"), ("std", "latent_deviation", ".3f")):
         values: Any = report.get(f"residual_{key}")
@@ -247,11 +224,11 @@ def latent_figures(report: dict[str, Any]) -> Figures:
 
 
 def eval_results(facts: ModelFacts, figures: dict[str, Figures]) -> list[EvalResult]:
-    """Return a card's `model-index`, a result a figure.
+    """Return the results of a card's `model-index`, one for each figure that has a name.
 
     Args:
         facts: of the model's folder.
-        figures: as of `model_figures`.
+        figures: of `model_figures`.
     """
     data = facts.measured.get("data")
     return [
@@ -274,32 +251,33 @@ def eval_results(facts: ModelFacts, figures: dict[str, Figures]) -> list[EvalRes
 
 
 def _read(table: Iterable[Metric], report: dict[str, Any], **words: Any) -> Figures:
-    """Return those figures of a table that a report has."""
+    """Return the figures of a table that a report has."""
     found = {}
     for metric in table:
         value: Any = report.get(metric.key)
         text = number(value, metric.form)
         if text is None:
             continue
-        told = words.get("features") or "{features}" not in metric.name
+        is_named = words.get("features") or "{features}" not in metric.name
         found[metric.key] = Figure(
             value=value,
             kind=metric.kind,
-            name=metric.name.format(**words) if told else None,
+            name=metric.name.format(**words) if is_named else None,
             label=metric.label.format(**words),
             text=text + metric.unit.format(**words),
-            real=number(report.get(metric.real), metric.form) or "",
+            real=number(report.get(metric.real or f"real_{metric.key}"), metric.form) or "",
         )
     return found
 
 
-def _parts(metrics: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """Return mean and deviation of the FD of disjoint parts; None if one is missing."""
+def _subset_fd(metrics: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """Return mean and deviation of the FD of disjoint parts; None if a value is missing."""
     values: Any = metrics.get(f"{prefix}fd_subset_values")
     deviation, size = metrics.get(f"{prefix}fd_subset_std"), metrics.get("fd_subset_images")
     mean = None
-    if isinstance(values, list) and values and None not in [number(x, "g") for x in values]:
-        mean = sum(values) / len(values)
-    if mean is None or number(deviation, "g") is None or not number(size, ",d"):
-        mean = deviation = None
-    return {f"{prefix}fd_subset_mean": mean, f"{prefix}fd_subset_std": deviation}
+    if number(deviation, "g") and number(size, ",d") and isinstance(values, list) and values:
+        mean = sum(values) / len(values) if all(number(x, "g") for x in values) else None
+    return {
+        f"{prefix}fd_subset_mean": mean,
+        f"{prefix}fd_subset_std": None if mean is None else deviation,
+    }

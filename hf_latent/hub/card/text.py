@@ -1,4 +1,4 @@
-"""Values from files as text that is only text in a card: in Markdown, in tables, in numbers."""
+"""Format and escape the values of reports for use in a Markdown card."""
 
 import html
 import json
@@ -10,16 +10,16 @@ from markupsafe import Markup
 
 
 def plain(value: Any) -> Markup:
-    r"""Return a value so that it is only a text in Markdown, in any table.
+    r"""Escape a value for use in a Markdown card, tables included.
 
-    A card's templates pass every value through this, unless it is `Markup` already: what a template
-    itself writes, or a value that it marks as `safe`.
+    The templates apply this to every value, except to `Markup`: text of the templates, and values
+    that they mark as `safe`.
 
     Args:
-        value: whatever a file holds.
+        value: any value of a file.
 
     Returns:
-        One line; empty for None. Markdown's and HTML's own characters are escaped, like `\*`.
+        One line; empty for None. The characters of Markdown and HTML are escaped, like `\*`.
     """
     if isinstance(value, Markup):
         return value
@@ -28,22 +28,22 @@ def plain(value: Any) -> Markup:
 
 
 def one_line(value: Any) -> str:
-    """Return a text without line breaks, for metadata.
+    """Return a text without line breaks.
 
-    Names of files that are not UTF-8 hold surrogates, which no file in UTF-8 can: they become ?.
+    Surrogates, which stand for bytes of file names that are not UTF-8, become `?`: UTF-8 has none.
     """
     return " ".join(str(value).encode(errors="replace").decode().split())
 
 
 def number(value: Any, form: str) -> str | None:
-    """Write a number.
+    """Format a number.
 
     Args:
-        value: whatever a report holds.
-        form: as of `format`; with d for whole numbers only.
+        value: any value of a report.
+        form: as in `format`; with d, only int is a number.
 
     Returns:
-        None for what is no such finite number, and so was not measured.
+        None if the value is no finite number, so it was not measured.
     """
     if form.endswith("d") and not isinstance(value, int):
         return None
@@ -53,26 +53,18 @@ def number(value: Any, form: str) -> str | None:
 
 
 def whole(value: Any) -> int:
-    """Return a positive whole number of a report; 0 for anything else."""
+    """Return a positive int of a report; 0 for anything else."""
     return value if number(value, "d") and value > 0 else 0
 
 
 def counted(count: Any, noun: str) -> str | None:
-    """Write a number and its noun, like 1 image or 1,000 images.
-
-    Args:
-        count: whatever a report holds.
-        noun: of one.
-
-    Returns:
-        None for what is no whole number.
-    """
+    """Format a number and its noun, like 1 image or 1,000 images; None if it is no int."""
     shown = number(count, ",d")
     return shown and f"{shown} {noun}{'' if count == 1 else 's'}"
 
 
 def interval_text(report: dict[str, Any]) -> str:
-    """Return between which noise levels samples are guided, after a blank; empty: at all."""
+    """Return a space and the noise levels at which samples are guided; empty: at all levels."""
     interval = report.get("guidance_interval")
     if not isinstance(interval, list) or len(interval) != 2:
         return ""
@@ -81,7 +73,7 @@ def interval_text(report: dict[str, Any]) -> str:
 
 
 def size_text(size: int) -> str:
-    """Write a number of bytes in the unit that suits it."""
+    """Format a number of bytes."""
     unit, name = next(
         (u, n) for u, n in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if size >= u or u < 1e4
     )
@@ -89,24 +81,19 @@ def size_text(size: int) -> str:
 
 
 def duration_text(seconds: float) -> str:
-    """Write a duration in the unit that suits it."""
+    """Format a duration in seconds, minutes or hours."""
     if seconds < 120:
         return str(counted(max(1, round(seconds)), "second"))
     return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
 
 
 def code_block(text: str, language: str) -> Markup:
-    """Write a block of code whose fence nothing inside can close.
-
-    Args:
-        text: of a file.
-        language: for the colours.
-    """
+    """Return a Markdown block of code, with a fence longer than any in the text."""
     longest = max([2, *map(len, re.findall(r"`+", text))])
     fence = "`" * (longest + 1)
     return Markup(f"{fence}{language}\n{text.strip()}\n{fence}")
 
 
 def python_string(text: str) -> Markup:
-    """Write a text as Python does: it cannot leave its quotes, and hides no character."""
+    """Return a Python string literal; unprintable characters are escaped."""
     return Markup(json.dumps(text, ensure_ascii=not text.isprintable()))
