@@ -48,13 +48,13 @@ def test_the_card_of_a_diffusion_says_nothing_of_flows(unconditional):
 
 def test_the_number_of_timesteps_is_the_schedulers(unconditional):
     unconditional.scheduler.register_to_config(num_train_timesteps=2000)
-    assert "steps divides 2,000. At" in render_export_card(unconditional)
+    assert "steps divides 2,000.\nOtherwise" in render_export_card(unconditional)
 
 
 def test_of_a_shifted_flow_no_steps_are_said_to_be_equal(pipeline):
     pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=3)
     card = render_export_card(pipeline)
-    assert "within some hundredths of [0, 1]: `LDMPipeline`" in card
+    assert "within a few hundredths in [0, 1]: `LDMPipeline`" in card
     assert "1e-4" not in card
 
 

@@ -97,7 +97,7 @@ def render_model_card(
             validate_repo_id(repo_id)
         except HFValidationError as error:
             raise UserError(f"{repo_id} cannot be a model's name on the Hub ({error})") from error
-    source = repo_id or str(facts.metrics.get("load_from"))
+    source = repo_id or str(facts.metrics.get("load_from", PLACEHOLDER))
     if not _SOURCE.fullmatch(source):
         source = PLACEHOLDER
     tags, task = ["autoencoder"], RECONSTRUCTION

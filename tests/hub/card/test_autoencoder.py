@@ -56,8 +56,8 @@ def test_a_fresh_training_tells_its_figures(folder, vae):
         assert row in figures.splitlines(), row
     assert "half of them mirrored at random. 10,000 other images" in section(card, "Data")
     facts = section(card, "What it does")
-    assert "| in | 1 x 16 x 16 (channels, height, width): 256 values |" in facts
-    assert "| out | 4 x 4 x 4: 64 values, 4 times fewer |" in facts
+    assert "| image | 1 x 16 x 16 (channels, height, width): 256 values |" in facts
+    assert "| latent | 4 x 4 x 4: 64 values, 4 times fewer |" in facts
     assert "| weights | 19,093 parameters, " in facts
     data = huggingface_hub.ModelCard(card).data.to_dict()
     assert (data["pipeline_tag"], data["tags"][0]) == ("image-to-image", "autoencoder")
@@ -79,30 +79,33 @@ def test_a_fresh_training_tells_its_figures(folder, vae):
         ),
     ]
     assert unlisted(card, "Figures") == []
-    assert "It has seen no images but those above" in section(card, "Limits")
+    assert "It was trained on the images above only" in section(card, "Limits")
     limits = section(card, "Limits")
-    assert "- Images have 1 channel, and sides that 4 divides." in limits
+    assert "- Images have 1 channel, and sides that are multiples of 4." in limits
     assert "trained at 16x16 pixels only" in limits
-    assert "Not measured: how much by spatial frequency" in limits and "Not known" not in limits
+    assert (
+        "Not measured: how well it keeps each spatial frequency" in limits
+        and "Not known" not in limits
+    )
 
 
 def test_nothing_is_claimed_of_the_images_that_a_fine_tuning_started_from(folder, vae):
     write_training(folder, vae, pretrained_vae="a|b/vae")
     card = render_model_card(folder)
-    start = "fine-tuned from a\\|b/vae, whose own training images are not known"
-    assert "never" not in card and "seen no images" not in card
+    start = "fine-tuned from a\\|b/vae, whose training images are not known"
+    assert "never" not in card and "images above only" not in card
     assert "pixels, fine-tuned on fashion_mnist_full" in card
-    assert "Measured on 512 images held out of its fine-tuning, " in section(card, "Figures")
+    assert "Measured on 512 images held out from its fine-tuning, " in section(card, "Figures")
     data = section(card, "Data")
-    assert f"10,000 other images were held out of the fine-tuning. It was {start}." in data
-    assert f"- It was {start}: those held out here may be among them." in section(card, "Limits")
+    assert f"10,000 other images were held out from the fine-tuning. It was {start}." in data
+    assert f"- It was {start}: the held-out images may be among them." in section(card, "Limits")
 
 
 @pytest.mark.parametrize(
     ("fingerprint", "claimed", "limit"),
     [
         ("0528c054765cc27e", True, None),
-        ("f" * 16, False, "are others than those held out of the training, and may have been"),
+        ("f" * 16, False, "differ from those held out from the training: it may have been"),
         (None, False, "- Not known: whether it was trained on the images held out in the"),
     ],
 )
@@ -126,7 +129,7 @@ def test_images_are_unseen_only_if_the_training_held_them_out(
 def test_a_recipe_says_that_its_paths_are_names_only(folder, vae):
     write_training(folder, vae)
     (folder / "config.yaml").write_text("data: images\n")
-    assert "of folders and files it holds the names only" in section(
+    assert "It holds only the names of folders and files" in section(
         render_model_card(folder), "Training"
     )
 
@@ -134,7 +137,7 @@ def test_a_recipe_says_that_its_paths_are_names_only(folder, vae):
 def test_the_size_that_it_was_trained_at_counts(folder, vae):
     write_training(folder, vae, image_shape=[1, 32, 64])
     facts = section(render_model_card(folder), "What it does")
-    assert "| in | 1 x 32 x 64 (" in facts and "| out | 4 x 8 x 16: " in facts
+    assert "| image | 1 x 32 x 64 (" in facts and "| latent | 4 x 8 x 16: " in facts
 
 
 def test_the_scale_is_said_only_where_it_is_folded_in(folder, vae):
@@ -148,7 +151,7 @@ def test_a_model_without_reports_has_a_card_that_invents_nothing(folder, vae):
     card = render_model_card(folder)
     for absent in ("## Figures", "## Data", "## Training", "model-index", "datasets:", "None"):
         assert absent not in card, absent
-    assert "- Not measured: how much of an image it keeps, and how much by" in card
+    assert "- Not measured: how much of an image it keeps, and how well it keeps" in card
     assert "- Not known: what it was trained on, and how." in card
     write_training(folder, vae, vae_weights_sha256="0" * 64)
     assert render_model_card(folder) == card

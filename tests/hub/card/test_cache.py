@@ -73,8 +73,8 @@ def test_the_card_says_what_the_manifest_says(manifest):
         "| latent | 4 x 2 x 2, 16 values, 4 times fewer |",
         "| preprocessing | pad to 8x8, 1 channels |",
         "| mirror images | none |",
-        "| numbers | float32 |",
-        f"| its sha256 | {manifest['autoencoder_sha256']} |",
+        "| dtype | float32 |",
+        f"| the autoencoder's sha256 | {manifest['autoencoder_sha256']} |",
         f"| train | 5 | {manifest['splits']['train']['fingerprint']} |",
         "| files | 4, 1.8 kB of safetensors |",
         "| 3 | +0.1250 | 1.0000 |",
@@ -88,8 +88,8 @@ def test_the_card_says_what_the_manifest_says(manifest):
 def test_it_warns_that_latents_are_images(manifest):
     card = " ".join(render_cache_card(manifest).split())
     assert "**These latents are the images.**" in card
-    assert "turns them back into pictures close to the originals" in card
-    assert "The licence of the images, and the privacy of those they show, apply" in card
+    assert "decodes them into images close to the originals" in card
+    assert "The images' licence, and the privacy of the people in them, apply" in card
 
 
 def test_what_the_manifest_lacks_is_left_out(manifest):

@@ -6,8 +6,8 @@ import pytest
 from hf_latent.hub.card.render import render_model_card
 from tests.hub.saved_models import results, section, unlisted, write_reports
 
-OTHERS = "The images held out in the evaluation are others than those held out of the training"
-CHANCE = "Held-out images\nwere never trained on: they show how often that comes about by chance."
+OTHERS = "The images held out in the evaluation differ from those held out from the training"
+CHANCE = "Held-out images\nwere never trained on: they show how often this happens by chance."
 
 
 @pytest.fixture
@@ -29,25 +29,25 @@ def card_of(pipeline, tmp_path):
 def test_where_one_set_was_held_out_of_everything_there_is_no_limit(card_of):
     card = card_of()
     limits = section(card, "Limits")
-    assert "- Its denoiser was trained on images of fashion_mnist_full and no others." in limits
-    assert "- Its autoencoder was trained on images of fashion_mnist_full and no others." in limits
+    assert "- Its denoiser was trained on images of fashion_mnist_full only." in limits
+    assert "- Its autoencoder was trained on images of fashion_mnist_full only." in limits
     assert "evaluation" not in card.replace("evaluations", "")
-    assert CHANCE in card and "So it copies no more than chance explains." in card
+    assert CHANCE in card and "So the model copies no more than chance explains." in card
 
 
 def test_images_that_only_the_evaluation_held_out_may_have_been_trained_on(card_of):
     card = card_of(metrics={"validation_fingerprint": "f" * 16})
     limits = section(card, "Limits")
-    assert f"- {OTHERS}, and may have been trained on." in limits
+    assert f"- {OTHERS}: it may have been trained on them." in limits
     assert (
-        "- The images held out in the evaluation are others than those held out of its "
+        "- The images held out in the evaluation differ from those held out from its "
         "autoencoder's training."
     ) in limits
     assert "What the autoencoder keeps of 10,000 images held out in the evaluation:" in card
     copies = section(card, "Does it copy?")
     assert "| among images held out in the evaluation |" in copies
-    assert "may have been trained on: they do not show how often that comes about by" in copies
-    assert "There are no more of them than among the images held out in the evaluation." in copies
+    assert "may have been trained on: they do not show how often this happens by" in copies
+    assert "There are no more copies than among the images held out in the evaluation." in copies
     assert CHANCE not in card and "chance explains" not in card
     names = [x["name"] for x in results(card)]
     assert "PSNR (dB), 10,000 images held out in the evaluation" in names
@@ -62,7 +62,7 @@ def test_without_a_fingerprint_nothing_is_claimed_of_held_out_images(card_of, re
     if report == "training":
         card = card_of(training=None)
         assert "- Not known: whether it was trained on the images held out in the" in card
-        assert "Its autoencoder" not in card and "no others" not in card
+        assert "Its autoencoder" not in card and "images of fashion_mnist_full only" not in card
 
 
 def test_what_was_not_measured_with_held_out_images_needs_no_limit(card_of):
@@ -76,18 +76,18 @@ def test_what_was_not_measured_with_held_out_images_needs_no_limit(card_of):
 def test_of_an_autoencoder_only_its_own_report_tells(card_of):
     limits = section(card_of({"autoencoder_pretrained_vae": "ada/vae"}), "Limits")
     assert (
-        "- Its autoencoder was fine-tuned from ada/vae, whose own training images are not known: "
-        "those held out here may be among them."
+        "- Its autoencoder was fine-tuned from ada/vae, whose training images are not known: "
+        "the held-out images may be among them."
     ) in limits
     assert "Its autoencoder was trained" not in limits
     card = card_of(
         {"autoencoder_pretrained_vae": "ada/vae", "autoencoder_held_out_split_images": 9}
     )
-    assert "fashion_mnist_full. 9 other images were held out of the fine-tuning. It was" in card
+    assert "fashion_mnist_full. 9 other images were held out from the fine-tuning. It was" in card
     card = card_of({"autoencoder_train_images": None})
-    assert "- Not known here: what images its autoencoder was trained on; see the card of" in card
+    assert "- Not known here: the training images of its autoencoder; see the card of" in card
     card = card_of({"autoencoder_train_images": None, "autoencoder": None})
-    assert "- Not known here: what images its autoencoder was trained on.\n" in card
+    assert "- Not known here: the training images of its autoencoder.\n" in card
     card = card_of({"autoencoder_validation_fingerprint": None})
     assert "- Not known: whether its autoencoder was trained on the images held out in the" in card
     assert OTHERS not in card
@@ -97,11 +97,11 @@ def test_of_a_denoiser_that_started_from_another_only_its_own_report_tells(card_
     card = card_of({"pretrained_unet": "ada/unet", "held_out_split_images": 9})
     limits = section(card, "Limits")
     assert (
-        "- Its denoiser was fine-tuned from ada/unet, whose own training images are not known: "
-        "those held out here may be among them."
+        "- Its denoiser was fine-tuned from ada/unet, whose training images are not known: "
+        "the held-out images may be among them."
     ) in limits
     assert "Its denoiser was trained on images of" not in card
-    assert "9 other images were held out of the fine-tuning. It was fine-tuned from" in card
+    assert "9 other images were held out from the fine-tuning. It was fine-tuned from" in card
     assert "never trained on" not in section(card, "Data")
 
 
@@ -129,7 +129,7 @@ def test_real_images_that_are_not_as_many_are_counted(card_of):
 def test_what_the_example_takes_and_the_recipe_holds_is_not_said_to_be_all(card_of):
     card = card_of()
     assert "\nMain arguments: `class_labels`, " in card and "All arguments" not in card
-    assert "of folders and files it holds the names only" in section(card, "Training")
+    assert "It holds only the names of folders and files" in section(card, "Training")
 
 
 def test_a_folder_named_like_a_built_in_set_is_no_data_set_of_the_hub(card_of):

@@ -14,11 +14,11 @@ def test_a_card_shows_the_guide_and_no_figures_of_another(guided, tmp_path):
     facts = read_model_facts(tmp_path)
     assert facts.weights["guide_unet"].sha256 == own["guide_unet_weights_sha256"]
     card = render_model_card(tmp_path)
-    assert "| its guide, a weaker denoiser (`guide_unet`) | UNet2DModel, " in card
+    assert "| guide, a weaker denoiser (`guide_unet`) | UNet2DModel, " in card
     assert own["guide_unet_weights_sha256"] in section(card, "What it is")
     assert (
         "Samples at autoguidance 2 by guide_unet, 20 steps (40 evaluations of the denoiser or its "
-        "guide an image)."
+        "guide per image)."
     ) in section(card, "Figures")
     assert "autoguidance 2, guide guide_unet, 20 steps, 10,000 images" in card
     for other in ({"guide_unet_weights_sha256": "0" * 64}, {"guide_unet_weights_sha256": None}):
@@ -50,7 +50,7 @@ def test_a_card_has_no_figures_of_a_guide_that_is_no_part_of_the_model(guided, t
 
 
 def test_the_card_of_an_export_tells_that_the_guide_is_not_in_it(guided, unconditional_guided):
-    assert "- guidance, which `LDMPipeline` does not have" in render_export_card(guided)
+    assert "- guidance, which `LDMPipeline` lacks: guided" in render_export_card(guided)
     assert "the original's guide (`guide_unet`);" in render_export_card(unconditional_guided)
     unconditional_guided.guide_unet = None
     assert "- guidance" not in render_export_card(unconditional_guided)

@@ -123,9 +123,9 @@ def test_figures_stand_beside_those_of_real_images(card):
         "| FD of the reconstructions (rFD) | 0.87 |",
     ):
         assert row in figures.splitlines(), row
-    assert "guidance 2, 20 steps (40 evaluations of the denoiser an image)" in figures
+    assert "guidance 2, 20 steps (40 evaluations of the denoiser per image)" in figures
     assert "training images of fashion\\_mnist" not in figures
-    assert "of fashion_mnist_full in features of efficientnet-lite0" in figures
+    assert "of fashion_mnist_full by features of efficientnet-lite0" in figures
     assert "It is not the FID of papers" in figures
     assert "`comparable_if_equal` is ef9f5b461972ee3b." in figures
     assert "What the autoencoder keeps of 10,000 held-out images:" in figures
@@ -154,17 +154,17 @@ def test_the_training_and_its_recipe(card):
     )
     training = section(card, "Training")
     assert (
-        "18,000 steps of 192 images (3,456,000 images seen) in 90 minutes, 640 images a second, on "
-        "3 processes, each with 1 thread of a machine of 4 CPU cores."
+        "18,000 steps of 192 images (3,456,000 images seen) in 90 minutes, 640 images per second, "
+        "on 3 processes, each with 1 thread of a machine with 4 CPU cores."
     ) in training
     for row in (
         "| loss of 512 held-out images, over all noise levels | 0.5123 |",
-        "| encoding the images, before that | 61 seconds |",
-        "| peak memory of a process | 1,234 MB |",
-        "| the autoencoder's own training | 6,000 steps of 32 images (192,000 images seen) in 28 "
+        "| encoding the images, before the training | 61 seconds |",
+        "| peak memory per process | 1,234 MB |",
+        "| the autoencoder's training | 6,000 steps of 32 images (192,000 images seen) in 28 "
         "minutes |",
-        "| its data | 59,000 training images of fashion_mnist_full |",
-        "| its PSNR, 1,000 held-out images | 32.77 dB |",
+        "| the autoencoder's data | 59,000 training images of fashion_mnist_full |",
+        "| the autoencoder's PSNR, 1,000 held-out images | 32.77 dB |",
     ):
         assert row in training.splitlines(), row
     assert blocks(card, "yaml") == ["data: fashion_mnist_full\nmax_train_steps: 18000\n"]
@@ -197,20 +197,20 @@ def test_limits_are_what_was_measured(folder, pipeline, card):
     limits = section(card, "Limits")
     assert "- Every image has 1 channel and 16x16 pixels" in limits
     assert (
-        "an FD of 1.04, since the autoencoder loses something; this one reaches 6.17, real images "
-        "0.22."
+        "- The autoencoder loses something, so even a perfect denoiser would reach an FD of 1.04; "
+        "this one reaches 6.17, and real images 0.22."
     ) in limits
     assert "Not measured" not in limits and "Not known" not in limits
-    assert "were looked for" not in limits
+    assert "were searched" not in limits
     write_reports(folder, pipeline, {"train_images": 13_000}, pictures=PICTURES)
     assert (
-        "- Copies were looked for among 60,000 images of fashion_mnist_full; it was trained on "
-        "13,000."
+        "- Copies were searched among 60,000 images of fashion_mnist_full; the model was trained "
+        "on 13,000."
     ) in section(render_model_card(folder), "Limits")
     spaces = ("latents", "features")
     unknown = {f"memorisation_{space}_copies": None for space in spaces}
     write_reports(folder, pipeline, {"train_images": 13_000}, unknown)
-    assert "were looked for" not in render_model_card(folder)
+    assert "were searched" not in render_model_card(folder)
 
 
 def test_what_was_not_measured_is_absent_and_said(folder, pipeline):
@@ -219,7 +219,7 @@ def test_what_was_not_measured_is_absent_and_said(folder, pipeline):
     for absent in ("## Figures", "## Does it copy", "closest_by", "FD", "model-index", "None"):
         assert absent not in card, absent
     assert "## Training" in card and card_pictures(card) == ["samples.png"]
-    assert "*Samples, a row a class, as at the end of the training; not selected.*" in card
+    assert "*Samples, one row per class, drawn at the end of the training; not selected.*" in card
     limits = section(card, "Limits")
     assert "keeps of held-out images: 32.8 dB PSNR" in limits
     assert "held out in the evaluation" not in card
@@ -231,7 +231,7 @@ def test_what_was_not_measured_is_absent_and_said(folder, pipeline):
     write_reports(folder, pipeline, absent, None)
     card = render_model_card(folder)
     assert "images, what its autoencoder loses; see" in section(card, "Limits")
-    assert "encoding the images" not in card and "its PSNR" not in card
+    assert "encoding the images" not in card and "autoencoder's PSNR" not in card
 
 
 def test_a_model_without_reports_has_a_card_that_invents_nothing(folder):
@@ -345,7 +345,7 @@ def test_models_without_names_of_classes_and_without_classes(pipeline, unconditi
     unconditional.save_pretrained(tmp_path / "none")
     card = render_model_card(tmp_path / "none")
     assert "pipe(num_images=1)" in card and "without classes" in card
-    assert "class-conditional" not in card and "classes, which" not in card
+    assert "class-conditional" not in card and "classes, by" not in card
 
 
 @pytest.mark.parametrize(
@@ -412,5 +412,5 @@ def test_guidance_of_the_models_own_is_on_its_card(folder, pipeline, guidance, t
     pipeline.register_to_config(guidance=guidance)
     pipeline.save_pretrained(folder)
     card = render_model_card(folder, "ada/clothes", "mit")
-    assert ("Where nothing else is said" in card) == (guidance is not None)
-    assert text is None or f"Where nothing else is said, {text}\n" in card
+    assert ("By default" in card) == (guidance is not None)
+    assert text is None or f"By default, {text}\n" in card

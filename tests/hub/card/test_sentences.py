@@ -12,13 +12,13 @@ CPU = {"device": "cpu", "cpu_cores": 2, "torch_threads": 1}
 @pytest.mark.parametrize(
     ("report", "text"),
     [
-        (CPU, "1 thread of a machine of 2 CPU cores"),
-        (CPU | {"processes": 2}, "2 processes, each with 1 thread of a machine of 2 CPU cores"),
-        ({"cpu_cores": 1}, "a machine of 1 CPU core"),
+        (CPU, "1 thread of a machine with 2 CPU cores"),
+        (CPU | {"processes": 2}, "2 processes, each with 1 thread of a machine with 2 CPU cores"),
+        ({"cpu_cores": 1}, "a machine with 1 CPU core"),
         (CPU | {"device": "NVIDIA A100"}, "NVIDIA A100"),
         (CPU | {"device": "NVIDIA A100", "processes": 8}, "8 processes, each on NVIDIA A100"),
         (CPU | {"device": "a|b"}, "a\\|b"),
-        (CPU | {"processes": "many"}, "1 thread of a machine of 2 CPU cores"),
+        (CPU | {"processes": "many"}, "1 thread of a machine with 2 CPU cores"),
         ({}, ""),
     ],
 )
@@ -37,7 +37,7 @@ def test_a_training_without_its_length_is_not_told(absent):
 def test_a_training_that_went_on_with_other_batches_tells_what_it_saw():
     report = {"steps": 10, "seconds": 60, "train_batch_size": 4, "processes": 2}
     assert SENTENCES.training(report | {"images_seen": 80, "images_per_second": 1.4}) == (
-        "10 steps of 8 images (80 images seen) in 60 seconds, 1 images a second"
+        "10 steps of 8 images (80 images seen) in 60 seconds, 1 images per second"
     )
     assert SENTENCES.training(report | {"images_seen": 1060}) == (
         "10 steps (1,060 images seen) in 60 seconds"
