@@ -1,4 +1,4 @@
-"""A loopback Hub, a process that takes it for the Hub, and a tiny latent cache."""
+"""A loopback Hub, a process for which it is the Hub, and a tiny latent cache."""
 
 import hashlib
 import json
@@ -46,7 +46,7 @@ def process(hub, running_process):
 
 
 def write_cache(folder: Path, train_rows: int = 5, seed: int = 0, classes: bool = True) -> Path:
-    """Write a whole latent cache of two splits, 2 rows a shard."""
+    """Write a whole latent cache of two splits, 2 rows per shard."""
     folder.mkdir(parents=True)
     generator = torch.Generator().manual_seed(seed)
     shards, splits = {}, {}
@@ -94,7 +94,7 @@ def cache(tmp_path):
 
 
 def pusher(process, what, folder, repo_id):
-    """Return what pushes that folder, or another one, and looks for the token in all it says."""
+    """Return a function that pushes a folder and checks that no output shows the token."""
 
     def run(*flags, token=TOKEN, before="", folder=folder, repo_id=repo_id, **environment):
         arguments = ("push", what, folder, "--repo_id", repo_id, *flags)
@@ -143,7 +143,7 @@ def folder_files(folder):
 
 
 def assert_model_is_whole(sent, folder):
-    """A model as its folder has it, and a card of its own."""
+    """Check that the files of a model and a new card were sent, and nothing else."""
     kept = folder_files(folder)
     kept.pop("README.md", None)
     card = sent.pop("README.md").decode()

@@ -1,4 +1,4 @@
-"""Python programs that take the loopback Hub for the Hub."""
+"""Python programs for which the loopback Hub is the Hub."""
 
 import sys
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ class HubProcess:
     Args:
         hub: a running one.
         home: a folder for HF_HOME.
-        imports: modules to have at hand.
+        imports: modules to import beforehand.
     """
 
     def __init__(self, hub: LoopbackHub, home: Path, imports: Sequence[str] = ()):
@@ -32,7 +32,7 @@ class HubProcess:
         forked.warm(self.environment, imports)
 
     def run(self, code: str, token: str | None = None, **environment: str) -> Outcome:
-        """Run Python code; `environment` is what is read at the time of a call, not of import."""
+        """Run Python code; `environment` must be read after imports, not during them."""
         known = self.environment | environment | ({"HF_TOKEN": token} if token else {})
         done = forked.run([sys.executable, "-c", NO_WAITS + code], env=known, timeout=60)
         return Outcome(done.returncode, done.stdout, done.stderr)

@@ -1,4 +1,4 @@
-"""What the loopback Hub answers: one method an endpoint, and the routes to them."""
+"""The answers of the loopback Hub: one method per endpoint, and the routes to them."""
 
 import base64
 import fnmatch
@@ -18,14 +18,14 @@ LINK = r"/(?P<kind>datasets/)?(?P<id>[^/]+/[^/]+)"
 
 
 class Endpoints:
-    """The endpoints; each gets the parts of its path, the query, the body and who asks."""
+    """The endpoints; each gets the parts of its path, the query, the body and the account."""
 
     endpoint: str
     page_size: int
     repos: dict[tuple[str, str], Repo]
     tokens: dict[str, Account]
     stored: dict[str, bytes]  # LFS objects by their sha256
-    xet: str  # the address of Xet's storage, which knows nothing of `stored`
+    xet: str  # the address of Xet's storage; its files are not in `stored`
 
     def account(self, headers: dict[str, str]) -> Account | None:
         token = headers.get("authorization", "").removeprefix("Bearer ")
@@ -64,7 +64,7 @@ class Endpoints:
         url = f"{self.endpoint}/{KINDS[kind]}{repo_id}"
         if (kind, repo_id) in self.repos:
             refusal = Refusal(409, "You already created this repo")
-            refusal.body["url"] = url  # which huggingface_hub goes on with
+            refusal.body["url"] = url  # huggingface_hub continues with it
             raise refusal
         private = asked.get("visibility") == "private" or bool(asked.get("private"))
         self.repos[kind, repo_id] = Repo(kind, repo_id, private)

@@ -26,7 +26,7 @@ from tests.hub.loopback_endpoints import ROUTES, Account, Answer, Endpoints
 from tests.hub.loopback_repo import Blob, Refusal, Repo
 
 Request = namedtuple("Request", "method path headers")
-FAULTS = ("drop", "lost", "cut")  # before it is done; after it is done; in the middle of the answer
+FAULTS = ("drop", "lost", "cut")  # before the action; after the action; in the middle of the answer
 
 
 class LoopbackHub(Endpoints):
@@ -66,13 +66,13 @@ class LoopbackHub(Endpoints):
         self.faults: list[list[Any]] = []
 
     def add_token(self, token: str, name: str, role: str = "write") -> None:
-        """Let a token in, as a user of that name; role is write or read."""
+        """Accept a token as that of a user; role is write or read."""
         self.tokens[token] = Account(name, role)
 
     def put(
         self, repo_id: str, files: dict[str, bytes], kind: str = "datasets", **repo: Any
     ) -> Repo:
-        """Make a repository, or add a commit to its main; `private=True` goes to a new one."""
+        """Create a repository, or add a commit to its main; `private` is for a new one."""
         found = self.repos.setdefault((kind, repo_id), Repo(kind, repo_id, **repo))
         blobs = {path: Blob(data, Blob.is_large(path, data)) for path, data in files.items()}
         found.commit("main", found.files("main") | blobs, "put")
@@ -91,7 +91,7 @@ class LoopbackHub(Endpoints):
         return [x for x in self.requests if re.search(pattern, f"{x.method} {x.path}")]
 
     def environment(self, home: str | Path, token: str | None = None) -> dict[str, str]:
-        """Return the environment of a process that takes this for the Hub."""
+        """Return the environment of a process for which this is the Hub."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
         ours = {"HF_ENDPOINT": self.endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
         ours |= {"HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1"}

@@ -1,4 +1,4 @@
-"""What the loopback Hub keeps: files, commits and pull requests of one repository, in memory."""
+"""Files, commits and pull requests of one repository of the loopback Hub, in memory."""
 
 import hashlib
 import re
@@ -13,7 +13,7 @@ SIZES = ["n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M"
 
 
 class Refusal(Exception):
-    """An answer with an error's status, as the Hub words it."""
+    """An answer with an error status, in the words of the Hub."""
 
     def __init__(self, status: int, message: str, code: str = "", errors: list[str] | None = None):
         super().__init__(message)
@@ -141,7 +141,7 @@ class Repo:
 
 
 def check_card(content: str, kind: str) -> list[str]:
-    """Return what is wrong with a card's metadata, by the rules of the Hub that tests rely on."""
+    """Return the errors in a card's metadata, by the rules of the Hub that tests rely on."""
     found = re.match(r"---\n(.*?)\n---\n", content, re.DOTALL)
     if not found:
         return []  # a card without metadata is a warning on the Hub, not an error

@@ -1,4 +1,4 @@
-"""Saved models with reports about them, as trainings and evaluations leave them."""
+"""Saved models with reports, as trainings and evaluations write them."""
 
 import json
 import re
@@ -63,7 +63,7 @@ def measured(pipeline, **changes) -> dict[str, Any]:
 
 
 def write_reports(folder: Path, pipeline, training=(), metrics=(), pictures=()) -> None:
-    """Write what is known of a saved pipeline beside it."""
+    """Write reports beside a saved pipeline."""
     if training is not None:
         write_json(folder / "training.json", TRAINING | weights_of(pipeline) | dict(training))
         (folder / "config.yaml").write_text("data: fashion_mnist_full\nmax_train_steps: 18000\n")
@@ -84,7 +84,7 @@ def results(card: str) -> list[dict[str, Any]]:
 
 
 def unlisted(card: str, title: str) -> list[str]:
-    """The numbers of models in the tables under a heading that the model-index does not have."""
+    """The numbers in the tables under a heading that the model-index lacks."""
     values = [metric["value"] for metric in results(card)]
     rows = [line.strip("| ").split(" | ") for line in section(card, title).splitlines()]
     cells = [row[1:] if title == "Does it copy?" else row[1:2] for row in rows if len(row) > 1]

@@ -1,4 +1,4 @@
-"""What is exported, loaded by plain diffusers, draws what the model draws."""
+"""An export, loaded by plain diffusers, draws the images of the model."""
 
 import json
 import re
@@ -21,7 +21,7 @@ CHANNELS = {"flow": 3, "epsilon": 1, "v_prediction": 3, "sample": 1}
 LABELS = {"number": "1", "name": "owl", "null": None, "unconditional": None}
 CASES = [(objective, kind) for objective in CHANNELS for kind in LABELS]
 STEPS, BATCH, SEED = 20, 3, 5
-# hf_latent cannot be imported there, and no remote code is allowed.
+# Runs without hf_latent and without remote code.
 PLAIN_DIFFUSERS = """
 import sys
 sys.modules["hf_latent"] = None
@@ -49,7 +49,7 @@ def make_model(objective: str, num_classes: int | None = 3, **changes) -> Latent
 
 
 def draw(model: LatentDiffusionPipeline, label: str | None, steps: int = STEPS) -> np.ndarray:
-    """The model's own images of the noise that LDMPipeline draws, at guidance 1."""
+    """Draw with the model, from the noise of LDMPipeline, at guidance 1."""
     return model(
         class_labels=label,
         num_images=BATCH,
@@ -107,7 +107,7 @@ def test_exports_of_two_classes_differ_by_far_more(drawn, objective):
 @pytest.mark.parametrize("objective", ["flow", "epsilon"])
 def test_an_export_holds_safetensors_and_no_path(tmp_path, capsys, objective):
     make_model(objective).save_pretrained(tmp_path / "model")
-    for path in (tmp_path / "model").glob("*/*config.json"):  # as others save them
+    for path in (tmp_path / "model").glob("*/*config.json"):  # as plain diffusers saves them
         config = json.loads(path.read_text()) | {"_name_or_path": str(tmp_path / "elsewhere")}
         path.write_text(json.dumps(config))
     output = tmp_path / "runs" / "ldm"
@@ -146,7 +146,7 @@ def test_an_unconditional_export_says_nothing_of_guidance(tmp_path, capsys):
     assert out == f"an unconditional model, as a stock LDMPipeline: {tmp_path / 'ldm'}\n"
 
 
-def test_a_name_goes_before_a_number(tmp_path, capsys):
+def test_a_class_name_wins_over_a_label(tmp_path, capsys):
     model = make_model("epsilon")
     model.register_to_config(id2label={0: "2", 1: "0", 2: "1"})
     model.save_pretrained(tmp_path / "model")
@@ -171,7 +171,7 @@ def test_a_name_goes_before_a_number(tmp_path, capsys):
         ),
     ],
 )
-def test_mistakes_are_one_line_and_write_nothing(tmp_path, monkeypatch, capsys, flags, message):
+def test_user_errors_are_one_line_and_write_nothing(tmp_path, monkeypatch, capsys, flags, message):
     make_model("flow").save_pretrained(tmp_path / "model")
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))

@@ -51,19 +51,19 @@ def test_the_number_of_timesteps_is_the_schedulers(unconditional):
     assert "steps divides 2,000.\nOtherwise" in render_export_card(unconditional)
 
 
-def test_of_a_shifted_flow_no_steps_are_said_to_be_equal(pipeline):
+def test_the_card_of_a_shifted_flow_promises_no_equal_steps(pipeline):
     pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=3)
     card = render_export_card(pipeline)
     assert "within a few hundredths in [0, 1]: `LDMPipeline`" in card
     assert "1e-4" not in card
 
 
-def test_a_name_of_a_class_is_only_a_text_in_the_card(pipeline):
+def test_the_name_of_a_class_is_escaped(pipeline):
     pipeline.register_to_config(id2label={0: "<script>\n# `x`", 1: "dog", 2: "owl"})
     assert "(&lt;script&gt; # \\`x\\`)" in render_export_card(pipeline, 0)
 
 
-def test_a_second_export_may_take_the_place_of_its_card(pipeline):
+def test_the_card_of_an_export_is_signed(pipeline):
     card = render_export_card(pipeline, 0)
-    assert is_unedited(card)  # else a push would keep it as edited by hand
+    assert is_unedited(card)  # so a push may replace it
     assert not is_unedited(card.replace("class 0", "class 1"))

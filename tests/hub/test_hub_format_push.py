@@ -120,7 +120,7 @@ def test_weights_of_an_earlier_push_are_removed_and_no_others(
     assert loaded.startswith(hash_weights(pipeline.unet))
 
 
-def test_a_pull_request_leaves_main_as_it_is(hub, process, saved):
+def test_a_pull_request_does_not_change_main(hub, process, saved):
     hub.put("ada/model", {"README.md": b"# There"}, kind="models")
     push(process, saved, "pipe.push_to_hub('ada/model', create_pr=True)")
     repo = hub.repos["models", "ada/model"]

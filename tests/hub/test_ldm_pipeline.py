@@ -1,4 +1,4 @@
-"""What LDMPipeline cannot do is in the weights, or refused."""
+"""The weights do what LDMPipeline cannot do, or the export is refused."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ from hf_latent.pipeline.samplers import set_inference_steps
 from tests.conftest import make_autoencoder, make_denoiser
 
 TOLERANCE = 1e-4  # in [0, 1]
-CUT_TOLERANCE = 0.01  # of these models, where timesteps are cut to whole numbers
+CUT_TOLERANCE = 0.01  # of these models, if timesteps are truncated to whole numbers
 WHOLE = [n for n in range(1, 1001) if 1000 % n == 0]
 
 
@@ -53,7 +53,7 @@ def assert_equal(pipeline, label=None, steps=20, tolerance=TOLERANCE) -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 8, 50])
-def test_a_flow_is_equal_where_the_steps_divide_1000(pipeline, steps):
+def test_a_flow_is_equal_if_the_steps_divide_1000(pipeline, steps):
     assert_equal(pipeline, 1, steps)
 
 
@@ -64,7 +64,7 @@ def test_the_output_of_a_flow_is_scaled_with_its_bias(unconditional):
 
 
 @pytest.mark.parametrize("label", [0, 2, None])
-def test_each_class_and_the_null_label_are_their_own(pipeline, label):
+def test_each_class_and_the_null_label_draw_their_own_images(pipeline, label):
     assert_equal(pipeline, label, 2)
     for other in {0, 2, None} - {label}:
         difference = draw_exported(to_ldm_pipeline(pipeline, other), 2) - draw(pipeline, label, 2)
@@ -72,7 +72,7 @@ def test_each_class_and_the_null_label_are_their_own(pipeline, label):
 
 
 @pytest.mark.parametrize("steps", [7, 30])
-def test_a_flow_is_near_elsewhere(pipeline, steps):
+def test_a_flow_is_near_at_other_numbers_of_steps(pipeline, steps):
     assert_equal(pipeline, 1, steps, CUT_TOLERANCE)
 
 
@@ -84,7 +84,7 @@ def test_a_shifted_flow_is_near(pipeline, shift):
 
 @pytest.mark.parametrize("shift", [1.0, 1.5, 3.0])
 @pytest.mark.parametrize("num_train_timesteps", [500, 1000])
-def test_the_steps_of_a_flow_are_the_same_ones(shift, num_train_timesteps):
+def test_the_converted_scheduler_takes_the_steps_of_the_flow(shift, num_train_timesteps):
     own = FlowMatchEulerDiscreteScheduler(num_train_timesteps, shift=shift)
     converted, factor = convert_flow_scheduler(own)
     for steps in (1, 7, 20, 333):
@@ -96,7 +96,7 @@ def test_the_steps_of_a_flow_are_the_same_ones(shift, num_train_timesteps):
 
 @pytest.mark.parametrize("steps", WHOLE)
 def test_whole_timesteps_are_not_cut(steps):
-    """Computed in floating point, 950 came out as 949.9999999 and was cut to 949."""
+    """Floating point turns 950 into 949.9999999, which would be truncated to 949."""
     own = create_scheduler("flow")
     converted, _ = convert_flow_scheduler(own)
     set_inference_steps(own, steps, "cpu")
@@ -128,7 +128,7 @@ def test_the_schedule_of_a_diffusion_is_kept(pipeline):
 
 
 @pytest.mark.parametrize("fixture", ["pipeline", "unconditional"])
-def test_the_model_is_left_as_it_is(request, fixture):
+def test_the_model_is_not_changed(request, fixture):
     pipeline = request.getfixturevalue(fixture)
     pipeline.vae.register_to_config(shift_factor=0.5)
     models = (pipeline.unet, pipeline.vae)
@@ -201,7 +201,7 @@ def test_a_foreign_autoencoders_scale_is_folded(scale, quant_convs):
     assert [exported.get(x) for x in ("shift_factor", "latents_mean", "latents_std")] == [None] * 3
 
 
-def test_a_folded_autoencoder_is_exported_as_it_is(pipeline):
+def test_a_folded_autoencoder_is_exported_unchanged(pipeline):
     statistics = LatentStatistics(torch.tensor([0.1, 0.2, 0.3, 0.4]), torch.full((4,), 2.0))
     pipeline.vae = fold_latent_scale(pipeline.vae, statistics)
     assert to_ldm_pipeline(pipeline, 1).vqvae is pipeline.vae

@@ -34,7 +34,7 @@ print(Path(snapshot_download("ada/model"), "vae/weights.safetensors").read_bytes
     assert any(x.startswith("bytes=50-") for x in ranges)
 
 
-def test_errors_are_the_hubs(hub, process):
+def test_errors_are_those_of_the_hub(hub, process):
     hub.put("eve/hidden", {"a.txt": b"a"}, private=True)
     hub.put("eve/open", {"a.txt": b"a"})
     code = """

@@ -1,4 +1,4 @@
-"""Which files of a folder are a model, and what is refused before anything could be sent."""
+"""Which files of a folder are a model, and which folders are refused before anything is sent."""
 
 import json
 import shutil
@@ -137,7 +137,7 @@ def test_a_link_in_place_of_a_file_is_named(folder, tmp_path, name):
         ("numbers", [1, 2]),
     ],
 )
-def test_a_component_that_is_none_is_refused(folder, name, value):
+def test_a_foreign_component_is_refused(folder, name, value):
     (folder.parent / "secret").mkdir()
     change(folder / "model_index.json", **{name: value})
     refused(folder, "model_index.json", repr(name), "no part of diffusers")

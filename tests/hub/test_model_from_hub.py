@@ -1,4 +1,4 @@
-"""Models that were pushed are loaded by repository id: here, and with plain diffusers alone."""
+"""Pushed models are loaded by repository id, by this package and by plain diffusers alone."""
 
 import sys
 
@@ -98,7 +98,7 @@ def test_plain_diffusers_draws_the_same_images_and_without_a_network_too(
     assert TOKEN not in process.stdout + process.stderr
     np.testing.assert_allclose(np.load(path), draw(pipeline), atol=1e-5)
     asked = len(hub.requests)
-    # Plain diffusers asks for the code's commit, so without a network it takes a folder.
+    # Plain diffusers asks for the code's commit, so without a network it needs a folder.
     for loading in (PLAIN.replace("ada/model", "downloaded"), OURS):
         path.unlink()
         code = f"path, options = {str(path)!r}, {{}}\n{loading}{DRAW}"
@@ -118,7 +118,7 @@ def generate(process, tmp_path, model, token=None, **environment):
     return outcome
 
 
-def test_generate_takes_a_repository_and_tells_in_one_line_why_not(
+def test_generate_loads_a_repository_or_says_in_one_line_why_not(
     hub, push_model, process, tmp_path
 ):
     assert push_model("--private", repo_id="ada/unseen").status == 0

@@ -53,7 +53,7 @@ def plain_python(tmp_path_factory) -> Path:
 
 
 def with_dependencies(packages) -> list[Distribution]:
-    """Return the installed packages, and all that they need."""
+    """Return installed packages and all their dependencies."""
     found, waiting = {}, list(packages)
     while waiting:
         name = canonicalize_name(waiting.pop())
@@ -65,7 +65,7 @@ def with_dependencies(packages) -> list[Distribution]:
 
 
 def draw_plainly(python, tmp_path, name, labels, environment=None, **options):
-    """Draw by plain diffusers in a process of its own, and save again.
+    """Draw by plain diffusers in a new process, and save again.
 
     Returns:
         Images, `(3, H, W, C)` in [0, 1], and the folder that they were saved to again.
@@ -105,7 +105,7 @@ def test_plain_diffusers_draws_the_same_pixels_and_saves_the_same_folder(
     pipeline.save_pretrained(saved, max_shard_size="50KB")
     images, again = draw_plainly(plain_python, tmp_path, saved, labels)
     np.testing.assert_array_equal(images, draw(pipeline, labels))
-    # Whoever got it from plain diffusers can pass it on.
+    # A model that plain diffusers saved again is complete too.
     assert {p.name for p in again.glob("*.py")} == {f"{name}.py" for name in MODULES}
     for path in [*again.glob("*.py"), again / "model_index.json"]:
         assert path.read_bytes() == (saved / path.name).read_bytes()

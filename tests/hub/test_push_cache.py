@@ -13,7 +13,7 @@ def files(hub, rev="main", repo_id=REPO):
 
 
 def assert_whole(sent, folder):
-    """A cache as its folder has it, a card, and nothing else."""
+    """Check that the files of a cache and a card were sent, and nothing else."""
     kept = {
         p.name: p.read_bytes() for p in folder.iterdir() if p.suffix in (".safetensors", ".json")
     }
@@ -63,7 +63,7 @@ print(cache.manifest["splits"]["train"]["rows"])
     target, hidden = tmp_path / "read", tmp_path / "hidden"
     assert process.run(f"target = {str(target)!r}" + read, TOKEN).out == "5\n"
     assert (target / "manifest.json").read_bytes() == (cache / "manifest.json").read_bytes()
-    assert process.run(f"target = {str(hidden)!r}" + read).status == 1  # private: not to all
+    assert process.run(f"target = {str(hidden)!r}" + read).status == 1  # private: needs the token
 
 
 def test_a_second_push_sends_nothing(hub, push):
@@ -85,7 +85,7 @@ def test_a_cache_comes_whole_in_one_commit(hub, push, cache):
 
 
 def test_shards_are_sent_by_xet_too(hub, push, cache, tmp_path):
-    hub.xet = f"local://{tmp_path / 'storage'}"  # a folder that hf_xet takes for its server
+    hub.xet = f"local://{tmp_path / 'storage'}"  # a folder in place of the Xet server
     shards = [path.read_bytes() for path in cache.glob("*.safetensors")]
     hub.stored |= {hashlib.sha256(shard).hexdigest(): shard for shard in shards}
     with_xet = "import huggingface_hub.constants as c; c.HF_HUB_DISABLE_XET = False; "
@@ -128,7 +128,7 @@ def test_files_that_are_only_named_like_shards_are_not_removed(hub, push, cache,
     assert_whole(sent, cache)
 
 
-def test_a_push_that_was_cut_off_goes_on_where_it_stopped(hub, push, cache):
+def test_a_push_that_was_cut_off_resumes(hub, push, cache):
     hub.fail("commit/main", times=100, how="drop")
     outcome = push()
     assert outcome.status == 2
@@ -155,7 +155,7 @@ api.HfApi.create_commit = create_commit
 """
 
 
-def test_a_push_that_was_killed_before_its_commit_goes_on(hub, push, cache, tmp_path):
+def test_a_push_that_was_killed_before_its_commit_resumes(hub, push, cache, tmp_path):
     other = write_cache(tmp_path / "other", train_rows=9, seed=1)
     assert push(folder=other).status == 0
     assert push(before=KILLED).status == -9
@@ -165,9 +165,9 @@ def test_a_push_that_was_killed_before_its_commit_goes_on(hub, push, cache, tmp_
     assert len(hub.asked("^PUT /lfs/")) == 6 + 4  # each shard once
 
 
-def test_trouble_that_passes_is_not_seen(hub, push, cache):
+def test_temporary_failures_are_retried(hub, push, cache):
     hub.fail("validate-yaml", how=502)
-    hub.fail("validate-yaml", how=502, after=2)  # within the commit: a page where JSON should be
+    hub.fail("validate-yaml", how=502, after=2)  # within the commit: a page in place of JSON
     hub.fail("repos/create", how="lost")
     hub.fail("GET /api/datasets/ada/latents/tree", how=500)
     hub.fail("preupload", how=503)
@@ -179,7 +179,7 @@ def test_trouble_that_passes_is_not_seen(hub, push, cache):
     assert push().status == 0
     assert not any(times for _, times, *_ in hub.faults)
     assert_whole(files(hub), cache)
-    assert len(hub.repos["datasets", REPO].history) == 1  # the lost one was not made again
+    assert len(hub.repos["datasets", REPO].history) == 1  # the lost commit is not repeated
 
 
 def test_a_pull_request_is_one_and_leaves_main_alone(hub, push, cache):
@@ -195,7 +195,7 @@ def test_a_pull_request_is_one_and_leaves_main_alone(hub, push, cache):
     assert_whole(files(hub, "refs/pr/1"), cache)
 
 
-def test_a_cut_off_pull_request_goes_on(hub, push, cache):
+def test_a_cut_off_pull_request_resumes(hub, push, cache):
     hub.put(REPO, {})
     hub.add_token("hf_other", "eve")
     hub.fail("commit/main", times=100, how="drop")
@@ -206,10 +206,10 @@ def test_a_cut_off_pull_request_goes_on(hub, push, cache):
     repo = hub.repos["datasets", REPO]
     assert len(repo.pull_requests) == 1
     assert_whole(files(hub, "refs/pr/1"), cache)
-    assert push("--create_pr", token="hf_other").status == 0  # another user's is another one
+    assert push("--create_pr", token="hf_other").status == 0  # of another user: another one
     assert len(repo.pull_requests) == 2
     repo.pull_requests[0]["status"] = "closed"
-    assert push("--create_pr").status == 0  # and a closed one is over
+    assert push("--create_pr").status == 0  # and a closed one is not used again
     assert len(repo.pull_requests) == 3
 
 

@@ -1,4 +1,4 @@
-"""What `hf-latent push --cache` refuses of a cache: one line, status 2, nothing sent."""
+"""Caches that `hf-latent push --cache` refuses: one line, status 2, nothing sent."""
 
 import json
 import shutil
@@ -36,7 +36,7 @@ def change_manifest(cache, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(hub, push):
+def test_a_missing_folder_is_not_searched_on_the_hub(hub, push):
     hub.put("eve/open", {"manifest.json": b"{}"})
     outcome = push(folder="eve/open")
     assert outcome.status == 2

@@ -1,4 +1,4 @@
-"""What `hf-latent push --model` sends, in which order, and what it leaves alone."""
+"""What `hf-latent push --model` sends, and what it does not touch."""
 
 import json
 import shutil
@@ -186,10 +186,10 @@ def test_pictures_of_an_earlier_card_are_removed_unless_they_are_shown(hub, push
     (model / "README.md").write_text(CARD + "![b](both.png)\n")
     assert push_model().status == 0
     assert model_files(hub) == folder_files(model)
-    assert len(history(hub)) == 3  # the second was put there
+    assert len(history(hub)) == 3  # the second is not a push
 
 
-def test_remains_of_a_push_without_an_end_are_removed_and_no_other_files(hub, push_model, model):
+def test_remains_of_an_unfinished_push_are_removed_and_no_other_files(hub, push_model, model):
     remains = ("unet/diffusion_pytorch_model-00001-of-00009.safetensors", "training.json")
     foreign = {
         "diffusion_pytorch_model.safetensors": b"mine",
@@ -202,7 +202,7 @@ def test_remains_of_a_push_without_an_end_are_removed_and_no_other_files(hub, pu
     sent = model_files(hub)
     assert {name: sent.pop(name) for name in foreign} == foreign
     assert_model_is_whole(sent, model)
-    assert len(history(hub)) == 2  # put, and one commit
+    assert len(history(hub)) == 2  # the files above, and one push
 
 
 def test_code_of_an_earlier_version_is_removed_and_no_other(hub, push_model, model):
@@ -220,7 +220,7 @@ def test_code_of_an_earlier_version_is_removed_and_no_other(hub, push_model, mod
 def test_files_of_the_same_names_that_no_push_sent_stay(hub, push_model, model, kind):
     foreign = dict.fromkeys(("notes.py", "config.yaml", "metrics.json"), b"{}")
     folder = model
-    if kind == "autoencoder":  # which is never sent with code
+    if kind == "autoencoder":  # never has code
         foreign |= {"encode.py": b"mine", "pipeline.py": b"mine"}
         folder = model / "vae"
     for name in ("training.json", "config.yaml", "metrics.json"):
@@ -267,7 +267,7 @@ def test_checkpoints_go_along_only_when_asked(hub, push_model, model):
     )
 
 
-def test_a_push_that_was_cut_off_goes_on_where_it_stopped(hub, push_model, model):
+def test_a_push_that_was_cut_off_resumes(hub, push_model, model):
     hub.fail("commit/main", times=100, how="drop")
     outcome = push_model()
     assert outcome.status == 2
@@ -301,7 +301,7 @@ def test_a_push_that_was_killed_after_the_weights_sends_none_again(hub, push_mod
     assert len(hub.asked("^PUT /lfs/")) == 2
 
 
-def test_trouble_that_passes_is_not_seen(hub, push_model, model):
+def test_temporary_failures_are_retried(hub, push_model, model):
     hub.fail("validate-yaml", how=502)
     hub.fail("repos/create", how="lost")
     hub.fail("GET /api/models/ada/model/tree", how=500)
@@ -314,7 +314,7 @@ def test_trouble_that_passes_is_not_seen(hub, push_model, model):
     assert push_model().status == 0
     assert not any(times for _, times, *_ in hub.faults)
     assert_model_is_whole(model_files(hub), model)
-    assert len(history(hub)) == 1  # the lost one was not made again
+    assert len(history(hub)) == 1  # the lost commit is not repeated
     hub.fail("auth-check", how=503)
     hub.fail("GET .*README.md", how="cut")
     assert push_model().status == 0
@@ -336,7 +336,7 @@ def test_a_pull_request_is_one_and_leaves_main_alone(hub, push_model, model):
     sent["README.md"] = sent["README.md"].replace(b"eve/model", b"ada/model")
     kept = {k: v for k, v in folder_files(model).items() if k != "README.md"}
     assert {k: v for k, v in sent.items() if k != "README.md"} == kept
-    # Its author may go on with it by name, too.
+    # Its author can also push to it by name.
     assert push_model("--revision", "refs/pr/1", repo_id="eve/model").status == 0
     assert len(repo.pull_requests) == 1
 
@@ -364,7 +364,7 @@ def test_private_is_private(hub, push_model):
     assert "already there" in push_model("--private").out
 
 
-def test_an_edited_card_of_the_folder_is_sent_as_it_is(hub, push_model, model):
+def test_an_edited_card_of_the_folder_is_sent_unchanged(hub, push_model, model):
     for card in (CARD, "# Mine, without metadata\n"):
         (model / "README.md").write_text(card)
         assert push_model("--overwrite_card").status == 0
@@ -373,7 +373,7 @@ def test_an_edited_card_of_the_folder_is_sent_as_it_is(hub, push_model, model):
         assert "already there" in outcome.out and "edited" not in outcome.err
 
 
-def test_the_folder_is_left_as_it_is(hub, push_model, model):
+def test_a_push_does_not_change_the_folder(hub, push_model, model):
     before = folder_files(model)
     assert push_model("--license", "mit").status == 0
     assert folder_files(model) == before

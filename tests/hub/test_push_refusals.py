@@ -1,4 +1,4 @@
-"""What `hf-latent push` refuses: one line, status 2, nothing sent, and never the token."""
+"""What `hf-latent push` refuses: one line, status 2, nothing sent, the token never shown."""
 
 import json
 import os
@@ -23,9 +23,7 @@ READ_ONLY = "this token may not write to ada/model"
     ],
 )
 @pytest.mark.parametrize("there", [False, True])
-def test_a_token_that_may_not_is_one_line_before_anything_is_sent(
-    hub, push_model, token, says, there
-):
+def test_a_read_only_token_is_one_line_before_anything_is_sent(hub, push_model, token, says, there):
     if there:
         hub.put("ada/model", {}, kind="models")
     hub.add_token("hf_reader", "ada", "read")
@@ -59,7 +57,7 @@ def test_a_private_model_of_another_is_one_line(hub, push_model):
         (["--model", "."], "--model . holds no model"),
     ],
 )
-def test_flags_that_cannot_work_are_one_line_and_no_request(hub, process, arguments, says):
+def test_wrong_flags_are_one_line_and_no_request(hub, process, arguments, says):
     hub.put("ada/other", {"model_index.json": b"{}"}, kind="models")
     outcome = process.command("push", "--repo_id", "ada/model", *arguments, token=TOKEN)
     assert outcome.status == 2

@@ -1,4 +1,4 @@
-"""`--push_to_hub` of the two trainings: what is made sure of before, and what is left after."""
+"""`--push_to_hub` of the two trainings: checks before the training, and failures after it."""
 
 import json
 import os
@@ -168,7 +168,7 @@ def test_the_flags_do_not_hinder_resuming(hub, train):
     assert "config.json" in model_files(hub, repo_id="ada/m")
 
 
-def test_the_runs_folder_is_looked_at_before_the_hub(tmp_path):
+def test_the_runs_folder_is_checked_before_the_hub(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine").touch()
     settings = {"push_to_hub": True, "hub_model_id": "ada/m"}
@@ -198,10 +198,10 @@ def test_flags_that_have_no_effect_are_refused(flags):
 
 
 @pytest.mark.slow
-def test_of_two_processes_the_first_pushes(hub, tmp_path):
+def test_the_first_of_two_processes_pushes(hub, tmp_path):
     environment = hub.environment(tmp_path / "hf", TOKEN)
     environment |= {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
-    # Standalone: at a port of its own, as other tests may do the same at the same time.
+    # Standalone picks a free port: other tests may run torchrun at the same time.
     torchrun = [str(Path(sys.executable).with_name("torchrun")), "--standalone"]
     torchrun += ["--nproc_per_node", "2"]
     training = ["-m", "hf_latent.training.autoencoder", *SHORT, "--push_to_hub"]

@@ -92,9 +92,7 @@ class ModelFacts:
     @property
     def autoencoder(self) -> dict[str, Any]:
         """The report of the autoencoder's training, which a pipeline's training.json repeats."""
-        prefix = "autoencoder_"
-        found = {k: v for k, v in self.training.items() if k.startswith(prefix)}
-        return {k.removeprefix(prefix): v for k, v in found.items()}
+        return without_prefix(self.training, "autoencoder_")
 
     @property
     def prefix(self) -> str:
@@ -112,10 +110,8 @@ class ModelFacts:
         """
         if self.kind == "autoencoder" and (self.prefix == "held_out_" or not self.training):
             return True
-        fingerprint = self.metrics.get("validation_fingerprint")
-        return (
-            fingerprint is not None and self.training.get("validation_fingerprint") == fingerprint
-        )
+        key = "validation_fingerprint"
+        return key in self.metrics and self.metrics[key] == self.training.get(key)
 
     @property
     def held_out(self) -> str:
@@ -136,6 +132,11 @@ class ModelFacts:
         name = self.trained.get("data_name", self.trained.get("data"))
         what = "Latent diffusion model" if self.kind == "pipeline" else "Autoencoder"
         return str(self.measured.get("name") or (f"{what} of {name}" if name else what))
+
+
+def without_prefix(report: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """Return the entries of a report whose keys begin with a prefix, without it."""
+    return {k.removeprefix(prefix): v for k, v in report.items() if k.startswith(prefix)}
 
 
 def hub_id(data: Any) -> str | None:
@@ -182,7 +183,7 @@ def read_model_facts(folder: Path, reports: Path | None = None) -> ModelFacts:
         num_classes = None if embeddings is None else int(embeddings) - 1
         names = index.get("id2label") or {}
         class_names = {int(label): str(names[label]) for label in sorted(names, key=int)}
-    guidance, scheduler_class = index.get("guidance"), scheduler.get("_class_name")
+    scheduler_class = scheduler.get("_class_name")
     is_flow = str(scheduler_class).startswith("FlowMatch")
     known, recipe = {"training": training, "metrics": metrics}, reports / "config.yaml"
     return ModelFacts(
@@ -193,7 +194,7 @@ def read_model_facts(folder: Path, reports: Path | None = None) -> ModelFacts:
         has_code=isinstance(index.get("_class_name"), list),
         folded="_folded_latents_std" in vae_config,
         scheduler=scheduler_class,
-        guidance=guidance if isinstance(guidance, dict) else {},
+        guidance=index.get("guidance", {}),
         objective="flow" if is_flow else scheduler.get("prediction_type"),
         num_classes=num_classes,
         class_names=class_names,

@@ -133,22 +133,20 @@ def write_model_card(
     license: str | None = None,
     overwrite: bool = False,
 ) -> bool:
-    """Write a model's card into its folder, unless the card there was edited.
+    """Write the card of `render_model_card` into a model's folder, but keep an edited one.
 
     Args:
-        folder: as in `render_model_card`.
+        folder: of a pipeline or an autoencoder.
         repo_id: as in `render_model_card`.
         license: as in `render_model_card`.
         overwrite: replace an edited card too.
 
     Returns:
         Whether the card was written.
-
-    Raises:
-        UserError: as in `render_model_card`.
     """
     path = Path(folder) / CARD
-    if not overwrite and path.is_file() and not is_unedited(_read(path)):
+    is_kept = path.is_file() and not is_unedited(path.read_text("utf-8", "replace"))
+    if is_kept and not overwrite:
         return False
     write_text(path, render_model_card(Path(folder), repo_id, license))
     return True
@@ -168,13 +166,9 @@ def card_pictures(card: str) -> list[str]:
     return [name for name in names if _PICTURE.fullmatch(name)]
 
 
-def _read(path: Path) -> str:
-    return path.read_bytes().decode("utf-8", errors="replace")
-
-
 def _kept(path: Path) -> tuple[str | None, str | None]:
     """Return the licence and the repository's name of an unedited card."""
-    card = _read(path) if path.is_file() else ""
+    card = path.read_text("utf-8", "replace") if path.is_file() else ""
     if not is_unedited(card):
         return None, None
     found = _LOADED.search(card)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from huggingface_hub import EvalResult
 
-from hf_latent.hub.card.facts import HELD_OUT, ModelFacts, hub_id
+from hf_latent.hub.card.facts import HELD_OUT, ModelFacts, hub_id, without_prefix
 from hf_latent.hub.card.text import interval_text, number, one_line
 
 GENERATION = (
@@ -193,7 +193,7 @@ def reconstruction_figures(
     Returns:
         The measured ones, by their keys without the prefix.
     """
-    own = {k.removeprefix(prefix): value for k, value in report.items() if k.startswith(prefix)}
+    own = without_prefix(report, prefix)
     images = number(own.get("images"), ",")
     seen = "on white" if "alpha_psnr_db" in own else ""
     features, network = report.get("feature_extractor"), report.get("perceptual_network")

@@ -1,4 +1,4 @@
-"""The card of an autoencoder, from what lies in its folder."""
+"""The card of an autoencoder, from the files of its folder."""
 
 import huggingface_hub
 import pytest
@@ -37,7 +37,7 @@ def write_training(folder, vae, **changes):
     write_json(folder / "training.json", known | changes)
 
 
-def test_a_fresh_training_tells_its_figures(folder, vae):
+def test_a_card_shows_the_figures_of_the_training(folder, vae):
     write_training(folder, vae)
     card = render_model_card(folder)
     figures = section(card, "Figures")
@@ -134,13 +134,13 @@ def test_a_recipe_says_that_its_paths_are_names_only(folder, vae):
     )
 
 
-def test_the_size_that_it_was_trained_at_counts(folder, vae):
+def test_the_card_shows_the_size_of_the_training_images(folder, vae):
     write_training(folder, vae, image_shape=[1, 32, 64])
     facts = section(render_model_card(folder), "What it does")
     assert "| image | 1 x 32 x 64 (" in facts and "| latent | 4 x 8 x 16: " in facts
 
 
-def test_the_scale_is_said_only_where_it_is_folded_in(folder, vae):
+def test_the_scale_is_described_only_if_it_is_folded(folder, vae):
     assert "unit variance" not in render_model_card(folder)
     vae.register_to_config(_folded_latents_std=[1.0] * 4)
     vae.save_pretrained(folder)

@@ -101,7 +101,7 @@ def test_what_the_manifest_lacks_is_left_out(manifest):
     assert "--vae path/to/the/autoencoder --output_dir" in card
 
 
-def test_mirror_images_are_told(manifest):
+def test_mirror_images_are_described(manifest):
     card = render_cache_card(manifest | {"mirrored": True})
     assert "of shape (images, 2, 4, 2, 2)" in card
     assert "View 0 is the image, view 1\nits mirror image." in card
@@ -136,7 +136,7 @@ def test_the_training_command(manifest):
     assert "--resolution 8,16 " in wide
 
 
-def test_texts_of_the_manifest_are_only_texts(manifest):
+def test_texts_of_the_manifest_are_escaped(manifest):
     planted = "a|b`<script>\n---\n# x {{ 7 * 7 }}"
     wrong = {key: planted for key in ("data", "preprocessing", "dtype", "autoencoder")}
     wrong["id2label"] = {"0": planted}

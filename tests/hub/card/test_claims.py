@@ -1,4 +1,4 @@
-"""What a pipeline's card claims of images that were seen, held out or measured with."""
+"""What a pipeline's card claims of training images, held-out images and measured images."""
 
 import huggingface_hub
 import pytest
@@ -26,7 +26,7 @@ def card_of(pipeline, tmp_path):
     return render
 
 
-def test_where_one_set_was_held_out_of_everything_there_is_no_limit(card_of):
+def test_one_fingerprint_everywhere_needs_no_limit(card_of):
     card = card_of()
     limits = section(card, "Limits")
     assert "- Its denoiser was trained on images of fashion_mnist_full only." in limits
@@ -35,7 +35,7 @@ def test_where_one_set_was_held_out_of_everything_there_is_no_limit(card_of):
     assert CHANCE in card and "So the model copies no more than chance explains." in card
 
 
-def test_images_that_only_the_evaluation_held_out_may_have_been_trained_on(card_of):
+def test_images_that_only_the_evaluation_held_out_are_not_called_unseen(card_of):
     card = card_of(metrics={"validation_fingerprint": "f" * 16})
     limits = section(card, "Limits")
     assert f"- {OTHERS}: it may have been trained on them." in limits
@@ -73,7 +73,7 @@ def test_what_was_not_measured_with_held_out_images_needs_no_limit(card_of):
     assert OTHERS not in card_of(metrics=absent | {"reconstruction_psnr_db": None})
 
 
-def test_of_an_autoencoder_only_its_own_report_tells(card_of):
+def test_claims_about_the_autoencoder_need_its_report(card_of):
     limits = section(card_of({"autoencoder_pretrained_vae": "ada/vae"}), "Limits")
     assert (
         "- Its autoencoder was fine-tuned from ada/vae, whose training images are not known: "
@@ -93,7 +93,7 @@ def test_of_an_autoencoder_only_its_own_report_tells(card_of):
     assert OTHERS not in card
 
 
-def test_of_a_denoiser_that_started_from_another_only_its_own_report_tells(card_of):
+def test_the_card_of_a_fine_tuned_denoiser_claims_less(card_of):
     card = card_of({"pretrained_unet": "ada/unet", "held_out_split_images": 9})
     limits = section(card, "Limits")
     assert (
@@ -118,7 +118,7 @@ def test_every_figure_of_the_tables_is_in_the_metadata(card_of, changes):
     assert len(set(names)) == len(names)
 
 
-def test_real_images_that_are_not_as_many_are_counted(card_of):
+def test_a_different_number_of_real_images_is_shown(card_of):
     assert "| label agreement | 0.949 | 0.907 |" in card_of()
     card = card_of(metrics={"held_out_images": 2000})
     assert "| label agreement | 0.949 | 0.907 (of 2,000) |" in card
@@ -126,7 +126,7 @@ def test_real_images_that_are_not_as_many_are_counted(card_of):
     assert "| label agreement | 0.949 | 0.907 (of 300) |" in card
 
 
-def test_what_the_example_takes_and_the_recipe_holds_is_not_said_to_be_all(card_of):
+def test_arguments_and_recipe_are_not_called_complete(card_of):
     card = card_of()
     assert "\nMain arguments: `class_labels`, " in card and "All arguments" not in card
     assert "It holds only the names of folders and files" in section(card, "Training")

@@ -18,7 +18,7 @@ from tests.hub.saved_models import ROOT, blocks
 pytestmark = pytest.mark.slow
 CARDS = ROOT / "model_cards"
 OWN, PLAIN = "with this package", "with diffusers alone"
-# Each block in a folder and with names of its own; what it made is told by its names.
+# Runs each block in its own folder and namespace, and describes the results by their names.
 RUN = """
 import json, os, sys
 known = {
@@ -32,10 +32,10 @@ found = {}
 for name, (folder, code) in json.loads(sys.argv[1]).items():
     os.makedirs(folder)
     os.chdir(folder)
-    os.symlink(sys.argv[2], "hf_latent")  # where a reader of the repository is
+    os.symlink(sys.argv[2], "hf_latent")  # as in the repository's root
     names = {}
     exec(code, names)
-    found[name] = {key: tell(names[key]) for key, tell in known.items() if key in names}
+    found[name] = {key: describe(names[key]) for key, describe in known.items() if key in names}
 print(json.dumps([found, "hf_latent" in sys.modules]))
 """
 
@@ -59,7 +59,7 @@ def saved_models(folder) -> dict:
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
-    """What each card's blocks made, by way and name; the folder that they ran in."""
+    """The results of each card's blocks, by way and name, and the folder that they ran in."""
     root = tmp_path_factory.mktemp("cards")
     cards = saved_models(root / "models")
     cards |= {name: (CARDS / name / "README.md").read_text() for name in released_models()}
@@ -73,7 +73,7 @@ def ran(tmp_path_factory):
             if "load_autoencoder" in card:
                 *loading, use = python
                 python = [code + use for code in loading]
-            if number < len(python):  # the code of a released pipeline is this package's
+            if number < len(python):  # a released pipeline has no code of its own
                 jobs[name] = (str(root / way / name), python[number])
         arguments = [sys.executable, "-c", RUN, json.dumps(jobs), str(ROOT / "hf_latent")]
         done = forked.run(arguments, environment)

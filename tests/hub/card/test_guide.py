@@ -1,4 +1,4 @@
-"""A card tells of the guide that its figures were measured with."""
+"""A card names the guide of its figures."""
 
 from hf_latent.hub.card.facts import read_model_facts
 from hf_latent.hub.card.render import render_model_card
@@ -7,7 +7,7 @@ from hf_latent.models.frozen import hash_weights
 from tests.hub.saved_models import section, write_reports
 
 
-def test_a_card_shows_the_guide_and_no_figures_of_another(guided, tmp_path):
+def test_a_card_shows_its_guide_and_no_figures_of_another_guide(guided, tmp_path):
     guided.save_pretrained(tmp_path)
     own = {"guide": "guide_unet", "guide_unet_weights_sha256": hash_weights(guided.guide_unet)}
     write_reports(tmp_path, guided, metrics=own)
@@ -39,7 +39,7 @@ def test_a_name_in_a_report_is_no_markdown(guided, tmp_path):
     assert "Samples at guidance 1, 20 steps" in render_model_card(tmp_path)
 
 
-def test_a_card_has_no_figures_of_a_guide_that_is_no_part_of_the_model(guided, tmp_path):
+def test_figures_of_a_guide_that_the_model_lacks_are_left_out(guided, tmp_path):
     own = {"guide": "guide_unet", "guide_unet_weights_sha256": hash_weights(guided.guide_unet)}
     guided.guide_unet = None
     guided.save_pretrained(tmp_path)
@@ -49,7 +49,7 @@ def test_a_card_has_no_figures_of_a_guide_that_is_no_part_of_the_model(guided, t
     assert "guide" not in render_model_card(tmp_path)
 
 
-def test_the_card_of_an_export_tells_that_the_guide_is_not_in_it(guided, unconditional_guided):
+def test_the_card_of_an_export_says_that_it_lacks_the_guide(guided, unconditional_guided):
     assert "- guidance, which `LDMPipeline` lacks: guided" in render_export_card(guided)
     assert "the original's guide (`guide_unet`);" in render_export_card(unconditional_guided)
     unconditional_guided.guide_unet = None

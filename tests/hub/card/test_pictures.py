@@ -20,7 +20,7 @@ def test_a_large_picture_is_made_smaller_and_keeps_its_shape(tmp_path):
     assert Image.open(tmp_path / "a.png").size == (2 * LONGEST_SIDE, LONGEST_SIDE)
 
 
-def test_our_own_picture_may_be_larger_than_pillow_allows_a_strangers(tmp_path, monkeypatch):
+def test_a_picture_larger_than_pillows_limit_is_copied(tmp_path, monkeypatch):
     pixels = np.arange(64, dtype=np.uint8).reshape(8, 8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     with monkeypatch.context() as patch:

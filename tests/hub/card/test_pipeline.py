@@ -1,4 +1,4 @@
-"""The card of a pipeline, from what lies in its folder."""
+"""The card of a pipeline, from the files of its folder."""
 
 import ast
 import json
@@ -103,7 +103,7 @@ def test_the_hubs_own_validation_takes_the_card(process, folder, pipeline, card)
     assert process.run(code.format(card.replace("license: mit", "license: [a"))).status == 1
 
 
-def test_figures_stand_beside_those_of_real_images(card):
+def test_figures_are_shown_beside_those_of_real_images(card):
     figures = section(card, "Figures")
     for row in (
         "| 10,000 images | generated | real |",
@@ -131,7 +131,7 @@ def test_figures_stand_beside_those_of_real_images(card):
     assert "What the autoencoder keeps of 10,000 held-out images:" in figures
 
 
-def test_copies_stand_beside_those_of_held_out_images(folder, pipeline, card):
+def test_copies_are_shown_beside_those_of_held_out_images(folder, pipeline, card):
     copies = section(card, "Does it copy?")
     assert "| copies of 60,000 training images | among samples | among held-out images |" in copies
     assert "| by the model's own latents | 0 of 10,000 | 50 of 10,000 |" in copies
@@ -188,7 +188,7 @@ def test_the_denoiser_fixes_the_size_whatever_a_report_says(folder, pipeline):
 
 
 @pytest.mark.parametrize("name", ['x"); import os; ("', "/home/ada/model", "../model", "a b"])
-def test_a_report_cannot_name_just_anything_to_be_loaded(folder, pipeline, name):
+def test_a_report_cannot_put_code_into_the_examples(folder, pipeline, name):
     write_reports(folder, pipeline, None, {"load_from": name})
     assert render_model_card(folder).count('"path/to/model"') == 2
 
@@ -259,7 +259,7 @@ def test_a_report_about_other_weights_is_left_out(folder, pipeline, part, report
     assert card_pictures(render_model_card(folder)) == []
 
 
-def test_figures_that_are_none_are_absent_one_by_one(folder, pipeline):
+def test_a_figure_that_is_no_number_is_left_out(folder, pipeline):
     absent = {"recall": math.nan, "kid": None, "real_fd": None, "floor_fd": None, "fd": "6.17"}
     absent |= {"real_density": None}
     write_reports(folder, pipeline, metrics=absent)
@@ -276,7 +276,7 @@ def test_figures_that_are_none_are_absent_one_by_one(folder, pipeline):
     assert unlisted(card, "Figures") == []
 
 
-def test_distances_without_their_network_are_not_in_the_metadata(folder, pipeline):
+def test_the_metadata_omit_distances_of_an_unknown_network(folder, pipeline):
     write_reports(folder, pipeline, metrics={"feature_extractor": None})
     types = [x["type"] for x in results(render_model_card(folder))]
     assert types == [
@@ -284,7 +284,7 @@ def test_distances_without_their_network_are_not_in_the_metadata(folder, pipelin
     ]
 
 
-def test_texts_of_reports_are_only_texts(folder, pipeline):
+def test_texts_of_reports_are_escaped(folder, pipeline):
     planted = "a|b`<script>\n---\n# x {{ 777 * 7 }}"
     wrong = {key: planted for key in ("data", "device", "autoencoder", "torch_version")}
     wrong |= {"validation_fingerprint": planted}
@@ -375,7 +375,7 @@ def test_a_link_out_of_the_folder_is_not_followed(folder, pipeline, tmp_path):
     assert "password" not in card and "samples.png)" not in card
 
 
-def test_a_name_that_the_hub_has_not_is_refused(folder):
+def test_a_name_that_the_hub_does_not_allow_is_refused(folder):
     with pytest.raises(UserError, match="cannot be a model's name"):
         render_model_card(folder, 'a/b"); import os; ("')
 

@@ -53,7 +53,7 @@ def test_every_released_model_has_a_card():
 def test_a_card_is_what_its_metrics_give(name, tmp_path):
     card = (CARDS / name / "README.md").read_text()
     assert is_unedited(card)
-    # Made anew from the reports alone, without what the old card says.
+    # Render the card from the reports alone: without the old card, whose licence would be kept.
     for path in CARDS.glob(f"{name}/*"):
         if path.name != "README.md":
             shutil.copyfile(path, tmp_path / path.name)
@@ -89,7 +89,7 @@ def test_a_released_model_is_small_and_as_its_card_says(name):
     assert "/tmp" not in (PRETRAINED / name / "config.json").read_text()
 
 
-def test_the_released_pipeline_is_small_and_as_good_as_was_promised():
+def test_the_released_pipeline_is_small_and_reaches_its_promised_figures():
     metrics, folder = read_metrics("fashion-mnist"), PRETRAINED / "fashion-mnist"
     assert sum(path.stat().st_size for path in folder.rglob("*.safetensors")) <= 12e6
     facts = read_model_facts(folder, CARDS / "fashion-mnist")
@@ -108,7 +108,7 @@ def test_the_released_pipeline_is_small_and_as_good_as_was_promised():
     assert facts.training["seconds"] <= 100 * 60
 
 
-def test_released_figures_are_what_was_promised():
+def test_released_autoencoders_reach_their_promised_figures():
     fashion, emoji = read_metrics("fashion-mnist-f4"), read_metrics("emoji")
     assert fashion["test_images"] == 10_000
     assert fashion["test_psnr_db"] >= 29

@@ -1,4 +1,4 @@
-"""The sentences that several cards have, as their macros say them."""
+"""The macros of sentences that several cards share."""
 
 import pytest
 
@@ -22,19 +22,19 @@ CPU = {"device": "cpu", "cpu_cores": 2, "torch_threads": 1}
         ({}, ""),
     ],
 )
-def test_what_it_ran_on(report, text):
+def test_machines(report, text):
     assert SENTENCES.machine(report) == text
 
 
 @pytest.mark.parametrize("absent", ["steps", "seconds", "train_batch_size"])
-def test_a_training_without_its_length_is_not_told(absent):
+def test_a_training_without_its_length_is_left_out(absent):
     report = {"steps": 1, "seconds": 200, "train_batch_size": 2}
     assert SENTENCES.training(report) == "1 step of 2 images (2 images seen) in 3 minutes"
     assert SENTENCES.training(report | {absent: None}) == ""
     assert SENTENCES.training(report | {absent: "1"}) == ""
 
 
-def test_a_training_that_went_on_with_other_batches_tells_what_it_saw():
+def test_a_training_resumed_with_other_batches_shows_the_images_seen():
     report = {"steps": 10, "seconds": 60, "train_batch_size": 4, "processes": 2}
     assert SENTENCES.training(report | {"images_seen": 80, "images_per_second": 1.4}) == (
         "10 steps of 8 images (80 images seen) in 60 seconds, 1 images per second"
@@ -47,7 +47,7 @@ def test_a_training_that_went_on_with_other_batches_tells_what_it_saw():
     )
 
 
-def test_data_is_told_as_far_as_it_is_known():
+def test_known_facts_of_the_data_are_shown():
     assert SENTENCES.origin({}) == SENTENCES.origin({"train_images": "1"}) == ""
     assert SENTENCES.origin({"train_images": 1}) == "1 training image"
     known = {"train_images": 2, "data": "a|b", "image_shape": [3, 8, 16], "horizontal_flip": True}
@@ -55,7 +55,7 @@ def test_data_is_told_as_far_as_it_is_known():
     assert SENTENCES.origin(known) == text
     assert "cropped to 8x16 pixels" in SENTENCES.origin(known | {"resize_mode": "crop"})
     held_out = known | {"held_out_split_images": 1, "validation_fingerprint": "`x`"}
-    # A fingerprint stands in a span of code, which nothing may close.
+    # The fingerprint is in a code span, which a backtick would close.
     assert SENTENCES.origin(held_out) == f"{text}. 1 other image was held out and never trained on"
 
 

@@ -16,7 +16,7 @@ from hf_latent.hub.card.text import (
 )
 
 
-def test_a_text_stays_a_text():
+def test_a_text_is_escaped():
     assert plain("a|b`<script>\n# *x* [y](z) \\") == (
         "a\\|b\\`&lt;script&gt; # \\*x\\* \\[y\\](z) \\\\"
     )

@@ -1,4 +1,4 @@
-"""A card is written into a model's folder: what it keeps, and what it never overwrites."""
+"""Writing a card into a model's folder: what is kept, and what is never overwritten."""
 
 import huggingface_hub
 import pytest
@@ -45,7 +45,7 @@ def test_the_name_of_an_autoencoder_is_kept_however_its_card_is_wrapped(vae, tmp
     assert (tmp_path / "README.md").read_text().count('"ada/vae"') == 2
 
 
-def test_a_card_without_them_goes_on_without_them(folder):
+def test_a_card_without_licence_and_name_stays_without_them(folder):
     write_model_card(folder)
     write_model_card(folder)
     card = (folder / "README.md").read_text()
@@ -53,7 +53,7 @@ def test_a_card_without_them_goes_on_without_them(folder):
 
 
 @pytest.mark.parametrize("edited", ["mine\n", "---\nlicense: cc0-1.0\n---\n# mine\n"])
-def test_a_card_of_a_persons_own_is_kept(folder, edited):
+def test_a_card_written_by_a_person_is_kept(folder, edited):
     (folder / "README.md").write_text(edited)
     assert not write_model_card(folder, license="mit")
     assert (folder / "README.md").read_text() == edited
@@ -62,7 +62,7 @@ def test_a_card_of_a_persons_own_is_kept(folder, edited):
     assert is_unedited(card) and licence(card) == "mit"
 
 
-def test_what_an_edited_card_says_is_not_taken(folder):
+def test_nothing_is_taken_from_an_edited_card(folder):
     write_model_card(folder, "ada/clothes", "mit")
     (folder / "README.md").write_text((folder / "README.md").read_text() + "mine\n")
     assert not write_model_card(folder)
@@ -70,7 +70,7 @@ def test_what_an_edited_card_says_is_not_taken(folder):
     assert licence(card) is None and '"ada/' not in card
 
 
-def test_a_card_in_another_encoding_is_a_persons_own(folder):
+def test_a_card_in_another_encoding_counts_as_edited(folder):
     (folder / "README.md").write_bytes(b"\xff\xfe\x00broken")
     assert not write_model_card(folder)
     assert (folder / "README.md").read_bytes() == b"\xff\xfe\x00broken"
