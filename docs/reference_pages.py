@@ -22,6 +22,7 @@ ROOMS = {
     "training": "The two trainings, and what runs them.",
     "experiments": "Quickstart, generate, sweep, benchmark.",
 }
+STEPS = ("encode", "add_noise", "denoise", "decode", "pipeline")
 TRAININGS = {
     "train_vae.py": ("hf_latent.training.autoencoder_config", "AutoencoderConfig"),
     "encode_latents.py": ("hf_latent.training.latents.encode", "EncodeConfig"),
@@ -37,13 +38,19 @@ def room_page(room: str, summary: str) -> str:
         room: a folder of the package.
         summary: what it is for.
     """
-    modules = sorted((PACKAGE / room).rglob("*.py"), key=lambda path: (len(path.parts), path))
+    modules = sorted((PACKAGE / room).rglob("*.py"), key=page_order)
     names = [
         ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
         for path in modules
         if path.name != "__init__.py"
     ]
     return "\n\n".join([f"# {room}", summary, *(f"::: {name}" for name in names)])
+
+
+def page_order(path: Path) -> tuple[int, int, str]:
+    """Return a sort key: the four steps first, then the files of a room before its folders."""
+    step = STEPS.index(path.stem) if path.stem in STEPS else len(STEPS)
+    return len(path.parts), step, path.as_posix()
 
 
 def command_section(title: str, config: type, summary: str) -> str:
@@ -57,12 +64,12 @@ def command_section(title: str, config: type, summary: str) -> str:
     parser = jsonargparse.ArgumentParser()
     parser.add_class_arguments(config)
     rows = [
-        f"| `--{action.dest}` | {cell(action.help)} | "
-        f"{cell(describe_type(action._typehint))} | {default_text(action.default)} |"
+        f"| `--{action.dest}` | {cell(action.help)} *({cell(describe_type(action._typehint))})* | "
+        f"{default_text(action.default)} |"
         for action in parser._actions
         if hasattr(action, "_typehint")
     ]
-    head = ["| flag | what it sets | value | default |", "|---|---|---|---|"]
+    head = ["| flag | what it sets (value) | default |", "|---|---|---|"]
     return "\n".join([f"## {title}", "", summary, "", *head, *rows, ""])
 
 

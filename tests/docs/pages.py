@@ -45,11 +45,11 @@ def row(page: str, start: str) -> str:
 
 
 def code_blocks() -> list[Block]:
-    """Return what the pages tell a reader to run, in order."""
+    """Return what the pages tell a reader to run, in order; a command is on one line."""
     written = [page for page in navigation() if (ROOT / "docs" / page).suffix == ".md"]
     pages = ["README.md", *(page for page in written if not page.startswith("reference/"))]
     return [
-        Block(page, language, text)
+        Block(page, language, re.sub(r" \\\n +", " ", text))
         for page in pages
         for language, text in re.findall(r"```(bash|python)\n(.*?)```", read(page), re.DOTALL)
     ]

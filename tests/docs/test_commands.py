@@ -24,9 +24,10 @@ time.perf_counter = lambda: next(looks) * seconds
 sys.argv = sys.argv[2:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-SECONDS_A_LOOK = {"quickstart": "1.5", "sweep": "0.2"}
+SECONDS_A_LOOK = {"quickstart": "2", "sweep": "0.3"}
 SHORT = {
-    "quickstart": "--max_minutes 2 --max_train_samples 300 --evaluation_images 20",
+    "quickstart": "--max_minutes 2 --max_train_samples 300 --evaluation_images 20 "
+    "--num_inference_steps 2",
     "generate": "--num_inference_steps 2",
     "inspect": "--max_images 4",
     "evaluate": "--num_images 10 --num_inference_steps 1 --cache_dir vectors",
@@ -39,7 +40,7 @@ SHORT = {
     "train_vae.py": TRAINING,
     "train_unet.py": TRAINING,
 }
-SHORT_PYTHON = {"10_000": "2"}
+SHORT_PYTHON = {"10_000": "2", '"resolution": 64': '"resolution": 32'}
 INSTALLING = ("python3 -m venv", "pip install")
 
 
@@ -67,7 +68,7 @@ def blocks_to_run(recipes: bool) -> list[Block]:
 
 def shorten(command: str) -> list[str]:
     """Return the words of a command with short settings, as a Python program and its arguments."""
-    words = shlex.split(command)
+    words = shlex.split(command.replace("--resolution 64", "--resolution 32"))
     (program,) = (word for word in SHORT if any(w.split("/")[-1] == word for w in words))
     if words[0] == "python":
         words[0] = sys.executable
