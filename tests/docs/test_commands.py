@@ -24,7 +24,7 @@ time.perf_counter = lambda: next(looks) * seconds
 sys.argv = sys.argv[2:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-SECONDS_A_LOOK = {"quickstart": "2", "sweep": "0.3"}
+SECONDS_A_LOOK = {"quickstart": "2", "sweep": "0.2"}
 SHORT = {
     "quickstart": "--max_minutes 2 --max_train_samples 300 --evaluation_images 20 "
     "--num_inference_steps 2",
