@@ -1,4 +1,4 @@
-"""The settings of images: which ones, and how they become tensors."""
+"""The settings that say which images to use, and how they become tensors."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -15,23 +15,23 @@ class ImagesConfig(Settings):
 
     Attributes:
         data: The images: fashion_mnist (built in, 15,000 images) or fashion_mnist_full; a folder
-            of images, where subfolders give class labels; a parquet file or a folder of them; a
+            of images, whose subfolders are the classes; a parquet file or a folder of them; a
             folder written by save_to_disk; or a Hub data set id like owner/name.
         resolution: Height and width in pixels, one number for a square or "H,W".
-        resize_mode: crop scales the image until it covers the resolution and cuts off the rest;
-            pad shrinks it to fit if it is larger, never enlarges it, and centres it on black
-            (on transparent with 4 channels).
-        crop: Which part crop keeps of a training image. Held-out images are always cropped at the
-            centre.
-        horizontal_flip: Mirror half of the training images, drawn anew in each epoch.
-        channels: 1 for grey, 3 for RGB, 4 for RGBA. By default what the first training image has.
+        resize_mode: crop scales the image to cover the resolution, and cuts off the rest; pad
+            shrinks a larger image to fit, and centres the image on black (with 4 channels, on
+            transparent).
+        crop: Which part of a training image resize_mode crop keeps. Held-out images are always
+            cropped at the centre.
+        horizontal_flip: Mirror a random half of the training images, another half in each epoch.
+        channels: 1 for grey, 3 for RGB, 4 for RGBA. By default those of the first training image.
         validation_fraction: Share of the images to hold out, between 0 and 1, chosen by content.
             Only used if the data has no validation or test split.
-        validation_fingerprint: Refuse to run unless the held-out images have this fingerprint, 16
-            hexadecimal digits from an earlier report. By default any will do.
-        on_bad_image: stop names all images that cannot be decoded and ends; skip leaves them out.
-        max_train_samples: Use so many training images only, drawn from the seed. By default all.
-        seed: Seed of everything random. It does not change which images are held out.
+        validation_fingerprint: Stop unless the held-out images have this fingerprint, 16
+            hexadecimal digits from an earlier report. By default it is not compared.
+        on_bad_image: stop lists all images that cannot be decoded, and ends; skip leaves them out.
+        max_train_samples: Use only this many training images, drawn at random. By default all.
+        seed: Seed of all random draws. It does not change which images are held out.
     """
 
     data: str = "fashion_mnist"
@@ -47,7 +47,7 @@ class ImagesConfig(Settings):
     seed: Seed = 0
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot work, naming the flag."""
+        """Check the resolution."""
         super().__post_init__()
         parse_resolution(self.resolution)
 

@@ -24,22 +24,22 @@ from hf_latent.data.images.pixels import (
 )
 from hf_latent.pipeline.conditions import Conditions
 
-# What is drawn; never 0, which numpy's SeedSequence would not tell from nothing.
+# Part of the keys of random draws; never 0, because numpy's SeedSequence ignores trailing zeros.
 CROP, SUBSET = 2, 3
 
 
 @dataclass(frozen=True, eq=False)
 class ImageDataset(torch.utils.data.Dataset):
-    """Images of one split as tensors. It pickles cheaply, and each worker reads from disk.
+    """Images of one split as tensors. A pickled copy is small: each worker reads from the disk.
 
     Attributes:
-        dataset: columns `image` (`Image(decode=False)`) and maybe `label`.
-        rows: `(N,)` int64, which rows of it; their order is this data set's order.
+        dataset: columns `image` (`Image(decode=False)`) and, if there are labels, `label`.
+        rows: `(N,)` int64, the rows to use, in this order.
         hashes: `(N,)` ASCII bytes, the rows' content hashes; a pickled copy has none.
-        config: resize mode, crop, flip, seed and size are taken from it.
+        config: says resize mode, crop, flip, seed and size.
         channels: 1, 3 or 4.
-        keep_in_memory: keep the resized pixels once they have been decoded, `N * H * W * C`
-            bytes, twice that with 16-bit grey. A random crop is not kept.
+        keep_in_memory: keep decoded and resized pixels, `N * H * W * C` bytes (twice that for
+            16-bit grey). Random crops are not kept.
         at_random: draw crops and flips, if the configuration has them.
         mirrored: mirror every image, unless flips are drawn.
     """
@@ -55,7 +55,7 @@ class ImageDataset(torch.utils.data.Dataset):
     _memory: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what is large: a worker needs no hashes, and keeps pixels of its own."""
+        """Leave hashes and pixels out of a pickle."""
         return {**self.__dict__, "hashes": None, "_memory": {}}
 
     def __len__(self) -> int:
@@ -66,8 +66,8 @@ class ImageDataset(torch.utils.data.Dataset):
         """Return one image.
 
         Args:
-            key: `index`, or `(epoch, index)`; random crops and flips are drawn from the seed and
-                these two, so that they depend on neither the order nor the workers.
+            key: `index` (epoch 0) or `(epoch, index)`. Random crops and flips depend on these and
+                the seed, not on the order of reading or the workers.
 
         Returns:
             `images`: `(C, H, W)` float32 in [-1, 1], and the image's `conditions`.
@@ -75,25 +75,21 @@ class ImageDataset(torch.utils.data.Dataset):
         return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> list[dict[str, torch.Tensor]]:
-        """Return several images, as a DataLoader asks for a batch: faster than one by one."""
+        """Return several images, faster than one by one; a DataLoader calls this for a batch."""
         images, indices = self._read(keys)
         batch = {"images": images, **self.conditions(indices)}
         return [dict(zip(batch, row, strict=True)) for row in zip(*batch.values(), strict=True)]
 
     def conditions(self, indices: np.ndarray | range) -> Conditions:
-        """Return what a denoiser is told of some images.
-
-        Args:
-            indices: `(n,)`.
+        """Return the denoiser's conditions for images `(n,)`.
 
         Returns:
-            Named tensors, the images first: `class_labels` `(n,)` int64, only if the data has
-            labels.
+            `class_labels` `(n,)` int64 if the data has labels, else nothing.
         """
         return {} if self.labels is None else {"class_labels": self.labels[indices]}
 
     def _read(self, keys: Sequence[int | tuple[int, int]]) -> tuple[torch.Tensor, np.ndarray]:
-        """Return images by their keys, and their indices, all from 0 on."""
+        """Return images by their keys, and their indices (a negative index counts from the end)."""
         pairs = [key if isinstance(key, tuple) else (0, key) for key in keys]
         pairs = [(epoch, range(len(self))[index]) for epoch, index in pairs]
         epochs, indices = np.array(pairs, np.int64).reshape(-1, 2).T
@@ -106,17 +102,17 @@ class ImageDataset(torch.utils.data.Dataset):
         """Return `(H, W, C)` uint8 or uint16 pixels before any flip, by (epoch, index)."""
         config, (_, height, width) = self.config, self.image_shape
         is_random = self.at_random and config.crop == "random" and config.resize_mode == "crop"
-        if not is_random:  # an image is the same in every epoch
+        if not is_random:  # every epoch has the same image
             keys = [(0, index) for _, index in keys]
         arrays = self._memory if self.keep_in_memory and not is_random else {}
         missing = sorted(set(keys) - arrays.keys())
-        # All rows in one call: a call takes longer than a small image.
+        # Read all rows in one call, because a call takes longer than a small image.
         rows = self.rows[[index for _, index in missing]].tolist()
         encoded = self.dataset[rows]["image"] if rows else []
         for key, image in zip(missing, encoded, strict=True):
             generator = np.random.default_rng((config.seed, *key, CROP)) if is_random else None
             array = to_channels(decode_image(image["bytes"] or image["path"]), self.channels)
-            # A copy, because a crop would keep the whole image in memory.
+            # Copy, because a view of a crop would keep the whole image in memory.
             arrays[key] = fit(array, height, width, config.resize_mode, generator).copy()
         return [arrays[key] for key in keys]
 
@@ -127,28 +123,21 @@ class ImageDataset(torch.utils.data.Dataset):
         return is_flipped(self.config.seed, epochs, indices, len(self))
 
     def view(self, mirrored: bool) -> "ImageDataset":
-        """Return the same images without anything random, for encoding them once.
+        """Return the same images in the same order, without random crops and flips.
 
         Args:
             mirrored: mirror every image, instead of none.
-
-        Returns:
-            the same images in the same order, cropped at the centre.
         """
         return replace(self, at_random=False, mirrored=mirrored)
 
     def subset(self, places: np.ndarray) -> "ImageDataset":
-        """Return the images at some places.
-
-        Args:
-            places: `(n,)` int64, in the order that they are to have.
-        """
+        """Return the images at some places `(n,)` int64, in that order."""
         return replace(self, rows=self.rows[places], hashes=self.hashes[places], _memory={})
 
     def evenly_spaced(self, count: int) -> "ImageDataset":
-        """Return `count` images, or all if there are fewer, without anything random.
+        """Return `count` images, or all if there are fewer, without random crops and flips.
 
-        Evenly spaced, because folders are sorted by class: the first ones may be all of one.
+        Folders are sorted by class, so the first images may all have the same class.
         """
         view = self.view(self.mirrored)
         if count >= len(self):
@@ -156,27 +145,22 @@ class ImageDataset(torch.utils.data.Dataset):
         return view.subset(np.arange(count) * len(self) // count)
 
     def read(self, rows: torch.Tensor | None = None) -> torch.Tensor:
-        """Read images at once.
+        """Read images as one tensor `(n, C, H, W)` float32 in [-1, 1].
 
         Args:
             rows: `(n,)` int64, at least one; None: all.
-
-        Returns:
-            `(n, C, H, W)` float32 in [-1, 1].
         """
         return self._read(range(len(self)) if rows is None else rows.tolist())[0]
 
     def read_uint8(self, rows: torch.Tensor) -> torch.Tensor:
-        """Read images at once, as `read`, and round them to 8 bit."""
+        """Read images as one tensor `(n, C, H, W)` uint8; see `read`."""
         return to_uint8(self.read(rows))
 
     def unpadded_box(self) -> Box | None:
-        """Find what padding was put around: one box for all images.
-
-        Every image is decoded for it.
+        """Decode every image, and return the one box that padding surrounds.
 
         Returns:
-            The box; None without padding, or if the images' own sizes differ.
+            The box; None without padding, or if the sizes of the images differ.
         """
         if self.config.resize_mode != "pad":
             return None
@@ -195,7 +179,7 @@ class ImageDataset(torch.utils.data.Dataset):
 
     @cached_property
     def labels(self) -> torch.Tensor | None:
-        """The class labels, `(N,)` int64; None without labels."""
+        """Class labels `(N,)` int64; None without labels."""
         if "label" not in self.dataset.column_names:
             return None
         labels = self.dataset.data.column("label").to_numpy()[self.rows]
@@ -203,26 +187,26 @@ class ImageDataset(torch.utils.data.Dataset):
 
     @property
     def preprocessing(self) -> str:
-        """What becomes of the decoded images before they are tensors, in one line."""
+        """One line that says how decoded images become tensors."""
         channels, height, width = self.image_shape
         mirrored = ", mirrored" if self.mirrored else ""
         return f"{self.config.resize_mode} to {height}x{width}, {channels} channels{mirrored}"
 
     @property
     def fingerprint(self) -> str:
-        """The 16 hexadecimal digits that stand for the images, in whatever order."""
+        """16 hexadecimal digits that identify the set of images, in any order."""
         return fingerprint(self.hashes)
 
     @property
     def exact_duplicates(self) -> int:
-        """How many images have the same pixels as one before them."""
+        """Number of images with the same pixels as an earlier one."""
         return len(self.hashes) - len(np.unique(self.hashes))
 
     @property
     def identity(self) -> str:
-        """The sha256 of the images' contents in their order and of the preprocessing.
+        """SHA-256 of the preprocessing and of the images' contents in their order.
 
-        Two data sets without anything random give equal tensors if it is equal.
+        If it is equal, two data sets without random crops and flips have equal tensors.
         """
         digest = hashlib.sha256(self.preprocessing.encode())
         digest.update(b"\n".join(self.hashes.tolist()))

@@ -1,4 +1,4 @@
-"""Which images an epoch mirrors: drawn from (seed, epoch, image), whoever asks and in any order."""
+"""Random flips: which images an epoch mirrors depends only on seed, epoch and image."""
 
 from functools import lru_cache
 
@@ -14,22 +14,22 @@ def _draw(seed: int, epoch: int, count: int) -> np.ndarray:
 
 
 def is_flipped(seed: int, epochs: np.ndarray, indices: np.ndarray, count: int) -> np.ndarray:
-    """Tell which images are mirrored, each with probability one half.
+    """Return which images are mirrored, each with probability one half.
 
-    One bit an image is drawn for a whole epoch at once.
+    One random bit per image is drawn, for a whole epoch at once.
 
     Args:
-        seed: the run's.
+        seed: of the run.
         epochs: `(n,)` int64.
         indices: `(n,)` int64, each below `count`.
-        count: the number of images.
+        count: number of all images.
 
     Returns:
         `(n,)` bool.
     """
     flipped = np.empty(len(indices), bool)
     for epoch in np.unique(epochs):
-        there = epochs == epoch
-        bits, places = _draw(seed, int(epoch), count), indices[there]
-        flipped[there] = bits[places >> 3] >> (places & 7) & 1
+        inside = epochs == epoch
+        bits, places = _draw(seed, int(epoch), count), indices[inside]
+        flipped[inside] = bits[places >> 3] >> (places & 7) & 1
     return flipped

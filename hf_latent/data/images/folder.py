@@ -1,7 +1,7 @@
 """A folder of image files as a data set of paths.
 
-`load_dataset("imagefolder")` is not used: it guesses splits from words in file names, so that one
-file called `sample_test_1.png` makes all others vanish, and it drops labels of uneven depth.
+`load_dataset("imagefolder")` is not used: it guesses splits from words in file names, so a file
+`sample_test_1.png` would hide all others, and it drops labels of files at unequal depth.
 """
 
 import os
@@ -22,11 +22,11 @@ HELD_OUT_SPLITS = ("validation", "val", "valid", "test")
 
 
 def list_images(folder: Path) -> list[str]:
-    """List the image files under a folder, whatever their depth.
+    """List the image files under a folder, at any depth.
 
     Returns:
-        sorted paths relative to the folder; hidden files and folders are left out, and so are
-        links to a folder that is listed already.
+        Sorted paths relative to the folder, without hidden files and folders; a folder that several
+        links lead to is listed once.
 
     Raises:
         UserError: if a name is not UTF-8.
@@ -34,7 +34,7 @@ def list_images(folder: Path) -> list[str]:
     found: list[str] = []
     seen: set[str] = set()
     roots = [str(folder)]
-    for root in roots:  # grows on the way: linked folders come after all real ones
+    for root in roots:  # grows in the loop: linked folders follow all real ones
         for parent, subfolders, files in os.walk(root):
             real = os.path.realpath(parent)
             if real in seen:
@@ -63,17 +63,17 @@ def _is_hidden(name: str) -> bool:
 def open_image_folder(folder: Path, images: Sequence[str]) -> DatasetDict:
     """Make a data set of paths, with labels from class subfolders.
 
-    Top-level subfolders named train and validation, val, valid or test are splits if there is one
-    named train and nothing else; otherwise every image is a training image. Labels are the names
-    of the subfolders at the top (of each split), if every training image is in one and there are
-    at least two; they are sorted, as numbers if all are digits.
+    The subfolders at the top are splits if they are named train, validation, val, valid or test,
+    and one is named train; otherwise every image is a training image. The labels are the names of
+    the subfolders at the top (of each split), if every training image is in one and there are at
+    least two. They are sorted, as numbers if all are digits.
 
     Args:
         folder: the root.
-        images: at least one path relative to it, as from `list_images`.
+        images: paths relative to the folder, as from `list_images`; at least one.
 
     Returns:
-        splits with `image` and maybe `label`; the rows are sorted by path.
+        Splits with `image` and, if there are labels, `label`; the rows are sorted by path.
 
     Raises:
         UserError: if images lie beside split folders, or a held-out image has no known class.
@@ -93,12 +93,11 @@ def _sort_into_splits(folder: Path, images: Sequence[str]) -> dict[str, dict[str
     """Map each split to {path relative to the folder: path relative to the split}."""
     tops = {_class_of(path) for path in images}
     split_folders = {top for top in tops if top.lower() in ("train", *HELD_OUT_SPLITS)}
-    if "train" not in {top.lower() for top in split_folders}:
+    others = ", ".join(sorted(top or "loose images" for top in tops - split_folders))
+    has_train = "train" in {top.lower() for top in split_folders}
+    if not has_train or (others and len(split_folders) == 1):  # "train" may be a class
         return {"train": {path: path for path in images}}
-    if tops != split_folders:
-        if len(split_folders) == 1:  # a class that happens to be called train
-            return {"train": {path: path for path in images}}
-        others = ", ".join(sorted(top or "loose images" for top in tops - split_folders))
+    if others:
         raise UserError(
             f"{folder} has {others} beside {', '.join(sorted(split_folders))}: move them into one"
         )
@@ -110,7 +109,7 @@ def _sort_into_splits(folder: Path, images: Sequence[str]) -> dict[str, dict[str
 
 
 def _class_of(path: str) -> str:
-    """Return the first folder of a relative path, or nothing for a file at the top."""
+    """Return the first folder of a relative path; a file at the top has the class ''."""
     return path.split(os.sep, 1)[0] if os.sep in path else ""
 
 
@@ -122,12 +121,14 @@ def _open_split(folder: Path, paths: dict[str, str], names: list[str] | None) ->
         number_of = {name: number for number, name in enumerate(names)}
         unknown = [path for path, inner in paths.items() if _class_of(inner) not in number_of]
         if unknown:
-            raise UserError(f"{folder / unknown[0]} is in none of the classes of the train folder")
+            raise UserError(
+                f"{folder / unknown[0]} is in no class of the train folder: move or remove it"
+            )
         labels = np.array([number_of[_class_of(inner)] for inner in paths.values()])
     root = os.path.abspath(folder)
     files = [os.path.join(root, path) for path in paths]
-    # No lists, because `datasets` hashes the arguments to find its cache, and a list of a million
-    # strings takes minutes. Sizes and times are part of the key: a changed file counts.
+    # `datasets` hashes the arguments to find its cache: one string, because a list of a million
+    # strings takes minutes; sizes and times, so that a changed file makes another key.
     state = np.array([(stat.st_size, stat.st_mtime_ns) for stat in map(os.stat, files)])
     return Dataset.from_generator(
         _generate_rows,

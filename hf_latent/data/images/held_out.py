@@ -1,4 +1,4 @@
-"""Before training: decode every image once, name the bad ones, and hold some images out."""
+"""Decode every image once, name those that cannot be decoded, and hold some images out."""
 
 import hashlib
 import sys
@@ -20,17 +20,17 @@ from hf_latent.data.images.sources import Source
 from hf_latent.data.quiet import quiet_datasets
 from hf_latent.errors import UserError
 
-# Part of the cache's key: raise it when decode_image or content_hash changes what it returns.
+# Part of the cache's key: raise it if decode_image or content_hash returns something else.
 CHECK_VERSION = 2
 NAMED_BAD_IMAGES = 20
 
 
 @dataclass(frozen=True)
 class CheckedImages:
-    """Images that can be decoded, or some of them.
+    """Rows of a data set whose images can be decoded.
 
     Attributes:
-        dataset: has them, maybe among others.
+        dataset: may have other rows too.
         rows: `(n,)` int64, ascending.
         hashes: `(n,)` ASCII bytes, the rows' content hashes (64 hexadecimal digits each).
     """
@@ -39,34 +39,19 @@ class CheckedImages:
     rows: np.ndarray
     hashes: np.ndarray
 
-    def take(self, places: np.ndarray) -> "CheckedImages":
+    def subset(self, places: np.ndarray) -> "CheckedImages":
         """Return the images at some places, `(m,)` int64 or `(n,)` bool."""
         return replace(self, rows=self.rows[places], hashes=self.hashes[places])
 
 
-@dataclass(frozen=True)
-class HeldOut:
-    """Which images train and which are held out.
-
-    Attributes:
-        train: the images to train on, at least one.
-        validation: those held out, at least one.
-        bad_images: how many images were skipped.
-    """
-
-    train: CheckedImages
-    validation: CheckedImages
-    bad_images: int
-
-
 def content_hash(array: np.ndarray) -> str:
-    """Hash decoded pixels, so that a picture that was encoded again keeps its hash.
+    """Hash decoded pixels, so that the hash does not depend on the file format.
 
     Args:
         array: `(H, W, C)` uint8 or uint16, as from `decode_image`.
 
     Returns:
-        sha256 of size, channels, bit depth and pixels, 64 hexadecimal digits.
+        SHA-256 of shape, dtype and pixels, 64 hexadecimal digits.
     """
     digest = hashlib.sha256(f"{array.shape} {array.dtype.name}".encode())
     digest.update(array.tobytes())
@@ -74,13 +59,13 @@ def content_hash(array: np.ndarray) -> str:
 
 
 def fingerprint(hashes: np.ndarray) -> str:
-    """Return what stands for a set of images, in whatever order.
+    """Return the fingerprint of a set of images, which does not depend on their order.
 
     Args:
-        hashes: `(n,)` array of ASCII bytes, their content hashes.
+        hashes: `(n,)` ASCII bytes, their content hashes.
 
     Returns:
-        The first 16 hexadecimal digits of the sha256 of the sorted hashes, one a line.
+        The first 16 hexadecimal digits of the SHA-256 of the sorted hashes, one per line.
     """
     return hashlib.sha256(b"\n".join(sorted(hashes.tolist()))).hexdigest()[:16]
 
@@ -88,23 +73,22 @@ def fingerprint(hashes: np.ndarray) -> str:
 def check_images(
     dataset: Dataset, num_proc: int | None = None
 ) -> tuple[CheckedImages, dict[int, str]]:
-    """Decode every image of a data set; the result is cached under `datasets`' own cache folder.
+    """Decode every image of a data set; the result is kept in the cache folder of `datasets`.
+
+    A failed image is decoded again, because the cause may have passed (too many open files).
 
     Args:
         dataset: has a column `image` of type `Image(decode=False)`.
-        num_proc: processes to decode with; None decodes in this one.
+        num_proc: processes that decode; None: this one.
 
     Returns:
-        The good images; and for each bad row, what is wrong with which file or row, in one line.
-        Only good images are taken from the cache: what made another one fail may have passed (too
-        many open files, say), so it is decoded again.
+        The images that can be decoded; by row, one line about each that cannot.
     """
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "hf_latent_checked_images"
     folder.mkdir(parents=True, exist_ok=True)
-    # A file of our own choice, because the default place is beside the data, which may be
-    # read-only (a data set on a shared disk).
+    # By default the cache lies beside the data, on what may be a read-only shared disk.
     key = Hasher.hash((CHECK_VERSION, dataset._fingerprint))
-    # A long check shows its progress to a person, but not to a log file.
+    # Show progress in a terminal, but not in a log file.
     with nullcontext() if sys.stderr.isatty() else quiet_datasets():
         checked = dataset.map(
             _check_batch,
@@ -131,24 +115,24 @@ def check_images(
 def _check_batch(batch: dict[str, list[Any]], rows: Sequence[int]) -> dict[str, list[str]]:
     hashes, errors = [], []
     with warnings.catch_warnings():
-        # Pillow only warns below twice its limit; a bad image is the right word from the limit on.
+        # Pillow only warns between its limit and twice its limit: treat both as bad images.
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         for row, image in zip(rows, batch["image"], strict=True):
             try:
                 hashes.append(content_hash(decode_image(image["bytes"] or image["path"])))
                 errors.append("")
-            # A damaged file makes decoders raise nearly anything, and each is the same news.
+            # Decoders raise many exception types for damaged files; treat them all as unreadable.
             except Exception as error:
                 hashes.append("")
-                errors.append(_describe(image, row, error))
+                errors.append(_describe_bad_image(image, row, error))
     return {"hash": hashes, "error": errors}
 
 
-def _describe(image: dict[str, Any] | None, row: int, error: Exception) -> str:
+def _describe_bad_image(image: dict[str, Any] | None, row: int, error: Exception) -> str:
     if image is None or not (image["bytes"] or image["path"]):
         return f"row {row} (no image)"
     where = f"row {row}" if image["bytes"] else image["path"]
-    # Pillow adds the path again, or a memory address.
+    # Pillow's own message repeats the path, or has a memory address.
     what = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
     return f"{where} ({' '.join(what.split())[:150] or type(error).__name__})"
 
@@ -158,20 +142,23 @@ def hold_out(
     validation_fraction: float = 0.05,
     on_bad_image: Literal["stop", "skip"] = "stop",
     num_proc: int | None = None,
-) -> HeldOut:
-    """Check every image, and split by content if the source has no held-out split of its own.
+) -> tuple[CheckedImages, CheckedImages, int]:
+    """Check every image, and split by content if the source has no held-out split.
 
-    Which images are held out depends on their pixels alone: not on their order, their names or
-    their encoding, and equal images stay together.
+    Which images are held out depends only on their pixels, not on order, names or file format.
+    Equal images stay together.
 
     Args:
-        source: as from `open_source`.
+        source: from `open_source`.
         validation_fraction: expected share of the images to hold out, between 0 and 1.
         on_bad_image: `stop` refuses a source with bad images, `skip` leaves them out.
-        num_proc: processes to decode with; None decodes in this one.
+        num_proc: processes that decode; None: this one.
+
+    Returns:
+        The training images, the held-out images (at least one each), and the number of bad images.
 
     Raises:
-        UserError: if an image is bad (and they are not skipped), or one side would be empty.
+        UserError: if an image is bad and not skipped, or a side would be empty.
     """
     train, bad = check_images(source.train, num_proc)
     errors = list(bad.values())
@@ -187,19 +174,19 @@ def hold_out(
         )
     if source.held_out is None:
         chosen = choose_held_out(train.hashes, validation_fraction)
-        train, validation = train.take(~chosen), train.take(chosen)
+        train, validation = train.subset(~chosen), train.subset(chosen)
     if not len(train.rows) or not len(validation.rows):
         raise UserError(
             f"{len(train.rows)} images to train on and {len(validation.rows)} held out: both "
             "need at least one; give more different images or another --validation_fraction"
         )
-    return HeldOut(train, validation, len(errors))
+    return train, validation, len(errors)
 
 
 def choose_held_out(hashes: np.ndarray, fraction: float) -> np.ndarray:
-    """Hold out the images whose hash, read as a number between 0 and 1, is below `fraction`.
+    """Choose the images whose hash, read as a number between 0 and 1, is below `fraction`.
 
-    If there is none, the smallest hash is held out (with its duplicates).
+    If there is none, choose the smallest hash (with its duplicates).
 
     Args:
         hashes: `(n,)` ASCII bytes, content hashes.

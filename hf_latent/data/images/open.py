@@ -1,4 +1,4 @@
-"""Images as training sees them: any source in, `(C, H, W)` tensors in [-1, 1] out."""
+"""Open any source of images as `(C, H, W)` tensors in [-1, 1]."""
 
 from dataclasses import dataclass
 from math import prod
@@ -16,14 +16,14 @@ MEMORY_LIMIT_BYTES = 512 * 2**20
 
 @dataclass(frozen=True)
 class ImageSplits:
-    """The images to train on and those held out.
+    """The training images and the held-out images.
 
     Attributes:
         train: with the crops and flips of the configuration.
         validation: cropped at the centre, never flipped.
         id2label: names of the class labels; None without labels.
-        validation_fingerprint: 16 hexadecimal digits that stand for the held-out images.
-        bad_images: how many images could not be decoded and were left out.
+        validation_fingerprint: 16 hexadecimal digits of all held-out images.
+        bad_images: number of images that cannot be decoded and are left out.
     """
 
     train: ImageDataset
@@ -46,39 +46,41 @@ class ImageSplits:
 def open_images(
     config: ImagesConfig, num_proc: int | None = None, keep_in_memory: bool | None = None
 ) -> ImageSplits:
-    """Open a source, check every image, hold some out, and serve all as tensors.
+    """Open a source, decode every image once to check it, and hold some images out.
 
     Args:
-        config: which images, and how.
-        num_proc: processes for the check; None decodes in this one. Its result is cached.
-        keep_in_memory: keep resized pixels in memory; None does if all take at most 512 MB. That is
-            for each process: every worker of a DataLoader fills a memory of its own.
+        config: which images, and how they become tensors.
+        num_proc: processes that check the images; None: this one. The result is cached.
+        keep_in_memory: keep resized pixels in memory, in each worker of a DataLoader its own; None:
+            if all need at most 512 MB.
 
     Raises:
-        UserError: for whatever the user can mend, in one line.
+        UserError: if the source, an image or the fingerprint is not as the configuration says.
     """
     source = open_source(config.data)
-    sides = hold_out(source, config.validation_fraction, config.on_bad_image, num_proc)
-    found, expected = fingerprint(sides.validation.hashes), config.validation_fingerprint
+    checked_train, checked_validation, bad_images = hold_out(
+        source, config.validation_fraction, config.on_bad_image, num_proc
+    )
+    found, expected = fingerprint(checked_validation.hashes), config.validation_fingerprint
     if expected not in (None, found):
         raise UserError(
             f"the held-out images of {config.data} have fingerprint {found}, not {expected}: give "
-            "the same data and --validation_fraction as then, or leave out --validation_fingerprint"
+            "the same data and --validation_fraction again, or leave out --validation_fingerprint"
         )
-    first = decode_row(sides.train.dataset, sides.train.rows[0])
+    first = decode_row(checked_train.dataset, checked_train.rows[0])
     # Grey with alpha becomes RGBA.
     channels = config.channels or (4 if first.shape[2] == 2 else first.shape[2])
-    # At random, because folders are sorted by class. Four numbers, as for flips and crops, so that
-    # the last one keeps the draws apart.
+    # At random, because folders are sorted by class. The key has four numbers, like those of flips
+    # and crops: the last one keeps the draws apart.
     generator = np.random.default_rng((config.seed, 0, 0, SUBSET))
-    chosen = np.sort(generator.permutation(len(sides.train.rows))[: config.max_train_samples])
+    chosen = np.sort(generator.permutation(len(checked_train.rows))[: config.max_train_samples])
     if keep_in_memory is None:
         image_bytes = channels * prod(parse_resolution(config.resolution)) * first.dtype.itemsize
-        count = len(chosen) + len(sides.validation.rows)
+        count = len(chosen) + len(checked_validation.rows)
         keep_in_memory = count * image_bytes <= MEMORY_LIMIT_BYTES
     train, validation = (
-        ImageDataset(side.dataset, side.rows, side.hashes, config, channels, keep_in_memory)
-        for side in (sides.train, sides.validation)
+        ImageDataset(images.dataset, images.rows, images.hashes, config, channels, keep_in_memory)
+        for images in (checked_train, checked_validation)
     )
     label = source.train.features.get("label")
     return ImageSplits(
@@ -86,5 +88,5 @@ def open_images(
         validation=validation.view(mirrored=False),
         id2label=None if label is None else dict(enumerate(label.names)),
         validation_fingerprint=found,
-        bad_images=sides.bad_images,
+        bad_images=bad_images,
     )

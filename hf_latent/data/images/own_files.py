@@ -1,4 +1,4 @@
-"""Refuse rows that name files outside their source: a download must not reach private pictures."""
+"""Refuse rows that name files outside their source: a download must not read private images."""
 
 import os
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from hf_latent.errors import UserError
 
 
 def hub_folders(repo_id: str) -> list[Path]:
-    """Return where the files of a Hub data set lie once downloaded, and once extracted."""
+    """Return the folders of a Hub data set's downloaded and extracted files."""
     name = repo_folder_name(repo_id=repo_id, repo_type="dataset")
     return [
         Path(huggingface_hub.constants.HF_HUB_CACHE) / name,
@@ -24,15 +24,15 @@ def hub_folders(repo_id: str) -> list[Path]:
 
 
 def refuse_foreign_files(dataset: Dataset, data: str, folders: Sequence[Path]) -> None:
-    """Check that each image is embedded in its row, or is a file inside one of the folders.
+    """Check that each image is embedded in its row, or is a file in one of the folders.
 
     Args:
         dataset: has a column `image` of type `Image(decode=False)`.
-        data: the source's name, for the message.
-        folders: where the source keeps files of its own; none if it embeds all images.
+        data: name of the source, for the message.
+        folders: hold the source's own files; empty if it must embed all images.
 
     Raises:
-        UserError: for the first row that names another file. Where links lead counts.
+        UserError: for the first row that names another file, also through a link.
     """
     column = dataset.data.column("image")
     content, path = (pc.struct_field(column, name) for name in ("bytes", "path"))

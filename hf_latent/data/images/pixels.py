@@ -1,4 +1,4 @@
-"""Pixels as arrays: decode any image, change its channels, fit it to a size, map it to [-1, 1].
+"""Decode any image, change its channels, fit it to a size, and map it to [-1, 1].
 
     encoded image --decode_image--> --to_channels--> --fit--> array --to_tensors--> tensor
 
@@ -17,11 +17,11 @@ from PIL import Image, ImageOps
 
 from hf_latent.data.images.folder import EXTENSIONS
 
-# Whatever a file is called, no other format is opened: Pillow would run Ghostscript on EPS.
+# Other formats are not opened, whatever a file's name: Pillow would run Ghostscript on EPS.
 FORMAT_OF = Image.registered_extensions()
 FORMATS = [name for name in Image.ID if name in {FORMAT_OF.get(ending) for ending in EXTENSIONS}]
-# ITU-R 601-2 luma in 1/65536, as in Pillow's own conversion. They add up to 65536, so that the
-# sum for 16-bit pixels still fits in 32 bits.
+# ITU-R 601-2 luma in 1/65536, as in Pillow's own conversion. The sum of 65536 keeps 16-bit pixels
+# within 32 bits.
 LUMA = np.array([19595, 38470, 7471], np.uint32)
 
 
@@ -29,16 +29,16 @@ def decode_image(encoded: bytes | str) -> np.ndarray:
     """Decode one image, upright (EXIF orientation applied).
 
     Args:
-        encoded: the bytes of an image file, or the path of one, in one of `FORMATS`.
+        encoded: bytes or path of an image file in one of `FORMATS`.
 
     Returns:
-        `(H, W, C)` uint8, or uint16 for 16-bit grey; C is 1, 2, 3 or 4. An alpha channel stands
-        for a palette's or a colour key's transparency too. Of several frames, the first.
+        `(H, W, C)` uint8, or uint16 for 16-bit grey; C is 1, 2, 3 or 4. The transparency of a
+        palette or a colour key becomes alpha. An animation gives its first frame.
 
     Raises:
         ValueError: if the pixels have no fixed range (floating point, or 32-bit integers outside
             0 to 65535).
-        Exception: whatever Pillow raises for a damaged file, mostly OSError.
+        Exception: any that Pillow raises for a damaged file, mostly OSError.
     """
     file = io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded
     with Image.open(file, formats=FORMATS) as image:
@@ -56,7 +56,7 @@ def _to_array(image: Image.Image) -> np.ndarray:
             )
         return values.astype(np.uint16)[:, :, None]
     if image.mode == "F":
-        raise ValueError("pixels of mode F have no fixed range: save as 8 bit, or as grey of 16")
+        raise ValueError("pixels of mode F have no fixed range: save as 8-bit, or as 16-bit grey")
     mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
     if image.mode[-1] in "Aa" or "transparency" in image.info:
         mode += "A"
@@ -72,8 +72,8 @@ def to_channels(array: np.ndarray, channels: int) -> np.ndarray:
         channels: 1 (grey), 3 (RGB) or 4 (RGBA).
 
     Returns:
-        `(H, W, channels)` of the same dtype. Alpha that is dropped is composited on white; grey
-        is repeated; alpha is opaque where there is none; colour becomes grey by its luma.
+        `(H, W, channels)` of the same dtype. To drop alpha, the image is composited on white. New
+        alpha is opaque. Grey is repeated for colour; the luma of colour becomes grey.
     """
     if array.shape[2] == channels:
         return array
@@ -108,9 +108,9 @@ def resize(
 
     Args:
         array: `(H, W, C)` uint8 or uint16.
-        height: new height in pixels.
-        width: new width in pixels.
-        box: left, top, right and bottom of the part to resample; None takes all.
+        height: in pixels.
+        width: in pixels.
+        box: left, top, right and bottom of the part to resample; None: all.
 
     Returns:
         `(height, width, C)` of the same dtype; 16-bit values (grey only) keep their precision.
@@ -118,8 +118,8 @@ def resize(
     if box is None and array.shape[:2] == (height, width):
         return array
     if array.dtype == np.uint16 and array.shape[2] > 1:
-        # Pillow has no 16-bit mode of several channels. What comes here with alpha was grey, so
-        # that its alpha is constant and needs no weights.
+        # Pillow has no 16-bit mode with several channels. Alpha needs no weights here: only 16-bit
+        # grey without alpha reaches this line, and the alpha added to it is constant.
         planes = np.split(array, array.shape[2], axis=2)
         return np.concatenate([resize(plane, height, width, box) for plane in planes], axis=2)
     # Pillow weights the colour of LA and RGBA by alpha itself.
@@ -129,31 +129,17 @@ def resize(
 
 
 def covering_size(image_height: int, image_width: int, height: int, width: int) -> tuple[int, int]:
-    """Height and width of an image whose shorter side just covers `(height, width)`."""
+    """Return the smallest height and width of an image that covers `(height, width)`."""
     scale = max(height / image_height, width / image_width)
     return max(height, round(image_height * scale)), max(width, round(image_width * scale))
 
 
-def resize_and_crop(
-    array: np.ndarray, covering: tuple[int, int], top: int, left: int, height: int, width: int
-) -> np.ndarray:
-    """Resize to `covering`, and cut `(height, width)` out of it from `(top, left)` on.
-
-    Only what the cut shows is resampled, because a sliver's covering size may be immense.
-    """
-    if array.shape[:2] == covering:
-        return array[top : top + height, left : left + width]
-    rows, upper, lower = _source_span(array.shape[0], covering[0], top, height)
-    columns, leftmost, rightmost = _source_span(array.shape[1], covering[1], left, width)
-    return resize(array[rows, columns], height, width, (leftmost, upper, rightmost, lower))
-
-
 def _source_span(length: int, covering: int, start: int, size: int) -> tuple[slice, float, float]:
-    """Where a span of the resized axis lies in the source.
+    """Map a span of a resized axis to the source.
 
     Returns:
-        a slice of the source with all that the filter reaches, and the span's two ends in it.
-        Pillow has the ends in float32, which would be too coarse for a long source as a whole.
+        The slice of the source that the filter reaches, and the two ends of the span in that slice:
+        Pillow has the ends in float32, which is too coarse for a whole long source.
     """
     low, high = start * length / covering, (start + size) * length / covering
     reach = 3 * max(1, length / covering) + 1  # Lanczos has three lobes
@@ -176,22 +162,12 @@ class Box(NamedTuple):
 
 
 def padded_box(image_height: int, image_width: int, height: int, width: int) -> Box:
-    """Where `pad` puts an image."""
+    """Return where resize mode `pad` puts an image: shrunk to fit if larger, and centred."""
     scale = min(1.0, height / image_height, width / image_width)
     inner_height = max(1, round(image_height * scale))
     inner_width = max(1, round(image_width * scale))
     top, left = (height - inner_height) // 2, (width - inner_width) // 2
     return Box(top, left, inner_height, inner_width)
-
-
-def pad(array: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Shrink to fit if larger, never enlarge, and centre on zeros (black, or transparent)."""
-    top, left, inner_height, inner_width = padded_box(array.shape[0], array.shape[1], height, width)
-    padded = np.zeros((height, width, array.shape[2]), array.dtype)
-    padded[top : top + inner_height, left : left + inner_width] = resize(
-        array, inner_height, inner_width
-    )
-    return padded
 
 
 def fit(
@@ -205,28 +181,39 @@ def fit(
 
     Args:
         array: `(H, W, C)` uint8 or uint16.
-        height: wanted height in pixels.
-        width: wanted width in pixels.
-        resize_mode: `crop` covers the size and cuts; `pad` fits inside it.
-        generator: draws the place of the crop; None takes the centre.
+        height: in pixels.
+        width: in pixels.
+        resize_mode: `crop` covers the size and cuts off the rest; `pad` fits the image inside, on
+            zeros (black, or transparent).
+        generator: draws the place of the crop; None: the centre.
 
     Returns:
         `(height, width, C)` of the same dtype.
     """
+    image_height, image_width, channels = array.shape
     if resize_mode == "pad":
-        return pad(array, height, width)
-    covering = covering_size(array.shape[0], array.shape[1], height, width)
+        box = padded_box(image_height, image_width, height, width)
+        padded = np.zeros((height, width, channels), array.dtype)
+        rows, columns = slice(box.top, box.top + box.height), slice(box.left, box.left + box.width)
+        padded[rows, columns] = resize(array, box.height, box.width)
+        return padded
+    covering = covering_size(image_height, image_width, height, width)
     spare_rows, spare_columns = covering[0] - height, covering[1] - width
     if generator is None:
         top, left = spare_rows // 2, spare_columns // 2
     else:
         top = int(generator.integers(spare_rows + 1))
         left = int(generator.integers(spare_columns + 1))
-    return resize_and_crop(array, covering, top, left, height, width)
+    if array.shape[:2] == covering:
+        return array[top : top + height, left : left + width]
+    # Resample only what the crop shows, because the covering size of a sliver may be immense.
+    rows, upper, lower = _source_span(image_height, covering[0], top, height)
+    columns, leftmost, rightmost = _source_span(image_width, covering[1], left, width)
+    return resize(array[rows, columns], height, width, (leftmost, upper, rightmost, lower))
 
 
 def to_tensors(arrays: Sequence[np.ndarray]) -> torch.Tensor:
-    """Map `(H, W, C)` uint8 or uint16 to `(B, C, H, W)` float32: 0 to -1, the highest to 1."""
+    """Map B arrays `(H, W, C)` uint8 or uint16 to `(B, C, H, W)` float32 in [-1, 1]."""
     halves = np.array([np.iinfo(array.dtype).max / 2 for array in arrays], np.float32)
     values = np.stack(arrays).transpose(0, 3, 1, 2).astype(np.float32, order="C")
     values /= halves[:, None, None, None]
@@ -235,5 +222,5 @@ def to_tensors(arrays: Sequence[np.ndarray]) -> torch.Tensor:
 
 
 def to_uint8(images: torch.Tensor) -> torch.Tensor:
-    """Round images to 8 bit, as saving them would: `(B, C, H, W)` float in [-1, 1] to uint8."""
+    """Round images `(B, C, H, W)` float in [-1, 1] to uint8, as in a saved file."""
     return ((images.clamp(-1, 1) / 2 + 0.5) * 255).round().byte()

@@ -1,4 +1,4 @@
-"""Open any source of images as training images and, where the source has them, held-out images."""
+"""Open any source of images: training images and, if the source has some, held-out images."""
 
 import re
 from collections.abc import Sequence
@@ -31,9 +31,9 @@ class Source:
     """The images of a source, still encoded.
 
     Attributes:
-        train: columns `image` (`Image(decode=False)`) and, when there are labels, `label`
+        train: columns `image` (`Image(decode=False)`) and, if there are labels, `label`
             (`ClassLabel`).
-        held_out: the same columns for the source's own validation or test split; None without.
+        held_out: the validation or test split of the source, with the same columns, if it has one.
     """
 
     train: Dataset
@@ -44,17 +44,14 @@ def open_source(data: str) -> Source:
     """Open a source of images.
 
     Args:
-        data: `fashion_mnist` or `fashion_mnist_full` (built in), a folder of images (class
-            subfolders give labels), a parquet file or a folder of them, a folder written by
-            `save_to_disk`, or the id `owner/name` of a data set on the Hugging Face Hub.
+        data: see `ImagesConfig`.
 
     Returns:
-        The training split, and the split named validation, val, valid or test, the first of
-        these that there is.
+        The training split, and the first split named validation, val, valid or test.
 
     Raises:
-        UserError: if there is nothing to open, or no image column, or labels that do not fit, or
-            a row that names a file outside its source.
+        UserError: if the source cannot be opened, has no column of images, has labels that do not
+            fit, or a row that names a file outside the source.
     """
     with quiet_datasets():
         splits, folders = _open_splits(data)
@@ -68,7 +65,7 @@ def open_source(data: str) -> Source:
 
 
 def _open_splits(data: str) -> tuple[DatasetDict, Sequence[Path] | None]:
-    """Return the splits, and the folders that their rows may name files in (None: any)."""
+    """Return the splits, and the folders whose files their rows may name (None: any)."""
     path = Path(data).expanduser()
     if data in BUILT_IN:
         return BUILT_IN[data](), ()
@@ -81,11 +78,11 @@ def _open_splits(data: str) -> tuple[DatasetDict, Sequence[Path] | None]:
     if HUB_ID.fullmatch(data):
         try:
             loaded = datasets.load_dataset(data)
-        # Whatever goes wrong between here and the Hub is the user's to mend, not ours.
+        # The Hub's errors have no common class, and only the user can mend them.
         except Exception as error:
             raise UserError(
-                f"{data} is neither a folder or file here nor a data set that the Hub (or its "
-                f"cache) could give: {_one_line(error)}"
+                f"{data} is neither a folder nor a file here, and the Hub (or its cache) does not "
+                f"give a data set of that name: {_one_line(error)}"
             ) from error
         return loaded, hub_folders(data)
     raise UserError(
@@ -107,12 +104,12 @@ def _open_folder(folder: Path) -> tuple[DatasetDict, Sequence[Path] | None]:
     images = list_images(folder)
     if not images:
         raise UserError(f"{folder} holds no image, no parquet file and no saved data set")
-    # We listed these files ourselves, so links may lead to wherever the user keeps them.
+    # These files come from the user's own folder, so their links may lead anywhere.
     return open_image_folder(folder, images), None
 
 
 def _parquet_splits(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
-    """Sort parquet files by the split that their name, or else their folder's name, begins with."""
+    """Sort files by the split with which their name, or else a folder's name, begins."""
     splits: dict[str, list[Path]] = {}
     for file in files:
         names = reversed(file.relative_to(folder).parts)
@@ -123,7 +120,7 @@ def _parquet_splits(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]
 
 
 def _open_parquet(splits: dict[str, list[Path]]) -> DatasetDict:
-    # The names are patterns to `datasets`, so brackets and the like are escaped.
+    # `datasets` reads the names as patterns, so escape brackets and the like.
     files = {
         split: [re.sub(r"([*?[])", r"[\1]", str(file.resolve())) for file in paths]
         for split, paths in splits.items()
@@ -186,7 +183,7 @@ def _keep_columns(splits: DatasetDict, data: str) -> DatasetDict:
     if any(not names.keys() <= split.features.keys() for split in splits.values()):
         raise UserError(f"{data}: its held-out split lacks a column of {', '.join(names)}")
     splits = splits.select_columns(list(names))
-    # Only what changes: `image` may have been another column's name.
+    # Rename only what changes: the key of the cached check depends on it.
     splits = splits.rename_columns({old: new for old, new in names.items() if old != new})
     return splits.cast_column("image", Image(decode=False))
 

@@ -23,7 +23,7 @@ def picture(seed: int, size: int = 12) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Two classes; 20 images to train on, of which four are copies of another, and 4 held out."""
+    """Two classes; 20 training images, four of them copies, and 4 held-out images."""
     folder = tmp_path_factory.mktemp("pictures")
     for split, seeds in (("train", range(TRAIN)), ("test", range(90, 94))):
         for seed in seeds:
@@ -72,7 +72,7 @@ def test_read_uint8_gives_the_pixels_in_the_order_asked_for(config):
     assert torch.equal(images, to_uint8(tensors(dataset)[rows]))
 
 
-def test_read_uint8_of_fashion_mnist_is_what_the_file_holds():
+def test_read_uint8_of_fashion_mnist_equals_the_file():
     splits = open_images(ImagesConfig(resize_mode="pad", max_train_samples=50))
     images = splits.train.read_uint8(torch.arange(50))
     assert images.unique().numel() > 200
@@ -132,7 +132,7 @@ def test_the_held_out_images_have_the_fingerprint_of_the_report(config):
     assert splits.validation.fingerprint == splits.validation_fingerprint
 
 
-def test_equal_images_have_equal_identity_wherever_they_are(config, dataset, tmp_path):
+def test_equal_images_in_another_folder_have_equal_identity(config, dataset, tmp_path):
     again = open_images(config).train
     assert again.identity == dataset.identity
     assert len(dataset.identity) == 64
@@ -152,7 +152,7 @@ def test_equal_images_have_equal_identity_wherever_they_are(config, dataset, tmp
         {"channels": 4},
     ],
 )
-def test_identity_depends_on_what_is_done_to_the_images_and_the_fingerprint_does_not(
+def test_identity_depends_on_the_preprocessing_and_the_fingerprint_does_not(
     config, dataset, changes
 ):
     other = open_images(replace(config, **changes)).train
@@ -186,7 +186,7 @@ def test_identity_depends_on_the_order_and_on_every_image(dataset):
         ({"resize_mode": "crop", "resolution": 20}, None),
     ],
 )
-def test_it_tells_where_padding_was_put_around(config, changes, box):
+def test_unpadded_box(config, changes, box):
     dataset = open_images(replace(config, **changes)).train
     assert dataset.unpadded_box() == box
     if box is not None:

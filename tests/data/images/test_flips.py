@@ -20,7 +20,7 @@ def test_half_of_the_images_are_mirrored_in_every_epoch():
     assert share.min() > 0.25 and share.max() < 0.75, "an image that is hardly ever mirrored"
 
 
-def test_epochs_and_seeds_have_draws_of_their_own():
+def test_each_epoch_and_seed_has_another_draw():
     draws = [drawn(seed, epoch) for seed in range(3) for epoch in range(3)]
     for n, first in enumerate(draws):
         for second in draws[:n]:
@@ -34,7 +34,7 @@ def test_any_number_of_images(count):
     assert (draws.any(0) & ~draws.all(0)).all()
 
 
-def test_neither_the_order_nor_what_else_is_asked_for_changes_an_image():
+def test_a_flip_depends_neither_on_order_nor_on_other_images():
     rng = np.random.default_rng(0)
     epochs, indices = rng.integers(5, size=300), rng.integers(COUNT, size=300)
     found = is_flipped(3, epochs, indices, COUNT)
@@ -45,6 +45,6 @@ def test_neither_the_order_nor_what_else_is_asked_for_changes_an_image():
         assert alone.tolist() == [flipped]
 
 
-def test_nothing_asked_for_is_nothing():
+def test_no_index_gives_no_flip():
     empty = np.empty(0, np.int64)
     assert is_flipped(0, empty, empty, COUNT).shape == (0,)

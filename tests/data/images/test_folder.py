@@ -28,7 +28,7 @@ def raw(split):
     return split.data.column("image").to_pylist()
 
 
-def test_lists_every_image_sorted_and_nothing_else(tmp_path):
+def test_lists_only_images_sorted(tmp_path):
     write(tmp_path, "b.JPG", "a/x.TIFF", "a/deep/er/y.webp", "c.PNG", "[odd] name*.png")
     write(tmp_path, ".hidden.png", ".ipynb_checkpoints/z.png", "__MACOSX/w.png")
     (tmp_path / "notes.txt").write_text("no image")
@@ -36,7 +36,7 @@ def test_lists_every_image_sorted_and_nothing_else(tmp_path):
     assert found == sorted(["b.JPG", "a/x.TIFF", "a/deep/er/y.webp", "c.PNG", "[odd] name*.png"])
 
 
-def test_a_word_in_a_file_name_makes_no_split(tmp_path):
+def test_file_names_make_no_splits(tmp_path):
     folder = write(tmp_path / "my test data", "sample_test_1.png", "a.png", "validation.png")
     splits = opened(folder)
     assert list(splits) == ["train"]
@@ -59,7 +59,7 @@ def test_class_subfolders_give_sorted_labels(tmp_path):
 @pytest.mark.parametrize(
     "paths", [["cat/1.png"], ["1.png", "cat/2.png", "dog/3.png"], ["1.png", "2.png"]]
 )
-def test_no_labels_without_two_classes_for_every_image(tmp_path, paths):
+def test_labels_need_two_classes_and_a_class_for_every_image(tmp_path, paths):
     write(tmp_path, *paths)
     train = opened(tmp_path)["train"]
     assert train.column_names == ["image"]
@@ -110,7 +110,7 @@ def test_classes_of_digits_are_sorted_as_numbers(tmp_path):
     assert opened(tmp_path / "some")["train"].features["label"].names == ["1", "10", "2x"]
 
 
-def test_links_that_go_round_are_followed_once(tmp_path):
+def test_circular_links_are_followed_once(tmp_path):
     folder = write(tmp_path / "images", "b/1.png", "c/2.png")
     write(tmp_path / "elsewhere", "3.png")
     (folder / "loop").symlink_to(folder)

@@ -32,8 +32,8 @@ def write(folder, pictures):
 
 
 def held_out_hashes(data, **options):
-    split = hold_out(open_source(data), **options)
-    images = split.validation.dataset.select(split.validation.rows)["image"]
+    _, validation, _ = hold_out(open_source(data), **options)
+    images = validation.dataset.select(validation.rows)["image"]
     return {content_hash(decode_image(image["path"])) for image in images}
 
 
@@ -44,7 +44,7 @@ def spoil(file, kind):
     elif kind == "empty":
         file.write_bytes(b"")
     elif kind == "text":
-        file.write_bytes(b"this is no picture")
+        file.write_bytes(b"this is no image")
 
 
 def test_content_hash_is_documented():
@@ -53,7 +53,7 @@ def test_content_hash_is_documented():
     assert content_hash(array) == digest.hexdigest()
 
 
-def test_content_hash_tells_size_and_depth_apart():
+def test_content_hash_depends_on_size_and_depth():
     zeros = [
         np.zeros((2, 8, 1), np.uint8),
         np.zeros((4, 4, 1), np.uint8),
@@ -92,7 +92,7 @@ def test_check_is_cached_and_stores_no_images(tmp_path, monkeypatch):
     assert datasets.Dataset.from_file(str(newest)).column_names == ["hash", "error"]
 
 
-def test_a_failure_that_passes_is_not_remembered(tmp_path, monkeypatch):
+def test_a_temporary_failure_is_not_cached(tmp_path, monkeypatch):
     data = write(tmp_path, {f"{i}.png": picture(i) for i in range(4)})
 
     def fail_on_third(array):
@@ -149,10 +149,9 @@ def test_long_lists_of_bad_images_are_cut(tmp_path):
 def test_bad_images_are_skipped_and_counted(tmp_path):
     data = write(tmp_path, {f"{i}.png": picture(i) for i in range(6)})
     spoil(tmp_path / "2.png", "text")
-    split = hold_out(open_source(data), on_bad_image="skip")
-    assert split.bad_images == 1
-    rows = sorted([*split.train.rows, *split.validation.rows])
-    assert rows == [0, 1, 3, 4, 5]
+    train, validation, bad_images = hold_out(open_source(data), on_bad_image="skip")
+    assert bad_images == 1
+    assert sorted([*train.rows, *validation.rows]) == [0, 1, 3, 4, 5]
 
 
 def test_bad_bytes_in_a_file_are_named_by_row(tmp_path):
@@ -169,7 +168,7 @@ def test_bad_bytes_in_a_file_are_named_by_row(tmp_path):
 
 def test_decompression_bombs_are_bad_images(tmp_path, monkeypatch):
     data = write(tmp_path, {"a.png": picture(0), "b.png": picture(1), "c.png": picture(2)[:2]})
-    for limit in (50, 20):  # where Pillow warns, and where it raises
+    for limit in (50, 20):  # Pillow warns, then raises
         monkeypatch.setattr(PILImage, "MAX_IMAGE_PIXELS", limit)
         monkeypatch.setattr(held_out_module, "CHECK_VERSION", limit)
         _, errors = check_images(open_source(data).train)
@@ -177,29 +176,29 @@ def test_decompression_bombs_are_bad_images(tmp_path, monkeypatch):
         assert all("decompression bomb" in error for error in errors.values())
 
 
-def test_duplicates_stay_together_however_encoded(tmp_path):
+def test_duplicates_in_other_formats_stay_together(tmp_path):
     pictures = {}
     for i in range(60):
         pictures |= {f"{i}.png": picture(i), f"{i}.bmp": picture(i), f"sub/{i}.tiff": picture(i)}
     source = open_source(write(tmp_path, pictures))
-    split = hold_out(source, validation_fraction=0.3)
+    train, validation, _ = hold_out(source, validation_fraction=0.3)
     images = source.train["image"]
     sides = [
         {content_hash(decode_image(images[int(row)]["path"])) for row in rows}
-        for rows in (split.train.rows, split.validation.rows)
+        for rows in (train.rows, validation.rows)
     ]
     assert not sides[0] & sides[1]
-    assert len(split.train.rows) == 3 * len(sides[0])
-    assert len(split.validation.rows) == 3 * len(sides[1])
+    assert len(train.rows) == 3 * len(sides[0])
+    assert len(validation.rows) == 3 * len(sides[1])
 
 
-def test_split_ignores_names_order_and_encoding(tmp_path):
+def test_split_ignores_names_order_and_file_format(tmp_path):
     one = write(tmp_path / "one", {f"{i:02}.png": picture(i) for i in range(40)})
     two = write(tmp_path / "two", {f"{90 - i:02}.bmp": picture(i) for i in range(40)})
     assert held_out_hashes(one, validation_fraction=0.2) == held_out_hashes(
         two, validation_fraction=0.2
     )
-    prints = [fingerprint(hold_out(open_source(x), 0.2).validation.hashes) for x in (one, two)]
+    prints = [fingerprint(hold_out(open_source(x), 0.2)[1].hashes) for x in (one, two)]
     assert prints[0] == prints[1]
 
 
@@ -208,7 +207,7 @@ def test_fingerprint_is_documented(tmp_path):
     hashes = sorted(held_out_hashes(data, validation_fraction=0.2))
     assert len(hashes) > 1
     expected = hashlib.sha256("\n".join(hashes).encode()).hexdigest()[:16]
-    assert fingerprint(hold_out(open_source(data), 0.2).validation.hashes) == expected
+    assert fingerprint(hold_out(open_source(data), 0.2)[1].hashes) == expected
 
 
 def random_hashes(count):
@@ -223,19 +222,19 @@ def test_fraction_is_about_right(fraction):
     assert abs(held_out.mean() - fraction) < 0.01
 
 
-def test_a_larger_fraction_keeps_what_was_held_out():
+def test_a_larger_fraction_keeps_the_held_out_images():
     small, large = (choose_held_out(random_hashes(2000), f) for f in (0.05, 0.2))
     assert (large >= small).all() and large.sum() > small.sum() > 0
 
 
-def test_never_empty():
+def test_at_least_one_image_is_held_out():
     hashes = random_hashes(5)
     held_out = choose_held_out(hashes, 1e-9)
     assert hashes[held_out].tolist() == [min(hashes.tolist())]
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_nothing_left_to_train_on_is_an_error(tmp_path, count):
+def test_no_training_image_is_an_error(tmp_path, count):
     data = write(tmp_path, {f"{i}.png": picture(0) for i in range(count)})
     with pytest.raises(UserError, match=f"0 images to train on and {count} held out"):
         hold_out(open_source(data))
@@ -248,14 +247,14 @@ def test_no_good_image_at_all_is_an_error(tmp_path):
         hold_out(open_source(data), on_bad_image="skip")
 
 
-def test_an_existing_split_is_used_as_it_is(tmp_path):
+def test_the_sources_own_split_is_used(tmp_path):
     pictures = {f"train/{i}.png": picture(i) for i in range(6)}
     pictures |= {f"test/{i}.png": picture(i) for i in range(10, 14)}
     source = open_source(write(tmp_path, pictures))
-    split = hold_out(source)
-    assert split.train.rows.tolist() == list(range(6))
-    assert split.validation.rows.tolist() == list(range(4))
-    assert split.validation.dataset is source.held_out
+    train, validation, _ = hold_out(source)
+    assert train.rows.tolist() == list(range(6))
+    assert validation.rows.tolist() == list(range(4))
+    assert validation.dataset is source.held_out
 
 
 def test_bad_held_out_images_are_named_too(tmp_path):

@@ -34,7 +34,7 @@ def labelled(tmp_path_factory):
 
 
 def tensor(array):
-    """The contract, written a second time: channels first, 0 to -1 and 255 to 1."""
+    """The expected tensor: channels first, 0 becomes -1 and 255 becomes 1."""
     array = array.reshape(*array.shape[:2], -1)
     return torch.tensor(array / 127.5 - 1, dtype=torch.float32).permute(2, 0, 1)
 
@@ -106,7 +106,7 @@ def test_built_in_data_is_the_default():
 @pytest.mark.parametrize(
     ("mode", "own"), [("L", 1), ("RGB", 3), ("RGBA", 4), ("LA", 4), ("P", 3), ("CMYK", 3), ("1", 1)]
 )
-def test_channels_default_to_the_first_images_own(tmp_path, mode, own):
+def test_channels_default_to_those_of_the_first_image(tmp_path, mode, own):
     for i in range(4):
         image = Image.fromarray(picture(i, channels=4)).convert("RGB").convert(mode)
         image.save(tmp_path / f"{i}.{'tif' if mode == 'CMYK' else 'png'}")
@@ -213,7 +213,7 @@ def test_memory_keeps_the_bit_depth_of_each_image(tmp_path):
         assert torch.allclose(train[1]["images"][0], torch.tensor(fine / 32767.5 - 1).float())
 
 
-def test_memory_spares_decoding_unless_the_crop_is_random(labelled, monkeypatch):
+def test_memory_avoids_decoding_unless_crops_are_random(labelled, monkeypatch):
     decoded = []
     decode_image = image_dataset.decode_image
     monkeypatch.setattr(
@@ -251,7 +251,7 @@ def test_indices_out_of_range_end_iteration(labelled):
         train[20]
 
 
-def test_is_mirrored_says_what_an_item_shows(labelled):
+def test_is_mirrored_agrees_with_the_items(labelled):
     train = open_images(
         ImagesConfig(data=labelled, resolution=8, crop="random", horizontal_flip=True)
     ).train
@@ -291,7 +291,7 @@ def test_evenly_spaced_images_are_of_every_class(labelled, count, places, keep, 
     assert all(torch.equal(train.view(False)[i]["images"], plain[i]["images"]) for i in range(20))
 
 
-def test_max_train_samples_takes_a_random_subset_in_the_old_order(labelled):
+def test_max_train_samples_keeps_a_random_subset_in_order(labelled):
     def rows(count, seed=0):
         config = ImagesConfig(data=labelled, max_train_samples=count, seed=seed)
         return open_images(config).train.rows.tolist()
@@ -304,7 +304,7 @@ def test_max_train_samples_takes_a_random_subset_in_the_old_order(labelled):
     assert rows(20) == rows(99) == list(range(20))
 
 
-def test_max_train_samples_changes_neither_items_nor_what_is_held_out(labelled):
+def test_max_train_samples_changes_neither_items_nor_held_out_images(labelled):
     whole = open_images(ImagesConfig(data=labelled))
     some = open_images(ImagesConfig(data=labelled, max_train_samples=3))
     assert (len(some.train), len(some.validation)) == (3, 4)

@@ -23,7 +23,7 @@ def png(value):
 
 @pytest.fixture
 def private(tmp_path):
-    """A picture that no data set should reach."""
+    """An image that no data set may read."""
     (tmp_path / "private").mkdir()
     (tmp_path / "private" / "a.png").write_bytes(png(9))
     return str(tmp_path / "private" / "a.png")
@@ -31,7 +31,7 @@ def private(tmp_path):
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """The caches of the Hub, and what `load_dataset` is to return for `owner/name`."""
+    """The caches of the Hub, and what `load_dataset` returns for `owner/name`."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(datasets.config, "DOWNLOADED_DATASETS_PATH", tmp_path / "downloads")
     rows = []

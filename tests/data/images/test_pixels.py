@@ -11,7 +11,6 @@ from hf_latent.data.images.pixels import (
     covering_size,
     decode_image,
     fit,
-    pad,
     padded_box,
     resize,
     to_channels,
@@ -54,7 +53,7 @@ def test_lossless_formats_keep_every_pixel(array, file_format, options):
 
 
 @pytest.mark.parametrize(("array", "channels"), [(GREY, 1), (RGB, 3)])
-def test_jpeg_is_what_pillow_reads(array, channels):
+def test_jpeg_is_read_as_pillow_reads_it(array, channels):
     content = encode(Image.fromarray(array), "JPEG", quality=95)
     decoded = decode_image(content)
     assert decoded.shape == (6, 8, channels)
@@ -172,7 +171,7 @@ def test_exif_orientation_of_16_bit_grey():
 
 
 @pytest.mark.parametrize("file_format", ["GIF", "JPEG", "MPO", "JPEG2000", "PPM", "TGA", "ICO"])
-def test_other_formats_that_a_folder_may_hold_are_read(file_format):
+def test_other_formats_in_a_folder_are_read(file_format):
     image = Image.fromarray(np.kron(RGB, np.ones((4, 4, 1), np.uint8)))
     second = {"save_all": True, "append_images": [image]} if file_format == "MPO" else {}
     assert decode_image(encode(image, file_format, **second)).shape[2] in (3, 4)
@@ -244,7 +243,7 @@ def test_tensor_mapping_is_exact_at_both_ends():
     assert to_tensors([np.array([[[0], [65535]]], np.uint16)])[0].tolist() == [[[-1.0, 1.0]]]
 
 
-def test_tensor_tells_all_16_bit_values_apart():
+def test_all_16_bit_values_have_different_tensors():
     values = np.arange(65536, dtype=np.uint16).reshape(256, 256, 1)
     tensor = to_tensors([values])[0]
     expected = torch.arange(65536, dtype=torch.float64).reshape(1, 256, 256) / 32767.5 - 1
@@ -329,7 +328,7 @@ def test_centre_crop_takes_the_middle():
 )
 @pytest.mark.parametrize("kind", ["grey", "rgb", "rgba", "grey16", "grey16 in 4 channels"])
 @pytest.mark.parametrize("seed", [None, 0, 1])
-def test_crop_shows_what_resizing_the_whole_image_would(image, target, kind, seed):
+def test_a_crop_equals_that_of_the_whole_resized_image(image, target, kind, seed):
     draw = np.random.default_rng(9)
     limit, dtype = (65536, np.uint16) if "16" in kind else (256, np.uint8)
     channels = {"rgb": 3, "rgba": 4}.get(kind, 1)
@@ -362,7 +361,7 @@ def test_pixel_centres_of_a_crop():
 
 @pytest.mark.parametrize("seed", [None, 0])
 @pytest.mark.parametrize("across", [False, True])
-def test_crop_of_a_sliver_resamples_only_what_it_shows(across, seed):
+def test_the_crop_of_a_sliver_resamples_only_the_part_in_it(across, seed):
     sliver = np.full((1, 50_000_000, 1), 77, np.uint8)
     generator = None if seed is None else np.random.default_rng(seed)
     cropped = fit(sliver.transpose(1, 0, 2) if across else sliver, 64, 64, "crop", generator)
@@ -377,16 +376,16 @@ def test_random_crop_reaches_both_edges():
 
 
 def test_pad_centres_without_enlarging():
-    padded = pad(np.full((28, 28, 1), 9, np.uint8), 32, 32)
+    padded = fit(np.full((28, 28, 1), 9, np.uint8), 32, 32, "pad")
     assert np.array_equal(padded[2:30, 2:30], np.full((28, 28, 1), 9))
     padded[2:30, 2:30] = 0
     assert not padded.any()
 
 
-def test_pad_shrinks_what_is_larger():
+def test_pad_shrinks_larger_images():
     assert padded_box(100, 100, 48, 80) == (0, 16, 48, 48)
     assert padded_box(96, 320, 48, 80) == (12, 0, 24, 80)
-    padded = pad(np.full((100, 100, 4), 255, np.uint8), 48, 80)
+    padded = fit(np.full((100, 100, 4), 255, np.uint8), 48, 80, "pad")
     assert padded[:, 16:64].min() == 255
     assert not padded[:, :16].any() and not padded[:, 64:].any()
 

@@ -230,7 +230,7 @@ def test_no_image_column_lists_the_columns(tmp_path):
         ("picture.png", "not a parquet file"),
     ],
 )
-def test_what_is_no_source_gets_one_line(tmp_path, monkeypatch, data, message):
+def test_another_source_is_refused_in_one_line(tmp_path, monkeypatch, data, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "texts").mkdir()

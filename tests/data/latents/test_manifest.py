@@ -30,7 +30,7 @@ def folder(tmp_path):
     return tmp_path / "cache"
 
 
-def error_of(action) -> str:
+def user_error(action) -> str:
     with pytest.raises(UserError) as error:
         action()
     assert "\n" not in str(error.value)
@@ -114,7 +114,7 @@ def test_an_impossible_manifest_is_refused_in_one_line(folder, path, value):
     manifest = read_json(folder)
     change(manifest, *path, to=value)
     write_manifest(folder, manifest)
-    text = error_of(lambda: read_manifest(folder / "manifest.json"))
+    text = user_error(lambda: read_manifest(folder / "manifest.json"))
     assert text.startswith(f"{folder}/manifest.json is damaged (")
     assert text.endswith("encode again")
 
@@ -124,13 +124,13 @@ def test_a_manifest_without_a_key_is_refused(folder, key):
     manifest = read_json(folder)
     del manifest[key]
     write_manifest(folder, manifest)
-    assert "manifest.json is damaged" in error_of(lambda: read_manifest(folder / "manifest.json"))
+    assert "manifest.json is damaged" in user_error(lambda: read_manifest(folder / "manifest.json"))
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '"text"', "\udce9"])
 def test_another_file_is_refused_in_one_line(folder, content):
     (folder / "manifest.json").write_bytes(content.encode(errors="surrogateescape"))
-    assert "manifest.json is damaged" in error_of(lambda: read_manifest(folder / "manifest.json"))
+    assert "manifest.json is damaged" in user_error(lambda: read_manifest(folder / "manifest.json"))
 
 
 OTHERS = {
@@ -160,7 +160,7 @@ def test_the_same_cache_is_accepted(folder):
 def test_another_cache_is_refused_and_the_difference_is_named(folder, key):
     manifest = read_json(folder)
     value, what = OTHERS[key]
-    text = error_of(lambda: check_same(folder, manifest, manifest | {key: value}))
+    text = user_error(lambda: check_same(folder, manifest, manifest | {key: value}))
     assert text.startswith(f"{folder}/manifest.json has another {what}")
 
 
@@ -194,7 +194,7 @@ def test_a_cache_fits_a_training_with_its_settings(folder, changes):
 )
 def test_a_training_with_other_settings_is_refused(folder, changes, message):
     config = ImagesConfig(**CONFIG | changes)
-    text = error_of(lambda: check_fits("where it is", read_json(folder), config, AUTOENCODER))
+    text = user_error(lambda: check_fits("where it is", read_json(folder), config, AUTOENCODER))
     assert text.startswith("where it is: manifest.json has")
     assert message in text
 
@@ -204,14 +204,14 @@ def test_flips_need_a_cache_with_mirror_images(tmp_path):
     manifest = read_json(tmp_path / "cache")
     check_fits("cache", manifest, ImagesConfig(**CONFIG), AUTOENCODER)
     config = ImagesConfig(**CONFIG, horizontal_flip=True)
-    text = error_of(lambda: check_fits("cache", manifest, config, AUTOENCODER))
+    text = user_error(lambda: check_fits("cache", manifest, config, AUTOENCODER))
     assert "has no mirror images" in text
 
 
 @pytest.mark.parametrize(("name", "shown"), [("ada/ae", "ada/ae"), (None, "a local one")])
 def test_a_cache_of_another_autoencoder_is_refused_by_name(folder, name, shown):
     manifest = read_json(folder) | {"autoencoder": name}
-    text = error_of(lambda: check_fits("cache", manifest, ImagesConfig(**CONFIG), "ff" * 32))
+    text = user_error(lambda: check_fits("cache", manifest, ImagesConfig(**CONFIG), "ff" * 32))
     assert f"another autoencoder ({shown}, a5a5a5a5a5a5, not ffffffffffff)" in text
 
 
