@@ -23,12 +23,12 @@ class GenerateConfig(SamplingConfig):
     """Generate images and save them as one picture, one row a class.
 
     Attributes:
-        model: the folder or Hub id of a model, or the name of a released one.
-        class_labels: comma-separated labels or class names, used in turn; by default all classes.
-        num_images: number of images; by default 4 a class, or 8 without classes.
-        output: the picture to write.
-        seed: of the first image; each further image has the next seed.
-        batch_size: images at a time.
+        model: The folder or Hub id of a model, or the name of a released one.
+        class_labels: Comma-separated labels or class names, used in turn. By default all classes.
+        num_images: Number of images. By default 4 a class, or 8 without classes.
+        output: The picture to write.
+        seed: Seed of the first image; each further image has the next seed.
+        batch_size: Number of images to generate at a time.
     """
 
     model: str = RELEASED

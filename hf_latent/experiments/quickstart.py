@@ -77,15 +77,15 @@ class QuickstartConfig(Settings):
     """Train, sample, measure and save a latent diffusion model of built-in images.
 
     Attributes:
-        output_dir: the folder for the model, its pictures and report.json.
-        overwrite_output_dir: accept a folder with files in it and replace those.
-        train_vae: train an autoencoder too, in place of the released fashion-mnist-f4.
-        max_minutes: for the whole command, evaluation included.
-        guidance_scale: classifier-free guidance of the samples; 1 is off.
-        num_inference_steps: sampling steps.
-        evaluation_images: number of generated images to measure label agreement on.
-        max_train_samples: number of training images, drawn by the seed; by default all.
-        seed: of everything random.
+        output_dir: The folder for the model, its pictures and report.json.
+        overwrite_output_dir: Accept a folder with files in it, and replace them.
+        train_vae: Train an autoencoder too, in place of the released fashion-mnist-f4.
+        max_minutes: Minutes for the whole command, evaluation included.
+        guidance_scale: The scale of classifier-free guidance; 1 is off.
+        num_inference_steps: The sampler's steps.
+        evaluation_images: Number of generated images to measure label agreement on.
+        max_train_samples: Number of training images, drawn by the seed. By default all.
+        seed: Seed of everything random.
     """
 
     output_dir: str = "hf-latent-quickstart"

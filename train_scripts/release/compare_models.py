@@ -32,11 +32,11 @@ class CompareConfig(ImagesConfig):
 
     Attributes:
         models: NAME=FOLDER of each pipeline; NAME.png shows its samples.
-        output_dir: for comparison.json and the pictures of samples.
-        overwrite_output_dir: accept a folder with files in it.
-        num_images: number of generated images a model and seed, and of real images to compare with.
-        num_seeds: number of times the images are generated.
-        num_inference_steps: sampling steps, without guidance.
+        output_dir: The folder for comparison.json and the pictures of samples.
+        overwrite_output_dir: Accept a folder with files in it.
+        num_images: Number of generated images a model and seed, and of real images to compare with.
+        num_seeds: How many times to generate the images.
+        num_inference_steps: The sampler's steps, without guidance.
     """
 
     models: list[str]

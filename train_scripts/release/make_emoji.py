@@ -65,8 +65,8 @@ class EmojiConfig(Settings):
     """Turn the npm package emoji-datasource-google into a data set with train and test splits.
 
     Attributes:
-        package: the unpacked package, the folder that holds emoji.json.
-        output_dir: the new folder; it must be missing or empty.
+        package: The folder of the unpacked package, which has emoji.json.
+        output_dir: The new folder; it must be missing or empty.
     """
 
     package: str

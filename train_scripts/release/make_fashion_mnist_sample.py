@@ -25,8 +25,8 @@ class SampleConfig(Settings):
     """Write train.parquet and test.parquet with the first images of each class.
 
     Attributes:
-        source: the folder of the four original idx.gz files.
-        output_dir: the folder to write to.
+        source: The folder of the four original idx.gz files.
+        output_dir: The folder to write to.
     """
 
     source: str

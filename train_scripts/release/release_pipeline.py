@@ -28,11 +28,11 @@ class ReleasePipelineConfig(Settings):
     """Release a trained and evaluated model.
 
     Attributes:
-        model: the model's folder, with training.json and the metrics.json of hf-latent evaluate.
+        model: The model's folder, with training.json and the metrics.json of hf-latent evaluate.
         about: YAML with name and license, and optionally summary, datasets, data_name, data_text
             and limits_text.
-        pretrained_dir: the model goes to a subfolder with its name.
-        cards_dir: the card, its pictures and reports go to a subfolder with its name.
+        pretrained_dir: The model goes to a subfolder with its name.
+        cards_dir: The card, its pictures and reports go to a subfolder with its name.
     """
 
     model: str

@@ -38,13 +38,13 @@ class ReleaseConfig(Settings):
     """Measure a trained autoencoder, and write the files of its release.
 
     Attributes:
-        run: the finished run's folder.
+        run: The finished run's folder.
         about: YAML with name, licence and the card's texts.
-        recipe: the run's recipe, for the card.
+        recipe: The run's recipe, for the card.
         ablation: NAME=FOLDER of short runs to compare with each other.
-        comparison: a comparison.json of compare_models.py, for the card.
-        pretrained_dir: the model goes to a subfolder with its name.
-        cards_dir: the card, its pictures and metrics.json go to a subfolder with its name.
+        comparison: A comparison.json of compare_models.py, for the card.
+        pretrained_dir: The model goes to a subfolder with its name.
+        cards_dir: The card, its pictures and metrics.json go to a subfolder with its name.
     """
 
     run: str

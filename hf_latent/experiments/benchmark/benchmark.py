@@ -18,18 +18,18 @@ class BenchmarkConfig(Settings):
     """Measure performance ratios by alternating their two sides, and write bench.json.
 
     Attributes:
-        what: autoencoder: the training of fashion-mnist-f4 (with data, clipping, averaging and
-            logging, without validation and checkpoints) against a bare loop of the same forward,
-            backward and optimizer on tensors in memory. cache: reading a latent cache against
-            tensors in memory; making one against the bare forward pass, with fashion-mnist-f4 and
-            with preset small at 64x64; training a denoiser on one against encoding at every step.
-        output_dir: for bench.json and the temporary caches.
-        overwrite_output_dir: accept a folder with files in it.
-        rounds: number of times each side runs.
-        steps: of each training in a round.
-        train_batch_size: images a step.
-        num_latents: of the larger cache to read, 4x8x8 each: 2 kB a latent.
-        num_images: to encode in a round.
+        what: autoencoder compares the training of fashion-mnist-f4 (with data, clipping, averaging
+            and logging, without validation and checkpoints) with a bare loop of the same forward,
+            backward and optimizer on tensors in memory. cache compares reading a latent cache with
+            tensors in memory; making one with the bare forward pass, of fashion-mnist-f4 and of
+            preset small at 64x64; and training a denoiser on one with encoding at every step.
+        output_dir: The folder for bench.json and the temporary caches.
+        overwrite_output_dir: Accept a folder with files in it.
+        rounds: How many times each side runs.
+        steps: Steps of each training in a round.
+        train_batch_size: Images a step.
+        num_latents: Number of latents in the larger cache to read, 4x8x8 each: 2 kB a latent.
+        num_images: Number of images to encode in a round.
     """
 
     what: Literal["autoencoder", "cache"]

@@ -39,22 +39,22 @@ class SweepConfig(ImagesConfig):
     the same command again.
 
     Attributes:
-        output_dir: for report.md, its plot, report.json, the plan, and a folder for each pair.
-        overwrite_output_dir: accept a folder with other files in it, and replace a sweep of other
+        output_dir: The folder for report.md, its plot, report.json, the plan and each pair's runs.
+        overwrite_output_dir: Accept a folder with other files in it, and replace a sweep of other
             settings.
-        factors: comma-separated downsampling factors, powers of 2.
-        channels: comma-separated numbers of latent channels.
-        image_channels: of the images: 1 for grey, 3 for RGB, 4 for RGBA; by default those of the
-            first training image.
-        max_minutes: for the whole command, measuring included.
-        num_images: number of generated images a seed, and of real images to compare with.
-        num_seeds: number of times the images are generated; the spread of their FDs shows which
-            pairs differ.
-        num_inference_steps: sampling steps, without guidance.
-        preset: the autoencoders' configuration. A factor of 2^n uses its first n + 1 widths, and
+        factors: Comma-separated downsampling factors, powers of 2.
+        channels: Comma-separated numbers of latent channels.
+        image_channels: Channels of the images: 1 for grey, 3 for RGB, 4 for RGBA. By default those
+            of the first training image.
+        max_minutes: Minutes for the whole command, measuring included.
+        num_images: Number of generated images a seed, and of real images to compare with.
+        num_seeds: How many times to generate the images; the spread of their FDs shows which pairs
+            differ.
+        num_inference_steps: The sampler's steps, without guidance.
+        preset: The autoencoders' configuration. A factor of 2^n uses its first n + 1 widths, and
             repeats the last one if there are too few.
-        block_out_channels: widths of the autoencoders' levels, in place of the preset's.
-        denoiser_preset: the denoisers' configuration.
+        block_out_channels: Widths of the autoencoders' levels, in place of the preset's.
+        denoiser_preset: The denoisers' configuration.
         kl_weight: LDM's weight of the KL, equal for all pairs: the price of a nat of an image.
     """
 
