@@ -73,27 +73,27 @@ def render_plot(report: dict[str, Any]) -> bytes:
     from matplotlib.figure import Figure
 
     pairs = {pair["name"]: pair for pair in measured(report["pairs"])}
+    places = {
+        x: (pair["reconstruction_psnr_db"], pair["generated_fd"]) for x, pair in pairs.items()
+    }
+    speeds = [pair["sampling_images_per_second"] for pair in pairs.values()]
     figure = Figure(figsize=(8, 6), layout="constrained")
     axes = figure.subplots()
-
-    def place(pair: dict[str, Any]) -> tuple[float, float]:
-        return pair["reconstruction_psnr_db"], pair["generated_fd"]
-
-    front = [place(pairs[name]) for name in report["pareto_front"]]
-    if front:
-        axes.plot(*zip(*front, strict=True), color="black", linewidth=1, label="Pareto front")
-    speeds = [pair["sampling_images_per_second"] for pair in pairs.values()]
+    if report["pareto_front"]:
+        front = zip(*(places[name] for name in report["pareto_front"]), strict=True)
+        axes.plot(*front, color="black", linewidth=1, label="Pareto front")
+    for name, pair in pairs.items():
+        by_seed = pair["generated_fd_by_seed"]
+        axes.vlines(places[name][0], min(by_seed), max(by_seed), color="grey")
     points = None
     for marker, factor in zip(MARKERS, sorted({x["factor"] for x in pairs.values()}), strict=False):
-        same = [pair for pair in pairs.values() if pair["factor"] == factor]
-        across, up = zip(*map(place, same), strict=True)
-        by_seed = [pair["generated_fd_by_seed"] for pair in same]
-        axes.vlines(across, list(map(min, by_seed)), list(map(max, by_seed)), color="grey")
+        same = [name for name, pair in pairs.items() if pair["factor"] == factor]
+        across, up = zip(*(places[name] for name in same), strict=True)
         points = axes.scatter(
             across,
             up,
             s=70,
-            c=[pair["sampling_images_per_second"] for pair in same],
+            c=[pairs[name]["sampling_images_per_second"] for name in same],
             marker=marker,
             vmin=min(speeds),
             vmax=max(speeds),
@@ -101,32 +101,22 @@ def render_plot(report: dict[str, Any]) -> bytes:
             label=f"factor {factor}",
             zorder=3,
         )
-    floors = [
-        (pair["reconstruction_psnr_db"], pair["floor_fd"])
-        for pair in pairs.values()
-        if pair["floor_fd"] is not None
-    ]
-    if floors:
-        across, up = zip(*floors, strict=True)
-        label = "with a perfect denoiser"
-        axes.scatter(across, up, s=70, c="tab:red", marker="_", label=label)
+    floors = [(places[x][0], pair["floor_fd"]) for x, pair in pairs.items() if pair["floor_fd"]]
+    label = "with a perfect denoiser"
+    for psnr, floor in floors:
+        axes.scatter(psnr, floor, s=70, c="tab:red", marker="_", label=label)
+        label = ""  # one entry in the legend
     if report["recommended"] is not None:
-        axes.scatter(
-            *place(pairs[report["recommended"]]),
-            s=220,
-            facecolors="none",
-            edgecolors="tab:red",
-            linewidths=2,
-            label="recommended",
-            zorder=4,
-        )
+        ring: dict[str, Any] = {
+            "s": 220,
+            "facecolors": "none",
+            "edgecolors": "tab:red",
+            "linewidths": 2,
+        }
+        axes.scatter(*places[report["recommended"]], label="recommended", zorder=4, **ring)
     if report["real_against_real_fd"]:
-        axes.axhline(
-            report["real_against_real_fd"],
-            color="grey",
-            linestyle=":",
-            label="real against real images",
-        )
+        real_fd, label = report["real_against_real_fd"], "real against real images"
+        axes.axhline(real_fd, color="grey", linestyle=":", label=label)
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("{x:g}")
@@ -140,8 +130,7 @@ def render_plot(report: dict[str, Any]) -> bytes:
     if points is not None:
         figure.colorbar(points, label="sampling, images/s")
     figure.legend(loc="outside lower center", ncols=4, fontsize="small", markerscale=0.8)
-    names = {f"f{x['factor']} c{x['latent_channels']}": place(x) for x in pairs.values()}
-    _write_names(axes, names, floors)
+    _write_names(axes, {name.replace("-", " "): place for name, place in places.items()}, floors)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI)
     return buffer.getvalue()
