@@ -11,7 +11,7 @@ Contexts = dict[str, dict[int, set[str]]]
 def read_contexts(path: Path) -> Contexts:
     """Return the tests that cover each line of each file, by the file's path in the package.
 
-    Lines that are run without a test's name, as in another process, have an empty set.
+    Lines that ran without a test's name, for example in another process, have an empty set.
     """
     from coverage import CoverageData
 
@@ -52,8 +52,8 @@ def choose_tests(
     Args:
         mutant: the changed line.
         contexts: of `read_contexts`.
-        durations: of `read_durations`; tests that are not in it are taken for one second.
-        seconds: how long the tests may take together; the first is chosen in any case.
+        durations: of `read_durations`; other tests count as one second.
+        seconds: limit for the sum of the durations; the shortest test is always chosen.
     """
     of_file = contexts.get(mutant.path, {})
     first, last = mutant.statement

@@ -1,4 +1,4 @@
-"""Draw mutants: single lines inside functions, changed so that the code does another thing.
+"""Draw mutants: single lines inside functions, with a change of behaviour.
 
 A line is drawn with equal chance among all that can be changed, and then one of its changes.
 """

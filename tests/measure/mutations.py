@@ -12,8 +12,8 @@ of the checkout, the shortest first, for about `--seconds` by their durations; a
     timed out     the tests did not end; counted as caught
     survived      no test fails
     not covered   no test runs the statement; counted as not caught
-    not judged    the tests fail by themselves, or only processes that tests start run the
-                  statement, so that the data has no test's name; not counted
+    not judged    the tests fail without the change too, or only processes started by tests run
+                  the statement, so the data has no test's name; not counted
 """
 
 import argparse
@@ -58,11 +58,11 @@ TIMES_SLOWER = 10
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a mutant.
+    """The verdict on a mutant.
 
     Attributes:
         verdict: see above.
-        tests: how many were run.
+        tests: number of tests that were run.
         caught_by: the test that failed.
         seconds: of wall-clock time.
     """
@@ -74,24 +74,24 @@ class Result:
 
     @property
     def is_caught(self) -> bool:
-        """Return whether the tests noticed the change."""
+        """Return whether the tests fail because of the change."""
         return self.verdict in ("caught", "timed out")
 
 
 def run_pytest(folder: Path, options: list[str]) -> None:
-    """Run pytest in a new process, which has imported the large packages, and nothing of a tree."""
+    """Run pytest in a new process, which has imported large packages and no module of a tree."""
     os.setsid()
     os.chdir(folder)
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
-    multiprocessing.set_start_method(None, force=True)  # this process was told the server's way
+    multiprocessing.set_start_method(None, force=True)  # replace the server's method
     os.environ["PYTHONPATH"] = str(folder)
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
-    sys.dont_write_bytecode = True  # a mutant of the same size and second looks the same
+    sys.dont_write_bytecode = True  # caches confuse files of equal size and second
     sys.path[:] = [str(folder), *(path for path in sys.path if path != str(OWN_TREE))]
     for name in [name for name in sys.modules if name.split(".")[0] == "tests"]:
-        del sys.modules[name]  # those of the copy have the same names
+        del sys.modules[name]  # the copy has modules of the same names
     os._exit(pytest.main(options))
 
 
@@ -100,7 +100,7 @@ class Copy:
     """A copy of a checkout, to change and to test.
 
     Attributes:
-        folder: of the copy, which is made by `of`.
+        folder: of the copy; `of` makes it.
     """
 
     folder: Path
@@ -122,10 +122,10 @@ class Copy:
 
         Args:
             tests: their names.
-            limit: seconds until they are ended.
+            limit: seconds after which they are killed.
 
         Returns:
-            The tests that failed; all, if pytest itself failed; None if the time was over.
+            The tests that failed; all, if pytest itself failed; None after the time limit.
         """
         names, report = self.folder / "tests.txt", self.folder / "report.xml"
         names.write_text("\n".join(tests), encoding="utf-8")
@@ -149,12 +149,12 @@ class Copy:
         return [test for test in tests if durations_key(test) in failed] or tests
 
     def try_mutant(self, mutant: Mutant, tests: list[str], expected: float) -> Result:
-        """Find out whether tests catch a mutant.
+        """Return whether tests catch a mutant.
 
         Args:
             mutant: the changed line.
             tests: to run, in this order.
-            expected: seconds that they take without the change.
+            expected: their seconds without the change.
         """
         path, start = self.folder / mutant.path, time.perf_counter()
         source, count = path.read_text(encoding="utf-8"), len(tests)
@@ -171,7 +171,9 @@ class Copy:
             if self._passing.issuperset(failed) or self.run(failed, limit) == []:
                 self._passing.update(failed)
                 return Result("caught", count, failed[0], seconds)
-            tests = [test for test in tests if test not in failed]  # these fail by themselves
+            tests = [
+                test for test in tests if test not in failed
+            ]  # these fail without the change too
         return Result("not judged", count, "", time.perf_counter() - start)
 
 
@@ -183,7 +185,7 @@ def row(number: int, mutant: Mutant, result: Result) -> str:
     return f"| {number} | {place} | {mutant.change}: `{text}` | {result.verdict} | {figures} |"
 
 
-def summarize(results: Iterable[Result]) -> str:
+def describe_results(results: Iterable[Result]) -> str:
     """Return one line with the share of the judged mutants that were caught."""
     caught = [result.is_caught for result in results if result.verdict != "not judged"]
     return f"caught {sum(caught)} of {len(caught)}: {100 * sum(caught) / len(caught):.0f}%"
@@ -234,7 +236,7 @@ def main() -> None:
             results.append({"number": number} | asdict(mutant) | asdict(result))
             if arguments.output:
                 arguments.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    print(f"\n{summarize(done)}")
+    print(f"\n{describe_results(done)}")
 
 
 if __name__ == "__main__":

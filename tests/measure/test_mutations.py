@@ -9,7 +9,7 @@ from tests.measure.covering_tests import (
     read_durations,
 )
 from tests.measure.mutants import Mutant
-from tests.measure.mutations import Copy, Result, row, summarize
+from tests.measure.mutations import Copy, Result, describe_results, row
 
 MUTANT = Mutant("hf_latent/a.py", 2, "number + 1", "    return (2)", (2, 2))
 HEAD = """
@@ -54,7 +54,7 @@ def test_a_mutant_is_caught_by_a_test_that_passes_without_it(copy, names, verdic
     assert (copy.folder / MUTANT.path).read_text() == "def one():\n    return 1\n"
 
 
-def test_tests_that_do_not_end_are_ended(copy, monkeypatch):
+def test_tests_over_the_time_limit_are_killed(copy, monkeypatch):
     monkeypatch.setattr("tests.measure.mutations.MARGIN_SECONDS", 2)
     assert copy.try_mutant(MUTANT, ["test_stuck.py::test_it"], 0).verdict == "timed out"
 
@@ -97,9 +97,9 @@ def test_a_statement_is_run_if_any_process_ran_one_of_its_lines():
     assert not is_run(statement, {})
 
 
-def test_the_report_counts_what_was_noticed():
+def test_the_report_counts_the_caught_mutants():
     verdicts = ("caught", "timed out", "survived", "not covered", "not judged")
-    assert summarize(map(Result, verdicts)) == "caught 2 of 4: 50%"
+    assert describe_results(map(Result, verdicts)) == "caught 2 of 4: 50%"
     assert row(1, MUTANT, Result("survived", 3, "", 4.2)) == (
         "| 1 | hf_latent/a.py:2 | number + 1: `return (2)` | survived | 3 | 4 |"
     )

@@ -1,6 +1,6 @@
-"""Record the three ways through the package by `sys.setprofile`, and print them as json.
+"""Record the calls on three paths through the package, and print them as JSON.
 
-`house.py` runs this with the package of a checkout on PYTHONPATH, and says what the figures mean.
+`complexity.py` runs this with a checkout on PYTHONPATH, and explains the figures.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ SETTINGS = {
 
 
 class FirstForward(Exception):
-    """The denoiser is entered: the rest of the pipeline's call is not needed."""
+    """Raised when the denoiser is entered, to end the pipeline's call."""
 
 
 @dataclass
@@ -45,11 +45,11 @@ class Recorder:
     _frames: set[FrameType] = field(default_factory=set)
 
     def start(self) -> None:
-        """Record from now on."""
+        """Start recording."""
         sys.setprofile(self._profile)
 
     def stop(self) -> None:
-        """Record no more."""
+        """Stop recording."""
         sys.setprofile(None)
 
     def _profile(self, frame: FrameType, event: str, _: Any) -> None:
@@ -76,7 +76,7 @@ def count_changes(calls: list[tuple[str, str]]) -> int:
 
 
 def record_label_to_pixels(package: Path, folder: Path) -> tuple[dict[str, Any], int]:
-    """Return the figures of the way to the denoiser, and the number of files saved with a model."""
+    """Return the figures of the path to the denoiser, and the number of files beside a model."""
     from hf_latent.pipeline import LatentDiffusionPipeline
 
     def stop(*_: Any) -> None:
@@ -96,12 +96,12 @@ def record_label_to_pixels(package: Path, folder: Path) -> tuple[dict[str, Any],
 
 
 def record_step(package: Path, train: Callable, source: type, method: str) -> dict[str, Any]:
-    """Return the figures of the way from image to loss, in a training's second step.
+    """Return the figures of the path from image to loss, in a training's second step.
 
     Args:
         package: the folder of hf_latent.
         train: runs the training.
-        source: the class that gives out the batches.
+        source: the class that yields the batches.
         method: its method that returns an iterator over them.
     """
     from accelerate import Accelerator
@@ -130,8 +130,8 @@ def record_step(package: Path, train: Callable, source: type, method: str) -> di
     return recorder.figures()
 
 
-def record_ways(package: Path) -> dict[str, Any]:
-    """Return the figures of the three ways, and the number of files that travel with a model."""
+def record_paths(package: Path) -> dict[str, Any]:
+    """Return the figures of the three paths, and the number of files saved with a model."""
     from torch.utils.data import DataLoader
 
     autoencoder = import_module("hf_latent.training.autoencoder")
@@ -162,5 +162,5 @@ def record_ways(package: Path) -> dict[str, Any]:
 
 if __name__ == "__main__":
     with contextlib.redirect_stdout(sys.stderr):  # the trainings print
-        ways = record_ways(Path(str(import_module("hf_latent").__file__)).parent)
+        ways = record_paths(Path(str(import_module("hf_latent").__file__)).parent)
     print(json.dumps(ways))

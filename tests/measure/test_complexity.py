@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.measure import house, ways
-from tests.measure.ways import Recorder
+from tests.measure import call_paths, complexity
+from tests.measure.call_paths import Recorder
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def package(tmp_path) -> Path:
             "def train(config: DenoiserConfig | None, class_labels):\n    pass\n"
         ),
         "training/push.py": "class PushConfig:\n    pass\n\n\ndef push(c: PushConfig):\n    pass\n",
-        "training/notes.py": '"""Says class_labels and nothing of them."""\n',
+        "training/notes.py": '"""Mentions class_labels."""\n',
         "hub/facts.py": 'def read(unet):\n    return unet.config["num_class_embeds"]\n',
         "hub/card.md": "A card.\n",
         "hub/__pycache__/facts.txt": "",
@@ -29,8 +29,8 @@ def package(tmp_path) -> Path:
     return package
 
 
-def test_sizes_are_of_the_python_files(package):
-    assert house.measure_sizes(package) == {
+def test_sizes_are_those_of_python_files(package):
+    assert complexity.measure_sizes(package) == {
         "lines": 2 + 6 + 6 + 1 + 2,
         "files": 6,
         "entries": 3,
@@ -39,8 +39,8 @@ def test_sizes_are_of_the_python_files(package):
     }
 
 
-def test_signatures_with_settings_are_those_of_classes_of_the_package(package):
-    assert house.measure_settings(package) == {
+def test_signatures_with_the_packages_settings_are_counted(package):
+    assert complexity.measure_settings(package) == {
         "signatures_with_settings": 2,
         "files_of_those": 2,
         "signatures_with_training_settings": 1,
@@ -48,17 +48,19 @@ def test_signatures_with_settings_are_those_of_classes_of_the_package(package):
     }
 
 
-def test_a_file_handles_labels_if_its_code_names_them(package):
-    assert house.label_files(package) == ["hub/facts.py", "training/denoiser.py"]
+def test_a_file_handles_labels_if_its_code_has_their_name(package):
+    assert complexity.label_files(package) == ["hub/facts.py", "training/denoiser.py"]
 
 
 @pytest.mark.parametrize("code", ["x.class_labels", "f(class_labels=1)", "'class_labels'"])
-def test_labels_are_named_in_any_kind_of_code(code):
-    assert "class_labels" in house.named(ast.parse(code))
+def test_names_are_found_in_all_kinds_of_code(code):
+    assert "class_labels" in complexity.named(ast.parse(code))
 
 
 def test_the_table_leaves_lists_out():
-    table = house.render({"lines": 21232, "way_back": {"calls": 3, "way": ["a"]}, "names": ["b"]})
+    table = complexity.render(
+        {"lines": 21232, "way_back": {"calls": 3, "way": ["a"]}, "names": ["b"]}
+    )
     assert table.splitlines()[2:] == ["| lines | 21,232 |", "| way back calls | 3 |"]
 
 
@@ -87,7 +89,7 @@ def test_the_recorder_counts_each_frame_once(tmp_path):
 
 
 class Source:
-    """Gives out numbers, as a loader gives out batches."""
+    """Yields numbers, as a loader yields batches."""
 
     def numbers(self):
         return iter([1, 2, 3])
@@ -103,9 +105,9 @@ def test_the_second_step_is_recorded_from_the_batch_to_the_loss(monkeypatch):
         for number in Source().numbers():
             Accelerator.backward(None, square(number))
 
-    figures = ways.record_step(Path(__file__).parent, train, Source, "numbers")
+    figures = call_paths.record_step(Path(__file__).parent, train, Source, "numbers")
     assert asked == [1, 4, 9]
-    assert figures["way"].count("test_house.py: square") == 1
+    assert figures["way"].count("test_complexity.py: square") == 1
 
 
 def square(number: int) -> int:

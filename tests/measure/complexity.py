@@ -1,28 +1,27 @@
-"""Measure the house: sizes, the three ways, and what a change of one thing touches.
+"""Measure the package: sizes, calls on three paths, and files that one change would touch.
 
-    python tests/measure/house.py [--tree DIR] [--output FILE]
+    python tests/measure/complexity.py [--tree DIR] [--output FILE]
 
-It prints a Markdown table. `--tree` is a checkout; unset, the one that this file is in.
+It prints a Markdown table. `--tree` is a checkout, by default the one of this file.
 
-A way is recorded by `sys.setprofile` in the main thread, see `ways.py`:
+`call_paths.py` records the paths with `sys.setprofile`, in the main thread:
 
 - A *call* is a frame of the package that is entered. Comprehensions, lambdas and generator
   expressions are frames of their own (Python before 3.12 enters one for each list comprehension
-  too); a generator that is resumed counts only once. *Functions* are the calls without those.
+  too). A resumed generator counts only once. *Functions* are the calls without these frames.
 - A *change of file* is a call in another file than the call before it.
 - *label to pixels* begins with `pipe("Coat")` on the released fashion-mnist, and ends when the
   denoiser is entered.
-- *image to loss* begins when the second step of a training asks for its batch, and ends when that
-  step's loss is handed to `Accelerator.backward`. A batch is one image.
+- *image to loss* begins when the second step of a training asks for its batch, and ends when
+  `Accelerator.backward` gets that step's loss. A batch is one image.
 
 Other figures:
 
 - A *signature that takes whole settings* is a function with a parameter of a dataclass `...Config`;
-  training settings are `TrainingConfig` and what derives from it.
-- A *file that handles labels* names `class_labels`, or `num_class_embeds`, which the denoiser is
-  built with for them, in its code (docstrings and comments do not count). Another kind of condition
-  would have to be handled there too. *On the way to the denoiser*: without the rooms evaluation,
-  experiments and hub.
+  training settings are `TrainingConfig` and its subclasses.
+- A *file that handles labels* has the name `class_labels`, or the denoiser's `num_class_embeds`, in
+  its code, not only in docstrings and comments. A new kind of condition would change it too. *On
+  the way to the denoiser*: without the folders evaluation, experiments and hub.
 """
 
 import argparse
@@ -37,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 LABEL_NAMES = {"class_labels", "num_class_embeds"}
-ROOMS_BESIDE_THE_WAY = ("evaluation", "experiments", "hub")
+SIDE_FOLDERS = ("evaluation", "experiments", "hub")
 
 
 def python_files(package: Path) -> list[Path]:
@@ -120,11 +119,11 @@ def label_files(package: Path) -> list[str]:
     ]
 
 
-def record_ways(tree: Path) -> dict[str, Any]:
-    """Return what `ways.py` finds in a checkout, in a process that imports the package from it."""
+def record_paths(tree: Path) -> dict[str, Any]:
+    """Return the output of `call_paths.py`, run in a process that imports a checkout's package."""
     environment = {"PYTHONPATH": str(tree), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("ways.py"))],
+        [sys.executable, str(Path(__file__).with_name("call_paths.py"))],
         env=os.environ | environment,
         stdout=subprocess.PIPE,
         check=True,
@@ -136,13 +135,13 @@ def measure(tree: Path) -> dict[str, Any]:
     """Return all figures of a checkout."""
     package = tree / "hf_latent"
     labels = label_files(package)
-    on_the_way = [name for name in labels if name.split("/")[0] not in ROOMS_BESIDE_THE_WAY]
+    on_the_way = [name for name in labels if name.split("/")[0] not in SIDE_FOLDERS]
     return {
         **measure_sizes(package),
         **measure_settings(package),
         "files_that_handle_labels": len(labels),
         "of_those_on_the_way_to_the_denoiser": len(on_the_way),
-        **record_ways(tree),
+        **record_paths(tree),
         "label_files": labels,
     }
 
