@@ -85,7 +85,8 @@ def image_figures(data: str, splits: ImageSplits, compression: Compression) -> d
         "train_images": len(splits.train),
         "held_out_split_images": len(splits.validation),
         "validation_fingerprint": splits.validation_fingerprint,
-        **_compression_figures(compression),
+        **vars(compression),
+        "compression_ratio": compression.ratio,
     }
 
 
@@ -102,6 +103,7 @@ def denoiser_figures(
     Returns:
         The figures; without the time of encoding if nothing was encoded.
     """
+    compression = measure_compression(pipeline.vae, source.image_shape)
     vae_sha256 = hash_weights(pipeline.vae)
     is_local = find_released(vae) == vae and Path(vae).exists()
     encoding = {"encode_seconds": source.encode_seconds, "encoded_images": source.encoded_images}
@@ -110,20 +112,13 @@ def denoiser_figures(
         "train_images": source.train_images,
         "held_out_split_images": source.held_out_images,
         "validation_fingerprint": source.validation_fingerprint,
-        **_compression_figures(measure_compression(pipeline.vae, source.image_shape)),
+        **vars(compression),
+        "compression_ratio": compression.ratio,
         **(encoding if source.encoded_images else {}),
         "autoencoder": None if is_local else vae,
         "vae_weights_sha256": vae_sha256,
         "unet_weights_sha256": hash_weights(pipeline.unet),
         **autoencoder_figures(vae, vae_sha256),
-    }
-
-
-def _compression_figures(compression: Compression) -> dict[str, Any]:
-    return {
-        "image_shape": compression.image_shape,
-        "latent_shape": compression.latent_shape,
-        "compression_ratio": compression.ratio,
     }
 
 
