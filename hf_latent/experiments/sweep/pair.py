@@ -34,7 +34,7 @@ from hf_latent.experiments.sweep.config import Pair, SweepConfig
 from hf_latent.experiments.sweep.plan import (
     BATCH_SIZE,
     FOLD_SAMPLES,
-    WATCHED_IMAGES,
+    VALIDATION_IMAGES,
     Plan,
     create_models,
 )
@@ -105,7 +105,7 @@ def training_configs(
         "checkpoints_total_limit": 1,
         "validation_fingerprint": plan.validation_fingerprint,
         "validation_steps": VALIDATION_STEPS,
-        "max_validation_samples": WATCHED_IMAGES,
+        "max_validation_samples": VALIDATION_IMAGES,
     }
     autoencoder = {
         "reconstruction_loss": "l2",

@@ -22,7 +22,7 @@ AUTOENCODER_SHARE = 0.4  # of the training time; a denoiser needs more
 MINIMUM_MINUTES = 0.05  # of an autoencoder's training
 HELD_OUT_IMAGES = 2000  # at most, to reconstruct
 FOLD_SAMPLES = 2000  # training images to measure the latent scale on
-WATCHED_IMAGES = 200  # held-out images to validate on after each training
+VALIDATION_IMAGES = 200  # held-out images to validate on after each training
 BATCH_SIZE = 100
 TIMED_IMAGES = 50
 SECONDS_AROUND_A_PAIR = 5.0  # to start trainings and to save, hash and load models, on a small CPU
@@ -90,8 +90,8 @@ def reserve_measuring(
     held_out = min(len(splits.validation), HELD_OUT_IMAGES)
     images = splits.validation.evenly_spaced(TIMED_IMAGES).read()
     encoded = len(splits.train) * (2 if config.horizontal_flip else 1)
-    encoded += min(len(splits.train), FOLD_SAMPLES) + held_out + 3 * WATCHED_IMAGES
-    decoded = held_out + config.num_images + WATCHED_IMAGES
+    encoded += min(len(splits.train), FOLD_SAMPLES) + held_out + 3 * VALIDATION_IMAGES
+    decoded = held_out + config.num_images + VALIDATION_IMAGES
     generated = config.num_seeds * config.num_images
     steps = generated * config.num_inference_steps + GRID_IMAGE_STEPS
     for factor in sorted({pair.factor for pair in pairs}):

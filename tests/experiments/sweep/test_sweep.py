@@ -47,7 +47,7 @@ def small():
         patch.setattr(sweep_module, "load_feature_extractor", lambda name: ShortVectors())
         patch.setattr(sweep_module, "HELD_OUT_IMAGES", 20)
         for module in (sweep_plan, sweep_pair):
-            patch.setattr(module, "WATCHED_IMAGES", 4)
+            patch.setattr(module, "VALIDATION_IMAGES", 4)
         patch.setattr(sweep_plan, "divide_minutes", lambda minutes, pairs: (0.005, 0.008))
         yield
 
