@@ -4,6 +4,7 @@ python train_scripts/release/draw_four_steps.py --output docs/pictures/four_step
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -96,7 +97,11 @@ def draw(steps: dict[str, torch.Tensor]) -> Figure:
     names = list(steps)
     for before, after, step in zip(names, names[1:], STEPS, strict=False):
         start, end = boxes[before] + width, boxes[after]
-        style = {"transform": figure.transFigure, "mutation_scale": 14, "color": "tab:blue"}
+        style: dict[str, Any] = {
+            "transform": figure.transFigure,
+            "mutation_scale": 14,
+            "color": "tab:blue",
+        }
         figure.add_artist(FancyArrowPatch((start, 0.46), (end, 0.46), arrowstyle="-|>", **style))
         figure.text((start + end) / 2, 0.86, step, ha="center", size=10, weight="bold")
     return figure

@@ -1,8 +1,8 @@
-"""Write the sizes and costs of the presets into docs/reports/presets.json, without training any.
+"""Write the sizes and costs of the presets into docs/reports/presets.json, without training.
 
     python train_scripts/release/preset_figures.py
 
-The models are made without memory for their weights (device `meta`), so this takes seconds.
+This takes seconds: the models have no memory for their weights (device `meta`).
 """
 
 import json
@@ -13,14 +13,19 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hf_latent.models.presets import create_autoencoder, create_denoiser, measure_compression
+from hf_latent.models.presets import (
+    Preset,
+    create_autoencoder,
+    create_denoiser,
+    measure_compression,
+)
 from hf_latent.output import write_json
 
 ROOT = Path(__file__).parents[2]
 RELEASED = ROOT / "model_cards" / "fashion-mnist" / "training.json"
-# (preset, resolution): where each is at home.
-PLACES = [("tiny", 32), ("small", 64), ("small", 128), ("base", 256), ("ldm-f4", 256)]
-PLACES += [("ldm-f8", 256), ("ldm-f8", 512)]
+# Each preset with its usual resolutions.
+PRESETS: list[tuple[Preset, int]] = [("tiny", 32), ("small", 64), ("small", 128), ("base", 256)]
+PRESETS += [("ldm-f4", 256), ("ldm-f8", 256), ("ldm-f8", 512)]
 # The forward pass, and the gradients of inputs and of weights, cost about as much each.
 PASSES_A_TRAINING_STEP = 3
 
@@ -32,8 +37,8 @@ def count_flops(model: nn.Module, *inputs: torch.Tensor) -> int:
     return counter.get_total_flops()
 
 
-def measure_preset(preset: str, resolution: int) -> dict[str, Any]:
-    """Return size and cost of a preset's two models, of RGB images, one class label each.
+def measure_preset(preset: Preset, resolution: int) -> dict[str, Any]:
+    """Return size and cost of a preset's two models for RGB images with class labels.
 
     Args:
         preset: its name.
@@ -76,6 +81,6 @@ def measure_rate() -> float:
 if __name__ == "__main__":
     report = {
         "two_cores_gflops_per_second": measure_rate(),
-        "presets": [measure_preset(*place) for place in PLACES],
+        "presets": [measure_preset(*place) for place in PRESETS],
     }
     write_json(ROOT / "docs" / "reports" / "presets.json", report)
