@@ -183,10 +183,10 @@ def write_model_reports(
 
     Args:
         folder: of the saved model.
-        settings: as of `save_model`.
-        figures: as of `save_model`.
+        settings: see `save_model`.
+        figures: see `save_model`.
         picture: the file to copy; if it is missing, the card shows no picture.
-        picture_name: as of `save_model`.
+        picture_name: see `save_model`.
     """
     settings = settings | {key: figures[key] for key in settings if key in figures}
     if settings["data"] is None:  # a latent cache may not name its images
