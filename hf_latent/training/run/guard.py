@@ -51,8 +51,7 @@ class NonFiniteGuard:
             UserError: after 5 bad steps in a row, or 40 whose fp16 gradients overflowed.
         """
         bad = (~torch.isfinite(torch.stack([loss, torch.stack(gradient_norms).sum()]))).float()
-        if self.accelerator.num_processes > 1:
-            bad = self.accelerator.reduce(bad, "sum")
+        bad = self.accelerator.reduce(bad, "sum")
         # Both values are read at once, since reading waits for the device.
         loss_is_bad, gradients_are_bad = (count > 0 for count in bad.tolist())
         if self.accelerator.scaler is not None:

@@ -7,7 +7,6 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from hf_latent.errors import UserError
 from hf_latent.output import read_json, write_json
 from hf_latent.training.run.log import is_logged_before, read_lines
 
@@ -32,10 +31,7 @@ def start_trackers(
     state: dict[str, Any] = {"step": 0, "validation_losses": []}
     if accelerator.is_main_process:
         if checkpoint is not None:
-            try:
-                state = read_json(checkpoint / "state.json")["others"]["clock"]
-            except (UserError, KeyError, TypeError):
-                return  # `resume_training` explains what is wrong with the checkpoint
+            state = read_json(checkpoint / "state.json")["others"]["clock"]
         options = _tracker_options(output_dir, checkpoint, state)
     # TensorBoard accepts scalars only.
     shown = {k: v for k, v in settings.items() if isinstance(v, int | float | str)}
