@@ -150,9 +150,9 @@ def plot_frequencies(path: Path, report: dict[str, Any]) -> None:
 
     # A detail of n pixels is a wave of n pixels: 1 / n cycles per pixel.
     *sizes, _ = (f"{1 / edge:.3g}" for edge in report["band_edges_cycles_per_pixel"])
-    between = [f"{larger} to {smaller}" for larger, smaller in pairwise(sizes)]
+    between = [f"{larger} to\n{smaller}" for larger, smaller in pairwise(sizes)]
     by_size = zip(
-        [f"over {sizes[0]}", *between, f"under {sizes[-1]}"], report["band_kept"], strict=True
+        [f"over\n{sizes[0]}", *between, f"under\n{sizes[-1]}"], report["band_kept"], strict=True
     )
     by_kind = {
         "layout": report["layout_agreement"],
@@ -168,6 +168,7 @@ def plot_frequencies(path: Path, report: dict[str, Any]) -> None:
         bars = axes.bar(list(kept), [max(0.0, value or 0.0) for value in kept.values()], width=0.6)
         axes.bar_label(bars, fmt="{:.0%}", padding=2)
         axes.set_xlabel(label)
+        axes.tick_params(axis="x", labelsize="small")
         axes.spines[["top", "right"]].set_visible(False)
     left.set(ylim=(0, 1.1), yticks=[0, 0.25, 0.5, 0.75, 1], ylabel="kept")
     left.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
