@@ -91,12 +91,7 @@ class Shards:
             del self._mapped[key]
 
     def select(self, name: str, rows: torch.Tensor | None = None) -> "Selection":
-        """Return some rows of a tensor, to be read block by block.
-
-        Args:
-            name: of the tensor.
-            rows: `(n,)` int64, the rows in their order; None: all.
-        """
+        """Return rows `(n,)` int64 (None: all) of a tensor, to be read block by block."""
         return Selection(self, name, torch.arange(len(self)) if rows is None else rows)
 
     def read(self, name: str, rows: torch.Tensor) -> torch.Tensor:
@@ -229,14 +224,11 @@ def shard_ranges(num_rows: int, shard_rows: int, prefix: str = "") -> dict[str, 
 
 
 def write_shard(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """Write one shard whole, then its entry beside it.
+    """Write one shard whole, then its entry beside it; return the entry.
 
     Args:
         path: of the file.
         tensors: on the CPU, with one row per image.
-
-    Returns:
-        The entry for the manifest: `rows`, `bytes` and `sha256`.
 
     Raises:
         UserError: if the disk is full, or the folder cannot be written.

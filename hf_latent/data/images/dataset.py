@@ -81,11 +81,7 @@ class ImageDataset(torch.utils.data.Dataset):
         return [dict(zip(batch, row, strict=True)) for row in zip(*batch.values(), strict=True)]
 
     def conditions(self, indices: np.ndarray | range) -> Conditions:
-        """Return the denoiser's conditions for images `(n,)`.
-
-        Returns:
-            `class_labels` `(n,)` int64 if the data has labels, else nothing.
-        """
+        """Return the denoiser's conditions: `class_labels` `(n,)` int64 if the data has labels."""
         return {} if self.labels is None else {"class_labels": self.labels[indices]}
 
     def _read(self, keys: Sequence[int | tuple[int, int]]) -> tuple[torch.Tensor, np.ndarray]:
@@ -123,11 +119,7 @@ class ImageDataset(torch.utils.data.Dataset):
         return is_flipped(self.config.seed, epochs, indices, len(self))
 
     def view(self, mirrored: bool) -> "ImageDataset":
-        """Return the same images in the same order, without random crops and flips.
-
-        Args:
-            mirrored: mirror every image, instead of none.
-        """
+        """Return the same images without random crops and flips; all or none are mirrored."""
         return replace(self, at_random=False, mirrored=mirrored)
 
     def subset(self, places: np.ndarray) -> "ImageDataset":
@@ -145,23 +137,15 @@ class ImageDataset(torch.utils.data.Dataset):
         return view.subset(np.arange(count) * len(self) // count)
 
     def read(self, rows: torch.Tensor | None = None) -> torch.Tensor:
-        """Read images as one tensor `(n, C, H, W)` float32 in [-1, 1].
-
-        Args:
-            rows: `(n,)` int64, at least one; None: all.
-        """
+        """Read images `(n,)` int64 (None: all) as a tensor `(n, C, H, W)` float32 in [-1, 1]."""
         return self._read(range(len(self)) if rows is None else rows.tolist())[0]
 
     def read_uint8(self, rows: torch.Tensor) -> torch.Tensor:
-        """Read images as one tensor `(n, C, H, W)` uint8; see `read`."""
+        """Read images `(n,)` int64 as a tensor `(n, C, H, W)` uint8."""
         return to_uint8(self.read(rows))
 
     def unpadded_box(self) -> Box | None:
-        """Decode every image, and return the one box that padding surrounds.
-
-        Returns:
-            The box; None without padding, or if the sizes of the images differ.
-        """
+        """Decode every image, and return the box inside the padding; None if it is not the same."""
         if self.config.resize_mode != "pad":
             return None
         sizes = {decode_row(self.dataset, row).shape[:2] for row in self.rows}

@@ -14,18 +14,13 @@ def _draw(seed: int, epoch: int, count: int) -> np.ndarray:
 
 
 def is_flipped(seed: int, epochs: np.ndarray, indices: np.ndarray, count: int) -> np.ndarray:
-    """Return which images are mirrored, each with probability one half.
-
-    One random bit per image is drawn, for a whole epoch at once.
+    """Return which images are mirrored, `(n,)` bool, each with probability one half.
 
     Args:
         seed: of the run.
         epochs: `(n,)` int64.
         indices: `(n,)` int64, each below `count`.
-        count: number of all images.
-
-    Returns:
-        `(n,)` bool.
+        count: number of all images; a bit for each is drawn at once.
     """
     flipped = np.empty(len(indices), bool)
     for epoch in np.unique(epochs):

@@ -45,27 +45,16 @@ class CheckedImages:
 
 
 def content_hash(array: np.ndarray) -> str:
-    """Hash decoded pixels, so that the hash does not depend on the file format.
-
-    Args:
-        array: `(H, W, C)` uint8 or uint16, as from `decode_image`.
-
-    Returns:
-        SHA-256 of shape, dtype and pixels, 64 hexadecimal digits.
-    """
+    """Return the SHA-256 of shape, dtype and pixels `(H, W, C)`, as 64 hexadecimal digits."""
     digest = hashlib.sha256(f"{array.shape} {array.dtype.name}".encode())
     digest.update(array.tobytes())
     return digest.hexdigest()
 
 
 def fingerprint(hashes: np.ndarray) -> str:
-    """Return the fingerprint of a set of images, which does not depend on their order.
+    """Return 16 hexadecimal digits for a set of images, in any order.
 
-    Args:
-        hashes: `(n,)` ASCII bytes, their content hashes.
-
-    Returns:
-        The first 16 hexadecimal digits of the SHA-256 of the sorted hashes, one per line.
+    They are the first of the SHA-256 of the sorted content hashes `(n,)`, one per line.
     """
     return hashlib.sha256(b"\n".join(sorted(hashes.tolist()))).hexdigest()[:16]
 
@@ -193,7 +182,7 @@ def choose_held_out(hashes: np.ndarray, fraction: float) -> np.ndarray:
         fraction: between 0 and 1.
 
     Returns:
-        `(n,)` bool, which images are held out.
+        `(n,)` bool.
     """
     digits = hashes.tolist()
     chosen = np.array([int(x[:16], 16) / 2**64 < fraction for x in digits], bool)

@@ -135,11 +135,9 @@ def covering_size(image_height: int, image_width: int, height: int, width: int) 
 
 
 def _source_span(length: int, covering: int, start: int, size: int) -> tuple[slice, float, float]:
-    """Map a span of a resized axis to the source.
+    """Return the slice of the source that a resized span needs, and the span's ends in it.
 
-    Returns:
-        The slice of the source that the filter reaches, and the two ends of the span in that slice:
-        Pillow has the ends in float32, which is too coarse for a whole long source.
+    Pillow has the ends in float32, which is too coarse for a whole long source.
     """
     low, high = start * length / covering, (start + size) * length / covering
     reach = 3 * max(1, length / covering) + 1  # Lanczos has three lobes
@@ -177,18 +175,15 @@ def fit(
     resize_mode: Literal["crop", "pad"],
     generator: np.random.Generator | None = None,
 ) -> np.ndarray:
-    """Bring an array to `(height, width)`.
+    """Bring an array `(H, W, C)` to `(height, width, C)`, with the same dtype.
 
     Args:
-        array: `(H, W, C)` uint8 or uint16.
+        array: uint8 or uint16.
         height: in pixels.
         width: in pixels.
         resize_mode: `crop` covers the size and cuts off the rest; `pad` fits the image inside, on
             zeros (black, or transparent).
         generator: draws the place of the crop; None: the centre.
-
-    Returns:
-        `(height, width, C)` of the same dtype.
     """
     image_height, image_width, channels = array.shape
     if resize_mode == "pad":

@@ -192,12 +192,7 @@ class LatentCache:
 
 
 def check_shard(path: Path, entry: dict[str, Any], checksum: bool = True) -> None:
-    """Compare a shard with its entry in the manifest.
-
-    Args:
-        path: of the shard.
-        entry: its `bytes` and `sha256`.
-        checksum: compare the content too, not only the length.
+    """Compare a shard's length, and if `checksum` its content, with its entry in the manifest.
 
     Raises:
         UserError: naming the file, if it is missing or damaged.

@@ -15,15 +15,12 @@ CACHE_FILES = ("manifest.json", "train-*.safetensors", "validation-*.safetensors
 def download_cache(
     repo_id: str, revision: str | None, files: tuple[str, ...] = CACHE_FILES
 ) -> Path:
-    """Download files of a latent cache that are not on the disk yet.
+    """Download files of a latent cache that are not on the disk yet; return their folder.
 
     Args:
         repo_id: of the data set repository.
         revision: of the repository.
         files: patterns of file names.
-
-    Returns:
-        The folder that holds the files.
 
     Raises:
         UserError: if the Hub does not give them.
@@ -40,10 +37,7 @@ def pin_revision(source: str, revision: str | None) -> str | None:
 
     Args:
         source: a folder, or the id of a data set repository.
-        revision: of the repository; None: main.
-
-    Returns:
-        The commit; for a folder, or in offline mode, `revision` unchanged.
+        revision: of the repository; None: main. Unchanged for a folder, or in offline mode.
 
     Raises:
         UserError: if there is no such folder, repository or revision.

@@ -92,7 +92,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise UserError(
             f"{path.parent} is no latent cache: it has no manifest.json; make one with "
-            "hf-latent encode"
+            "train_scripts/encode_latents.py"
         ) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(

@@ -44,12 +44,8 @@ class ShardStore:
     def fetch(self, lane: LatentSplit, shards: Iterable[int]) -> None:
         """Make shards readable for a lane.
 
-        Args:
-            lane: from `open_lane`.
-            shards: their numbers.
-
         Raises:
-            UserError: naming the file that cannot be read, or was changed after it was written.
+            UserError: naming a file that is missing, damaged or cannot be downloaded.
         """
         for number in set(shards) - self.checked:
             name = self.shard_names[number]
@@ -65,7 +61,7 @@ class ShardStore:
         """Return a reader of the held-out images, all of which stay on the disk.
 
         Raises:
-            UserError: naming the file that cannot be read, or was changed after it was written.
+            UserError: naming a file that is missing, damaged or cannot be downloaded.
         """
         folder = self._validation_folder()
         for name in split_ranges(self.manifest, "validation"):
