@@ -32,8 +32,8 @@ SHARD_ROWS = 1000
 class Shards:
     """Named tensors with one row per image, in files of a fixed number of rows.
 
-    A shard is mapped when it is first read, and stays mapped: that takes address space, but only
-    memory that the system can take back. A pickled copy maps its own shards.
+    A shard is mapped at its first read, and stays mapped; the system can take its memory back. A
+    pickled copy maps its own shards.
 
     Args:
         folder: holds the shards.

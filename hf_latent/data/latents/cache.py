@@ -74,7 +74,7 @@ class LatentSplit:
 
     def __init__(self, folder: Path, manifest: dict[str, Any], name: str):
         """Open no shard yet."""
-        self.folder, self.name = folder, name
+        self.folder = folder
         self.latent_shape: tuple[int, ...] = tuple(manifest["latent_shape"])
         views = 2 if manifest["mirrored"] and name == "train" else 1
         moments = dict.fromkeys(("mean", "std"), (views, *self.latent_shape))

@@ -96,7 +96,7 @@ class LatentStream(IterableDataset):
     def __iter__(self) -> Iterator[LatentBatch | UserError]:
         """Yield this process's rows of every batch; in a worker, the rows of its lanes.
 
-        A worker yields a user error too: raised, the loader would add a traceback to its message.
+        A worker yields a `UserError`, because the loader adds a traceback to a raised one.
         """
         worker = get_worker_info()
         own = self.own_lanes
