@@ -1,4 +1,4 @@
-"""The `hf-latent` command: one table of subcommands, each loaded only when it is called."""
+"""The `hf-latent` command: a table of subcommands, whose modules are imported when called."""
 
 import gc
 import sys
@@ -18,17 +18,17 @@ class Command(NamedTuple):
 
     Attributes:
         module: imported when the subcommand is called.
-        config: the name of its configuration there.
-        function: the name of what it does there.
-        summary: its line in `hf-latent --help`.
-        subject: the flag that may be given by its value alone, right after the subcommand.
+        config: the name of its configuration class in the module.
+        function: the name of its function in the module.
+        summary: its line in `hf-latent --help`, at most 65 characters.
+        positional: the flag that may be given by its value alone, right after the subcommand.
     """
 
     module: str
     config: str
     function: str
     summary: str
-    subject: str | None = None
+    positional: str | None = None
 
 
 COMMANDS = {
@@ -36,50 +36,50 @@ COMMANDS = {
         "hf_latent.experiments.quickstart",
         "QuickstartConfig",
         "run_quickstart",
-        "train, sample, measure and save a model of built-in images, in minutes",
+        "train, measure and save a model of built-in images in minutes",
     ),
     "generate": Command(
         "hf_latent.experiments.generate",
         "GenerateConfig",
         "generate",
-        "images from a model",
+        "generate images with a model",
     ),
     "inspect": Command(
         "hf_latent.evaluation.inspect",
         "InspectConfig",
         "inspect_autoencoder",
-        "compression against information loss of an autoencoder, on your images",
+        "measure how much of your images an autoencoder keeps",
     ),
     "evaluate": Command(
         "hf_latent.experiments.evaluate_model",
         "EvaluateConfig",
         "evaluate_model",
-        "measure a model: reconstruction, generation, memorisation; and tell it on its card",
+        "measure a model and write the figures into its card",
     ),
     "sweep": Command(
         "hf_latent.experiments.sweep.sweep",
         "SweepConfig",
         "sweep",
-        "choose the latent: every factor and number of channels at equal training time",
+        "compare latent sizes at equal training time, to choose one",
     ),
     "export": Command(
         "hf_latent.hub.export",
         "ExportConfig",
         "export",
-        "a model, for one class or none, as a stock pipeline of plain diffusers",
+        "convert a model to a stock pipeline of plain diffusers",
     ),
     "push": Command(
         "hf_latent.hub.push",
         "PushConfig",
         "push",
-        "a model or a latent cache, with its card, to the Hub",
+        "send a model or a latent cache, with its card, to the Hub",
     ),
     "bench": Command(
         "hf_latent.experiments.benchmark.benchmark",
         "BenchmarkConfig",
         "run_benchmark",
-        "performance ratios: hf-latent bench autoencoder, or cache",
-        subject="what",
+        "measure speed: hf-latent bench autoencoder, or bench cache",
+        positional="what",
     ),
 }
 
@@ -95,20 +95,22 @@ def usage() -> str:
             "",
             *lines,
             "",
-            "hf-latent COMMAND --help tells a command's flags. To train on your own images:",
-            "accelerate launch -m hf_latent.training.autoencoder --help",
-            "accelerate launch -m hf_latent.training.denoiser --help",
+            "hf-latent COMMAND --help lists a command's flags.",
+            "hf-latent --version prints the version.",
+            "",
+            "To train on your own images:",
+            "  accelerate launch -m hf_latent.training.autoencoder --help",
+            "  accelerate launch -m hf_latent.training.denoiser --help",
         ]
     )
 
 
 @contextmanager
-def importing() -> Iterator[None]:
-    """Import without looking for garbage, of which there is little among very many objects.
+def garbage_collection_disabled() -> Iterator[None]:
+    """Disable garbage collection while importing, and exempt what was imported from it.
 
-    To look for it takes a quarter of the time of importing torch and diffusers, and some more when
-    the program ends; what was imported stays, so it is not looked at again. That goes for all that
-    the process has: only for a process that is the command's own.
+    The collector takes a quarter of the time of importing torch and diffusers, and finds little.
+    `gc.freeze` exempts all objects of the process, so only the command's own process may call this.
     """
     enabled = gc.isenabled()
     gc.disable()
@@ -124,10 +126,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the subcommand that the command line names.
 
     Args:
-        arguments: the command line without the program; None: the process's.
+        arguments: the command line without the program; None: the process's own.
 
     Raises:
-        SystemExit: with status 2 after a user's mistake.
+        SystemExit: with status 2 after a user error.
     """
     started = time.perf_counter()
     name, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
@@ -141,9 +143,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"error: no command {name!r}: use one of {', '.join(COMMANDS)}", file=sys.stderr)
         raise SystemExit(2)
     command = COMMANDS[name]
-    if command.subject and rest and not rest[0].startswith("-"):
-        rest.insert(0, f"--{command.subject}")
-    with importing() if arguments is None else nullcontext():
+    if command.positional and rest and not rest[0].startswith("-"):
+        rest.insert(0, f"--{command.positional}")
+    with garbage_collection_disabled() if arguments is None else nullcontext():
         from hf_latent.command import run_command
 
         module = import_module(command.module)

@@ -1,9 +1,11 @@
-"""What every command shares: flags and recipes into a frozen dataclass, errors into one line."""
+"""What commands share: flags and recipes become a frozen dataclass, user errors one line."""
 
 import dataclasses
+import inspect
 import json
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from functools import cache
@@ -37,23 +39,23 @@ else:
         "Share", float, [(">=", 0), ("<", 1)], docstring="float restricted to be ≥0 and <1"
     )
 
-_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+_TYPE_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 _LIMITS = {">": "above", "≥": "at least", "<": "below", "≤": "at most"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Settings whose values fit their types, made by a command line or in Python.
+    """Base class of all configurations: every value fits the type of its field.
 
-    A field's type says its range too: `PositiveInt` and the like of jsonargparse, `Literal`. A
-    `__post_init__` calls `super().__post_init__()` first, and then checks what joins fields.
+    A type may state a range: `PositiveInt` and the like of jsonargparse, `Literal`. A subclass's
+    `__post_init__` calls `super().__post_init__()` first, then checks fields against each other.
     """
 
     def __post_init__(self) -> None:
-        """Give every value its type.
+        """Convert every value to its field's type.
 
         Raises:
-            UserError: if one does not fit; it names the flag, the type's range and the value.
+            UserError: if a value does not fit; it names the flag, the type's range and the value.
         """
         kind: Any = type(self)
         types = get_type_hints(kind)
@@ -61,10 +63,10 @@ class Settings:
             if value is None and type(None) not in get_args(types[name]):
                 raise UserError(f"--{name} needs a value, not null")
         try:
-            # The parser changes lists in place, and another configuration may have the same list.
+            # The parser changes lists in place, and two configurations may share a list.
             values = _parser(kind).parse_object(deepcopy(vars(self))).as_dict()
         except jsonargparse.ArgumentError as error:
-            raise UserError(_one_line(error, types)) from error
+            raise UserError(_describe_error(error, types)) from error
         # The restricted types are subclasses of int and float, which YAML does not know.
         for name, value in json.loads(json.dumps(values)).items():
             object.__setattr__(self, name, value)
@@ -80,8 +82,8 @@ def _parser(config_class: type) -> jsonargparse.ArgumentParser:
     return parser
 
 
-def _one_line(error: Exception, types: dict[str, Any]) -> str:
-    """Say what jsonargparse does not accept: the flag, what it takes and what was given."""
+def _describe_error(error: Exception, types: dict[str, Any]) -> str:
+    """Turn jsonargparse's error into one line: the flag, its type, the given value."""
     message = " ".join(str(error).split())
     found = re.match(r'Parser key "(\w+)": ', message)
     if not found or found[1] not in types:
@@ -93,66 +95,95 @@ def _one_line(error: Exception, types: dict[str, Any]) -> str:
 
 
 def describe_type(kind: Any) -> str:
-    """Return what a setting's type accepts, in words.
-
-    Args:
-        kind: the annotation of a field of `Settings`.
-    """
+    """Return in words which values the type of a `Settings` field accepts."""
     if get_origin(kind) is Literal:
         return f"one of {', '.join(map(str, get_args(kind)))}"
     if get_origin(kind) in (Union, UnionType):
         return " or ".join(describe_type(x) for x in get_args(kind) if x is not type(None))
     if get_origin(kind) is list:
         return f"a list, each {describe_type(get_args(kind)[0])}"
-    if kind in _KINDS:
-        return _KINDS[kind]
+    if kind in _TYPE_WORDS:
+        return _TYPE_WORDS[kind]
     limits = re.findall(r"([>≥<≤])([\d.]+)", kind.__doc__ or "")
     range_text = " and ".join(f"{_LIMITS[sign]} {limit}" for sign, limit in limits)
-    return f"{_KINDS[int if issubclass(kind, int) else float]} {range_text}"
+    return f"{_TYPE_WORDS[int if issubclass(kind, int) else float]} {range_text}"
+
+
+class _HelpFormatter(jsonargparse.DefaultHelpFormatter):
+    """Name types in words, and defaults only if there are any; do not break lines at hyphens."""
+
+    def _get_help_string(self, action: Any) -> str:
+        kind = getattr(action, "_typehint", None)
+        if kind is None:
+            return super()._get_help_string(action)
+        notes = ["required"] if action.required else []
+        says_itself = kind is bool or str in (kind, *get_args(kind)) or get_origin(kind) is Literal
+        if not says_itself:
+            notes.append(describe_type(kind))
+        if action.default is not None and not action.required:
+            default = action.default
+            notes.append(f"default: {str(default).lower() if kind is bool else default}")
+        return f"{action.help} ({'; '.join(notes)})" if notes else action.help
+
+    def _format_action_invocation(self, action: Any) -> str:
+        flags = action.option_strings
+        action.option_strings = [flag for flag in flags if not flag.endswith("+")]
+        try:
+            return super()._format_action_invocation(action)
+        finally:
+            action.option_strings = flags
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
 
 
 def parse_config(
     config_class: type[Config], arguments: Sequence[str] | None = None, prog: str | None = None
 ) -> Config:
-    """Read a command's configuration from `--config` recipe and flags; flags win.
+    """Read a command's configuration from a recipe (`--config`) and flags; flags win.
 
     Args:
         config_class: a frozen dataclass whose docstring is the help text.
-        arguments: the command line; None: the process's.
+        arguments: the command line; None: the process's own.
         prog: the command's name in messages.
-
-    Returns:
-        The configuration.
 
     Raises:
         UserError: for an unknown key or flag, or a value of the wrong type.
         SystemExit: after `--help` and `--print_config`.
     """
-    parser = jsonargparse.ArgumentParser(prog=prog, exit_on_error=False)
-    parser.add_argument("--config", action="config", help="a YAML recipe; flags win over it")
-    parser.add_class_arguments(config_class)
+    summary = (inspect.getdoc(config_class) or "").partition("\n\n")[0]
+    parser = jsonargparse.ArgumentParser(
+        prog=prog, description=summary, exit_on_error=False, formatter_class=_HelpFormatter
+    )
+    parser.add_argument(
+        "--config", action="config", metavar="FILE", help="a YAML recipe; flags win over it"
+    )
+    parser.add_class_arguments(config_class, as_group=False)
+    required = []
     for action in parser._actions:
         if getattr(action, "_typehint", None) is bool:
             action.nargs, action.const = "?", True  # --flag alone means --flag true
+        if action.dest == "print_config":
+            action.metavar, action.help = "", "print the configuration as YAML and exit"
+        if action.required:
+            required.append(f"{action.option_strings[0]} {action.dest.upper()} ")
+    parser.usage = f"%(prog)s {''.join(required)}[--flags]"
     try:
         values = parser.parse_args(arguments).as_dict()
     except UnicodeDecodeError as error:
         raise UserError(f"--config is not a YAML file in UTF-8 ({error.reason})") from error
     except jsonargparse.ArgumentError as error:
-        raise UserError(_one_line(error, get_type_hints(config_class))) from error
+        raise UserError(_describe_error(error, get_type_hints(config_class))) from error
     values.pop("config")
     return config_class(**values)
 
 
 def dump_config(config: Any, **additions: Any) -> str:
-    """Write a configuration as the YAML that `--config` reads.
+    """Return a configuration as the YAML that `--config` reads, one line a field.
 
     Args:
         config: a dataclass.
         additions: fields to save with another value than the configuration's.
-
-    Returns:
-        YAML, one line a field.
     """
     return yaml.safe_dump(dataclasses.asdict(config) | additions, sort_keys=False)
 
@@ -163,16 +194,16 @@ def run_command(
     arguments: Sequence[str] | None = None,
     prog: str | None = None,
 ) -> None:
-    """Run a command; a mistake that the user can mend becomes one line and exit status 2.
+    """Parse the command line and run a command; a user error becomes one line and exit status 2.
 
     Args:
         config_class: the command's configuration.
-        command: what it does.
-        arguments: the command line; None: the process's.
+        command: called with the configuration.
+        arguments: the command line; None: the process's own.
         prog: the command's name in messages.
 
     Raises:
-        SystemExit: with status 2 after such a mistake.
+        SystemExit: with status 2 after a user error.
     """
     try:
         command(parse_config(config_class, arguments, prog))

@@ -1,8 +1,8 @@
-"""The one exception for mistakes that a user can mend."""
+"""The one exception for user errors."""
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave: one line that says what, where, and how to mend it.
+    """A user error: one line that says what is wrong, where, and how to mend it.
 
-    Every command turns it into that line on stderr and exit status 2, without a traceback.
+    Every command prints that line on stderr and exits with status 2, without a traceback.
     """

@@ -1,4 +1,4 @@
-"""Files that are written whole, or not at all."""
+"""Files that are written whole or not at all, and JSON files."""
 
 import json
 import math
@@ -13,11 +13,11 @@ from hf_latent.errors import UserError
 
 
 def check_output_dir(output_dir: str | Path, overwrite: bool = False) -> Path:
-    """Make sure that a run can write its folder, before anything long starts; leave no trace.
+    """Check that a run can write its folder, before anything long starts; create nothing.
 
     Args:
-        output_dir: may be missing, parents too.
-        overwrite: accept a folder with files in it; those of the same name are replaced.
+        output_dir: the folder; it and its parents may be missing.
+        overwrite: accept a folder with files in it; the run replaces those of the same name.
 
     Returns:
         The folder's path.
@@ -44,22 +44,24 @@ def check_output_dir(output_dir: str | Path, overwrite: bool = False) -> Path:
 
 @contextmanager
 def replaced_whole(path: str | Path, temporary_name: str | None = None) -> Iterator[Path]:
-    """Give a temporary path to write a file or folder to, and rename it when all went well.
+    """Yield a temporary path to write to; rename it to `path` if no error occurs.
 
-    A killed run leaves the old one or the new one, never a half-written one. What it leaves under
-    the temporary name, the next try replaces. So two processes must not write the same path at the
-    same time, and safetensors' `save_file`, which makes up a name of its own while it writes, must
-    write into a folder. (A folder cannot be replaced in one go: killed between two renames, the old
-    one is left as `.NAME.old`.)
+    A killed run leaves the old file or the new one, never a half-written one. The next try replaces
+    what a killed run left under the temporary name, so two processes must not write the same path
+    at the same time. (A folder cannot be replaced in one step: if a run is killed between the two
+    renames, the old folder remains as `.NAME.old`.)
+
+    safetensors' `save_file` writes under a temporary name that it makes up: let it write into a
+    folder.
 
     Args:
         path: the file or folder to make or replace.
-        temporary_name: by default the path's own name with `.tmp` before its suffix and a dot in
-            front. Paths that are written one after the other can share one, so that a killed run
-            leaves at most one of them.
+        temporary_name: by default the path's name with a dot before it and `.tmp` before its
+            suffix. Paths that are written one after the other may share a temporary name: a killed
+            run then leaves at most one temporary file.
 
     Yields:
-        A path beside it; nothing is there yet.
+        A path beside `path`, at which nothing exists yet.
     """
     path = Path(path).resolve()
     temporary = path.with_name(temporary_name or f".{path.stem}.tmp{path.suffix}")
@@ -87,12 +89,7 @@ def _remove(path: Path) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file whole.
-
-    Args:
-        path: the file to make or replace.
-        text: its content.
-    """
+    """Write a text file whole, in UTF-8."""
     with replaced_whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -102,8 +99,8 @@ def write_json(path: str | Path, values: dict[str, Any]) -> None:
 
     Args:
         path: the file to make or replace.
-        values: its content; flat snake_case keys, with units where there are any. What is not a
-            finite number becomes null, since JSON has no word for it.
+        values: flat snake_case keys, with units where there are any. Numbers that are not finite
+            become null, because JSON has no name for them.
     """
     write_text(path, json.dumps(_finite(values), indent=2, allow_nan=False) + "\n")
 
@@ -111,14 +108,8 @@ def write_json(path: str | Path, values: dict[str, Any]) -> None:
 def read_json(path: str | Path) -> dict[str, Any]:
     """Read a JSON object.
 
-    Args:
-        path: of a file of keys and values.
-
-    Returns:
-        Its content.
-
     Raises:
-        UserError: if the file is missing or damaged, or holds something else.
+        UserError: if the file is missing or damaged, or holds no object.
     """
     try:
         values = json.loads(Path(path).read_bytes())

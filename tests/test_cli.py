@@ -1,10 +1,13 @@
 import gc
+import re
 import subprocess
 import sys
 
 import pytest
 
-from hf_latent.cli import COMMANDS, importing, main
+from hf_latent import AutoencoderConfig, DenoiserConfig
+from hf_latent.cli import COMMANDS, garbage_collection_disabled, main, usage
+from hf_latent.command import parse_config
 
 
 def test_help_names_every_command_and_loads_nothing_heavy():
@@ -18,23 +21,46 @@ def test_help_names_every_command_and_loads_nothing_heavy():
     assert process.stdout.splitlines()[-1] == "[]"
 
 
+def check_help(text):
+    """Check that a help text fits 80 columns, and explains each flag without Python's types."""
+    assert max(map(len, text.splitlines())) <= 80
+    assert not re.findall(r"Optional|Union|Literal|null|None|Positive|NonNegative", text)
+    for flag in re.split(r"\n  (?=-)", text.partition("options:")[2])[1:]:
+        assert re.fullmatch(r"-\S.*?(  +|\n +)\w.*", flag.strip(), re.DOTALL), flag
+
+
+def test_help_fits_80_columns():
+    assert max(map(len, usage().splitlines())) <= 80
+
+
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_has_help(name, capsys):
+def test_every_command_has_help_that_fits_80_columns(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as stop:
         main([name, "--help"])
     assert stop.value.code == 0
-    assert f"usage: hf-latent {name}" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: hf-latent {name} ")
+    check_help(text)
 
 
-def test_imports_leave_the_search_for_garbage_as_it_was():
+@pytest.mark.parametrize("config_class", [AutoencoderConfig, DenoiserConfig])
+def test_help_of_the_trainings_fits_80_columns(config_class, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        parse_config(config_class, ["--help"])
+    check_help(capsys.readouterr().out)
+
+
+def test_importing_leaves_garbage_collection_as_it_was():
     before = gc.get_freeze_count()
     try:
         for enabled in (True, False):
             (gc.enable if enabled else gc.disable)()
-            with importing():
+            with garbage_collection_disabled():
                 assert not gc.isenabled()
             assert gc.isenabled() == enabled
-            with pytest.raises(ImportError), importing():
+            with pytest.raises(ImportError), garbage_collection_disabled():
                 raise ImportError
             assert gc.isenabled() == enabled
         assert gc.get_freeze_count() > before
@@ -44,7 +70,7 @@ def test_imports_leave_the_search_for_garbage_as_it_was():
 
 
 @pytest.mark.parametrize("arguments", ["", "['inspect', '--help']"])
-def test_only_a_process_of_the_commands_own_is_frozen(arguments):
+def test_only_the_commands_own_process_is_frozen(arguments):
     code = (
         "import gc, sys; from hf_latent.cli import main\n"
         "sys.argv = ['hf-latent', 'inspect', '--help']\n"

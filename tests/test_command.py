@@ -81,12 +81,12 @@ def test_bad_flags_are_one_line(arguments, message):
         ({"seed": 2**32}, "--seed must be a whole number at least 0 and below 4294967296, not"),
     ],
 )
-def test_what_is_made_in_python_is_held_to_its_types_too(values, message):
+def test_values_given_in_python_are_checked_too(values, message):
     with pytest.raises(UserError, match=f"^{message}"):
         Config(**{"dish": "soup"} | values)
 
 
-def test_values_are_plain_and_of_their_type():
+def test_values_are_converted_to_plain_types():
     arguments = ["--dish", "soup", "--minutes", "3", "--servings", "2", "--spices", "[1,2]"]
     made = Config(dish="soup", minutes=3, servings=2, spices=(1, 2))
     assert made == parse_config(Config, arguments)
@@ -96,7 +96,7 @@ def test_values_are_plain_and_of_their_type():
         assert type(config.spices[0]) is float
 
 
-def test_a_changed_copy_leaves_a_list_of_the_first_as_it_is():
+def test_a_changed_copy_does_not_change_the_first_ones_list():
     first = Config(dish="soup", spices=[1.5, 2.5])
     replace(first)
     assert [type(value) for value in first.spices] == [float, float]
@@ -117,7 +117,7 @@ def test_unknown_key_in_a_recipe_is_refused(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("error", [UserError("no\nsalt"), PermissionError(13, "denied", "/x")])
-def test_a_users_mistake_is_one_line_and_status_2(error, capsys):
+def test_a_user_error_is_one_line_and_status_2(error, capsys):
     def cook(config):
         raise error
 
@@ -135,10 +135,32 @@ def test_a_bug_keeps_its_traceback():
         run_command(Config, cook, ["--dish", "soup"])
 
 
-def test_help_is_the_docstring(capsys):
+def help_of(capsys, columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
     with pytest.raises(SystemExit) as caught:
         run_command(Config, print, ["--help"], prog="hf-latent cook")
     assert caught.value.code == 0
-    text = capsys.readouterr().out
-    assert "usage: hf-latent cook" in text
-    assert "how long. (type: float, default: 5.0)" in text
+    return capsys.readouterr().out
+
+
+def test_help_is_the_docstring_with_types_in_words(capsys, monkeypatch):
+    text = help_of(capsys, 120, monkeypatch)
+    assert text.startswith("usage: hf-latent cook --dish DISH [--flags]\n\nCook.\n")
+    for line in (
+        "what to cook. (required)",
+        "how long. (a number; default: 5.0)",
+        "the setting. (default: low)",
+        "{low,high}",
+        "for how many; unset, for whoever comes. (a whole number above 0; default: 4)",
+        "grams of each. (a list, each a number above 0)",
+        "how far. (a number at least 0 and below 1; default: 0.5)",
+        "print the configuration as YAML and exit",
+    ):
+        assert line in text
+    assert "+" not in text  # the flags that append to a list
+
+
+def test_help_does_not_break_words_at_hyphens(capsys, monkeypatch):
+    for line in help_of(capsys, 50, monkeypatch).splitlines():
+        assert len(line) <= 50
+        assert not line.endswith("-")

@@ -1,4 +1,4 @@
-"""The latent scale, folded into an autoencoder's own weights."""
+"""Fold the latent scale into an autoencoder's weights."""
 
 import copy
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from hf_latent.pipeline.encode import LatentPosteriors
 # Both have a mean and a variance, `(B, c, h, w)` each.
 Posterior: TypeAlias = LatentPosteriors | DiagonalGaussianDistribution
 MINIMUM_DEVIATION = 1e-3
-# diffusers passes over private configuration entries, and keeps them when a model is saved again.
+# diffusers ignores private configuration entries, and keeps them when a model is saved again.
 FOLDED_MEAN, FOLDED_STD = "_folded_latents_mean", "_folded_latents_std"
 
 
@@ -31,14 +31,14 @@ class LatentStatistics:
 
 
 def sum_latents(posterior: Posterior) -> torch.Tensor:
-    """Add up what the statistics of posterior samples need; the sums of batches can be added too.
+    """Sum the values that `measure_latents` needs; the sums of batches can be added.
 
     Args:
         posterior: of a batch of images, `(B, c, h, w)`.
 
     Returns:
-        `(4, c)` float64 on the CPU: the number of values, the sum of posterior means, of their
-        squares, and of posterior variances, per channel.
+        `(4, c)` float64 on the CPU: per channel the number of values, and the sums of posterior
+        means, of their squares, and of posterior variances.
     """
     mean, variance = (
         x.cpu().double().transpose(0, 1).flatten(1) for x in (posterior.mean, posterior.var)
@@ -47,17 +47,17 @@ def sum_latents(posterior: Posterior) -> torch.Tensor:
 
 
 def measure_latents(sums: torch.Tensor) -> LatentStatistics:
-    """Measure the mean and deviation of posterior samples, without drawing any.
+    """Measure the mean and standard deviation of posterior samples, without drawing any.
 
-    By the law of total variance the variance of a sample is the variance of the posterior's mean
-    plus the mean of its variance.
+    By the law of total variance, a sample's variance is the variance of the posterior's mean plus
+    the mean of its variance.
 
     Args:
         sums: `(4, c)` float64, of `sum_latents` over the training set.
 
     Returns:
-        The statistics per channel, the deviation floored at 1e-3 (a dead channel would otherwise
-        be blown up without bound).
+        The statistics per channel; the deviation is at least 1e-3, because the scale of a dead
+        channel would otherwise be unbounded.
     """
     mean, square, variance = sums[1:] / sums[0]
     variance = square - mean.square() + variance
@@ -66,11 +66,11 @@ def measure_latents(sums: torch.Tensor) -> LatentStatistics:
 
 @torch.no_grad()
 def _apply_scale(vae: AutoencoderKL, mean: torch.Tensor, std: torch.Tensor) -> AutoencoderKL:
-    """Return a copy whose latents are `(latents - mean) / std` of the given one's."""
+    """Return a copy that encodes to `(latents - mean) / std`."""
     if vae.quant_conv is None or vae.post_quant_conv is None:
         raise ValueError("this autoencoder has no quant_conv to fold a latent scale into")
     vae = copy.deepcopy(vae)
-    # On the CPU, because not every device has float64.
+    # On the CPU, because some devices lack float64.
     weight, bias = vae.quant_conv.weight.cpu().double(), vae.quant_conv.bias.cpu().double()
     mean, std = mean.to(weight), std.to(weight)
     c = len(mean)
@@ -92,13 +92,13 @@ def fold_latent_scale(vae: AutoencoderKL, statistics: LatentStatistics) -> Autoe
     """Fold measured latent statistics into `quant_conv` and `post_quant_conv`.
 
     Both are 1x1 convolutions, so this is an affine change of their weights: the mean rows are
-    shifted and scaled, the log-variance rows shifted by `-2 log std`, and `post_quant_conv` undoes
-    both. It is exact except where the log-variance meets its clamp [-30, 20]. What was folded is
-    kept in the configuration, for `unfold_latent_scale`.
+    shifted and scaled, the log-variance rows are shifted by `-2 log std`, and `post_quant_conv`
+    gets the inverse. It is exact except where the log-variance meets its clamp [-30, 20]. The
+    configuration keeps the statistics, for `unfold_latent_scale`.
 
     Args:
-        vae: a trained autoencoder, not folded yet; it is left as it is.
-        statistics: the measure of its posterior samples.
+        vae: a trained autoencoder, not folded; it is not changed.
+        statistics: of its posterior samples.
 
     Returns:
         A copy with unit-variance latents and `scaling_factor = 1`.
@@ -107,7 +107,7 @@ def fold_latent_scale(vae: AutoencoderKL, statistics: LatentStatistics) -> Autoe
         ValueError: if it is folded already or has no quant_conv.
     """
     if FOLDED_MEAN in vae.config:
-        raise ValueError("this autoencoder's latent scale is folded already: unfold it first")
+        raise ValueError("this autoencoder's latent scale is already folded: unfold it first")
     folded = _apply_scale(vae, statistics.mean, statistics.std)
     folded.register_to_config(
         scaling_factor=1.0,
@@ -117,13 +117,13 @@ def fold_latent_scale(vae: AutoencoderKL, statistics: LatentStatistics) -> Autoe
 
 
 def unfold_latent_scale(vae: AutoencoderKL) -> AutoencoderKL:
-    """Take a folded latent scale out again, as fine-tuning needs it.
+    """Undo `fold_latent_scale`, for fine-tuning.
 
     Args:
-        vae: a folded autoencoder; it is left as it is.
+        vae: a folded autoencoder; it is not changed.
 
     Returns:
-        A copy with the latents of before the fold.
+        A copy with the latents from before the fold.
 
     Raises:
         ValueError: if it is not folded.
@@ -139,7 +139,7 @@ def unfold_latent_scale(vae: AutoencoderKL) -> AutoencoderKL:
 
 
 def _with_quant_convs(vae: AutoencoderKL) -> AutoencoderKL:
-    """Return a copy with both 1x1 convolutions, an identity where there was none."""
+    """Return a copy with both 1x1 convolutions; missing ones become the identity."""
     c = vae.config.latent_channels
     config = {**vae.config, "use_quant_conv": True, "use_post_quant_conv": True}
     copied = AutoencoderKL.from_config(config).to(vae.device, vae.dtype)
@@ -154,14 +154,13 @@ def _with_quant_convs(vae: AutoencoderKL) -> AutoencoderKL:
 
 
 def prepare_for_training(vae: AutoencoderKL) -> AutoencoderKL:
-    """Make any pretrained autoencoder ready to be trained on and folded anew.
+    """Prepare any pretrained autoencoder to be trained further and folded again.
 
-    A folded scale is taken out, a foreign one (`scaling_factor` and its like) is forgotten, since
-    the scale is measured again at the end; and an autoencoder without `quant_conv` gets one that
-    changes nothing.
+    A folded scale is unfolded and a foreign one (`scaling_factor` and its like) is reset, because
+    the scale is measured again after training. Missing `quant_conv`s are added as the identity.
 
     Args:
-        vae: any AutoencoderKL; it is left as it is.
+        vae: any AutoencoderKL; it is not changed.
 
     Returns:
         A copy that encodes and decodes as before, on the scale of its own latents.

@@ -1,4 +1,4 @@
-"""Proof that a frozen model stays as it was."""
+"""Frozen models, and hashes that show whether a model has changed."""
 
 import hashlib
 import inspect
@@ -11,26 +11,12 @@ from torch import nn
 
 
 def freeze(model: nn.Module) -> nn.Module:
-    """Put a model in eval mode, without gradients.
-
-    Args:
-        model: changed in place.
-
-    Returns:
-        The same model.
-    """
+    """Put a model in eval mode without gradients, in place, and return it."""
     return model.requires_grad_(False).eval()
 
 
 def hash_weights(model: nn.Module) -> str:
-    """Hash every weight and buffer of a model, with names, dtypes and shapes.
-
-    Args:
-        model: on any device.
-
-    Returns:
-        SHA-256 as 64 hex digits, the same on every device.
-    """
+    """Hash a model's weights and buffers, see `hash_tensors`."""
     return hash_tensors(sorted(model.state_dict().items()))
 
 
@@ -38,7 +24,7 @@ def hash_tensors(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
     """Hash tensors with their names, dtypes and shapes.
 
     Args:
-        tensors: with their names, in the order of these; on any device.
+        tensors: names and tensors, in a fixed order.
 
     Returns:
         SHA-256 as 64 hex digits, the same on every device.
@@ -51,17 +37,16 @@ def hash_tensors(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
 
 
 def hash_autoencoder(vae: ModelMixin) -> str:
-    """Hash all that an autoencoder's latents depend on: its weights and its configuration.
+    """Hash everything that determines an autoencoder's latents: weights and configuration.
 
-    The scale of the latents may stand in the configuration only. What has its default value is left
-    out, so that a version of diffusers with one more entry gives the same hash; and so is the size
-    of the images, which changes no latent.
+    Entries with their default value are left out, so a version of diffusers with more entries gives
+    the same hash. So are `sample_size` and `force_upcast`, which do not change latents.
 
     Args:
         vae: on any device.
 
     Returns:
-        SHA-256 as 64 hex digits, the same however it was loaded.
+        SHA-256 as 64 hex digits.
     """
     defaults = {k: v.default for k, v in inspect.signature(type(vae).__init__).parameters.items()}
     config = {
@@ -76,25 +61,17 @@ def hash_autoencoder(vae: ModelMixin) -> str:
 
 
 class FrozenWeights:
-    """Holds a training to the frozen model that it began with, through every resume.
-
-    Args:
-        model: the frozen model.
-    """
+    """Checks that a resumed training has the frozen model that it started with."""
 
     def __init__(self, model: nn.Module):
-        """Hash the weights."""
+        """Hash the weights of a frozen model."""
         self.sha256 = hash_weights(model)
 
     def state(self) -> dict[str, str]:
-        """Return what a checkpoint keeps."""
+        """Return the state for a checkpoint."""
         return {"sha256": self.sha256}
 
     def load_state(self, state: dict[str, str]) -> None:
-        """Compare with a checkpoint's `state`.
-
-        Raises:
-            ValueError: if the checkpoint was made with other weights.
-        """
+        """Raise ValueError if a checkpoint's state is that of other weights."""
         if state["sha256"] != self.sha256:
-            raise ValueError("the frozen autoencoder is not the one that it was trained with")
+            raise ValueError("the frozen autoencoder is not the one that training started with")

@@ -1,4 +1,4 @@
-"""Models from a folder or the Hub, with one line when that fails."""
+"""Load models from a folder or the Hub; failures become one line."""
 
 import logging
 import warnings
@@ -25,17 +25,14 @@ PRETRAINED = Path(__file__).parent / "pretrained"
 
 @contextmanager
 def loading(name: str, what: str) -> Iterator[None]:
-    """Turn whatever loading raises into one line, and keep the libraries' own lines out.
+    """Turn any error of loading into one line, and silence the libraries.
 
     Args:
         name: the folder or Hub id.
-        what: what is loaded, for the message.
-
-    Yields:
-        Nothing; load inside.
+        what: kind of model, for the message.
 
     Raises:
-        UserError: if loading fails.
+        UserError: if the block raises any error.
     """
     verbosity = diffusers_logging.get_verbosity()
     diffusers_logging.set_verbosity(logging.CRITICAL)
@@ -46,56 +43,52 @@ def loading(name: str, what: str) -> Iterator[None]:
             yield
     except UserError:
         raise
-    # A damaged or foreign folder makes the libraries raise nearly anything.
+    # The libraries raise many exception types for damaged or foreign folders.
     except Exception as error:
-        told = error if Path(name).is_dir() else _hub_answer(error)
-        cause = " ".join(str(told).split())[:200]
+        shown = error if Path(name).is_dir() else _hub_error(error)
+        cause = " ".join(str(shown).split())[:200]
         where = "in that folder" if Path(name).is_dir() else "no such folder, and not on the Hub"
-        if isinstance(told, RepositoryNotFoundError):
+        if isinstance(shown, RepositoryNotFoundError):
             where += " for this token: correct the name or, for a private one, run hf auth login"
         raise UserError(
-            f"no {what} found at {name}: {where} ({type(told).__name__}: {cause})"
+            f"no {what} found at {name}: {where} ({type(shown).__name__}: {cause})"
         ) from error
     finally:
         diffusers_logging.set_verbosity(verbosity)
         diffusers_logging.enable_progress_bar()
 
 
-def _hub_answer(error: BaseException) -> BaseException:
-    """Return what the Hub answered, where the libraries raise an error of their own after it."""
-    answer: BaseException | None = error
-    while answer is not None and not isinstance(answer, HfHubHTTPError | OfflineModeIsEnabled):
-        answer = answer.__cause__ or answer.__context__
-    return answer or error
+def _hub_error(error: BaseException) -> BaseException:
+    """Return the Hub's error that caused another error, if any."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, HfHubHTTPError | OfflineModeIsEnabled):
+        cause = cause.__cause__ or cause.__context__
+    return cause or error
 
 
 def released_models() -> list[str]:
-    """Return the names of the models that come with this package."""
+    """Return the names of the released models, which are part of this package."""
     return sorted(path.name for path in PRETRAINED.iterdir() if path.is_dir())
 
 
 def find_released(name: str) -> str:
-    """Return the folder of a model that comes with this package, given its name.
-
-    Args:
-        name: any other name, and that of a folder which holds a model, is returned as it is.
-    """
+    """Return the folder of a released model; return any other name, or local folder, unchanged."""
     local = any((Path(name) / file).is_file() for file in ("config.json", "model_index.json"))
     return str(PRETRAINED / name) if name in released_models() and not local else name
 
 
 def load_autoencoder(name: str) -> Autoencoder:
-    """Load an autoencoder, from safetensors only.
+    """Load an autoencoder from safetensors.
 
     Args:
         name: a folder or Hub id, of an autoencoder or of a pipeline with a `vae` component; or the
-            name of one that comes with this package (`fashion-mnist-f4`, `emoji`).
+            name of a released one (`fashion-mnist-f4`, `emoji`).
 
     Returns:
         The autoencoder, on the CPU in float32.
 
     Raises:
-        UserError: if there is none of a known class, or its weights are not exactly its own.
+        UserError: if there is none of these classes, or weights are missing or left over.
     """
     name = find_released(name)
     with loading(name, "autoencoder"):
@@ -103,31 +96,31 @@ def load_autoencoder(name: str) -> Autoencoder:
 
 
 def load_denoiser(name: str) -> tuple[UNet2DModel, SchedulerMixin | None]:
-    """Load a denoiser, from safetensors only.
+    """Load a denoiser from safetensors.
 
     Args:
         name: a folder or Hub id, of a UNet2DModel or of a pipeline with a `unet` component; or the
-            name of one that comes with this package (`fashion-mnist`).
+            name of a released one (`fashion-mnist`).
 
     Returns:
-        The denoiser, on the CPU in float32; and the pipeline's scheduler, which says the objective
-        and the noise levels, None for a denoiser alone.
+        The denoiser, on the CPU in float32; and the pipeline's scheduler, which names the objective
+        and the noise levels, or None for a denoiser alone.
 
     Raises:
-        UserError: if there is none of that class, or its weights are not exactly its own.
+        UserError: if there is none of this class, or weights are missing or left over.
     """
     scheduler, name = None, find_released(name)
     with loading(name, "denoiser"):
         unet, in_pipeline = _load(name, "unet", UNet2DModel)
         if in_pipeline:
             scheduler = load_scheduler(name)
-            get_objective(scheduler)  # raises if it does not say
+            get_objective(scheduler)  # raises an error if there is none
     align_weights(unet)
     return unet, scheduler
 
 
 def _load(name: str, component: str, *kinds: type[Any]) -> tuple[Any, bool]:
-    """Load a model of one of some classes; the second value is whether it is a pipeline's."""
+    """Load a model of one of `kinds`; also return whether it is a pipeline's component."""
     is_local = Path(name).is_dir()
     in_pipeline = (Path(name) / "model_index.json").is_file()
     try:
@@ -140,5 +133,5 @@ def _load(name: str, component: str, *kinds: type[Any]) -> tuple[Any, bool]:
         expected = " or ".join(kind.__name__ for kind in kinds)
         raise UserError(f"{name} is a {type(model).__name__}, not a {expected}")
     if is_local:
-        model.register_to_config(_name_or_path="")  # not a path of this machine in a save
+        model.register_to_config(_name_or_path="")  # do not save a local path
     return model, in_pipeline

@@ -1,4 +1,4 @@
-"""Autoencoders, denoisers and schedulers: plain diffusers models with custom configurations."""
+"""Presets of autoencoders, denoisers and schedulers: configurations of plain diffusers classes."""
 
 import json
 from dataclasses import dataclass
@@ -43,8 +43,8 @@ AUTOENCODERS: dict[str, dict[str, Any]] = {
 }
 
 # ldm-f4: LDM-4 of CelebA-HQ and FFHQ; ldm-f8: LDM-8 of LSUN-Churches (Rombach et al. 2022,
-# table 12). UNet2DModel fixes the width of an attention head where LDM-8 fixes their number (8):
-# 24 is the width of LDM-8's heads at its first level.
+# table 12). LDM-8 fixes the number of attention heads (8), UNet2DModel their width: 24 is the
+# width of LDM-8's heads at its first level.
 # "attention": for each level, whether it has self-attention.
 DENOISERS: dict[str, dict[str, Any]] = {
     "tiny": {
@@ -86,7 +86,7 @@ DENOISERS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Compression:
-    """What an autoencoder makes of one image.
+    """Shapes of an image and of its latents.
 
     Attributes:
         image_shape: `(C, H, W)`.
@@ -103,16 +103,16 @@ class Compression:
 
     @property
     def latent_values(self) -> int:
-        """The number of values of its latent."""
+        """The number of values of the image's latents."""
         return prod(self.latent_shape)
 
     @property
     def ratio(self) -> float:
-        """How many times fewer values the latent has."""
+        """Image values per latent value."""
         return self.image_values / self.latent_values
 
     def __str__(self) -> str:
-        """Say it in one line."""
+        """Return one line for a person."""
         return (
             f"{self.image_values:,} values in {self.image_shape}, "
             f"{self.latent_values:,} latent values {self.latent_shape}, "
@@ -123,16 +123,13 @@ class Compression:
 def measure_compression(
     vae: AutoencoderKL | AutoencoderTiny, image_shape: tuple[int, int, int]
 ) -> Compression:
-    """Encode one image of a given shape on torch's meta device, and compare the shapes.
+    """Compare the shapes of an image and of its latents.
 
-    Nothing is computed, so this is quick at any size.
+    The encoding runs on torch's meta device, which computes nothing, so any size is quick.
 
     Args:
         vae: any autoencoder.
         image_shape: `(C, H, W)`.
-
-    Returns:
-        The shapes of the image and of its latent.
 
     Raises:
         UserError: if the image does not fit the autoencoder.
@@ -142,7 +139,7 @@ def measure_compression(
         check_images(vae, image)
     except ValueError as error:
         raise UserError(str(error)) from error
-    kind: Any = type(vae)  # mypy takes a class of an untyped library for not hashable
+    kind: Any = type(vae)  # to mypy a class of an untyped library is not hashable
     return Compression(image_shape, _latent_shape(kind, vae.to_json_string(), image_shape))
 
 
@@ -150,7 +147,7 @@ def measure_compression(
 def _latent_shape(
     kind: type[AutoencoderKL] | type[AutoencoderTiny], config: str, image_shape: tuple[int, ...]
 ) -> tuple[int, ...]:
-    """Return `(c, H/f, W/f)`; a training asks for it five times."""
+    """Return `(c, H/f, W/f)`; cached, because a training calls it five times."""
     with torch.device("meta"):
         vae = kind.from_config(json.loads(config))
     image = torch.empty((1, *image_shape), device="meta")
@@ -164,12 +161,12 @@ def create_autoencoder(
 
     Args:
         preset: a key of `AUTOENCODERS`.
-        image_channels: C of the images, in and out.
-        sample_size: the images' size in pixels; it also sets the tile size of tiled decoding.
-        changes: entries of the configuration that replace the preset's.
+        image_channels: C of the images.
+        sample_size: the images' size in pixels; also the tile size of tiled decoding.
+        changes: configuration entries that replace the preset's.
 
     Returns:
-        The autoencoder, with `scaling_factor = 1`: its scale is folded in after training.
+        The autoencoder, with `scaling_factor = 1`: the scale is folded in after training.
     """
     config = AUTOENCODERS[preset] | changes
     levels = len(config["block_out_channels"])
@@ -198,15 +195,13 @@ def create_denoiser(
         preset: a key of `DENOISERS`.
         vae: the autoencoder whose latents it will denoise.
         image_shape: `(C, H, W)` of the images.
-        num_classes: N classes give N + 1 embeddings, the last the null label; None: unconditional.
-        changes: entries of the configuration that replace the preset's.
-
-    Returns:
-        The denoiser.
+        num_classes: N classes give N + 1 embeddings, the last the null label's; None:
+            unconditional.
+        changes: configuration entries that replace the preset's.
 
     Raises:
-        UserError: if the images' size fits the autoencoder but not the denoiser, with both
-            multiples named.
+        UserError: if the images' size does not fit the denoiser, naming the multiples of the
+            autoencoder and of the denoiser.
     """
     config = DENOISERS[preset] | changes
     attention = config.pop("attention")
@@ -234,17 +229,17 @@ def create_denoiser(
 
 
 def create_scheduler(objective: Objective, zero_terminal_snr: bool = False) -> SchedulerMixin:
-    """Create the stock scheduler whose configuration says the denoiser's objective.
+    """Create the stock scheduler of an objective.
 
     Args:
         objective: "flow" (rectified flow), or the prediction type of a variance-preserving
             diffusion with LDM's scaled-linear schedule.
-        zero_terminal_snr: rescale that schedule so that it ends with noise only, which is what
-            sampling starts from (Lin et al. 2024, algorithm 1).
+        zero_terminal_snr: rescale that schedule to end with noise only, with which sampling starts
+            (Lin et al. 2024, algorithm 1).
 
     Returns:
-        A FlowMatchEulerDiscreteScheduler or a DDIMScheduler. Latents are not bounded, so the
-        scheduler does not clip samples; its last step ends with the clean latent.
+        A FlowMatchEulerDiscreteScheduler or a DDIMScheduler. It does not clip samples, because
+        latents are not bounded; its last step ends with the clean latents.
 
     Raises:
         ValueError: for zero_terminal_snr with flow or epsilon.
@@ -252,7 +247,7 @@ def create_scheduler(objective: Objective, zero_terminal_snr: bool = False) -> S
     if zero_terminal_snr and objective == "flow":
         raise ValueError("zero_terminal_snr is not for flow, which always ends with noise only")
     if zero_terminal_snr and objective == "epsilon":
-        # The noise is then the input itself, and the first sampling step divides by 0.
+        # The input would be the noise itself, and the first sampling step would divide by 0.
         raise ValueError("zero_terminal_snr is not for epsilon: use v_prediction or sample")
     if objective == "flow":
         return FlowMatchEulerDiscreteScheduler()

@@ -1,4 +1,4 @@
-"""Step 2 of 4: latents to noisy latents, with what the denoiser should answer."""
+"""Step 2 of 4: latents to noisy latents, with the target that the denoiser should predict."""
 
 from dataclasses import dataclass
 
@@ -9,13 +9,13 @@ from diffusers.training_utils import compute_snr
 
 @dataclass(frozen=True)
 class NoisedLatents:
-    """What one hop from latents to the denoiser's loss carries.
+    """The denoiser's input, and all that its loss needs.
 
     Attributes:
         noisy_latents: `(B, c, h, w)` float, the denoiser's input.
         timesteps: `(B,)`, the scheduler's own: int64 for discrete schedules, float32 in [0, 1000]
             for flow.
-        target: `(B, c, h, w)` float, what the denoiser should answer.
+        target: `(B, c, h, w)` float, what the denoiser should predict.
         weights: `(B,)` float32, each image's weight in the loss.
     """
 
@@ -31,7 +31,7 @@ class NoisedLatents:
 
 
 def is_flow(scheduler: SchedulerMixin) -> bool:
-    """Return whether a scheduler belongs to a denoiser of the flow objective."""
+    """Return whether a scheduler is for the flow objective."""
     return (
         type(scheduler).__name__.startswith("FlowMatch")
         or scheduler.config.get("prediction_type") == "flow_prediction"
@@ -44,17 +44,7 @@ def mix_noise(
     noise: torch.Tensor,
     timesteps: torch.Tensor,
 ) -> torch.Tensor:
-    """Mix latents and noise at given timesteps, as `add_noise`, for any sampler.
-
-    Args:
-        scheduler: a stock scheduler.
-        latents: `(B, c, h, w)` float, unit variance.
-        noise: `(B, c, h, w)` float, standard normal.
-        timesteps: `(B,)`.
-
-    Returns:
-        `(B, c, h, w)`, what the scheduler's next step takes.
-    """
+    """Return the noisy latents of `add_noise`, `(B, c, h, w)`, for any sampler."""
     if not is_flow(scheduler):
         return scheduler.add_noise(latents, noise, timesteps)
     sigmas = (timesteps / scheduler.config.num_train_timesteps).view(-1, 1, 1, 1).to(latents)
@@ -68,23 +58,20 @@ def add_noise(
     timesteps: torch.Tensor,
     snr_gamma: float | None = None,
 ) -> NoisedLatents:
-    """Mix latents and noise at given timesteps, and say what the denoiser should predict.
+    """Mix latents and noise at given timesteps, and return the denoiser's target with them.
 
     Flow (rectified flow, Liu et al. 2023, equation 1; Esser et al. 2024, equation 13):
     `sigma = timesteps / num_train_timesteps`, `noisy = (1 - sigma) latents + sigma noise`,
     `target = noise - latents`. Otherwise the scheduler's own `add_noise`, and the target by its
     `prediction_type`. `snr_gamma` gives the min-SNR weights (Hang et al. 2023, section 3.4):
-    `min(snr, gamma)` over 1 (sample), snr (epsilon) or snr + 1 (v_prediction).
+    `min(snr, gamma)` divided by 1 (sample), snr (epsilon) or snr + 1 (v_prediction).
 
     Args:
-        scheduler: a stock scheduler; its configuration says the objective.
+        scheduler: a stock scheduler; its configuration names the objective.
         latents: `(B, c, h, w)` float, unit variance.
         noise: `(B, c, h, w)` float, standard normal.
         timesteps: `(B,)`: int64 for discrete schedules, float in [0, num_train_timesteps] for flow.
         snr_gamma: the bound on the signal-to-noise ratio, 5 in the paper; None: weights are 1.
-
-    Returns:
-        The noisy latents with timesteps, target and weights.
 
     Raises:
         ValueError: for snr_gamma with flow, or an unknown prediction type.

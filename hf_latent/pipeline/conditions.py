@@ -1,4 +1,4 @@
-"""What a generation is asked for: conditions of the denoiser, and images to begin with."""
+"""The arguments of a generation: labels as conditions, images and masks to start from."""
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle, islice
@@ -6,13 +6,7 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
-from diffusers import (
-    AutoencoderKL,
-    AutoencoderTiny,
-    PNDMScheduler,
-    SchedulerMixin,
-    UNet2DModel,
-)
+from diffusers import AutoencoderKL, AutoencoderTiny, PNDMScheduler, SchedulerMixin, UNet2DModel
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from torch.nn import functional
@@ -24,14 +18,13 @@ from .add_noise import mix_noise
 Conditions: TypeAlias = dict[str, torch.Tensor]
 Labels: TypeAlias = int | str | Sequence[int | str] | torch.Tensor | np.ndarray
 Images: TypeAlias = torch.Tensor | Image.Image | list[Image.Image]
-Masks: TypeAlias = torch.Tensor | Image.Image | list[Image.Image]
 
 
 def null_conditions(unet: UNet2DModel, count: int, device: torch.device | str) -> Conditions:
-    """Make the conditions that ask for nothing, which a denoiser learns by dropping conditions.
+    """Return the conditions that a denoiser learns when conditions are dropped.
 
     Args:
-        unet: the denoiser. The last of its class embeddings is the null label's.
+        unet: the denoiser; its last class embedding is that of the null label.
         count: B, the number of images.
         device: of the tensors.
 
@@ -47,50 +40,40 @@ def null_conditions(unet: UNet2DModel, count: int, device: torch.device | str) -
 def class_conditions(
     label_ids: Sequence[int], count: int, device: torch.device | str
 ) -> Conditions:
-    """Make the conditions of images that have class labels.
+    """Return the conditions `class_labels` `(B,)` int64.
 
     Args:
-        label_ids: numbers of classes, taken in turn.
+        label_ids: label numbers, used in turn.
         count: B, the number of images.
-        device: of the tensors.
-
-    Returns:
-        `class_labels` `(B,)` int64.
+        device: of the tensor.
     """
-    taken = list(islice(cycle(label_ids), count))
-    return {"class_labels": torch.tensor(taken, device=device)}
+    labels = list(islice(cycle(label_ids), count))
+    return {"class_labels": torch.tensor(labels, device=device)}
 
 
 def drop_conditions(conditions: Conditions, null: Conditions, dropped: torch.Tensor) -> Conditions:
-    """Replace the conditions of some images by the null conditions (Ho and Salimans 2022).
+    """Replace the conditions of some images by null conditions (Ho and Salimans 2022).
 
     Args:
         conditions: of B images.
-        null: the null conditions of B images, see `null_conditions`. What they do not name is left
-            out.
+        null: the null conditions of B images; names that they lack are dropped.
         dropped: `(B,)` bool.
-
-    Returns:
-        New conditions, of the names of `null`.
     """
     return {
-        name: torch.where(dropped.view(-1, *[1] * (nothing.ndim - 1)), nothing, conditions[name])
-        for name, nothing in null.items()
+        name: torch.where(dropped.view(-1, *[1] * (tensor.ndim - 1)), tensor, conditions[name])
+        for name, tensor in null.items()
     }
 
 
 def to_label_ids(
     class_labels: Labels, unet: UNet2DModel, id2label: Mapping[str | int, str] | None
 ) -> list[int]:
-    """Translate labels or class names into numbers.
+    """Translate labels or class names into label numbers, from 0 to the number of classes - 1.
 
     Args:
-        class_labels: one or several; a name comes before a number that is written the same.
+        class_labels: one or several. If a name is written like a number, the name wins.
         unet: the denoiser; it has one class embedding more than there are classes.
         id2label: the classes' names by label, or None.
-
-    Returns:
-        Numbers from 0 to the number of classes - 1.
 
     Raises:
         ValueError: for a label that the model does not have.
@@ -103,7 +86,7 @@ def to_label_ids(
         class_labels = [class_labels]
     numbers, names = range(unet.config.num_class_embeds - 1), id2label or {}
     label_of = dict(zip(map(str, numbers), numbers, strict=True))
-    label_of |= zip(names.values(), map(int, names), strict=True)  # names come first
+    label_of |= zip(names.values(), map(int, names), strict=True)
     label_ids = []
     for label in class_labels:
         label_id = label_of.get(label, -1) if isinstance(label, str) else label
@@ -120,20 +103,17 @@ def to_label_ids(
 def count_images(
     num_images: int | None, given: Mapping[str, Sequence | torch.Tensor | None]
 ) -> int:
-    """Return how many images are asked for, and refuse arguments of another number.
+    """Return the number of images to generate.
 
     Args:
-        num_images: as asked for; None: as many as are given, or 1.
-        given: by name what is given of `class_labels`, which are taken in turn, of `image` and
-            `mask`, one of which serves for all, and of `latents` and `generators`, one an image.
+        num_images: None: as many as are given, or 1.
+        given: the given arguments by name: `class_labels`, used in turn; `image` and `mask`, one
+            for all or one an image; `latents` and `generators`, one an image.
 
     Raises:
-        ValueError: if the number is 0, or does not fit.
+        ValueError: if the number is 0, or the arguments are of different numbers.
     """
-    counts = {}
-    for name, x in given.items():
-        if x is not None:
-            counts[name] = len(x)
+    counts = {name: len(argument) for name, argument in given.items() if argument is not None}
     if num_images is None:
         num_images = counts.get("latents", max(counts.values(), default=1))
     if num_images < 1 or 0 in counts.values():
@@ -152,32 +132,25 @@ def check_output_type(
     output_type: str,
     known: Sequence[str] = ("pil", "np", "pt", "latent"),
 ) -> None:
-    """Refuse an output type that is not known, or not for images of these channels.
-
-    Args:
-        vae: the autoencoder.
-        output_type: as asked for.
-        known: the types that there are.
+    """Check that an output type is known and suits images of the autoencoder's channels.
 
     Raises:
-        ValueError: if it is none of them, or pil for images that are not grey, RGB or RGBA.
+        ValueError: if it is not known, or is pil and the images are not grey, RGB or RGBA.
     """
     if output_type not in known:
         names = f"{', '.join(known[:-1])} or {known[-1]}"
         raise ValueError(f"output_type must be {names}, not {output_type!r}")
     channels = vae.config.out_channels
     if output_type == "pil" and channels not in (1, 3, 4):
-        raise ValueError(
-            f"images of {channels} channels are no pictures: set output_type to np or pt"
-        )
+        raise ValueError(f"PIL has no images of {channels} channels: set output_type to np or pt")
 
 
 def read_images(image_processor: VaeImageProcessor, images: Images) -> torch.Tensor:
-    """Bring PIL images, all of one size and mode, to `(B, C, H, W)` in [-1, 1].
+    """Convert PIL images of one size and mode to `(B, C, H, W)` in [-1, 1].
 
     Args:
-        image_processor: of the pipeline; it does not resize.
-        images: one or several, L, RGB or RGBA; a tensor is returned as it is.
+        image_processor: the pipeline's; it does not resize.
+        images: one or several, L, RGB or RGBA; a tensor is returned unchanged.
 
     Raises:
         ValueError: for anything else.
@@ -190,74 +163,68 @@ def read_images(image_processor: VaeImageProcessor, images: Images) -> torch.Ten
     if modes := {picture.mode for picture in pictures} - {"L", "RGB", "RGBA"}:
         raise ValueError(f"convert images of mode {modes} to L, RGB or RGBA first")
     if len({(picture.mode, picture.size) for picture in pictures}) > 1:
-        raise ValueError("the images have different sizes or modes: bring them to one")
+        raise ValueError("the images have different sizes or modes: resize or convert them first")
     return image_processor.preprocess(pictures)
 
 
 def skipped_steps(scheduler: SchedulerMixin, num_inference_steps: int, strength: float) -> int:
-    """Return how many of the first timesteps image to image leaves out (SDEdit, Meng et al. 2022).
+    """Return how many timesteps image to image skips at the start (SDEdit, Meng et al. 2022).
 
     Args:
-        scheduler: a step of a scheduler of order n has n timesteps.
-        num_inference_steps: of the whole denoising.
-        strength: the part of the steps that is made: 0 leaves the image as it is, 1 starts from
-            noise.
+        scheduler: one of order n has n timesteps a step.
+        num_inference_steps: number of steps from pure noise.
+        strength: the part of the steps that is made: 0 keeps the image, 1 starts from noise.
 
     Raises:
-        ValueError: if the strength is not from 0 to 1, or the scheduler begins with noise only.
+        ValueError: if the strength is not from 0 to 1, or the scheduler can only start from noise.
     """
     if isinstance(scheduler, PNDMScheduler):  # its first steps are several in one
-        raise ValueError("PNDMScheduler begins with noise only: use another sampler")
+        raise ValueError("PNDMScheduler can start from noise only: use another sampler")
     if not 0 <= strength <= 1:
         raise ValueError(f"strength must be from 0 to 1, not {strength}")
-    # A product that is whole but for rounding counts as whole; the least strength makes one step.
+    # Add 1e-9 so that rounding never loses a step; any strength above 0 makes at least one.
     steps = max(int(num_inference_steps * strength + 1e-9), 1 if strength > 0 else 0)
     return (num_inference_steps - steps) * getattr(scheduler, "order", 1)
 
 
-def read_mask(mask_image: Masks, latent_size: Sequence[int], f: int) -> torch.Tensor:
-    """Bring a mask to the latents' size; a latent pixel is free if any of its image pixels is.
+def read_mask(mask_image: Images, latent_size: Sequence[int], f: int) -> torch.Tensor:
+    """Convert a mask to the latents' size; a latent is free if any of its image's pixels is.
 
     Args:
-        mask_image: white (above a half) is made anew, black stays: pictures, or a tensor
-            `(H, W)`, `(1, H, W)` or `(B, 1, H, W)` in [0, 1] or bool.
-        latent_size: height and width of the images' latents.
-        f: the downsampling factor: the images are f times as high and as wide.
+        mask_image: white (above 0.5) is made anew, black is kept: PIL images, or a tensor `(H, W)`,
+            `(1, H, W)` or `(B, 1, H, W)` in [0, 1] or bool.
+        latent_size: height and width of the latents.
+        f: the downsampling factor: the images are f times as high and wide as the latents.
 
     Returns:
         `(B, 1, h, w)` bool, true for latents that are made anew; B may be 1.
 
     Raises:
-        ValueError: if the mask has another size than the image, or values outside [0, 1].
+        ValueError: if the mask's size is not the image's, or values are outside [0, 1].
     """
     if isinstance(mask_image, torch.Tensor):
         if mask_image.ndim not in (2, 3, 4) or mask_image.shape[:-2][-1:] not in ((), (1,)):
             raise ValueError(
                 f"a mask of the shape {tuple(mask_image.shape)} must be (H, W) or (B, 1, H, W)"
             )
-        mask = mask_image.float().reshape(-1, 1, *mask_image.shape[-2:])
+        mask = mask_image.float()
     else:
         pictures = mask_image if isinstance(mask_image, list) else [mask_image]
         if not all(isinstance(picture, Image.Image) for picture in pictures):
-            raise ValueError("a mask must be a PIL image, a list of such, or a tensor")
-        masks = [_to_tensor(picture.convert("L")) for picture in pictures]
-        if len({mask.shape for mask in masks}) > 1:
-            raise ValueError("the masks have different sizes: each must have its image's")
-        mask = torch.stack(masks)
+            raise ValueError("a mask must be a PIL image, a list of PIL images, or a tensor")
+        if len({picture.size for picture in pictures}) > 1:
+            raise ValueError("the masks have different sizes: each must have its image's size")
+        mask = torch.tensor(np.stack([picture.convert("L") for picture in pictures])) / 255
+    mask = mask.reshape(-1, 1, *mask.shape[-2:])
     height, width = (f * side for side in latent_size)
     if mask.shape[-2:] != (height, width):
         raise ValueError(
             f"a mask of {mask.shape[-2]}x{mask.shape[-1]} does not fit an image of "
-            f"{height}x{width}: bring it to the image's size"
+            f"{height}x{width}: resize it to the image's size"
         )
     if mask.min() < 0 or mask.max() > 1:
         raise ValueError("mask values must be from 0 (stays) to 1 (is made anew)")
     return functional.adaptive_max_pool2d((mask > 0.5).float(), tuple(latent_size)).bool()
-
-
-def _to_tensor(picture: Image.Image) -> torch.Tensor:
-    pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
-    return pixels.reshape(1, picture.height, picture.width) / 255
 
 
 def keep_unmasked(
@@ -268,17 +235,17 @@ def keep_unmasked(
     mask: torch.Tensor,
     next_timestep: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Put what is to stay back in, at the noise level that the next step expects.
+    """Replace the latents outside the mask by the given image's, at the next step's noise level.
 
     RePaint (Lugmayr et al. 2022, equation 8), without its resampling.
 
     Args:
-        scheduler: whose steps are made.
+        scheduler: of the denoising.
         latents: `(B, c, h, w)`, after a step.
-        kept: `(B, c, h, w)`, the given image's, without noise.
-        noise: `(B, c, h, w)`, what the denoising began with.
+        kept: `(B, c, h, w)`, the given image's latents, without noise.
+        noise: `(B, c, h, w)`, the noise that the denoising started from.
         mask: `(B or 1, 1, h, w)` bool, true for latents that are made anew.
-        next_timestep: 0-d; None after the last step, when `kept` is put in as it is.
+        next_timestep: 0-d; None after the last step: `kept` is used without noise.
     """
     if next_timestep is not None:
         kept = mix_noise(scheduler, kept, noise, next_timestep.expand(len(kept)))
@@ -286,10 +253,10 @@ def keep_unmasked(
 
 
 def slerp(first: torch.Tensor, second: torch.Tensor, weight: float) -> torch.Tensor:
-    """Go from one tensor to another along an arc, which keeps the length (Shoemake 1985).
+    """Interpolate along an arc, which keeps the length (Shoemake 1985).
 
-    Noise, and latents of unit variance, lie close to a sphere; a straight line would cut through
-    it, and give the denoiser less noise than it was trained on.
+    Noise, and latents of unit variance, lie close to a sphere. A straight line cuts through the
+    sphere: the denoiser would get less noise than it was trained on.
 
     Args:
         first: any shape, float.

@@ -7,17 +7,10 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 def denormalize_latents(
     vae: AutoencoderKL | AutoencoderTiny, latents: torch.Tensor
 ) -> torch.Tensor:
-    """Bring latents back to the scale that the autoencoder's decoder takes.
+    """Convert latents `(B, c, h, w)` from the denoiser's scale to the decoder's.
 
-    The exact inverse of `normalize_latents` in encode.py:
-    `latents / scaling_factor * latents_std + latents_mean + shift_factor`.
-
-    Args:
-        vae: the autoencoder whose configuration says the scale.
-        latents: `(B, c, h, w)`, as the denoiser gives them.
-
-    Returns:
-        `(B, c, h, w)`, same dtype.
+    `latents / scaling_factor * latents_std + latents_mean + shift_factor`, the exact inverse of
+    `normalize_latents` in encode.py.
     """
     latents = latents / vae.config.scaling_factor
     if vae.config.get("latents_std") is not None:
@@ -33,7 +26,7 @@ def decode_latents(vae: AutoencoderKL | AutoencoderTiny, latents: torch.Tensor) 
     """Decode latents into images.
 
     Args:
-        vae: the autoencoder that the latents come from.
+        vae: the autoencoder of these latents.
         latents: `(B, c, h, w)`, on the denoiser's scale (unit variance).
 
     Returns:

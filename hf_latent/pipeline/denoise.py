@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from diffusers import SchedulerMixin, UNet2DModel
 
-# Entries of the configuration that a denoiser and its guide must share.
+# Configuration entries that must be equal in a denoiser and its guide.
 GUIDE_SHARES = (
     *("in_channels", "out_channels", "sample_size"),
     *("class_embed_type", "num_class_embeds"),
@@ -20,8 +20,8 @@ DEFAULT_GUIDANCE_SCALE = 2.0
 class Guidance:
     """How strongly the conditions, or a guide, steer the denoiser, and at which noise levels.
 
-    At high noise levels guidance narrows what is made, and at low ones it is of no use
-    (Kynkäänniemi et al. 2024, section 3).
+    Guidance reduces variety at high noise levels and has no effect at low ones (Kynkäänniemi et al.
+    2024, section 3).
 
     Attributes:
         scale: 0 or above; 1 is no guidance.
@@ -29,14 +29,14 @@ class Guidance:
             `samplers.noise_levels`; None: all.
 
     Raises:
-        ValueError: for another scale or interval.
+        ValueError: if scale or interval is out of range.
     """
 
     scale: float = 1.0
     interval: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        """Check both."""
+        """Check scale and interval."""
         if not self.scale >= 0:
             raise ValueError(f"guidance_scale must be 0 or above, not {self.scale}")
         if self.interval is None:
@@ -56,25 +56,24 @@ class Guidance:
         interval: Sequence[float] | None = None,
         own: Mapping[str, Any] | None = None,
     ) -> "Guidance":
-        """Choose a call's guidance: what the call says, else the model's own, else 2 at all levels.
+        """Choose a call's guidance: the call's arguments, else the model's own, else scale 2.
 
         Args:
-            guidable: whether there is something to guide by, conditions or a guide; if not, there
-                is no guidance.
-            scale: of the call, or None.
-            interval: of the call, or None.
+            guidable: whether there are conditions or a guide; without them there is no guidance.
+            scale: the call's guidance scale, or None.
+            interval: the call's interval, or None.
             own: the model's `guidance_scale` and `guidance_interval`, either or both, or None.
 
         Raises:
-            ValueError: if the call asks for guidance and there is nothing to guide by, the scale or
-                the interval is none, or the model's own has other names.
+            ValueError: if the call sets guidance but is not guidable, scale or interval is out of
+                range, or `own` has other keys.
         """
         if not guidable:
             for name, value in (("scale", scale), ("interval", interval)):
                 if value not in (None, 1):
                     raise ValueError(
-                        f"guidance_{name} needs class_labels or a guide_unet: name one, or leave "
-                        "it unset"
+                        f"guidance_{name} needs class_labels or a guide_unet: pass one of them, "
+                        f"or leave guidance_{name} unset"
                     )
             return cls()
         own = own or {}
@@ -90,16 +89,12 @@ class Guidance:
 
 
 def size_multiple(unet: UNet2DModel) -> int:
-    """Return what height and width of a denoiser's latents must be multiples of."""
+    """Return the number that height and width of a denoiser's latents must be multiples of."""
     return 2 ** (len(unet.config.block_out_channels) - 1)
 
 
 def check_latents(unet: UNet2DModel, shape: Sequence[int]) -> None:
-    """Refuse latents that the denoiser cannot take.
-
-    Args:
-        unet: the denoiser.
-        shape: `(B, c, h, w)`.
+    """Check that a denoiser can take latents of a shape, `(B, c, h, w)`.
 
     Raises:
         ValueError: if the channels do not fit, or h or w is no multiple of `size_multiple(unet)`.
@@ -115,24 +110,24 @@ def check_latents(unet: UNet2DModel, shape: Sequence[int]) -> None:
     if height % multiple or width % multiple:
         raise ValueError(
             f"latents of {height}x{width} do not fit the denoiser: height and width must be "
-            f"multiples of {multiple}, so the image's multiples of the autoencoder's downsampling "
-            f"factor times {multiple}"
+            f"multiples of {multiple}, and those of the image multiples of {multiple} times the "
+            "autoencoder's downsampling factor"
         )
 
 
 def check_guide(unet: UNet2DModel, guide_unet: UNet2DModel) -> None:
-    """Refuse a guide that cannot stand beside the denoiser.
+    """Check that a guide has the shapes of the denoiser.
 
-    Whether both were trained on the same latents, noise levels and objective cannot be seen from
-    their weights: a guide of others makes images without sense.
+    The weights do not show whether both were trained on the same latents, noise levels and
+    objective; otherwise the images are meaningless.
 
     Args:
         unet: the denoiser.
         guide_unet: the weaker denoiser; it may be narrower, or have fewer levels.
 
     Raises:
-        ValueError: if channels, size, classes or number format differ, or the guide has more
-            levels, so that it could not take all latents that the denoiser takes.
+        ValueError: if channels, size, classes or dtype differ, or the guide has more levels, so
+            that it could not take all latents that the denoiser takes.
     """
     shown = []
     for model in (guide_unet, unet):
@@ -144,13 +139,13 @@ def check_guide(unet: UNet2DModel, guide_unet: UNet2DModel) -> None:
         if shown[0][name] != own:
             raise ValueError(
                 f"guide_unet has {name} {shown[0][name]}, and the denoiser {own}: use a guide of "
-                "the same latents and classes, in the same number format"
+                "the same latents, classes and dtype"
             )
     guide_multiple, multiple = size_multiple(guide_unet), size_multiple(unet)
     if guide_multiple > multiple:
         raise ValueError(
-            f"guide_unet takes latents of multiples of {guide_multiple}, and the denoiser of "
-            f"{multiple}: use a guide with no more levels"
+            f"guide_unet needs latent sizes that are multiples of {guide_multiple}, the denoiser "
+            f"{multiple}: use a guide with no more levels than the denoiser"
         )
 
 
@@ -163,14 +158,13 @@ def predict(
     null_conditions: Mapping[str, torch.Tensor] | None = None,
     guide_unet: UNet2DModel | None = None,
 ) -> torch.Tensor:
-    """Evaluate the denoiser once, with guidance if the scale asks for it.
+    """Evaluate the denoiser once; with guidance, if the scale is neither None nor 1.
 
-    Without a guide it is classifier-free guidance, `null + guidance (conditional - null)` (Ho and
-    Salimans 2022, equation 6, with guidance = 1 + w); both branches go through the network in one
-    batch. With a guide it is autoguidance, `guide + guidance (denoiser - guide)`, both networks
-    with the same conditions (Karras et al. 2024, "Guiding a Diffusion Model with a Bad Version of
-    Itself"; there of denoised latents, and the same for what any objective predicts: the one is
-    affine in the other). If guidance is None or 1, there is no second branch.
+    Classifier-free guidance (Ho and Salimans 2022, equation 6, with guidance = 1 + w):
+    `null + guidance (conditional - null)`; both go through the denoiser in one batch.
+    Autoguidance, if there is a guide (Karras et al. 2024, "Guiding a Diffusion Model with a Bad
+    Version of Itself"): `guide + guidance (denoiser - guide)`, both with the same conditions. The
+    paper does this with denoised latents; what an objective predicts is affine in them.
 
     Args:
         unet: the denoiser.
@@ -178,13 +172,11 @@ def predict(
         timesteps: a tensor, 0-d or `(B,)` (a Python float would be cut to an integer).
         conditions: named tensors of B images; None or empty for an unconditional denoiser.
         guidance: the guidance scale.
-        null_conditions: the same names, as the denoiser learned them for no condition; only
-            classifier-free guidance needs them.
-        guide_unet: a weaker denoiser of the same latents, conditions and objective, see
-            `check_guide`; None: classifier-free guidance.
+        null_conditions: the null conditions, of the same names; only for classifier-free guidance.
+        guide_unet: a weaker denoiser, see `check_guide`; None: classifier-free guidance.
 
     Returns:
-        `(B, c, h, w)`, the prediction on the objective's own terms.
+        `(B, c, h, w)`, the prediction in the objective's terms.
     """
     conditions, timesteps = conditions or {}, timesteps.to(noisy_latents.device)
     guided = guidance is not None and guidance != 1
@@ -223,21 +215,20 @@ def denoise_latents(
         scheduler: a stock scheduler whose `set_timesteps` has been called.
         latents: `(B, c, h, w)` float, at the noise level of the first timestep.
         timesteps: the scheduler's timesteps, or the last of them (image to image).
-        conditions: named tensors of B images; None or empty for an unconditional denoiser.
-        guidance: the guidance scale, or one a timestep; None or 1: off.
-        null_conditions: for classifier-free guidance, see `predict`.
-        guide_unet: a weaker denoiser, whose guidance needs no conditions, see `predict`.
+        conditions: as of `predict`.
+        guidance: the guidance scale, or one for each timestep; None or 1: off.
+        null_conditions: as of `predict`.
+        guide_unet: as of `predict`; autoguidance needs no conditions.
         generator: draws the noise of stochastic schedulers.
-        after_step: `after_step(i, t, latents) -> latents`, called after every step; its answer is
-            what the next step starts from.
+        after_step: `after_step(i, t, latents) -> latents`, called after every step; the next step
+            starts from the latents that it returns.
 
     Returns:
         `(B, c, h, w)` float, noise-free latents.
 
     Raises:
-        ValueError: if the latents do not fit the denoiser, the conditions are of more or fewer
-            images, there is guidance and nothing to guide by, its scales are not as many as the
-            timesteps, or the guide does not fit (`check_guide`).
+        ValueError: if latents or guide do not fit the denoiser, the number of conditions or scales
+            is wrong, or guidance has neither conditions nor a guide.
     """
     check_latents(unet, latents.shape)
     conditions = conditions or {}

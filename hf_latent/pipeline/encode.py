@@ -9,13 +9,13 @@ from diffusers.utils.torch_utils import randn_tensor
 
 @dataclass(frozen=True)
 class LatentPosteriors:
-    """What an encoder says of some images: a normal distribution for each latent value.
+    """An encoder's output for B images: a normal distribution for each latent value.
 
     Both tensors are on the denoiser's scale (see `normalize_latents`).
 
     Attributes:
         mean: `(B, c, h, w)` float32.
-        std: `(B, c, h, w)` float32: the standard deviation, 0 for an autoencoder without one.
+        std: `(B, c, h, w)` float32, standard deviation; 0 if the autoencoder has no posterior.
     """
 
     mean: torch.Tensor
@@ -39,31 +39,24 @@ class LatentPosteriors:
         return LatentPosteriors(self.mean.to(device), self.std.to(device))
 
     def rows(self, start: int, stop: int) -> "LatentPosteriors":
-        """Return some of the images, as views."""
+        """Return the images from `start` to `stop`, as views."""
         return LatentPosteriors(self.mean[start:stop], self.std[start:stop])
 
 
 def downsampling_factor(vae: AutoencoderKL | AutoencoderTiny) -> int:
-    """Return f: how many pixels of height (or width) one latent value stands for."""
+    """Return f, the image's height (or width) divided by the latents'."""
     encoder_blocks = vae.config.get("encoder_block_out_channels") or vae.config.block_out_channels
     return 2 ** (len(encoder_blocks) - 1)
 
 
 def normalize_latents(vae: AutoencoderKL | AutoencoderTiny, latents: torch.Tensor) -> torch.Tensor:
-    """Bring an autoencoder's own latents to the scale that its denoiser was trained on.
+    """Convert an encoder's latents `(B, c, h, w)` to the scale that the denoiser was trained on.
 
-    Honours the four configuration entries that diffusers' models carry and never apply
-    themselves: `(latents - shift_factor - latents_mean) / latents_std * scaling_factor`
+    `(latents - shift_factor - latents_mean) / latents_std * scaling_factor`, with the four entries
+    of the configuration that diffusers' models carry and never apply themselves
     (`scaling_factor`: LDM, Rombach et al. 2022, section D.1; `shift_factor`: Stable Diffusion 3;
-    the per-channel pair: Playground 2.5). With a folded autoencoder all four are neutral.
+    the per-channel pair: Playground 2.5). In a folded autoencoder all four are neutral.
     `denormalize_latents` in decode.py is the exact inverse.
-
-    Args:
-        vae: the autoencoder whose configuration says the scale.
-        latents: `(B, c, h, w)`, as its encoder gives them.
-
-    Returns:
-        `(B, c, h, w)`, same dtype.
     """
     if vae.config.get("shift_factor"):
         latents = latents - vae.config.shift_factor
@@ -75,14 +68,10 @@ def normalize_latents(vae: AutoencoderKL | AutoencoderTiny, latents: torch.Tenso
 
 
 def check_images(vae: AutoencoderKL | AutoencoderTiny, images: torch.Tensor) -> None:
-    """Refuse images that the autoencoder cannot take.
-
-    Args:
-        vae: the autoencoder.
-        images: `(B, C, H, W)` float.
+    """Check that an autoencoder can encode images.
 
     Raises:
-        ValueError: if the dtype, the channels or the size do not fit the autoencoder.
+        ValueError: if dtype, shape, channels or size do not fit the autoencoder.
     """
     if images.ndim != 4 or not images.is_floating_point():
         raise ValueError(
@@ -106,14 +95,14 @@ def check_images(vae: AutoencoderKL | AutoencoderTiny, images: torch.Tensor) -> 
 def encode_posteriors(
     vae: AutoencoderKL | AutoencoderTiny, images: torch.Tensor
 ) -> LatentPosteriors:
-    """Encode images: the one encoder of training, latent cache and sampling.
+    """Encode images. Training, latent cache and sampling all use this function.
 
     Args:
         vae: the autoencoder. An AutoencoderTiny has no posterior: its deviation is 0.
         images: `(B, C, H, W)` float in [-1, 1]; H and W multiples of f.
 
     Returns:
-        Mean and deviation, `(B, c, H/f, W/f)` float32 each, on the denoiser's scale.
+        Mean and standard deviation, `(B, c, H/f, W/f)` float32 each, on the denoiser's scale.
 
     Raises:
         ValueError: if the channels or the size do not fit the autoencoder.
@@ -138,11 +127,10 @@ def encode_images(
     """Encode images into unit-variance latents.
 
     Args:
-        vae: a frozen autoencoder. An AutoencoderTiny has no posterior: its latents are used as
-            they are.
+        vae: a frozen autoencoder.
         images: `(B, C, H, W)` float in [-1, 1]; H and W multiples of f.
         generator: draws the posterior sample; a list has one for each image.
-        sample_posterior: draw from the posterior, as training does; otherwise take its mean.
+        sample_posterior: draw from the posterior, as in training; if False, return its mean.
 
     Returns:
         `(B, c, H/f, W/f)` in the autoencoder's dtype, zero mean and unit variance per channel over

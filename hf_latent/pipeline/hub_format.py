@@ -1,4 +1,4 @@
-"""How a pipeline is saved, so that it loads anywhere: with its own code beside its weights."""
+"""Saving, loading and pushing a pipeline, with its own code beside its weights."""
 
 import fnmatch
 import json
@@ -24,35 +24,35 @@ from .denoise import Guidance, check_guide
 from .samplers import check_sampler, get_objective, load_scheduler
 from .weights import load_exactly
 
-# The files that are saved with every model. They import each other, and nothing else of a package.
-# The list is written out: local models share one cache of code, where a glob finds strangers too.
+# The files saved with every model. They import each other, and nothing else of their package.
+# A glob would also find files of other local models, because these share one cache of code.
 MODULES = (
     *("pipeline", "encode", "add_noise", "denoise", "decode"),
     *("conditions", "samplers", "hub_format", "weights"),
 )
-# Earlier versions saved these too.
+# Earlier versions also saved these.
 RETIRED_MODULES = (
     *("pipeline_steps", "class_labels", "guidance", "image_conditions"),
     *("inference_steps", "upcast", "saved_files", "exact_weights"),
 )
 MODELS = ("vae", "unet", "guide_unet")  # the last one only if there is a guide
-HALF_SAVED = ".saving"  # the folder in which a pipeline is saved before it is whole
+HALF_SAVED = ".saving"  # the folder that a pipeline is saved to first
 
 
 class HubFormat:
     """Saving and loading, for a `DiffusionPipeline` that is defined in `pipeline.py`.
 
-    `model_index.json` names the class and its file, which lies beside it. So plain diffusers loads
-    the folder with `trust_remote_code=True`; the class itself needs no remote code.
+    `model_index.json` names the class and its file, which lies beside it. Plain diffusers loads the
+    folder with `trust_remote_code=True`; `from_pretrained` of the class itself runs no remote code.
     """
 
     @classmethod
     def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
-        """Read a configuration, and name this class without its file."""
+        """Read a configuration; remove the name of the code file from the class's entry."""
         config = super()._dict_from_json_file(json_file)  # type: ignore[misc]
         name = config.get("_class_name")
         if isinstance(name, list) and name[-1] in [ours.__name__ for ours in cls.__mro__]:
-            # diffusers would ask to trust that file. This class is here and does not run it.
+            # Otherwise diffusers asks to trust that file, which is not run.
             config["_class_name"] = name[-1]
         return config
 
@@ -63,25 +63,25 @@ class HubFormat:
         """Load a saved pipeline, as `DiffusionPipeline.from_pretrained`, from safetensors only.
 
         Args:
-            pretrained_model_name_or_path: a folder, or the id of a repository on the Hub.
+            pretrained_model_name_or_path: a folder or Hub id.
             **kwargs: of `DiffusionPipeline.from_pretrained`: `dtype`, `variant`, `revision`,
-                `token`, `local_files_only`, components that replace saved ones, and others. With a
-                `unet` of one's own the scheduler says the objective.
+                `token`, `local_files_only`, components that replace saved ones, and others. If
+                `unet` is given, the scheduler determines the objective.
 
         Raises:
-            ValueError: if weights are missing, or there are others than the models have (the latter
-                is not looked for with `device_map` or `quantization_config`).
+            ValueError: if weights are missing or left over (left over ones are ignored with
+                `device_map` or `quantization_config`).
         """
         if not kwargs.setdefault("use_safetensors", True):
-            raise ValueError("weights are read from safetensors only: leave use_safetensors out")
+            raise ValueError("weights are read from safetensors only: leave use_safetensors unset")
         name = os.fspath(pretrained_model_name_or_path)
         folder = name if os.path.isdir(name) else str(cls.download(name, **kwargs))  # type: ignore[attr-defined]
-        trained = None  # the saved scheduler, if another is given in its place
+        trained = None  # the saved scheduler, if another one replaces it
         if kwargs.get("unet") is not None:
             kwargs.setdefault("objective", None)
         elif kwargs.get("scheduler") is not None:
             trained = load_scheduler(folder)
-            kwargs.setdefault("objective", get_objective(trained))  # older models do not say it
+            kwargs.setdefault("objective", get_objective(trained))  # older models lack it
         if not {"device_map", "quantization_config"} & kwargs.keys():
             for component in saved_models(cls.load_config(folder)):  # type: ignore[attr-defined]
                 if component not in kwargs:
@@ -96,22 +96,22 @@ class HubFormat:
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Self:
-        """Make a pipeline of another one's components, as `DiffusionPipeline.from_pipe`.
+        """Create a pipeline from another one's components, as `DiffusionPipeline.from_pipe`.
 
         Args:
-            pipeline: if it has a `trained_scheduler`, its denoiser was trained with that.
-            **kwargs: components that replace its own, and settings. With another `unet` the
-                scheduler says the objective.
+            pipeline: its denoiser was trained with its `trained_scheduler`, if it has one.
+            **kwargs: settings, and components that replace its own. If `unet` is given, the
+                scheduler determines the objective.
 
         Raises:
             ValueError: if the scheduler is not for the denoiser's objective.
         """
         if "unet" in kwargs:
             kwargs.setdefault("objective", None)
-        made = super().from_pipe(pipeline, **kwargs)  # type: ignore[misc]
+        created = super().from_pipe(pipeline, **kwargs)  # type: ignore[misc]
         if "unet" not in kwargs and hasattr(pipeline, "trained_scheduler"):
-            made.trained_scheduler = pipeline.trained_scheduler
-        return made
+            created.trained_scheduler = pipeline.trained_scheduler
+        return created
 
     def save_pretrained(
         self,
@@ -122,19 +122,19 @@ class HubFormat:
         push_to_hub: bool = False,
         **kwargs: Any,
     ) -> None:
-        """Save the pipeline, and the code that it needs, to a folder.
+        """Save the pipeline and its code to a folder.
 
         Args:
-            save_directory: is made; files of the same names are replaced, others stay.
+            save_directory: files of the same names are replaced, others stay.
             safe_serialization: only True, for safetensors.
             variant: a name for these weights beside others, like `fp16`.
-            max_shard_size: larger weights are cut into files of this size, like `"5GB"`.
-            push_to_hub: send it to the Hub too.
+            max_shard_size: larger weights are split into files of this size, like `"5GB"`.
+            push_to_hub: also push the folder to the Hub.
             **kwargs: of `push_to_hub`; `repo_id` is the folder's name by default.
 
         Raises:
-            ValueError: if `safe_serialization` is False, or the scheduler, the guide or the
-                guidance does not fit the denoiser.
+            ValueError: if `safe_serialization` is False, or scheduler, guide or guidance do not fit
+                the denoiser.
         """
         check_sampler(self.trained_scheduler, self.scheduler)  # type: ignore[attr-defined]
         Guidance.choose(True, own=self.config.get("guidance"))  # type: ignore[attr-defined]
@@ -143,22 +143,22 @@ class HubFormat:
             check_guide(self.unet, guide_unet)  # type: ignore[attr-defined]
         if not safe_serialization:
             raise ValueError(
-                "weights are written as safetensors only: leave safe_serialization out"
+                "weights are written as safetensors only: leave safe_serialization True"
             )
         folder = Path(save_directory)
-        # diffusers does not notice a component that is set after there was none.
+        # diffusers does not notice a component that was None and is set later.
         self.register_modules(guide_unet=guide_unet)  # type: ignore[attr-defined]
         models = saved_models(self.config)  # type: ignore[attr-defined]
         for part in (getattr(self, component) for component in (*models, "scheduler")):
             source = part.config.get("_name_or_path") or ""
             if os.path.isabs(source) or os.path.isdir(source):
-                part.register_to_config(_name_or_path="")  # no path of this machine in the files
+                part.register_to_config(_name_or_path="")  # a local path
         new = folder / HALF_SAVED
-        shutil.rmtree(new, ignore_errors=True)  # of a killed process
+        shutil.rmtree(new, ignore_errors=True)  # left by a killed process
         new.mkdir(parents=True)
         try:
             super().save_pretrained(new, variant=variant, max_shard_size=max_shard_size)  # type: ignore[misc]
-            # A class that was derived elsewhere is not in these files.
+            # A class derived elsewhere is not defined in these files.
             if type(self).__module__ == f"{__name__.rpartition('.')[0]}.{MODULES[0]}":
                 add_code(new, type(self).__name__)
             replace_files(new, folder, variant)
@@ -166,7 +166,7 @@ class HubFormat:
             shutil.rmtree(new)
         if push_to_hub:
             kwargs.setdefault("repo_id", folder.absolute().name)
-            _send(folder, variant=variant, **kwargs)
+            _push(folder, variant=variant, **kwargs)
 
     def push_to_hub(
         self,
@@ -176,25 +176,25 @@ class HubFormat:
         max_shard_size: int | str | None = None,
         **kwargs: Any,
     ) -> str:
-        """Save the pipeline to a repository on the Hub; a card that is there stays as it is.
+        """Push the pipeline to a repository on the Hub; an existing card stays.
 
         Args:
-            repo_id: `user/name`; it is made if it is missing.
+            repo_id: `user/name`; a missing repository is created.
             safe_serialization: only True, for safetensors.
             variant: as of `save_pretrained`.
             max_shard_size: as of `save_pretrained`.
             **kwargs: `private`, `token`, `revision`, `create_pr`, `commit_message`.
 
         Returns:
-            The address of the commit.
+            The commit's URL.
         """
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, safe_serialization, variant, max_shard_size)
-            return _send(Path(folder), repo_id, variant, **kwargs)
+            return _push(Path(folder), repo_id, variant, **kwargs)
 
 
 def _loading_options(folder: str, component: str, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return those of a pipeline's options that are for one of its models, as in diffusers."""
+    """Return the options of a pipeline that apply to one of its models, as in diffusers."""
     passed = ("dtype", "torch_dtype", "low_cpu_mem_usage", "disable_mmap")
     options = {key: kwargs[key] for key in passed if key in kwargs}
     for key in {"dtype", "torch_dtype"} & options.keys():
@@ -206,7 +206,7 @@ def _loading_options(folder: str, component: str, kwargs: dict[str, Any]) -> dic
     return options
 
 
-def _send(
+def _push(
     folder: Path,
     repo_id: str,
     variant: str | None = None,
@@ -215,9 +215,9 @@ def _send(
     commit_message: str = "Upload LatentDiffusionPipeline",
     **kwargs: Any,
 ) -> str:
-    """Send a saved pipeline, and a card if there is none, in one commit.
+    """Push a saved pipeline, and a card if the repository has none, in one commit.
 
-    `upload_folder` splits a large model into several commits, and the first ones may look whole.
+    `upload_folder` splits a large model into several commits; the first ones may look complete.
     """
     repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
     remote = list_repo_files(repo_id, revision=kwargs.get("revision"), token=token)
@@ -225,7 +225,7 @@ def _send(
     if not has_card and not (folder / "README.md").exists():
         card = load_or_create_model_card(repo_id, token=token, is_pipeline=True)
         populate_model_card(card).save(folder / "README.md")
-    sent = sent_files(folder, with_card=not has_card)
+    sent = pipeline_files(folder, with_card=not has_card)
     models = {name.partition("/")[0] for name in sent} & set(MODELS)
     old = [f"{model}/{x}" for model in models for x in weight_patterns(variant)]
     old += [f"{module}.py" for module in RETIRED_MODULES]
@@ -240,31 +240,31 @@ def _send(
 
 
 def saved_models(index: Mapping[str, Any]) -> list[str]:
-    """Return the names of a pipeline's models, given its model_index.json."""
+    """Return the names of a pipeline's models, from its model_index.json."""
     return [name for name in MODELS if (index.get(name) or [None])[0] is not None]
 
 
 def add_code(folder: Path, class_name: str) -> None:
-    """Copy the code into a saved pipeline, and name it in model_index.json.
+    """Copy the code into a saved pipeline's folder, and name it in model_index.json.
 
     Args:
         folder: of the pipeline.
-        class_name: of the pipeline's class, which is in `pipeline.py`.
+        class_name: of the pipeline's class, which is defined in `pipeline.py`.
     """
     for module in MODULES:
         shutil.copyfile(Path(__file__).with_name(f"{module}.py"), folder / f"{module}.py")
     index = folder / DiffusionPipeline.config_name
     config = json.loads(index.read_text(encoding="utf-8"))
     config["_class_name"] = [MODULES[0], class_name]
-    config.pop("_name_or_path", None)  # a path of this machine
+    config.pop("_name_or_path", None)  # a local path
     for name, none in (("guide_unet", [None, None]), ("guidance", None)):
         if name in config and config[name] == none:
-            del config[name]  # as in files from before there was any
+            del config[name]  # as older versions saved it
     index.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def weight_patterns(variant: str | None) -> tuple[str, str, str]:
-    """Return the names that a model's weights of one variant may have: whole, shards, index."""
+    """Return the file names of a model's weights of one variant: one file, shards, index."""
     kind = f".{variant}" if variant else ""
     name = "diffusion_pytorch_model"
     return (
@@ -278,9 +278,9 @@ def replace_files(new: Path, folder: Path, variant: str | None) -> None:
     """Move a saved pipeline over an older one, whose weights stay until the new ones are there.
 
     Args:
-        new: the folder of the new one, on the same disk; it is left without files.
-        folder: of the older one, if any; its other files stay.
-        variant: of the new weights; the older weights of other variants stay.
+        new: the folder of the new one, on the same disk; its files are moved away.
+        folder: of the older one, if any; other files in it stay, also weights of other variants.
+        variant: of the new weights.
     """
     files = [path.relative_to(new) for path in new.rglob("*") if path.is_file()]
     retired = RETIRED_MODULES if _has_code(folder) else ()
@@ -288,7 +288,7 @@ def replace_files(new: Path, folder: Path, variant: str | None) -> None:
         (folder / file).parent.mkdir(exist_ok=True)
         os.replace(new / file, folder / file)
     for component in {file.parts[0] for file in files} & set(MODELS):
-        # diffusers would load an old index of shards in place of one new file.
+        # diffusers would load an old index of shards instead of a new single file.
         for pattern in weight_patterns(variant):
             for path in (folder / component).glob(pattern):
                 if path.relative_to(folder) not in files:
@@ -298,7 +298,7 @@ def replace_files(new: Path, folder: Path, variant: str | None) -> None:
 
 
 def _has_code(folder: Path) -> bool:
-    """Return whether a folder holds a pipeline that was saved with its code."""
+    """Return whether a folder holds a pipeline saved with its code."""
     try:
         index = json.loads((folder / DiffusionPipeline.config_name).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -306,12 +306,12 @@ def _has_code(folder: Path) -> bool:
     return isinstance(index.get("_class_name"), list)
 
 
-def sent_files(folder: Path, with_card: bool) -> list[str]:
-    """Return the files of a saved pipeline and of its card, and no others of its folder.
+def pipeline_files(folder: Path, with_card: bool) -> list[str]:
+    """Return the names of a saved pipeline's files, without other files in its folder.
 
     Args:
         folder: of the pipeline.
-        with_card: name README.md and its pictures too, if they are there.
+        with_card: include README.md, if it exists, and its pictures.
     """
     names = ["model_index.json", *(f"{module}.py" for module in MODULES)]
     index = json.loads((folder / names[0]).read_text(encoding="utf-8"))

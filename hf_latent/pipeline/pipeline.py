@@ -1,4 +1,4 @@
-"""The pipeline: images from classes, noise or other images, by the four steps."""
+"""The pipeline: the four steps generate images from class labels, noise or other images."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -11,13 +11,12 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
-# diffusers copies what this file itself imports, and nothing further.
+# diffusers copies the files that this file imports, and no others.
 from .add_noise import NoisedLatents, add_noise, is_flow, mix_noise
 from .conditions import (
     Conditions,
     Images,
     Labels,
-    Masks,
     check_output_type,
     class_conditions,
     count_images,
@@ -48,27 +47,28 @@ Generators: TypeAlias = torch.Generator | list[torch.Generator] | None
 class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
     """Unconditional or class-conditional latent diffusion, from plain diffusers parts.
 
-    A derived class has to take all of these arguments.
+    All methods raise ValueError for arguments that do not fit the model. A derived class must take
+    all of these arguments.
 
     Args:
         vae: the autoencoder (`AutoencoderKL` or `AutoencoderTiny`).
-        unet: the denoiser; N classes have N + 1 embeddings, the last the null label.
+        unet: the denoiser; N classes have N + 1 embeddings, the last the null label's.
         scheduler: a stock scheduler of the denoiser's objective.
         id2label: the classes' names, by label.
-        guide_unet: a weaker denoiser, such as one trained for less long, for autoguidance, see
-            `denoise.predict`. It must be of the same latents, classes, noise levels and objective;
-            only the shapes can be checked. It may also be set later, on the denoiser's device and
-            before any offloading. None: classifier-free guidance.
-        guidance: `guidance_scale` and `guidance_interval`, either or both, for calls that do not
-            say them; changed later by `register_to_config`. None: 2 at all noise levels.
-        objective: what the denoiser was trained for; a scheduler of another objective is refused.
-            None: the scheduler's, see `samplers.get_objective`.
+        guide_unet: a weaker denoiser for autoguidance, such as one trained for fewer steps, see
+            `denoise.predict`. It must have the denoiser's latents, classes, noise levels and
+            objective; only the shapes are checked. It may also be set later, on the denoiser's
+            device and before any offloading. None: classifier-free guidance.
+        guidance: defaults of a call's `guidance_scale` and `guidance_interval`, either or both; to
+            change them later, use `register_to_config`. None: 2 at all noise levels.
+        objective: the denoiser's; a scheduler of another objective raises an error. None: the
+            scheduler's, see `samplers.get_objective`.
 
     Raises:
         ValueError: if a model lacks weights, or scheduler, guide or guidance does not fit.
     """
 
-    # The guide is in no sequence: it would leave the accelerator, and come back, at every step.
+    # Offloading the guide would move it to the accelerator and back at every step.
     model_cpu_offload_seq = "unet->vae"
     _optional_components = ["guide_unet"]  # noqa: RUF012
 
@@ -96,7 +96,7 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
         objective = check_objective(scheduler, objective)
         self.register_to_config(id2label=id2label, guidance=guidance, objective=objective)
         self.image_processor = VaeImageProcessor(do_resize=False)
-        # Other schedulers are compared with this copy; the component may be changed in place.
+        # Schedulers set later are compared with this copy, because `scheduler` can be changed.
         self.trained_scheduler = type(scheduler).from_config(scheduler.config)
 
     @property
@@ -107,7 +107,7 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
 
     @property
     def id2label(self) -> dict[int, str]:
-        """The classes' names by label; empty if none are known."""
+        """The classes' names by label; empty if unknown."""
         return {int(label): name for label, name in (self.config.id2label or {}).items()}
 
     @property
@@ -117,11 +117,11 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
         return (size, size) if isinstance(size, int) else tuple(size)
 
     def get_label_ids(self, class_labels: Labels) -> list[int]:
-        """Translate labels or class names into numbers; ValueError for what is not in the model."""
+        """Translate labels or class names into numbers; ValueError for unknown ones."""
         return to_label_ids(class_labels, self.unet, self.config.id2label)
 
     def use_sampler(self, sampler: str) -> None:
-        """Sample with euler, heun, dpm++, unipc or ddim from now on, see `create_sampler`."""
+        """Set the sampler: euler, heun, dpm++, unipc or ddim, see `create_sampler`."""
         self.scheduler = create_sampler(self.trained_scheduler, sampler)
 
     @torch.no_grad()
@@ -138,10 +138,10 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
     def add_noise(
         self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
     ) -> NoisedLatents:
-        """Mix latents and noise as the training does, whatever the sampler, see `add_noise`."""
+        """Mix latents and noise as in training, whatever the sampler, see `add_noise.add_noise`."""
         scheduler = self.trained_scheduler
         if not is_flow(scheduler):
-            scheduler = create_sampler(scheduler, "ddim")  # the one sampler without a state
+            scheduler = create_sampler(scheduler, "ddim")  # the only sampler without a state
         return add_noise(scheduler, latents, noise, timesteps)
 
     @torch.no_grad()
@@ -159,27 +159,21 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
         mask: torch.Tensor | None = None,
         conditions: Conditions | None = None,
     ) -> torch.Tensor:
-        """Turn noise, or latents of images with noise, into latents, step by step.
+        """Denoise noise, or images' latents with noise added, into latents `(B, c, h, w)`.
 
         Args:
-            latents: `(B, c, h, w)`, standard normal.
+            latents: `(B, c, h, w)`, standard normal noise.
             num_inference_steps: the scheduler's steps, at least 1.
             class_labels: B labels or names; None: the null label of a class-conditional model.
             guidance_scale: as of a call.
             generator: draws the noise of stochastic schedulers.
             after_step: `after_step(i, t, latents) -> latents`, called after every step.
             guidance_interval: as of a call.
-            image_latents: `(B, c, h, w)`, of images to begin with.
-            strength: the part of the steps that is made of them, 0 to 1; 1 begins with noise only.
-            mask: `(B or 1, 1, h, w)` bool, true to make the images anew; None: everywhere.
-            conditions: named tensors of B images, instead of class_labels; those that are left
-                out are null.
-
-        Returns:
-            `(B, c, h, w)`, noise-free latents.
-
-        Raises:
-            ValueError: if an argument does not fit the model.
+            image_latents: `(B, c, h, w)`, latents of images to start from.
+            strength: with image_latents, the part of the steps that is made, 0 to 1; 1 starts from
+                noise only.
+            mask: `(B or 1, 1, h, w)` bool, true where images are made anew; None: everywhere.
+            conditions: named tensors of B images, in place of class_labels; missing ones are null.
         """
         if class_labels is not None:
             label_ids = self.get_label_ids(class_labels)
@@ -189,33 +183,36 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
         guidance = Guidance.choose(guidable, guidance_scale, guidance_interval, own)
         check_sampler(self.trained_scheduler, self.scheduler)
         device, scheduler = self._execution_device, self.scheduler
-        noise, kept, skipped = latents.to(device, self.unet.dtype), image_latents, 0
-        if kept is not None:
-            if kept.shape != noise.shape:
-                shapes = f"{tuple(kept.shape)}, and of noise {tuple(noise.shape)}"
-                raise ValueError(f"image_latents have the shape {shapes}: both must be the same")
-            kept = kept.to(noise)
+        noise, skipped = latents.to(device, self.unet.dtype), 0
+        if image_latents is not None:
+            if image_latents.shape != noise.shape:
+                raise ValueError(
+                    f"image_latents have the shape {tuple(image_latents.shape)} and latents "
+                    f"{tuple(noise.shape)}: both must be equal"
+                )
+            image_latents = image_latents.to(noise)
             skipped = skipped_steps(scheduler, num_inference_steps, strength)
         elif mask is not None:
-            raise ValueError("a mask needs image_latents: what is under it stays")
+            raise ValueError("a mask needs image_latents, which are kept outside the mask")
         set_inference_steps(scheduler, num_inference_steps, device)
         timesteps = scheduler.timesteps[skipped:]
-        if kept is not None and not len(timesteps):
-            return kept
+        if image_latents is not None and not len(timesteps):
+            return image_latents
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(skipped)
-        if kept is not None and skipped:
-            latents = mix_noise(scheduler, kept, noise, timesteps[:1].expand(len(noise)))
+        if image_latents is not None and skipped:
+            latents = mix_noise(scheduler, image_latents, noise, timesteps[:1].expand(len(noise)))
         else:
             latents = noise * getattr(scheduler, "init_noise_sigma", 1.0)
 
         def after(i: int, t: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
-            if mask is not None and kept is not None:
-                following = timesteps[i + 1] if i + 1 < len(timesteps) else None
-                latents = keep_unmasked(scheduler, latents, kept, noise, mask, following)
+            if mask is not None and image_latents is not None:
+                next_timestep = timesteps[i + 1] if i + 1 < len(timesteps) else None
+                latents = keep_unmasked(
+                    scheduler, latents, image_latents, noise, mask, next_timestep
+                )
             return latents if after_step is None else after_step(i, t, latents)
 
-        scales = guidance_by_step(guidance, scheduler, timesteps)
         null = null_conditions(self.unet, len(noise), device)
         latents = denoise_latents(
             self.unet,
@@ -223,7 +220,7 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
             latents,
             self.progress_bar(timesteps),
             null | (conditions or {}),
-            scales,
+            guidance_by_step(guidance, scheduler, timesteps),
             null,
             self.guide_unet,
             generator,
@@ -255,37 +252,34 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         image: Images | None = None,
         strength: float | None = None,
-        mask_image: Masks | None = None,
+        mask_image: Images | None = None,
         image_latents: torch.Tensor | None = None,
         guidance_interval: tuple[float, float] | None = None,
     ) -> ImagePipelineOutput | tuple:
-        """Generate images, from noise or from other images.
+        """Generate images from noise, or from other images.
 
         Args:
-            class_labels: labels or class names; with `num_images` they are taken in turn.
-            num_images: how many images in all; by default one a label or given image, or 1.
-            guidance_scale: classifier-free guidance or, with a guide, autoguidance, which needs no
-                labels; 1 is off; None: with labels or a guide the model's own, or 2, else off.
+            class_labels: labels or class names; used in turn if `num_images` is larger.
+            num_images: number of images; None: one for each label or given image, or 1.
+            guidance_scale: of classifier-free guidance, which needs labels, or of autoguidance; 1
+                is off; None: with labels or a guide the model's own, or 2.
             num_inference_steps: the scheduler's steps, at least 1.
-            generator: one, or a list of one an image (which is then the same in any batch).
-            latents: `(B, c, h, w)` standard normal noise to start from, instead of a drawn one.
+            generator: one, or a list of one an image (an image is then the same in any batch).
+            latents: `(B, c, h, w)` standard normal noise to start from; None: it is drawn.
             output_type: as of `reconstruct`, or "latent" `(B, c, h, w)`.
-            return_dict: return an `ImagePipelineOutput` with `images`, otherwise `(images,)`.
-            callback_on_step_end: `callback(pipeline, i, t, {"latents": ...})`, after every step;
-                latents in the dict that it returns go on to the next step.
-            callback_on_step_end_tensor_inputs: what is in the callback's dict.
-            image: image to image: begin with these, PIL or `(B, C, H, W)` in [-1, 1]; one is taken
-                for all.
-            strength: how much of the image is made anew, from 0 (nothing) to 1; None: 0.8, with a
-                mask 1.
-            mask_image: inpainting: white is made anew, black stays, of the image's size; see
+            return_dict: return an `ImagePipelineOutput` with `images`; if False, `(images,)`.
+            callback_on_step_end: `callback(pipeline, i, t, {"latents": ...})`, called after every
+                step; the next step starts from the latents in the dict that it returns.
+            callback_on_step_end_tensor_inputs: keys of the callback's dict.
+            image: image to image: start from these, PIL or `(B, C, H, W)` in [-1, 1]; a single
+                image is used for all.
+            strength: how much of the image is made anew, from 0 (nothing) to 1; None: 0.8, or 1
+                with a mask.
+            mask_image: inpainting: white is made anew, black is kept; of the image's size, see
                 `conditions.read_mask`.
-            image_latents: `(B, c, h, w)`, of `encode_images`, instead of `image`.
-            guidance_interval: guide at the noise levels from the first to the second only, from 0
-                to 1, see `denoise.Guidance`; None: the model's own, or all, as (0, 1).
-
-        Raises:
-            ValueError: if an argument does not fit the model.
+            image_latents: `(B, c, h, w)` from `encode_images`, in place of `image`.
+            guidance_interval: lowest and highest noise level with guidance, from 0 to 1, see
+                `denoise.Guidance`; (0, 1) is all; None: the model's own, or all.
         """
         device = self._execution_device
         label_ids = None if class_labels is None else self.get_label_ids(class_labels)
@@ -294,12 +288,12 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
             raise ValueError(f"callback_on_step_end_tensor_inputs has no {sorted(unknown)}")
         if image is not None:
             if image_latents is not None:
-                raise ValueError("image and image_latents are the same thing: pass one of both")
+                raise ValueError("pass either image or image_latents, not both")
             image_latents = self.encode_images(image, sample_posterior=False)
         if image_latents is not None:
             check_latents(self.unet, image_latents.shape)
         elif not (strength is None and mask_image is None):
-            raise ValueError("strength and mask_image need an image")
+            raise ValueError("strength and mask_image need an image or image_latents")
         mask = None
         if mask_image is not None and image_latents is not None:
             mask = read_mask(mask_image, image_latents.shape[2:], downsampling_factor(self.vae))
@@ -315,24 +309,24 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
             size = self.latent_size if image_latents is None else image_latents.shape[2:]
             shape = (num_images, self.unet.config.in_channels, *size)
             latents = randn_tensor(shape, generator, device, self.unet.dtype)
-        callback = callback_on_step_end or (lambda *given: {})
 
         def after_step(i: int, t: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+            if callback_on_step_end is None:
+                return latents
             tensors = {"latents": latents} if callback_on_step_end_tensor_inputs else {}
-            return (callback(self, i, t, tensors) or {}).get("latents", latents)
+            return (callback_on_step_end(self, i, t, tensors) or {}).get("latents", latents)
 
         latents = self.denoise_latents(
             latents,
             num_inference_steps,
-            None,
-            guidance_scale,
-            generator,
-            after_step,
-            guidance_interval,
-            image_latents,
-            strength,
-            mask,
-            conditions,
+            guidance_scale=guidance_scale,
+            generator=generator,
+            after_step=after_step,
+            guidance_interval=guidance_interval,
+            image_latents=image_latents,
+            strength=strength,
+            mask=mask,
+            conditions=conditions,
         )
         images = latents
         if output_type != "latent":
@@ -342,7 +336,7 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
     def reconstruct(
         self, images: Images, output_type: str = "pt"
     ) -> torch.Tensor | np.ndarray | list[Image.Image]:
-        """Encode images to the posterior's mean and decode them: what the latent keeps.
+        """Encode images to the posterior's mean and decode them.
 
         `output_type` is "pt" `(B, C, H, W)` in [0, 1], "np" `(B, H, W, C)` in [0, 1], or "pil".
         """
@@ -360,27 +354,24 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
         generator: torch.Generator | None = None,
         **settings,
     ) -> ImagePipelineOutput | tuple:
-        """Generate a row of images that goes from one seed, or image, to another.
+        """Generate a row of images that changes gradually from one seed, or image, to another.
 
         Args:
             first: a seed, or one image, PIL or `(1, C, H, W)` in [-1, 1].
             second: of the same kind.
-            num_images: how many, both ends included; at least 2.
-            strength: of images: how far their latents are taken towards noise, the same for all,
-                and denoised again (Ho et al. 2020, section 4.3); 0 only decodes; None: 0.5.
-            generator: draws that noise, and the one of stochastic schedulers.
-            settings: as of a call, for example class_labels; nothing that says where it begins.
-
-        Raises:
-            ValueError: if an argument does not fit the model.
+            num_images: number of images, both ends included; at least 2.
+            strength: between images: how much noise is added to their latents and removed again
+                (Ho et al. 2020, section 4.3), as of a call; 0 only decodes; None: 0.5.
+            generator: draws that noise, and the noise of stochastic schedulers.
+            settings: as of a call, for example class_labels, except those that say where to start.
         """
-        if begins := {"latents", "image", "image_latents", "mask_image"} & settings.keys():
-            raise ValueError(f"interpolate takes no {', '.join(sorted(begins))}")
-        seeds = [isinstance(end, int | np.integer) for end in (first, second)]
-        if num_images < 2 or len(set(seeds)) > 1:
-            raise ValueError("interpolate from seed to seed or image to image, in 2 or more images")
-        if all(seeds) and strength is not None:
-            raise ValueError("strength is for images: leave it out between seeds")
+        if starts := {"latents", "image", "image_latents", "mask_image"} & settings.keys():
+            raise ValueError(f"interpolate takes no {', '.join(sorted(starts))}")
+        between_seeds = isinstance(first, int | np.integer)
+        if num_images < 2 or isinstance(second, int | np.integer) != between_seeds:
+            raise ValueError("interpolate between two seeds or two images, in 2 or more images")
+        if between_seeds and strength is not None:
+            raise ValueError("strength is for images: leave it unset between seeds")
         shape = (1, self.unet.config.in_channels, *self.latent_size)
         ends = [
             randn_tensor(shape, torch.Generator().manual_seed(int(end)), dtype=self.unet.dtype)
@@ -393,7 +384,7 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
         weights = torch.linspace(0, 1, num_images).tolist()
         latents = torch.cat([slerp(ends[0], ends[1], weight) for weight in weights])
         settings |= {"num_images": num_images, "generator": generator}
-        if all(seeds):
+        if between_seeds:
             return self(latents=latents, **settings)
         noise = randn_tensor(ends[0].shape, generator, latents.device, latents.dtype)
         settings |= {"image_latents": latents, "strength": 0.5 if strength is None else strength}

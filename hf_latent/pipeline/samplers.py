@@ -1,8 +1,8 @@
-"""Stock schedulers as samplers: which fit which objective, and which noise levels they visit.
+"""Stock schedulers as samplers: which fit which objective, and their noise levels.
 
-A denoiser answers in the terms of its objective, at the noise levels that it was trained on. A
-sampler of another objective or of other noise levels still makes images, and they are wrong. So
-samplers are made here, and schedulers from elsewhere are compared with the trained one.
+A sampler of another objective, or of other noise levels than the denoiser was trained on, also
+makes images, but wrong ones. So samplers are created here, and other schedulers are compared with
+the trained model's.
 """
 
 import inspect
@@ -41,44 +41,38 @@ DIFFUSION_SAMPLERS: dict[str, type[SchedulerMixin]] = {
     "unipc": UniPCMultistepScheduler,
     "ddim": DDIMScheduler,
 }
-# These go down by `N // steps` timesteps, whatever the next timestep is.
+# In each step these remove the noise of `N // steps` timesteps, whatever the next timestep is.
 WHOLE_STEPS = (DDIMScheduler, DDIMParallelScheduler, PNDMScheduler)
-# Entries of the configuration for the objective, the noise levels, and which of them are visited.
-CARRIED = (
+# Configuration entries for the objective, the noise levels, and the spacing of steps.
+KEPT_ENTRIES = (
     *("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "trained_betas"),
     *("rescale_betas_zero_snr", "prediction_type", "timestep_spacing", "steps_offset"),
 )
 
 
 def load_scheduler(name: str, **kwargs: Any) -> SchedulerMixin:
-    """Load the scheduler of a saved pipeline, whichever stock one it is.
+    """Load the scheduler of a saved pipeline.
 
     Args:
         name: a folder or Hub id.
         **kwargs: of `from_pretrained`.
 
     Raises:
-        ValueError: if it is none of diffusers'.
+        ValueError: if its class is not a diffusers scheduler.
         OSError: if there is none.
     """
     config = DDIMScheduler.load_config(name, subfolder="scheduler", **kwargs)  # of any class
     scheduler_class = getattr(diffusers, str(config.get("_class_name")), None)
     if not (isinstance(scheduler_class, type) and issubclass(scheduler_class, SchedulerMixin)):
-        raise ValueError(f"{config.get('_class_name')} is no scheduler of diffusers")
+        raise ValueError(f"{config.get('_class_name')} is no diffusers scheduler")
     return scheduler_class.from_config(config)  # type: ignore[attr-defined]
 
 
 def get_objective(scheduler: SchedulerMixin) -> str:
-    """Return the objective for which a scheduler takes the denoiser's answer.
-
-    Args:
-        scheduler: a stock scheduler.
-
-    Returns:
-        `flow`, or the prediction type: `epsilon`, `v_prediction`, `sample`.
+    """Return a scheduler's objective: `flow`, `epsilon`, `v_prediction` or `sample`.
 
     Raises:
-        ValueError: if its configuration does not say.
+        ValueError: if its configuration names none.
     """
     if is_flow(scheduler):
         return "flow"
@@ -89,35 +83,28 @@ def get_objective(scheduler: SchedulerMixin) -> str:
 
 
 def check_objective(scheduler: SchedulerMixin, objective: str | None) -> str:
-    """Refuse a scheduler of another objective than a denoiser's.
+    """Check that a scheduler is for the denoiser's objective, and return the objective.
 
     Args:
         scheduler: a stock scheduler.
-        objective: that the denoiser was trained for; None: the scheduler's.
-
-    Returns:
-        The objective.
+        objective: the denoiser's; None: the scheduler's.
 
     Raises:
-        ValueError: if it is another, or the scheduler does not say its own.
+        ValueError: if the scheduler is for another objective, or its configuration names none.
     """
     found = get_objective(scheduler)
     if objective not in (None, found):
         raise ValueError(
-            f"{type(scheduler).__name__} takes the denoiser's answer for {found}, and it was "
+            f"{type(scheduler).__name__} is for the objective {found}, and the denoiser was "
             f"trained for {objective}: use pipeline.use_sampler(name)"
         )
     return found
 
 
 def compatible_samplers(scheduler: SchedulerMixin) -> list[str]:
-    """Return the names of the samplers that go with a scheduler's objective.
+    """Return the names of the samplers for the objective of a trained model's scheduler.
 
-    HeunDiscreteScheduler knows neither the objective `sample` nor a schedule that ends without any
-    signal (zero terminal SNR).
-
-    Args:
-        scheduler: of the trained model; its configuration says the objective.
+    HeunDiscreteScheduler supports neither the objective `sample` nor zero terminal SNR.
     """
     if is_flow(scheduler):
         return list(FLOW_SAMPLERS)
@@ -130,14 +117,11 @@ def create_sampler(scheduler: SchedulerMixin, sampler: str) -> SchedulerMixin:
     """Create the stock scheduler of a sampler, for a trained model.
 
     Args:
-        scheduler: of the trained model; objective and noise levels are carried over.
+        scheduler: the trained model's, not changed; its objective and noise levels are kept.
         sampler: one of `compatible_samplers(scheduler)`.
 
-    Returns:
-        A new scheduler; the given one is left as it is.
-
     Raises:
-        ValueError: if the sampler is not known, or not for this objective.
+        ValueError: if the sampler is unknown, or not for this objective.
     """
     if sampler not in get_args(Sampler):
         raise ValueError(f"there is no sampler {sampler!r}: use {', '.join(get_args(Sampler))}")
@@ -149,9 +133,9 @@ def create_sampler(scheduler: SchedulerMixin, sampler: str) -> SchedulerMixin:
             + (" and zero terminal SNR" if scheduler.config.get("rescale_betas_zero_snr") else "")
             + f": use {', '.join(compatible)}"
         )
-    made = (_create_flow if is_flow(scheduler) else _create_diffusion)(scheduler, sampler)
-    check_sampler(scheduler, made)
-    return made
+    created = (_create_flow if is_flow(scheduler) else _create_diffusion)(scheduler, sampler)
+    check_sampler(scheduler, created)
+    return created
 
 
 def _create_flow(scheduler: SchedulerMixin, sampler: str) -> SchedulerMixin:
@@ -168,9 +152,9 @@ def _create_flow(scheduler: SchedulerMixin, sampler: str) -> SchedulerMixin:
 
 
 def _create_diffusion(scheduler: SchedulerMixin, sampler: str) -> SchedulerMixin:
-    """Pass on objective and noise levels; `from_config` drops entries that were defaults."""
+    # `from_config` would drop entries that equal the trained scheduler's defaults.
     scheduler_class = DIFFUSION_SAMPLERS[sampler]
-    settings = {name: scheduler.config[name] for name in CARRIED if name in scheduler.config}
+    settings = {name: scheduler.config[name] for name in KEPT_ENTRIES if name in scheduler.config}
     settings |= {"clip_sample": False, "thresholding": False}  # latents have no bounds
     known = inspect.signature(scheduler_class.__init__).parameters
     try:
@@ -180,15 +164,14 @@ def _create_diffusion(scheduler: SchedulerMixin, sampler: str) -> SchedulerMixin
 
 
 def check_sampler(trained: SchedulerMixin, scheduler: SchedulerMixin) -> None:
-    """Refuse a scheduler that would make wrong images of a denoiser's answers.
+    """Check that a scheduler makes the right images of a denoiser's predictions.
 
     Args:
-        trained: the scheduler of the trained model.
+        trained: the trained model's scheduler.
         scheduler: the one to sample with.
 
     Raises:
-        ValueError: if it takes the answers for another objective's, counts other noise levels, or
-            clips the latents, which have no bounds.
+        ValueError: if the objective or the noise levels differ, or it clips the latents.
     """
     if type(scheduler) is type(trained) and scheduler.config == trained.config:
         return
@@ -205,15 +188,15 @@ def check_sampler(trained: SchedulerMixin, scheduler: SchedulerMixin) -> None:
 
 
 def same_noise_levels(trained: SchedulerMixin, scheduler: SchedulerMixin) -> bool:
-    """Return whether a timestep stands for the same noise in two schedulers of one objective."""
+    """Return whether timesteps mean the same noise levels in two schedulers of one objective."""
     if type(scheduler) is type(trained) and scheduler.config == trained.config:
         return True
     return (_same_flow if is_flow(trained) else _same_signal)(trained, scheduler)
 
 
 def _same_flow(trained: SchedulerMixin, scheduler: SchedulerMixin) -> bool:
-    """Compare the scale of timesteps; sigmas that are not flow's go beyond 1."""
     config = scheduler.config
+    # Sigmas that are not flow's exceed 1.
     if not type(scheduler).__name__.startswith("FlowMatch"):
         others = ("karras_sigmas", "exponential_sigmas", "beta_sigmas", "lu_lambdas")
         if not config.get("use_flow_sigmas") or any(config.get(f"use_{x}") for x in others):
@@ -222,27 +205,27 @@ def _same_flow(trained: SchedulerMixin, scheduler: SchedulerMixin) -> bool:
 
 
 def _same_signal(trained: SchedulerMixin, scheduler: SchedulerMixin) -> bool:
-    """Compare signal shares; at zero terminal SNR some samplers keep a little signal."""
     config = scheduler.config
     if config.get("use_flow_sigmas") or config.get("timestep_type", "discrete") != "discrete":
         return False
     ours, theirs = (getattr(x, "alphas_cumprod", None) for x in (trained, scheduler))
     if ours is None or theirs is None or len(ours) != len(theirs):
         return False
+    # At zero terminal SNR some samplers keep a little signal.
     return torch.allclose(ours.cpu(), theirs.cpu(), rtol=1e-4, atol=1e-6)
 
 
 def noise_levels(scheduler: SchedulerMixin, timesteps: torch.Tensor) -> torch.Tensor:
-    """Return how much of the noisy latents is noise, on one scale for all objectives.
+    """Return the noise levels of timesteps, on one scale for all objectives.
 
-    `sigma / (1 + sigma)` of noisy = clean + sigma noise; flow's own sigma is the same.
+    `sigma / (1 + sigma)` of noisy = clean + sigma noise; for flow this is flow's own sigma.
 
     Args:
         scheduler: a stock scheduler.
         timesteps: `(n,)`, some of its timesteps.
 
     Returns:
-        `(n,)` float64 in [0, 1], on the CPU; 1 is noise only.
+        `(n,)` float64 in [0, 1], on the CPU; 0 is no noise, 1 noise only.
     """
     timesteps = timesteps.cpu().double()  # not every device has float64
     if is_flow(scheduler):
@@ -255,13 +238,7 @@ def noise_levels(scheduler: SchedulerMixin, timesteps: torch.Tensor) -> torch.Te
 def guidance_by_step(
     guidance: Guidance, scheduler: SchedulerMixin, timesteps: torch.Tensor
 ) -> list[float]:
-    """Return the guidance scale of every step: 1 outside the guidance's interval.
-
-    Args:
-        guidance: scale and interval.
-        scheduler: a stock scheduler.
-        timesteps: `(n,)`, those of the steps that will be made.
-    """
+    """Return the guidance scale for each of `(n,)` timesteps: 1 outside guidance's interval."""
     if guidance.interval is None:
         return [guidance.scale] * len(timesteps)
     lowest, highest = guidance.interval
@@ -275,8 +252,8 @@ def set_inference_steps(
 ) -> None:
     """Spread a scheduler's steps over its noise levels.
 
-    By default flow's Euler and Heun go down to sigma = 1/1000 and waste their last step. Here sigma
-    falls from 1 to 0 in equal steps.
+    For flow's Euler and Heun, sigma falls from 1 to 0 in equal steps; by default it falls to 1/1000
+    and the last step is wasted.
 
     Args:
         scheduler: its `set_timesteps` is called.
@@ -284,7 +261,7 @@ def set_inference_steps(
         device: of the timesteps.
 
     Raises:
-        ValueError: for fewer than 1, or a number that the scheduler gets wrong, see `check_steps`.
+        ValueError: for fewer than 1, or a number with wrong noise levels, see `check_steps`.
     """
     if num_inference_steps < 1:
         raise ValueError(f"num_inference_steps must be at least 1, not {num_inference_steps}")
@@ -298,29 +275,25 @@ def set_inference_steps(
         check_steps(scheduler, num_inference_steps)
         scheduler.set_timesteps(num_inference_steps, device=device)
     if scheduler.config.get("use_flow_sigmas"):
-        # These schedulers cut timesteps to integers, which are other noise levels.
+        # These schedulers truncate timesteps to integers, which are other noise levels.
         sigmas = scheduler.sigmas[:-1].to(device)
         scheduler.timesteps = sigmas * scheduler.config.num_train_timesteps
     elif scheduler.config.get("timestep_spacing") == "trailing" and (scheduler.timesteps < 0).any():
         raise ValueError(
-            f"{type(scheduler).__name__} makes a step too many of {num_inference_steps}, by "
-            "rounding: use another number of steps"
+            f"{type(scheduler).__name__} rounds {num_inference_steps} steps to one step too many: "
+            "use another number of steps"
         )
 
 
 def check_steps(scheduler: SchedulerMixin, num_inference_steps: int) -> None:
-    """Refuse step counts for which DDIM and PNDM silently use the wrong noise level.
+    """Reject step counts for which DDIM and PNDM silently use the wrong noise level.
 
-    With N timesteps, DDIM removes the noise of `N // steps` timesteps in each step, and tells the
-    denoiser the rounded next timestep. If steps do not divide N, the two drift apart and the last
-    step may leave noise. With `leading` spacing both are equal.
-
-    Args:
-        scheduler: a stock scheduler.
-        num_inference_steps: at least 1.
+    With N timesteps, each step of DDIM removes the noise of `N // steps` timesteps, but the
+    denoiser is called with the rounded next timestep. If steps do not divide N, both drift apart
+    and the last step may leave noise. With `leading` spacing both are equal.
 
     Raises:
-        ValueError: naming numbers that fit; or if there are fewer timesteps than steps.
+        ValueError: naming step counts that fit; or if there are fewer timesteps than steps.
     """
     if is_flow(scheduler):
         return  # flow's timesteps need not be whole numbers
@@ -338,6 +311,6 @@ def check_steps(scheduler: SchedulerMixin, num_inference_steps: int) -> None:
             above = min(n for n in fitting if n > num_inference_steps)
             mend = f"use {below} or {above} steps, or {mend[4:]}"
         raise ValueError(
-            f"{name} makes steps of whole timesteps, and {num_inference_steps} of {total}, spaced "
-            f"as {spacing}, are not: {mend}"
+            f"{name} needs steps of whole timesteps, and {num_inference_steps} steps of {total} "
+            f"timesteps with {spacing} spacing are not whole: {mend}"
         )

@@ -1,4 +1,4 @@
-"""Weights of diffusers models: loaded whole, with the same results wherever they lie."""
+"""Weights of diffusers models: complete, and with results that do not depend on their address."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,68 +12,61 @@ ALIGNMENT_BYTES = 64
 
 
 def load_exactly(name: str, subfolder: str | None = None, **kwargs: Any) -> ModelMixin:
-    """Load a diffusers model, from safetensors only, with all its weights and no others.
+    """Load a diffusers model from safetensors, with all its weights and no others.
 
     Args:
-        name: a folder, or the id of a repository on the Hub.
-        subfolder: of it.
+        name: a folder or Hub id.
+        subfolder: the model's folder in it.
         **kwargs: of `ModelMixin.from_pretrained`.
 
     Raises:
-        ValueError: if its class is none of diffusers, or the weights are not exactly its own.
+        ValueError: if its class is not a diffusers model, or weights are missing or left over.
     """
     where = {"subfolder": subfolder} if subfolder else {}
     config = AutoModel.load_config(name, **where)
     model_class: Any = getattr(diffusers, str(config.get("_class_name")), None)
     if not (isinstance(model_class, type) and issubclass(model_class, ModelMixin)):
-        raise ValueError(f"{config.get('_class_name')} is no model of diffusers")
+        raise ValueError(f"{config.get('_class_name')} is no diffusers model")
     model, found = model_class.from_pretrained(  # type: ignore[attr-defined]
         name, use_safetensors=True, output_loading_info=True, **where, **kwargs
     )
     kinds = {kind: found[f"{kind}_keys"] for kind in ("missing", "unexpected", "mismatched")}
-    kinds["missing"] = kinds["missing"] or lacking_weights(model)  # not found out of several files
+    # With several files diffusers does not report what is missing.
+    kinds["missing"] = kinds["missing"] or missing_weights(model)
     wrong = [f"{kind}: {', '.join(map(str, keys[:3]))}" for kind, keys in kinds.items() if keys]
     if wrong:
         raise ValueError(
-            f"the saved {subfolder or model_class.__name__} has not exactly its weights, "
+            f"the weights of the saved {subfolder or model_class.__name__} do not fit: "
             + "; ".join(wrong)
         )
     return model
 
 
-def lacking_weights(model: torch.nn.Module) -> list[str]:
-    """Return the names of a loaded model's weights that its files lack.
-
-    diffusers leaves them without values.
+def missing_weights(model: torch.nn.Module) -> list[str]:
+    """Return the names of weights that a model's files lack; diffusers leaves them without values.
 
     Args:
-        model: whose weights are all in memory.
+        model: with all its weights in memory.
     """
     return [name for name, parameter in model.named_parameters() if parameter.is_meta]
 
 
 def check_weights(name: str, model: torch.nn.Module) -> None:
-    """Refuse a model that lacks weights; weights that accelerate keeps elsewhere are not looked at.
-
-    Args:
-        name: of the component, for the message.
-        model: a component of a pipeline.
+    """Check that no weights are missing, unless accelerate keeps some outside of memory.
 
     Raises:
-        ValueError: naming some of what is missing.
+        ValueError: naming the component and some of its missing weights.
     """
-    lacking = [] if hasattr(model, "hf_device_map") else lacking_weights(model)
-    if lacking:
-        raise ValueError(f"the {name} lacks weights: {', '.join(lacking[:3])}")
+    missing = [] if hasattr(model, "hf_device_map") else missing_weights(model)
+    if missing:
+        raise ValueError(f"the {name} lacks weights: {', '.join(missing[:3])}")
 
 
 def align_weights(model: torch.nn.Module) -> None:
-    """Move weights on a CPU to addresses at which matrix products always give the same last bits.
+    """Copy a model's CPU weights, in place, to addresses at which results are always bit-equal.
 
-    The weights of a mapped file begin at any byte, and the last bits depend on that.
-
-    Args:
-        model: whose parameters are changed in place.
+    Weights in a memory-mapped file begin at any byte; the last bits of matrix products depend on
+    that.
     """
     for parameter in model.parameters():
         if parameter.device.type == "cpu" and parameter.data_ptr() % ALIGNMENT_BYTES:
@@ -82,18 +75,18 @@ def align_weights(model: torch.nn.Module) -> None:
 
 @contextmanager
 def upcast_where_needed(vae: AutoencoderKL | AutoencoderTiny) -> Iterator[torch.dtype]:
-    """Bring a float16 autoencoder to float32 for a while, if its `force_upcast` asks for it.
+    """Convert a float16 autoencoder to float32 within the block, if it has `force_upcast`.
 
-    The activations of Stable Diffusion XL's autoencoder grow beyond what float16 holds, and its
-    images would be black. Others have `force_upcast` by diffusers' default and are only slower.
-    The weights come back as they were, to the bit. Under diffusers' group offloading, which puts
-    its own weights in place, nothing is changed.
+    The activations of Stable Diffusion XL's autoencoder overflow float16, and its images would be
+    black. Other autoencoders have `force_upcast` by diffusers' default and only become slower.
+    Afterwards the weights are bit-equal to those before. Diffusers' group offloading puts its own
+    weights in place, so nothing is converted.
 
     Args:
         vae: changed in place.
 
     Yields:
-        The autoencoder's own dtype; inside, it does not overflow.
+        The autoencoder's dtype before the block.
     """
     dtype = vae.dtype
     needed = dtype == torch.float16 and bool(vae.config.get("force_upcast"))

@@ -96,7 +96,7 @@ def test_a_collapsed_channel_survives_the_fold(many_images):
 
 def test_folding_twice_and_unfolding_what_is_not_folded_are_refused(vae, many_images):
     statistics = statistics_of(vae, many_images)
-    with pytest.raises(ValueError, match="folded already"):
+    with pytest.raises(ValueError, match="already folded"):
         fold_latent_scale(fold_latent_scale(vae, statistics), statistics)
     with pytest.raises(ValueError, match="not folded"):
         unfold_latent_scale(vae)

@@ -131,5 +131,5 @@ def test_a_pipeline_whose_scheduler_is_none_of_diffusers_is_refused(pipeline, tm
     pipeline.save_pretrained(tmp_path)
     path = tmp_path / "scheduler" / "scheduler_config.json"
     path.write_text(path.read_text().replace("FlowMatchEulerDiscreteScheduler", "UNet2DModel"))
-    with pytest.raises(UserError, match="UNet2DModel is no scheduler of diffusers"):
+    with pytest.raises(UserError, match="UNet2DModel is no diffusers scheduler"):
         load_denoiser(str(tmp_path))

@@ -181,7 +181,7 @@ def test_a_guide_may_have_fewer_levels_and_not_more(vae):
     parts = {"vae": vae, "unet": make_denoiser(vae), "scheduler": create_scheduler("flow")}
     pipeline = LatentDiffusionPipeline(**parts, guide_unet=one)
     assert draw_latents(pipeline, [0, 1]).shape == (2, 4, 4, 4)
-    with pytest.raises(ValueError, match=r"of 4, and the denoiser of 2: .* no more levels"):
+    with pytest.raises(ValueError, match=r"multiples of 4, the denoiser 2: .* no more levels"):
         LatentDiffusionPipeline(**parts, guide_unet=three)
 
 

@@ -154,7 +154,7 @@ def test_guidance_needs_labels(vae):
 
 @pytest.mark.parametrize(
     ("shape", "message"),
-    [((1, 3, 4, 4), "3 channels"), ((1, 4, 5, 4), "multiples of 2, so the image's multiples of")],
+    [((1, 3, 4, 4), "3 channels"), ((1, 4, 5, 4), "multiples of 2, and those of the image")],
 )
 def test_latents_that_do_not_fit_are_refused(vae, shape, message):
     with pytest.raises(ValueError, match=message):

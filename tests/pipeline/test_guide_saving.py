@@ -14,7 +14,7 @@ from hf_latent.hub.ldm_pipeline import to_ldm_pipeline
 from hf_latent.hub.model_files import model_files
 from hf_latent.models.frozen import hash_weights
 from hf_latent.pipeline import LatentDiffusionPipeline
-from hf_latent.pipeline.hub_format import MODULES, sent_files
+from hf_latent.pipeline.hub_format import MODULES, pipeline_files
 from tests import forked
 from tests.conftest import draw_latents, make_guide
 
@@ -85,7 +85,7 @@ def test_a_guide_that_is_given_later_is_saved_and_one_that_is_taken_away_is_not(
     # Over one that has a guide: its files stay, as all others do, and are none of the model.
     again.save_pretrained(tmp_path / "with")
     assert LatentDiffusionPipeline.from_pretrained(tmp_path / "with").guide_unet is None
-    assert set(sent_files(tmp_path / "with", with_card=False)) == WITHOUT_GUIDE
+    assert set(pipeline_files(tmp_path / "with", with_card=False)) == WITHOUT_GUIDE
 
 
 def test_a_guide_that_is_passed_is_not_loaded(guided, tmp_path):
@@ -105,11 +105,11 @@ def test_a_guide_is_loaded_exactly_and_from_safetensors_only(guided, tmp_path):
     path = tmp_path / "guide_unet" / WEIGHTS
     weights = load_file(path)
     save_file(weights | {"other": torch.ones(1)}, path, metadata={"format": "pt"})
-    with pytest.raises(ValueError, match="guide_unet has not exactly its weights, unexpected"):
+    with pytest.raises(ValueError, match="weights of the saved guide_unet do not fit: unexpected"):
         LatentDiffusionPipeline.from_pretrained(tmp_path)
     weights.pop("conv_in.bias")
     save_file(weights, path, metadata={"format": "pt"})
-    with pytest.raises(ValueError, match="guide_unet has not exactly its weights, missing"):
+    with pytest.raises(ValueError, match="weights of the saved guide_unet do not fit: missing"):
         LatentDiffusionPipeline.from_pretrained(tmp_path)
     path.unlink()
     torch.save(weights, path.with_suffix(".bin"))
@@ -136,7 +136,7 @@ def test_a_variant_dtypes_and_shards_of_the_guide(guided, tmp_path):
 
 def test_a_guide_is_sent_to_the_hub(guided, tmp_path):
     guided.save_pretrained(tmp_path)
-    assert set(sent_files(tmp_path, with_card=False)) == WITHOUT_GUIDE | GUIDE
+    assert set(pipeline_files(tmp_path, with_card=False)) == WITHOUT_GUIDE | GUIDE
     entry, _, files = model_files(tmp_path)
     assert {entry, *files} == WITHOUT_GUIDE | GUIDE
 

@@ -71,7 +71,7 @@ def test_images_of_two_channels_are_refused_as_pictures_before_they_are_drawn():
         lambda: pipeline([0]),
         lambda: pipeline.reconstruct(torch.zeros(1, 2, 16, 16), "pil"),
     ):
-        with pytest.raises(ValueError, match="2 channels are no pictures: set output_type to np"):
+        with pytest.raises(ValueError, match="no images of 2 channels: set output_type to np"):
             draw()
     with pytest.raises(ValueError, match="output_type must be pil, np or pt, not 'latent'"):
         pipeline.reconstruct(torch.zeros(1, 2, 16, 16), "latent")

@@ -174,7 +174,7 @@ def test_a_sampler_that_cannot_begin_from_an_image_is_refused(vae, images):
     pipeline = LatentDiffusionPipeline(vae, make_denoiser(vae), PNDMScheduler())
     pipeline.set_progress_bar_config(disable=True)
     assert pipeline([0], num_inference_steps=10).images
-    with pytest.raises(ValueError, match="PNDMScheduler begins with noise only"):
+    with pytest.raises(ValueError, match="PNDMScheduler can start from noise only"):
         pipeline([0], image=images[:1])
 
 

@@ -54,7 +54,7 @@ def test_an_ideal_denoiser_recovers_the_latent(name, sampler, steps):
     check_sampler(trained, scheduler)
     known, noise = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     if sampler == "ddim" and 1000 % steps:
-        with pytest.raises(ValueError, match="makes steps of whole timesteps, and"):
+        with pytest.raises(ValueError, match="needs steps of whole timesteps, and"):
             set_inference_steps(scheduler, steps, "cpu")
         return
     set_inference_steps(scheduler, steps, "cpu")
@@ -74,13 +74,13 @@ def test_numbers_of_steps_that_a_stock_scheduler_makes_wrong_ones_of_are_refused
         with pytest.raises(ValueError, match=f"use {numbers} steps, or the sampler euler, whose"):
             set_inference_steps(epsilon, steps, "cpu")
     linspace = PNDMScheduler(timestep_spacing="linspace")
-    with pytest.raises(ValueError, match="spaced as linspace, are not: use the sampler euler"):
+    with pytest.raises(ValueError, match="linspace spacing are not whole: use the sampler euler"):
         set_inference_steps(linspace, 20, "cpu")
     for sampler in TABLE["epsilon"]:
         with pytest.raises(ValueError, match="has 1000 timesteps, too few for 1001 steps"):
             set_inference_steps(create_sampler(epsilon, sampler), 1001, "cpu")
     for sampler in ("euler", "heun", "dpm++", "unipc"):
-        with pytest.raises(ValueError, match="a step too many of 61, by rounding: use another"):
+        with pytest.raises(ValueError, match="rounds 61 steps to one step too many: use another"):
             set_inference_steps(create_sampler(epsilon, sampler), 61, "cpu")
 
 
@@ -138,16 +138,24 @@ def test_the_shift_of_flow_is_carried_over():
     ("trained", "scheduler", "message"),
     [
         # What from_config silently makes of a flow model's scheduler.
-        ("flow", DDIMScheduler.from_config(create_scheduler("flow").config), "answer for epsilon"),
-        ("flow", DPMSolverMultistepScheduler(), "answer for epsilon, and it was trained for flow"),
-        ("epsilon", FlowMatchEulerDiscreteScheduler(), "answer for flow"),
+        (
+            "flow",
+            DDIMScheduler.from_config(create_scheduler("flow").config),
+            "objective epsilon",
+        ),
+        (
+            "flow",
+            DPMSolverMultistepScheduler(),
+            "epsilon, and the denoiser was trained for flow",
+        ),
+        ("epsilon", FlowMatchEulerDiscreteScheduler(), "objective flow"),
         ("flow", UniPCMultistepScheduler(prediction_type="flow_prediction"), "other noise levels"),
         ("flow", FlowMatchEulerDiscreteScheduler(num_train_timesteps=500), "other noise levels"),
         ("epsilon", DDIMScheduler(clip_sample=False), "other noise levels"),
         (
             "v_prediction",
             EulerDiscreteScheduler.from_config(create_scheduler("sample").config),
-            "answer for sample",
+            "objective sample",
         ),
         (
             "v_prediction",
@@ -237,7 +245,7 @@ def test_the_objective_goes_along_wherever_a_pipeline_is_made_of_a_model(pipelin
     pipeline.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "model_index.json").read_text())["objective"] == "flow"
     other = DDIMScheduler(clip_sample=False)
-    with pytest.raises(ValueError, match="answer for epsilon, and it was trained for flow"):
+    with pytest.raises(ValueError, match="epsilon, and the denoiser was trained for flow"):
         if way == "diffusers":
             load = DiffusionPipeline.from_pretrained
             load(tmp_path, trust_remote_code=True, scheduler=other)
@@ -268,7 +276,7 @@ def test_a_model_that_does_not_say_its_objective_yet_has_its_schedulers(pipeline
     del index["objective"]
     (tmp_path / "old" / "model_index.json").write_text(json.dumps(index))
     load = LatentDiffusionPipeline.from_pretrained
-    with pytest.raises(ValueError, match="answer for epsilon, and it was trained for flow"):
+    with pytest.raises(ValueError, match="epsilon, and the denoiser was trained for flow"):
         load(tmp_path / "old", scheduler=DDIMScheduler(clip_sample=False))
     for given in ({}, {"scheduler": create_sampler(pipeline.trained_scheduler, "heun")}):
         loaded = load(tmp_path / "old", **given)
