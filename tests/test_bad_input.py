@@ -1,4 +1,4 @@
-"""Every mistake of a user is one line, exit status 2, and leaves nothing behind."""
+"""Every user error is one line with exit status 2, and leaves no files."""
 
 from pathlib import Path
 
@@ -127,12 +127,12 @@ CASES = {
 
 
 @pytest.mark.parametrize(("command", "flags", "message"), CASES.values(), ids=CASES)
-def test_one_line_status_2_and_nothing_left(
+def test_a_user_error_is_one_line_with_status_2_and_leaves_nothing(
     folder, monkeypatch, capsys, command, flags, message, vae
 ):
     vae.save_pretrained(folder / "grey_vae")
     monkeypatch.chdir(folder)
-    # No time is lost on the real classifier before the time is found too short.
+    # The time limit is checked after the classifier is trained: use an untrained one.
     monkeypatch.setattr(
         "hf_latent.experiments.quickstart.train_classifier",
         lambda *_: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(1024, 10)),
@@ -153,7 +153,7 @@ def test_one_line_status_2_and_nothing_left(
     assert sorted(folder.rglob("*")) == before
 
 
-def test_corrupt_files_can_be_left_out(folder, monkeypatch, capsys):
+def test_corrupt_files_can_be_skipped(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     flags = "--data one_corrupt --on_bad_image skip --max_train_steps 1 --train_batch_size 2"
     run_command(AutoencoderConfig, train_autoencoder, [*flags.split(), "--output_dir", "run"])

@@ -1,4 +1,4 @@
-"""Tests have the same names in every process: pytest-xdist runs nothing where two differ."""
+"""Tests have the same names in every process: otherwise pytest-xdist runs none."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 
 @pytest.mark.slow
 def test_another_process_collects_tests_of_the_same_names(request):
-    """Of another time of day and another seed of hashes."""
+    """The process has another time of day and another hash seed."""
     environment = {name: text for name, text in os.environ.items() if "PYTEST" not in name}
     seed = "1" if os.environ.get("PYTHONHASHSEED") == "0" else "0"
     done = subprocess.run(

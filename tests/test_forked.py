@@ -1,4 +1,4 @@
-"""A forked process does what a real one does."""
+"""A forked process behaves like a real one."""
 
 import os
 import signal

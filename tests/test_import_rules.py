@@ -1,4 +1,4 @@
-"""The architecture, held by reading the imports."""
+"""The architecture, checked by reading the imports."""
 
 import ast
 import sys
@@ -30,7 +30,7 @@ FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py")
 
 
 def imported_modules(path: Path) -> list[str]:
-    """Names of imported modules; relative ones begin with a dot."""
+    """Return the names of imported modules; relative ones start with a dot."""
     modules = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -58,18 +58,18 @@ def test_steps_import_torch_diffusers_and_the_standard_library_only(name):
         assert top in {"torch", "diffusers"} or top in sys.stdlib_module_names, module
 
 
-def test_pipeline_imports_what_travels_with_it_relatively_and_nothing_else_of_the_package():
+def test_the_pipeline_imports_only_saved_files_and_relatively():
     modules = imported_modules(PACKAGE / "pipeline" / "pipeline.py")
     assert {m for m in modules if m.startswith(".")} == {f".{name}" for name in TRAVELLING[1:]}
     for name in TRAVELLING:
         for module in imported_modules(PACKAGE / "pipeline" / f"{name}.py"):
             top = module.split(".")[0]
-            # What diffusers itself needs.
+            # Libraries that diffusers itself needs.
             allowed = {"", "torch", "diffusers", "huggingface_hub", "numpy", "PIL"}
             assert top in allowed or top in sys.stdlib_module_names, module
 
 
-def test_what_is_saved_with_a_model_is_what_it_imports():
+def test_the_saved_files_are_those_that_the_pipeline_imports():
     assert set(MODULES) == set(TRAVELLING)
 
 
@@ -95,7 +95,7 @@ def test_importing_the_package_imports_nothing_heavy():
     assert output.stdout.strip() == "False", output.stderr
 
 
-def test_every_file_has_a_docstring_and_fits_its_page():
+def test_every_file_has_a_docstring_and_at_most_400_lines():
     for path in FILES:
         assert ast.get_docstring(ast.parse(path.read_text())), path
         assert len(path.read_text().splitlines()) <= 400, path

@@ -34,7 +34,7 @@ def test_a_folder_is_replaced_whole(tmp_path):
     assert [p.name for p in path.iterdir()] == ["new.json"]
 
 
-def test_a_folder_stays_where_its_replacement_was_never_written(tmp_path):
+def test_a_folder_stays_if_its_replacement_was_never_written(tmp_path):
     path = tmp_path / "model"
     path.mkdir()
     (path / "old.json").write_text("old")
@@ -44,7 +44,7 @@ def test_a_folder_stays_where_its_replacement_was_never_written(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
-def test_a_linked_folder_is_replaced_where_it_lies(tmp_path):
+def test_a_linked_folder_is_replaced_at_its_target(tmp_path):
     (tmp_path / "disk" / "model").mkdir(parents=True)
     (tmp_path / "model").symlink_to(tmp_path / "disk" / "model")
     with replaced_whole(tmp_path / "model") as temporary:
@@ -79,7 +79,7 @@ def test_output_dir_with_files_is_refused_unless_asked(tmp_path):
     assert (tmp_path / "work.txt").read_text() == "mine"
 
 
-def test_what_is_not_finite_becomes_null(tmp_path):
+def test_numbers_that_are_not_finite_become_null(tmp_path):
     values = {"a": math.nan, "b": [1.5, math.inf, {"c": -math.inf}], "d": (2, "NaN", None)}
     write_json(tmp_path / "x.json", values)
     text = (tmp_path / "x.json").read_text()
@@ -87,7 +87,7 @@ def test_what_is_not_finite_becomes_null(tmp_path):
     assert json.loads(text) == expected
 
 
-def test_the_next_try_replaces_what_a_killed_one_left(tmp_path):
+def test_the_next_try_replaces_the_remains_of_a_killed_one(tmp_path):
     def be_killed_while_writing(path, folder):
         with replaced_whole(path) as temporary:
             if folder:
@@ -114,14 +114,14 @@ def test_the_next_try_replaces_what_a_killed_one_left(tmp_path):
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["new"]
 
 
-def test_a_folder_that_was_killed_between_two_renames_is_made_anew(tmp_path):
+def test_a_folder_killed_between_two_renames_is_written_again(tmp_path):
     (tmp_path / ".model.old").mkdir()
     with replaced_whole(tmp_path / "model") as temporary:
         temporary.mkdir()
     assert {path.name for path in tmp_path.iterdir()} == {"model"}
 
 
-def test_paths_that_share_a_temporary_name_leave_one_at_most(tmp_path):
+def test_paths_with_a_shared_temporary_name_leave_at_most_one(tmp_path):
     (tmp_path / ".checkpoint.tmp").mkdir()
     (tmp_path / ".checkpoint.tmp" / "half").touch()
     for step in (1, 2):
@@ -131,13 +131,13 @@ def test_paths_that_share_a_temporary_name_leave_one_at_most(tmp_path):
     assert not list((tmp_path / "checkpoint-1").iterdir())
 
 
-def test_what_was_written_is_read(tmp_path):
+def test_written_json_is_read_back(tmp_path):
     write_json(tmp_path / "report.json", {"fd": 1.5, "data": "Müll"})
     assert read_json(tmp_path / "report.json") == {"fd": 1.5, "data": "Müll"}
 
 
 @pytest.mark.parametrize("content", [None, b"{", b"[1]", b"\xff\xff", b"[" * 100_000])
-def test_what_is_no_json_object_is_one_line(tmp_path, content):
+def test_reading_anything_but_a_json_object_is_a_user_error(tmp_path, content):
     path = tmp_path / "report.json"
     if content is not None:
         path.write_bytes(content)

@@ -1,8 +1,6 @@
 """Presets of autoencoders, denoisers and schedulers: configurations of plain diffusers classes."""
 
-import json
 from dataclasses import dataclass
-from functools import cache
 from math import prod
 from typing import Any, Literal
 
@@ -18,7 +16,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from hf_latent.errors import UserError
 from hf_latent.pipeline.denoise import size_multiple
-from hf_latent.pipeline.encode import check_images, downsampling_factor, encode_images
+from hf_latent.pipeline.encode import check_images, downsampling_factor
 
 Preset = Literal["tiny", "small", "base", "ldm-f4", "ldm-f8"]
 Objective = Literal["flow", "epsilon", "v_prediction", "sample"]
@@ -123,35 +121,17 @@ class Compression:
 def measure_compression(
     vae: AutoencoderKL | AutoencoderTiny, image_shape: tuple[int, int, int]
 ) -> Compression:
-    """Compare the shapes of an image and of its latents.
-
-    The encoding runs on torch's meta device, which computes nothing, so any size is quick.
-
-    Args:
-        vae: any autoencoder.
-        image_shape: `(C, H, W)`.
+    """Return the shapes of an image `(C, H, W)` and of its latents.
 
     Raises:
         UserError: if the image does not fit the autoencoder.
     """
-    image = torch.empty((1, *image_shape), device="meta")
     try:
-        check_images(vae, image)
+        check_images(vae, torch.empty((1, *image_shape), device="meta"))
     except ValueError as error:
         raise UserError(str(error)) from error
-    kind: Any = type(vae)  # to mypy a class of an untyped library is not hashable
-    return Compression(image_shape, _latent_shape(kind, vae.to_json_string(), image_shape))
-
-
-@cache
-def _latent_shape(
-    kind: type[AutoencoderKL] | type[AutoencoderTiny], config: str, image_shape: tuple[int, ...]
-) -> tuple[int, ...]:
-    """Return `(c, H/f, W/f)`; cached, because a training calls it five times."""
-    with torch.device("meta"):
-        vae = kind.from_config(json.loads(config))
-    image = torch.empty((1, *image_shape), device="meta")
-    return tuple(encode_images(vae, image, sample_posterior=False).shape[1:])
+    f, (_, height, width) = downsampling_factor(vae), image_shape
+    return Compression(image_shape, (vae.config.latent_channels, height // f, width // f))
 
 
 def create_autoencoder(

@@ -79,10 +79,8 @@ class Guidance:
         own = own or {}
         if others := set(own) - {"guidance_scale", "guidance_interval"}:
             raise ValueError(f"guidance has no {', '.join(sorted(others))}")
-        if scale is None:
-            scale = own.get("guidance_scale")
-        if interval is None:
-            interval = own.get("guidance_interval")
+        scale = own.get("guidance_scale") if scale is None else scale
+        interval = own.get("guidance_interval") if interval is None else interval
         pair: Any = tuple(interval) if isinstance(interval, list) else interval
         chosen = cls(DEFAULT_GUIDANCE_SCALE if scale is None else scale, pair)
         return cls() if chosen.scale == 1 else chosen
@@ -129,16 +127,16 @@ def check_guide(unet: UNet2DModel, guide_unet: UNet2DModel) -> None:
         ValueError: if channels, size, classes or dtype differ, or the guide has more levels, so
             that it could not take all latents that the denoiser takes.
     """
-    shown = []
+    shared = []
     for model in (guide_unet, unet):
-        known = {name: model.config.get(name) for name in GUIDE_SHARES}
-        size = known["sample_size"]
-        known["sample_size"] = [size, size] if isinstance(size, int) else list(size or ())
-        shown.append(known | {"dtype": model.dtype})
-    for name, own in shown[1].items():
-        if shown[0][name] != own:
+        entries = {name: model.config.get(name) for name in GUIDE_SHARES}
+        size = entries["sample_size"]
+        entries["sample_size"] = [size, size] if isinstance(size, int) else list(size or ())
+        shared.append(entries | {"dtype": model.dtype})
+    for name, own in shared[1].items():
+        if shared[0][name] != own:
             raise ValueError(
-                f"guide_unet has {name} {shown[0][name]}, and the denoiser {own}: use a guide of "
+                f"guide_unet has {name} {shared[0][name]}, and the denoiser {own}: use a guide of "
                 "the same latents, classes and dtype"
             )
     guide_multiple, multiple = size_multiple(guide_unet), size_multiple(unet)

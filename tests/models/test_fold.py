@@ -43,7 +43,7 @@ def test_statistics_are_those_of_posterior_samples(vae, many_images):
     torch.testing.assert_close(statistics.std, samples.std((0, 2, 3)), rtol=0.01, atol=0)
 
 
-def test_shares_of_the_images_can_be_summed_apart(vae, many_images):
+def test_sums_of_batches_can_be_added(vae, many_images):
     whole = statistics_of(vae, many_images)
     shares = sum(sum(map(sum_latents, posteriors(vae, many_images[rank::2]))) for rank in range(2))
     torch.testing.assert_close(measure_latents(shares).std, whole.std, rtol=1e-6, atol=0)
@@ -94,7 +94,7 @@ def test_a_collapsed_channel_survives_the_fold(many_images):
     assert all(weight.isfinite().all() for weight in folded.state_dict().values())
 
 
-def test_folding_twice_and_unfolding_what_is_not_folded_are_refused(vae, many_images):
+def test_folding_twice_and_unfolding_without_a_fold_are_refused(vae, many_images):
     statistics = statistics_of(vae, many_images)
     with pytest.raises(ValueError, match="already folded"):
         fold_latent_scale(fold_latent_scale(vae, statistics), statistics)
@@ -129,7 +129,7 @@ def test_a_folded_autoencoder_is_unfolded_to_be_trained_on(vae, many_images, tmp
     assert FOLDED_MEAN in folded.config
 
 
-def test_a_foreign_scale_is_forgotten_and_folding_gives_unit_variance(vae, many_images):
+def test_a_foreign_scale_is_reset_and_folding_gives_unit_variance(vae, many_images):
     foreign = {
         "scaling_factor": 0.18215,
         "shift_factor": 0.1,
@@ -151,7 +151,7 @@ def test_a_foreign_scale_is_forgotten_and_folding_gives_unit_variance(vae, many_
 
 
 @pytest.mark.parametrize("lacking", ["use_quant_conv", "use_post_quant_conv", "both"])
-def test_without_quant_conv_it_gets_one_that_changes_nothing(many_images, lacking):
+def test_a_missing_quant_conv_becomes_the_identity(many_images, lacking):
     names = ("use_quant_conv", "use_post_quant_conv")
     parts = {name: lacking not in (name, "both") for name in names}
     torch.manual_seed(0)

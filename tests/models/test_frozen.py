@@ -5,7 +5,7 @@ from hf_latent.models.frozen import FrozenWeights, freeze, hash_autoencoder, has
 from tests.conftest import make_autoencoder
 
 
-def test_hash_tells_every_change_of_a_weight(vae):
+def test_every_change_of_a_weight_changes_the_hash(vae):
     before = hash_weights(vae)
     assert before == hash_weights(make_autoencoder())
     assert len(before) == 64
@@ -15,7 +15,7 @@ def test_hash_tells_every_change_of_a_weight(vae):
     assert hash_weights(vae) != before
 
 
-def test_hash_of_other_dtypes(vae):
+def test_the_dtype_changes_the_hash(vae):
     assert hash_weights(vae.to(torch.bfloat16)) != hash_weights(make_autoencoder())
 
 
@@ -26,7 +26,7 @@ def test_freeze(vae):
     assert not any(parameter.requires_grad for parameter in vae.parameters())
 
 
-def test_frozen_weights_know_their_model_again_and_no_other():
+def test_frozen_weights_accept_only_their_own_model():
     vae = make_autoencoder()
     state = FrozenWeights(vae).state()
     FrozenWeights(make_autoencoder()).load_state(state)
@@ -36,7 +36,7 @@ def test_frozen_weights_know_their_model_again_and_no_other():
         FrozenWeights(vae).load_state(state)
 
 
-def test_an_autoencoders_hash_tells_its_weights_and_the_scale_of_its_latents():
+def test_an_autoencoders_hash_depends_on_weights_and_latent_scale():
     before = hash_autoencoder(make_autoencoder())
     assert before == hash_autoencoder(make_autoencoder().to(torch.float32))
     for change in ({"scaling_factor": 0.5}, {"shift_factor": 0.1}, {"latents_mean": [0.0] * 4}):
@@ -49,14 +49,14 @@ def test_an_autoencoders_hash_tells_its_weights_and_the_scale_of_its_latents():
     assert hash_autoencoder(vae) != before
 
 
-def test_an_autoencoders_hash_is_that_of_what_was_saved_and_of_any_image_size(tmp_path):
+def test_an_autoencoders_hash_survives_a_save_and_ignores_the_image_size(tmp_path):
     vae = make_autoencoder()
     vae.save_pretrained(tmp_path)
     assert hash_autoencoder(type(vae).from_pretrained(tmp_path)) == hash_autoencoder(vae)
     assert hash_autoencoder(make_autoencoder(sample_size=64)) == hash_autoencoder(vae)
 
 
-def test_an_entry_that_a_later_diffusers_adds_with_its_default_changes_no_hash():
+def test_entries_with_default_values_do_not_change_the_hash():
     vae = make_autoencoder(mid_block_add_attention=True)
     before = hash_autoencoder(vae)
     config = {k: v for k, v in vae.config.items() if k != "mid_block_add_attention"}

@@ -56,7 +56,7 @@ def test_a_damaged_folder_is_one_line(tmp_path, capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_what_the_libraries_say_themselves_is_kept_out(caplog):
+def test_the_libraries_own_messages_are_silenced(caplog):
     logger = diffusers_logging.get_logger("diffusers.models")
     logger.addHandler(caplog.handler)
     with pytest.raises(UserError), loading("nowhere", "model"):
@@ -77,7 +77,7 @@ def test_pickled_weights_are_not_loaded(pipeline, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["vae", "pipeline"])
-def test_a_released_models_name_is_not_taken_by_a_folder_without_a_model(
+def test_a_folder_without_a_model_does_not_hide_a_released_model(
     pipeline, tmp_path, monkeypatch, kind
 ):
     name = "fashion-mnist-f4"
@@ -105,7 +105,7 @@ def test_a_denoiser_alone_and_in_a_pipeline_with_its_scheduler(pipeline, tmp_pat
     assert none is None
 
 
-def test_a_denoiser_that_is_none_is_refused_in_one_line(pipeline, tmp_path):
+def test_what_is_no_denoiser_is_refused_in_one_line(pipeline, tmp_path):
     pipeline.vae.save_pretrained(tmp_path / "vae")
     with pytest.raises(UserError, match="vae is a AutoencoderKL, not a UNet2DModel"):
         load_denoiser(str(tmp_path / "vae"))
@@ -127,7 +127,7 @@ def test_pickled_and_foreign_weights_of_a_denoiser_are_not_loaded(pipeline, tmp_
         load_denoiser(str(tmp_path))
 
 
-def test_a_pipeline_whose_scheduler_is_none_of_diffusers_is_refused(pipeline, tmp_path):
+def test_a_pipeline_with_a_foreign_scheduler_is_refused(pipeline, tmp_path):
     pipeline.save_pretrained(tmp_path)
     path = tmp_path / "scheduler" / "scheduler_config.json"
     path.write_text(path.read_text().replace("FlowMatchEulerDiscreteScheduler", "UNet2DModel"))

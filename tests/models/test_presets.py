@@ -1,6 +1,6 @@
 import pytest
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderTiny, DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
 from hf_latent.errors import UserError
 from hf_latent.models.presets import (
@@ -65,9 +65,20 @@ def test_denoiser_and_autoencoder_presets_have_the_same_names():
     assert list(AUTOENCODERS) == list(DENOISERS)
 
 
+def make_tiny_autoencoder(size):
+    blocks = {"num_encoder_blocks": (1, 1, 1), "num_decoder_blocks": (1, 1, 1)}
+    widths = {"encoder_block_out_channels": (8,) * 3, "decoder_block_out_channels": (8,) * 3}
+    return AutoencoderTiny(1, 1, **blocks, **widths).eval()
+
+
 @pytest.mark.parametrize("size", [(16, 16), (48, 80)])
-def test_derived_shape_is_that_of_an_encoded_image(size):
-    vae = create_autoencoder("tiny", 1, size, **NARROW_AUTOENCODER)
+@pytest.mark.parametrize(
+    "make",
+    [lambda size: create_autoencoder("tiny", 1, size, **NARROW_AUTOENCODER), make_tiny_autoencoder],
+    ids=["AutoencoderKL", "AutoencoderTiny"],
+)
+def test_derived_shape_is_that_of_an_encoded_image(make, size):
+    vae = make(size)
     with torch.no_grad():
         latents = encode_images(vae, torch.zeros(1, 1, *size))
     assert measure_compression(vae, (1, *size)).latent_shape == latents.shape[1:]
@@ -81,7 +92,7 @@ def test_a_size_that_does_not_fit_is_refused_with_both_multiples():
         create_denoiser("tiny", vae, (1, 18, 18), **NARROW_DENOISER)
 
 
-def test_schedulers_say_their_objective():
+def test_each_scheduler_has_its_objective():
     assert isinstance(create_scheduler("flow"), FlowMatchEulerDiscreteScheduler)
     for objective in ("epsilon", "v_prediction", "sample"):
         scheduler = create_scheduler(objective)
@@ -103,7 +114,7 @@ def test_zero_terminal_snr_ends_the_schedule_with_noise_only(objective):
 
 
 @pytest.mark.parametrize("objective", ["flow", "epsilon"])
-def test_zero_terminal_snr_is_refused_where_it_means_nothing(objective):
+def test_zero_terminal_snr_is_refused_for_flow_and_epsilon(objective):
     with pytest.raises(ValueError, match=f"zero_terminal_snr is not for {objective}") as raised:
         create_scheduler(objective, zero_terminal_snr=True)
     assert "\n" not in str(raised.value)
@@ -120,7 +131,7 @@ def test_zero_terminal_snr_is_refused_where_it_means_nothing(objective):
         ("sample", True),
     ],
 )
-def test_sampling_with_the_true_answer_ends_with_the_clean_latents(objective, zero, steps):
+def test_sampling_with_true_predictions_ends_with_the_clean_latents(objective, zero, steps):
     scheduler = create_scheduler(objective, zero)
     latents, noise = torch.randn(2, 3, 4, 2, 2, generator=torch.Generator().manual_seed(0))
     scheduler.set_timesteps(steps)

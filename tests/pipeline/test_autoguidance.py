@@ -1,4 +1,4 @@
-"""Autoguidance: a weaker denoiser beside the denoiser, in every step that is guided."""
+"""Autoguidance: a weaker denoiser is evaluated beside the denoiser in every guided step."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def changed(unet: UNet2DModel, **changes) -> UNet2DModel:
 
 @pytest.mark.parametrize("num_classes", [3, None])
 @pytest.mark.parametrize("scale", [0.0, 0.5, 2.5])
-def test_the_formula(vae, num_classes, scale):
+def test_autoguidance_formula(vae, num_classes, scale):
     unet, guide = make_denoiser(vae, num_classes), make_guide(vae, num_classes)
     labels = None if num_classes is None else torch.tensor([0, 2])
     latents = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -33,7 +33,7 @@ def test_the_formula(vae, num_classes, scale):
 
 
 class Ideal(IdealDenoiser):
-    """With what else a guide is looked at for."""
+    """An ideal denoiser with the attributes that `check_guide` reads."""
 
     dtype = torch.float32
 
@@ -75,14 +75,14 @@ def test_without_guidance_the_guide_is_not_called(guided, scale):
 
 
 @pytest.mark.parametrize("scale", [0.0, 2.0, 7.0])
-def test_a_guide_that_is_the_denoiser_changes_nothing(guided, scale):
+def test_the_denoiser_as_its_own_guide_changes_nothing(guided, scale):
     guided.guide_unet = guided.unet
     plain = draw_latents(guided, [0, 2], guidance_scale=1)
     found = draw_latents(guided, [0, 2], guidance_scale=scale)
     torch.testing.assert_close(found, plain, rtol=0, atol=1e-6)
 
 
-def test_a_guide_takes_the_place_of_the_null_label(guided):
+def test_a_guide_replaces_the_null_label(guided):
     calls, others = count_calls(guided.unet), count_calls(guided.guide_unet)
     autoguidance = draw_latents(guided, [0, 2], guidance_scale=2)
     assert (calls, others) == ([2, 2, 2], [2, 2, 2])
@@ -93,7 +93,7 @@ def test_a_guide_takes_the_place_of_the_null_label(guided):
 
 
 @pytest.mark.parametrize("kind", ["guided", "unconditional_guided"])
-def test_no_labels_are_needed_and_the_default_scale_is_2(kind, request):
+def test_autoguidance_needs_no_labels_and_has_default_scale_2(kind, request):
     pipeline = request.getfixturevalue(kind)
     found = draw_latents(pipeline)
     assert torch.equal(found, draw_latents(pipeline, guidance_scale=2))
@@ -107,7 +107,7 @@ def test_no_labels_are_needed_and_the_default_scale_is_2(kind, request):
             draw_latents(pipeline, **{f"guidance_{name}": value})
 
 
-def test_an_unconditional_step_by_hand(unconditional_guided):
+def test_an_unconditional_guided_step_equals_one_computed_by_hand(unconditional_guided):
     found = draw_latents(unconditional_guided, steps=1, guidance_scale=3)
     noise = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -120,7 +120,7 @@ def test_an_unconditional_step_by_hand(unconditional_guided):
 
 
 @pytest.mark.parametrize(("kind", "labels"), [("guided", [0, 2]), ("unconditional_guided", None)])
-def test_in_an_interval_the_guide_is_called_at_guided_steps_only(request, kind, labels):
+def test_the_guide_is_called_only_inside_the_interval(request, kind, labels):
     pipeline = request.getfixturevalue(kind)
     seen, calls = [], count_calls(pipeline.unet)
     pipeline.guide_unet.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[1]))
@@ -175,7 +175,7 @@ def test_a_guide_that_does_not_fit_is_refused_when_given_called_and_saved(
     assert not (tmp_path / "model").exists()
 
 
-def test_a_guide_may_have_fewer_levels_and_not_more(vae):
+def test_a_guide_may_have_fewer_levels_but_not_more(vae):
     one = make_guide(vae, block_out_channels=(8,), attention=(False,))
     three = make_guide(vae, block_out_channels=(8, 8, 8), attention=(False, False, False))
     parts = {"vae": vae, "unet": make_denoiser(vae), "scheduler": create_scheduler("flow")}
@@ -185,13 +185,13 @@ def test_a_guide_may_have_fewer_levels_and_not_more(vae):
         LatentDiffusionPipeline(**parts, guide_unet=three)
 
 
-def test_a_size_is_the_same_as_a_number_and_as_a_pair(guided):
+def test_sample_sizes_as_a_number_and_as_a_pair_are_equal(guided):
     expected = draw_latents(guided, [0, 2])
     guided.guide_unet.register_to_config(sample_size=(4, 4))
     assert torch.equal(draw_latents(guided, [0, 2]), expected)
 
 
-def test_a_guide_without_values_makes_no_pipeline(guided):
+def test_a_guide_that_lacks_weights_is_refused(guided):
     guided.guide_unet.conv_in.to("meta")
     with pytest.raises(ValueError, match=r"the guide_unet lacks weights: conv_in\.weight"):
         LatentDiffusionPipeline(**guided.components)
@@ -206,11 +206,11 @@ def test_components_and_from_pipe_carry_the_guide(guided, unconditional):
     assert guided.to(torch.float64).guide_unet.dtype == torch.float64
 
 
-def test_offloading_keeps_the_guide_through_the_steps(guided):
+def test_offloading_keeps_the_guide_on_the_device_during_the_steps(guided):
     expected = draw_latents(guided, [0, 2])
     guided.enable_model_cpu_offload(device="cpu")  # with a CPU for the GPU
     hooks = {x.model: x.hook for x in guided._all_hooks}
     assert set(hooks) == {guided.vae, guided.unet, guided.guide_unet}
-    # None of the two sends the other away when it is called.
+    # Neither of the two offloads the other when it is called.
     assert all(hooks[x].prev_module_hook is None for x in (guided.unet, guided.guide_unet))
     assert torch.equal(draw_latents(guided, [0, 2]), expected)

@@ -23,7 +23,7 @@ def test_strength_outside_0_to_1_is_refused(strength):
         skipped_steps(create_scheduler("flow"), 10, strength)
 
 
-def test_a_latent_pixel_is_free_where_any_of_its_pixels_is():
+def test_a_latent_is_free_if_any_of_its_pixels_is():
     pixels = np.zeros((8, 12), np.uint8)
     pixels[3, 4] = 255  # the last row of the first, and the first column of the second
     pixels[4:, 8:] = 255
@@ -39,7 +39,7 @@ def test_a_latent_pixel_is_free_where_any_of_its_pixels_is():
     assert not torch.equal(several[1, 0], expected)
 
 
-def test_grey_up_to_a_half_stays():
+def test_mask_values_up_to_a_half_are_kept():
     assert read_mask(torch.tensor([[0.4, 0.6]]), (1, 2), 1).tolist() == [[[[False, True]]]]
 
 
@@ -61,7 +61,7 @@ def test_masks_that_do_not_fit_are_refused(mask, message):
         read_mask(mask, (2, 2), 4)
 
 
-def test_what_stays_is_put_in_at_the_next_steps_noise_level():
+def test_kept_latents_are_noised_to_the_next_steps_level():
     scheduler = create_scheduler("flow")
     latents, kept, noise = torch.randn(3, 2, 4, 2, 2, generator=torch.Generator().manual_seed(0))
     mask = torch.tensor([[[[True, False], [False, True]]]])
@@ -73,7 +73,7 @@ def test_what_stays_is_put_in_at_the_next_steps_noise_level():
     assert torch.equal(last[~free], kept[~free])
 
 
-def test_slerp_keeps_to_the_circle():
+def test_slerp_follows_the_circle():
     first, second = torch.tensor([2.0, 0.0]), torch.tensor([0.0, 2.0])
     for weight in (0.0, 0.25, 0.5, 1.0):
         angle = weight * math.pi / 2

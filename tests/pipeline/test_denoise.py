@@ -37,7 +37,7 @@ def test_ideal_denoiser_recovers_the_latent(scheduler, steps):
     torch.testing.assert_close(found, known, rtol=0, atol=1e-4)
 
 
-def test_flow_steps_are_equal_and_none_is_spent_on_nothing():
+def test_flow_steps_are_equal_and_none_is_wasted():
     scheduler = FlowMatchEulerDiscreteScheduler()
     set_inference_steps(scheduler, 4, "cpu")
     torch.testing.assert_close(scheduler.sigmas, torch.tensor([1, 0.75, 0.5, 0.25, 0]))
@@ -47,7 +47,7 @@ def test_flow_steps_are_equal_and_none_is_spent_on_nothing():
     torch.testing.assert_close(shifted.sigmas, torch.tensor([1, 0.75, 0]))
 
 
-def test_flow_heuns_steps_are_equal_and_none_is_spent_on_nothing():
+def test_flow_heun_steps_are_equal_and_none_is_wasted():
     scheduler = FlowMatchHeunDiscreteScheduler()
     for _ in range(2):  # the second time too
         set_inference_steps(scheduler, 4, "cpu")
@@ -59,7 +59,7 @@ def test_flow_heuns_steps_are_equal_and_none_is_spent_on_nothing():
 
 
 @pytest.mark.parametrize("scheduler_class", [DPMSolverMultistepScheduler, UniPCMultistepScheduler])
-def test_timesteps_of_flow_are_not_cut_to_integers(scheduler_class):
+def test_flow_timesteps_are_not_truncated_to_integers(scheduler_class):
     scheduler = scheduler_class(prediction_type="flow_prediction", use_flow_sigmas=True)
     set_inference_steps(scheduler, 7, "cpu")
     assert scheduler.timesteps.is_floating_point()
@@ -76,7 +76,7 @@ def test_other_schedulers_choose_their_own_steps(scheduler):
         set_inference_steps(scheduler, 0, "cpu")
 
 
-def test_after_step_reaches_in():
+def test_after_step_can_replace_the_latents():
     known, noise = torch.zeros(1, 4, 8, 8), torch.randn(1, 4, 8, 8)
     scheduler = FlowMatchEulerDiscreteScheduler()
     scheduler.set_timesteps(3)
@@ -112,7 +112,7 @@ def test_guidance_is_one_batched_call_and_follows_the_formula(vae):
 
 
 @pytest.mark.parametrize("guidance", [None, 1, 1.0])
-def test_no_second_branch_where_guidance_is_off(guidance):
+def test_no_second_branch_if_guidance_is_off(guidance):
     scheduler = FlowMatchEulerDiscreteScheduler()
     scheduler.set_timesteps(2)
     unet = IdealDenoiser(torch.zeros(2, 4, 8, 8), scheduler)
@@ -123,7 +123,7 @@ def test_no_second_branch_where_guidance_is_off(guidance):
     assert all(torch.equal(called, labels) for _, called in unet.calls)
 
 
-def test_guidance_of_every_step(vae):
+def test_each_step_can_have_its_own_guidance(vae):
     unet, scheduler = make_denoiser(vae), FlowMatchEulerDiscreteScheduler()
     noise, labels = torch.randn(2, 4, 4, 4), {"class_labels": torch.tensor([0, 2])}
     null = null_conditions(unet, 2, "cpu")

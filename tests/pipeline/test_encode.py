@@ -29,7 +29,7 @@ SCALES = {
 
 
 @pytest.mark.parametrize("scale", SCALES.values(), ids=SCALES)
-def test_normalize_and_denormalize_are_an_inverse_pair(vae, scale):
+def test_normalize_and_denormalize_are_inverse(vae, scale):
     vae.register_to_config(**scale)
     latents = torch.randn(3, 4, 5, 6)
     normalized = normalize_latents(vae, latents)
@@ -52,7 +52,7 @@ def test_foreign_scales_follow_the_conventions_of_stock_pipelines(vae):
     torch.testing.assert_close(normalize_latents(vae, latents), expected)
 
 
-def test_encode_images_gives_the_posterior_of_the_autoencoder(vae, images):
+def test_encode_images_returns_the_autoencoders_posterior(vae, images):
     posterior = vae.encode(images).latent_dist
     mean = encode_images(vae, images, sample_posterior=False)
     assert mean.shape == (4, 4, 4, 4)
@@ -70,7 +70,7 @@ def test_encode_images_alone_or_in_a_batch(vae, images):
         torch.testing.assert_close(batch[i : i + 1], alone, rtol=0, atol=1e-4)
 
 
-def test_encode_images_without_a_posterior_uses_the_latents_as_they_are():
+def test_encode_images_without_a_posterior_returns_the_encoders_latents():
     torch.manual_seed(0)
     vae = AutoencoderTiny(
         encoder_block_out_channels=(8, 8, 8),
@@ -93,7 +93,7 @@ def test_encode_images_without_a_posterior_uses_the_latents_as_they_are():
         ((1, 16, 16), "float tensor"),
     ],
 )
-def test_encode_images_refuses_what_does_not_fit(vae, shape, message):
+def test_encode_images_refuses_images_that_do_not_fit(vae, shape, message):
     with pytest.raises(ValueError, match=message):
         encode_images(vae, torch.zeros(shape))
 
@@ -141,7 +141,7 @@ def test_an_autoencoder_without_a_posterior_has_no_deviation(images):
     assert not posteriors.std.any()
 
 
-def test_what_is_encoded_in_half_precision_is_float32(images):
+def test_posteriors_of_half_precision_are_float32(images):
     with torch.no_grad():
         posteriors = encode_posteriors(make_autoencoder().to(torch.bfloat16), images)
     assert posteriors.mean.dtype == posteriors.std.dtype == torch.float32

@@ -23,7 +23,7 @@ def test_noise_levels_are_those_of_the_samplers_own_sigmas(objective, sampler):
     torch.testing.assert_close(levels, (sigmas / (1 + sigmas)).double(), rtol=0, atol=1e-5)
 
 
-def test_noise_levels_of_ddim_and_of_no_signal_at_all():
+def test_noise_levels_of_ddim_and_of_zero_terminal_snr():
     scheduler = create_scheduler("v_prediction", zero_terminal_snr=True)
     set_inference_steps(scheduler, 2, "cpu")
     assert scheduler.timesteps.tolist() == [999, 499]
@@ -42,7 +42,7 @@ def test_noise_levels_of_flow_are_its_sigmas(sampler):
     assert noise_levels(scheduler, scheduler.timesteps).tolist() == pytest.approx(sigmas)
 
 
-def test_guidance_inside_the_interval_only():
+def test_guidance_is_limited_to_the_interval():
     scheduler = create_scheduler("flow")
     set_inference_steps(scheduler, 4, "cpu")  # at 1, 0.75, 0.5 and 0.25
     timesteps = scheduler.timesteps
@@ -53,18 +53,18 @@ def test_guidance_inside_the_interval_only():
 
 
 @pytest.mark.parametrize("interval", [(-0.1, 0.5), (0.5, 1.1), (0.7, 0.3), (0.5, 0.5), (0.1,), 0.5])
-def test_intervals_that_are_none_are_refused(interval):
+def test_invalid_intervals_are_refused(interval):
     with pytest.raises(ValueError, match="guidance_interval must be two noise levels from 0 to 1"):
         Guidance(2.0, interval)
 
 
 @pytest.mark.parametrize("scale", [-1.0, float("nan")])
-def test_scales_that_are_none_are_refused(scale):
+def test_invalid_scales_are_refused(scale):
     with pytest.raises(ValueError, match="guidance_scale must be 0 or above"):
         Guidance(scale)
 
 
-def test_the_pipeline_has_a_second_branch_only_inside(pipeline):
+def test_the_pipeline_has_a_second_branch_only_inside_the_interval(pipeline):
     sizes = []
     pipeline.unet.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
     arguments = {"latents": torch.randn(2, 4, 4, 4), "num_inference_steps": 4, "output_type": "pt"}
@@ -103,7 +103,7 @@ BOTH = {"guidance_scale": 1.5, "guidance_interval": [0, 0.8]}
         (False, (None, None), BOTH, (1.0, None)),
     ],
 )
-def test_what_is_not_said_is_the_models_own(guidable, given, own, expected):
+def test_unset_guidance_is_the_models_own(guidable, given, own, expected):
     assert Guidance.choose(guidable, *given, own) == Guidance(*expected)
 
 
@@ -111,7 +111,7 @@ OWN = {"guidance_scale": 3.0, "guidance_interval": (0.3, 0.8)}
 
 
 @pytest.mark.parametrize("how", ["made", "saved", "from_pipe", "registered"])
-def test_a_model_guides_as_it_was_saved_where_nothing_else_is_said(pipeline, tmp_path, how):
+def test_a_loaded_model_uses_its_saved_guidance_by_default(pipeline, tmp_path, how):
     plain, inside = draw_latents(pipeline, [0, 1]), draw_latents(pipeline, [0, 1], **OWN)
     everywhere = draw_latents(pipeline, [0, 1], guidance_scale=3)
     without = draw_latents(pipeline, [0, 1], guidance_scale=1)
@@ -133,7 +133,7 @@ def test_a_model_guides_as_it_was_saved_where_nothing_else_is_said(pipeline, tmp
     assert torch.equal(draw_latents(own), draw_latents(pipeline))  # no labels, nothing to guide by
 
 
-def test_a_model_without_guidance_of_its_own_and_one_with_none_to_use(pipeline, unconditional):
+def test_models_without_guidance_and_without_classes(pipeline, unconditional):
     assert pipeline.config.guidance is None
     own = LatentDiffusionPipeline(**unconditional.components, guidance=OWN)
     assert torch.equal(draw_latents(own), draw_latents(unconditional))
@@ -147,12 +147,12 @@ def test_a_model_without_guidance_of_its_own_and_one_with_none_to_use(pipeline, 
         ({"scale": 1.5}, "guidance has no scale"),
     ],
 )
-def test_guidance_that_is_none_makes_no_pipeline(pipeline, guidance, message):
+def test_a_pipeline_with_invalid_guidance_is_refused(pipeline, guidance, message):
     with pytest.raises(ValueError, match=message):
         LatentDiffusionPipeline(**pipeline.components, guidance=guidance)
 
 
-def test_guidance_that_is_none_is_not_saved(pipeline, tmp_path):
+def test_invalid_guidance_is_not_saved(pipeline, tmp_path):
     pipeline.register_to_config(guidance={"scale": 1.5})
     with pytest.raises(ValueError, match="guidance has no scale"):
         pipeline.save_pretrained(tmp_path / "model")

@@ -1,4 +1,4 @@
-"""A pipeline with a guide: saved, loaded, sent and exported; and without one, as it ever was."""
+"""A pipeline with a guide is saved, loaded, pushed and exported."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def files(folder: Path) -> set[str]:
     return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_save_and_load_to_the_bit(guided, tmp_path):
+def test_save_and_load_with_a_guide_are_bit_equal(guided, tmp_path):
     guided.save_pretrained(tmp_path)
     assert files(tmp_path) == WITHOUT_GUIDE | GUIDE
     index = json.loads((tmp_path / "model_index.json").read_text())
@@ -48,7 +48,7 @@ def test_save_and_load_to_the_bit(guided, tmp_path):
         assert (again / name).read_bytes() == (tmp_path / name).read_bytes(), name
 
 
-def test_files_of_a_pipeline_without_a_guide_are_what_they_were(pipeline, tmp_path):
+def test_a_pipeline_without_a_guide_has_the_files_of_older_versions(pipeline, tmp_path):
     pipeline.save_pretrained(tmp_path)
     assert files(tmp_path) == WITHOUT_GUIDE
     index = json.loads((tmp_path / "model_index.json").read_text())
@@ -64,9 +64,7 @@ def test_files_of_a_pipeline_without_a_guide_are_what_they_were(pipeline, tmp_pa
 
 
 @pytest.mark.parametrize("way", ["attribute", "register_modules"])
-def test_a_guide_that_is_given_later_is_saved_and_one_that_is_taken_away_is_not(
-    pipeline, tmp_path, way
-):
+def test_a_guide_set_later_is_saved_and_a_removed_one_is_not(pipeline, tmp_path, way):
     guide = make_guide(pipeline.vae)
     pipeline.save_pretrained(tmp_path / "without")
     loaded = LatentDiffusionPipeline.from_pretrained(tmp_path / "without")
@@ -82,13 +80,13 @@ def test_a_guide_that_is_given_later_is_saved_and_one_that_is_taken_away_is_not(
     again.guide_unet = None
     again.save_pretrained(tmp_path / "without again")
     assert files(tmp_path / "without again") == WITHOUT_GUIDE
-    # Over one that has a guide: its files stay, as all others do, and are none of the model.
+    # Saving over a pipeline with a guide keeps its files, but they are not part of the model.
     again.save_pretrained(tmp_path / "with")
     assert LatentDiffusionPipeline.from_pretrained(tmp_path / "with").guide_unet is None
     assert set(pipeline_files(tmp_path / "with", with_card=False)) == WITHOUT_GUIDE
 
 
-def test_a_guide_that_is_passed_is_not_loaded(guided, tmp_path):
+def test_a_guide_given_to_from_pretrained_replaces_the_saved_one(guided, tmp_path):
     guided.save_pretrained(tmp_path)
     assert LatentDiffusionPipeline.from_pretrained(tmp_path, guide_unet=None).guide_unet is None
     (tmp_path / "guide_unet" / WEIGHTS).unlink()
@@ -134,7 +132,7 @@ def test_a_variant_dtypes_and_shards_of_the_guide(guided, tmp_path):
     assert hash_weights(loaded.guide_unet) == hash_weights(guided.guide_unet)
 
 
-def test_a_guide_is_sent_to_the_hub(guided, tmp_path):
+def test_a_guide_is_pushed_to_the_hub(guided, tmp_path):
     guided.save_pretrained(tmp_path)
     assert set(pipeline_files(tmp_path, with_card=False)) == WITHOUT_GUIDE | GUIDE
     entry, _, files = model_files(tmp_path)

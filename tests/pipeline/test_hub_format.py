@@ -1,4 +1,4 @@
-"""Saved once, loads anywhere: what this package reads and writes."""
+"""Saving and loading pipelines."""
 
 import json
 import pickle
@@ -45,7 +45,7 @@ def test_save_and_load_is_bit_equal(pipeline, tmp_path):
     assert torch.equal(draw(loaded), draw(pipeline))
 
 
-def test_the_code_lies_beside_the_weights_and_is_named(pipeline, tmp_path):
+def test_the_code_is_saved_beside_the_weights_and_named(pipeline, tmp_path):
     pipeline.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "model_index.json").read_text())
     assert config["_class_name"] == ["pipeline", "LatentDiffusionPipeline"]
@@ -58,7 +58,7 @@ def test_the_code_lies_beside_the_weights_and_is_named(pipeline, tmp_path):
     }
 
 
-def test_saving_again_names_no_path_of_this_machine(pipeline, tmp_path):
+def test_saving_again_saves_no_local_path(pipeline, tmp_path):
     pipeline.save_pretrained(tmp_path / "once")
     loaded = LatentDiffusionPipeline.from_pretrained(tmp_path / "once")
     loaded.save_pretrained(tmp_path / "again")
@@ -69,7 +69,7 @@ def test_saving_again_names_no_path_of_this_machine(pipeline, tmp_path):
     assert hash_weights(again.unet) == hash_weights(pipeline.unet)
 
 
-def test_plain_diffusers_asks_for_trust_and_ours_does_not(pipeline, tmp_path):
+def test_plain_diffusers_asks_to_trust_the_code_and_our_class_does_not(pipeline, tmp_path):
     pipeline.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="trust_remote_code"):
         DiffusionPipeline.from_pretrained(tmp_path)
@@ -77,7 +77,7 @@ def test_plain_diffusers_asks_for_trust_and_ours_does_not(pipeline, tmp_path):
     LatentDiffusionPipeline.from_pretrained(tmp_path)
 
 
-def test_another_class_is_not_taken_for_ours(pipeline, tmp_path):
+def test_another_class_is_not_mistaken_for_ours(pipeline, tmp_path):
     pipeline.save_pretrained(tmp_path)
     path = tmp_path / "model_index.json"
     path.write_text(path.read_text().replace('"LatentDiffusionPipeline"', '"Foreign"'))
@@ -85,7 +85,7 @@ def test_another_class_is_not_taken_for_ours(pipeline, tmp_path):
         LatentDiffusionPipeline.from_pretrained(tmp_path)
 
 
-def test_a_class_of_ones_own_is_saved_without_our_code(pipeline, tmp_path):
+def test_a_derived_class_is_saved_without_our_code(pipeline, tmp_path):
     class Mine(LatentDiffusionPipeline):
         pass
 
@@ -99,7 +99,7 @@ def test_a_class_of_ones_own_is_saved_without_our_code(pipeline, tmp_path):
     assert isinstance(Mine.from_pretrained(tmp_path / "ours"), Mine)
 
 
-def test_a_variant_lies_beside_the_weights(pipeline, tmp_path):
+def test_a_variant_is_saved_beside_the_weights(pipeline, tmp_path):
     pipeline.save_pretrained(tmp_path)
     half = LatentDiffusionPipeline.from_pretrained(tmp_path, dtype=torch.float16)
     assert half.unet.dtype == half.vae.dtype == torch.float16
@@ -138,7 +138,7 @@ def test_sharded_weights(pipeline, tmp_path):
 
 @pytest.mark.parametrize("sizes", [("50KB", None), (None, "50KB"), ("50KB", "20KB")])
 @pytest.mark.parametrize("variant", [None, "copy"])
-def test_weights_saved_over_others_are_the_ones_that_are_loaded(pipeline, tmp_path, sizes, variant):
+def test_weights_saved_over_older_ones_are_loaded(pipeline, tmp_path, sizes, variant):
     pipeline.save_pretrained(tmp_path)
     pipeline.save_pretrained(tmp_path, variant=variant, max_shard_size=sizes[0])
     before = hash_weights(pipeline.unet)
@@ -150,7 +150,7 @@ def test_weights_saved_over_others_are_the_ones_that_are_loaded(pipeline, tmp_pa
         assert hash_weights(LatentDiffusionPipeline.from_pretrained(tmp_path).unet) == before
 
 
-def test_a_model_is_saved_over_the_files_that_it_was_loaded_from(pipeline, tmp_path):
+def test_a_model_can_be_saved_over_its_own_files(pipeline, tmp_path):
     pipeline.save_pretrained(tmp_path)
     loaded = LatentDiffusionPipeline.from_pretrained(tmp_path)
     loaded.save_pretrained(tmp_path)  # some of its weights are those files, mapped
@@ -158,7 +158,7 @@ def test_a_model_is_saved_over_the_files_that_it_was_loaded_from(pipeline, tmp_p
     assert torch.equal(draw(LatentDiffusionPipeline.from_pretrained(tmp_path)), draw(pipeline))
 
 
-def test_the_old_weights_are_there_until_the_new_ones_are(pipeline, tmp_path, monkeypatch):
+def test_old_weights_stay_until_the_new_ones_are_written(pipeline, tmp_path, monkeypatch):
     pipeline.save_pretrained(tmp_path, max_shard_size="50KB")
     (tmp_path / ".saving").mkdir()  # of a killed process
     before = {path.name: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
@@ -174,9 +174,7 @@ def test_the_old_weights_are_there_until_the_new_ones_are(pipeline, tmp_path, mo
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_model_of_an_earlier_version_keeps_none_of_its_modules_when_it_is_saved_again(
-    pipeline, tmp_path
-):
+def test_saving_over_an_older_version_removes_its_retired_modules(pipeline, tmp_path):
     pipeline.save_pretrained(tmp_path)
     for name in (*RETIRED_MODULES, "my_notes"):
         (tmp_path / f"{name}.py").write_text("print('stale')")
@@ -185,13 +183,13 @@ def test_a_model_of_an_earlier_version_keeps_none_of_its_modules_when_it_is_save
     assert {path.stem for path in tmp_path.glob("*.py")} == {*MODULES, "my_notes"}
 
 
-def test_modules_of_these_names_in_a_folder_that_is_no_pipeline_stay(pipeline, tmp_path):
+def test_files_with_retired_names_stay_if_the_folder_is_no_pipeline(pipeline, tmp_path):
     (tmp_path / "guidance.py").write_text("a file of somebody's own")
     pipeline.save_pretrained(tmp_path)
     assert (tmp_path / "guidance.py").is_file()
 
 
-def test_a_component_that_is_given_is_not_loaded(pipeline, tmp_path):
+def test_a_component_given_to_from_pretrained_is_not_loaded(pipeline, tmp_path):
     pipeline.save_pretrained(tmp_path)
     (tmp_path / "unet" / WEIGHTS).unlink()
     scheduler = FlowMatchHeunDiscreteScheduler()
@@ -204,9 +202,7 @@ def test_a_component_that_is_given_is_not_loaded(pipeline, tmp_path):
 
 @pytest.mark.parametrize("component", ["vae", "unet"])
 @pytest.mark.parametrize("sharded", [False, True])
-def test_weights_that_are_not_exactly_the_models_are_an_error(
-    pipeline, tmp_path, component, sharded
-):
+def test_missing_and_unexpected_weights_are_an_error(pipeline, tmp_path, component, sharded):
     name = {"vae": "decoder.conv_out.bias", "unet": "conv_in.bias"}[component]
     pipeline.save_pretrained(tmp_path, max_shard_size="50KB" if sharded else None)
     path = tmp_path / component / WEIGHTS
@@ -237,7 +233,7 @@ def test_a_weight_of_another_shape_is_an_error(pipeline, tmp_path):
         LatentDiffusionPipeline.from_pretrained(tmp_path)
 
 
-def test_weights_without_values_make_no_pipeline(pipeline):
+def test_a_pipeline_that_lacks_weights_is_refused(pipeline):
     pipeline.unet.conv_in.to("meta")
     with pytest.raises(ValueError, match=r"the unet lacks weights: conv_in\.weight"):
         LatentDiffusionPipeline(**pipeline.components)
@@ -261,7 +257,7 @@ def test_only_safetensors_are_written_and_read(pipeline, tmp_path):
         LatentDiffusionPipeline.from_pretrained(tmp_path, use_safetensors=False)
 
 
-def test_the_planted_pickles_would_leave_a_mark(tmp_path):
+def test_the_planted_pickles_run_code_if_loaded(tmp_path):
     for name in ("a.pkl", "a.bin"):
         planted = MarkingPickle(tmp_path / f"mark of {name}")
         planted.write(tmp_path / name)
@@ -290,7 +286,7 @@ def test_a_pickle_in_a_model_is_never_loaded(pipeline, tmp_path, beside):
     planted.assert_never_loaded()
 
 
-def test_weights_that_are_a_pickle_in_disguise_are_not_loaded(pipeline, tmp_path):
+def test_a_pickle_named_safetensors_is_not_loaded(pipeline, tmp_path):
     pipeline.save_pretrained(tmp_path)
     planted = MarkingPickle(tmp_path / "mark")
     planted.write(tmp_path / "unet" / WEIGHTS)
@@ -313,7 +309,7 @@ def test_code_of_a_component_is_not_run(pipeline, tmp_path, component):
     assert not (tmp_path / "mark").exists()
 
 
-def test_loaded_weights_are_aligned_and_trained_ones_stay_where_they_are(pipeline, tmp_path):
+def test_loaded_weights_are_aligned_and_aligned_ones_are_not_copied(pipeline, tmp_path):
     before = {name: p.data_ptr() for name, p in pipeline.unet.named_parameters()}
     LatentDiffusionPipeline(**pipeline.components)
     assert before == {name: p.data_ptr() for name, p in pipeline.unet.named_parameters()}

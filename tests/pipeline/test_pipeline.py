@@ -57,13 +57,13 @@ def test_labels_may_be_a_numpy_array(pipeline):
     assert pipeline.get_label_ids(np.array(["owl", "cat"])) == [2, 0]
 
 
-def test_pictures_of_other_sizes_or_modes_are_not_one_batch(pipeline):
+def test_images_of_different_sizes_or_modes_are_refused(pipeline):
     for other in (Image.new("L", (8, 16)), Image.new("RGB", (16, 16))):
         with pytest.raises(ValueError, match="different sizes or modes"):
             pipeline.encode_images([Image.new("L", (16, 16)), other])
 
 
-def test_images_of_two_channels_are_refused_as_pictures_before_they_are_drawn():
+def test_pil_output_of_two_channels_is_refused_before_sampling():
     vae = make_autoencoder(channels=2)
     pipeline = LatentDiffusionPipeline(vae, make_denoiser(vae), create_scheduler("flow"))
     calls = count_calls(pipeline.unet)
@@ -79,7 +79,7 @@ def test_images_of_two_channels_are_refused_as_pictures_before_they_are_drawn():
     assert pipeline([0], num_inference_steps=1, output_type="pt").images.shape == (1, 2, 16, 16)
 
 
-def test_labels_are_taken_in_turn(pipeline):
+def test_labels_are_used_in_turn(pipeline):
     arguments = {
         "num_inference_steps": 2,
         "output_type": "latent",
@@ -100,7 +100,7 @@ def test_an_image_does_not_depend_on_its_batch(pipeline):
         assert (pixels - alone_pixels).abs().max() <= 1
 
 
-def test_guidance_changes_the_image_and_one_is_off(pipeline):
+def test_guidance_changes_the_image_and_scale_1_is_off(pipeline):
     noise = torch.randn(2, 4, 4, 4)
 
     def latents(guidance_scale):
@@ -130,7 +130,7 @@ def test_a_conditional_model_without_labels_uses_the_null_label(pipeline):
     torch.testing.assert_close(latents, noise - velocity, rtol=0, atol=1e-5)
 
 
-def test_callback_sees_every_step_and_reaches_in(pipeline):
+def test_the_callback_sees_every_step_and_can_replace_the_latents(pipeline):
     steps = []
 
     def callback(pipe, i, t, tensors):
@@ -170,7 +170,7 @@ def test_pil_images_of_other_modes_are_refused(pipeline, mode):
         pipeline.encode_images(Image.new(mode, (16, 16)))
 
 
-def test_pil_images_are_not_resized_behind_ones_back(pipeline):
+def test_pil_images_are_never_resized(pipeline):
     with pytest.raises(ValueError, match="22x18 do not fit"):
         pipeline.reconstruct(Image.new("L", (18, 22)))
     with pytest.raises(ValueError, match="3 channels"):
@@ -182,7 +182,7 @@ def test_pixels_that_are_not_float_are_refused(pipeline):
         pipeline.encode_images(torch.zeros(1, 1, 16, 16, dtype=torch.uint8))
 
 
-def test_slicing_and_tiling_of_the_autoencoder_work_through_it(pipeline):
+def test_slicing_and_tiling_of_the_autoencoder_work(pipeline):
     images = torch.rand(2, 1, 64, 64) * 2 - 1
     plain = pipeline.reconstruct(images)
     pipeline.vae.enable_slicing()
@@ -193,7 +193,7 @@ def test_slicing_and_tiling_of_the_autoencoder_work_through_it(pipeline):
     assert not torch.equal(tiled, plain)
 
 
-def test_model_offload_works_through_it(pipeline, images):
+def test_model_offload_works(pipeline, images):
     from accelerate.hooks import CpuOffload, add_hook_to_module
 
     expected = pipeline.reconstruct(images)

@@ -23,7 +23,7 @@ def noise():
     return torch.randn(2, 4, 4, 4, generator=seeded(3))
 
 
-def test_image_to_image_is_the_rest_of_the_steps(pipeline, images, noise):
+def test_image_to_image_makes_the_last_steps(pipeline, images, noise):
     found = pipeline([0, 1], image=images[:2], strength=0.6, latents=noise, **STEPS).images
     latents = pipeline.encode_images(images[:2], sample_posterior=False)
     # Of 5 equal steps the last 3: sigma from 0.6 on, with guidance 2.
@@ -40,8 +40,8 @@ def test_image_to_image_is_the_rest_of_the_steps(pipeline, images, noise):
 
 
 @pytest.mark.parametrize(("sampler", "index"), [("euler", 2), ("heun", 4), ("dpm++", 2)])
-def test_samplers_are_told_where_they_begin(pipeline, images, sampler, index):
-    """By its index: of two timesteps that are rounded to one, diffusers takes the second."""
+def test_samplers_get_the_index_of_their_first_step(pipeline, images, sampler, index):
+    # Without an index, diffusers picks the second of two timesteps rounded to the same number.
     pipeline.use_sampler(sampler)
     pipeline([0], image=images[:1], strength=0.6, **STEPS)
     assert pipeline.scheduler.begin_index == index
@@ -49,7 +49,7 @@ def test_samplers_are_told_where_they_begin(pipeline, images, sampler, index):
     assert pipeline.scheduler.begin_index == 0
 
 
-def test_strength_1_begins_with_noise_only(pipeline, images, noise):
+def test_strength_1_starts_from_noise_only(pipeline, images, noise):
     plain = pipeline([0, 1], latents=noise, **STEPS).images
     whole = pipeline([0, 1], image=images[:2], strength=1.0, latents=noise, **STEPS).images
     assert torch.equal(plain, whole)
@@ -66,7 +66,7 @@ def test_the_default_strength_is_four_fifths(pipeline, images, noise):
     assert torch.equal(default, explicit)
 
 
-def test_one_image_serves_for_all(pipeline, images, noise):
+def test_one_image_is_used_for_all(pipeline, images, noise):
     found = pipeline([0, 1], image=images[:1], strength=0.6, latents=noise, **STEPS).images
     repeated = images[:1].expand(2, -1, -1, -1)
     expected = pipeline([0, 1], image=repeated, strength=0.6, latents=noise, **STEPS).images
@@ -76,11 +76,11 @@ def test_one_image_serves_for_all(pipeline, images, noise):
     assert not torch.equal(three[0], three[1])
 
 
-def test_images_alone_say_how_many(unconditional, images):
+def test_the_number_of_given_images_is_the_default_number(unconditional, images):
     assert len(unconditional(image=images[:3], **STEPS).images) == 3
 
 
-def test_pictures_and_encoded_images(pipeline, images, noise):
+def test_pil_images_tensors_and_latents_are_equivalent(pipeline, images, noise):
     pictures = [
         Image.fromarray(((image[0] / 2 + 0.5) * 255).round().byte().numpy()) for image in images[:2]
     ]
@@ -99,7 +99,7 @@ def test_an_image_of_another_size_than_trained_on(pipeline):
 
 @pytest.mark.parametrize("sampler", ["euler", "heun", "dpm++", "unipc"])
 @pytest.mark.parametrize("strength", [None, 0.6, 0])
-def test_inpainting_leaves_the_rest_as_it_was(pipeline, images, noise, sampler, strength):
+def test_inpainting_keeps_the_rest(pipeline, images, noise, sampler, strength):
     pipeline.use_sampler(sampler)
     mask = torch.zeros(16, 16)
     mask[4:8, 5:16] = 1  # the second row of latents, but for its first place
@@ -114,7 +114,7 @@ def test_inpainting_leaves_the_rest_as_it_was(pipeline, images, noise, sampler, 
     assert found.isfinite().all()
 
 
-def test_a_mask_of_all_is_generation_and_of_nothing_is_the_image(pipeline, images, noise):
+def test_a_full_mask_generates_and_an_empty_mask_keeps_the_image(pipeline, images, noise):
     arguments = {"image": images[:2], "latents": noise}
     white, black = (Image.new("L", (16, 16), value) for value in (255, 0))
     everything = pipeline([0, 1], mask_image=white, **arguments, **STEPS).images
@@ -145,7 +145,7 @@ def test_several_masks_on_one_image(pipeline, images):
 @pytest.mark.parametrize("arguments", [{"strength": 0.5}, {"strength": 0.5, "mask": True}, {}])
 @pytest.mark.parametrize(("name", "sampler"), PAIRS)
 def test_an_ideal_denoiser_is_reached_from_an_image(vae, name, sampler, arguments):
-    """The latents that the denoiser knows, where they are made anew; the image's elsewhere."""
+    """Inside the mask are the latents that the denoiser knows, outside those of the image."""
     scheduler = scheduler_of(name)
     pipeline = LatentDiffusionPipeline(vae, make_denoiser(vae, None), scheduler)
     pipeline.set_progress_bar_config(disable=True)
@@ -170,7 +170,7 @@ def test_an_ideal_denoiser_is_reached_from_an_image(vae, name, sampler, argument
     assert torch.equal(found[:, :, ~free], image[:, :, ~free])
 
 
-def test_a_sampler_that_cannot_begin_from_an_image_is_refused(vae, images):
+def test_a_sampler_that_cannot_start_from_an_image_is_refused(vae, images):
     pipeline = LatentDiffusionPipeline(vae, make_denoiser(vae), PNDMScheduler())
     pipeline.set_progress_bar_config(disable=True)
     assert pipeline([0], num_inference_steps=10).images
@@ -192,7 +192,7 @@ def test_the_noise_of_a_stochastic_sampler_follows_the_generator(vae, images):
         assert not torch.equal(first, other)
 
 
-def test_between_seeds(pipeline):
+def test_interpolation_between_seeds(pipeline):
     found = pipeline.interpolate(7, 8, num_images=3, class_labels=1, **STEPS).images
     ends = [torch.randn(1, 4, 4, 4, generator=seeded(seed)) for seed in (7, 8)]
     latents = torch.cat([slerp(*ends, weight) for weight in (0, 0.5, 1)])
@@ -200,7 +200,7 @@ def test_between_seeds(pipeline):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
-def test_between_images(pipeline, images):
+def test_interpolation_between_images(pipeline, images):
     arguments = {"num_images": 3, "class_labels": 1}
     plain = pipeline.interpolate(images[:1], images[1:2], strength=0, output_type="pt", **arguments)
     ends = pipeline.encode_images(images[:2], sample_posterior=False).split(1)
@@ -209,7 +209,7 @@ def test_between_images(pipeline, images):
     torch.testing.assert_close(plain.images[1:2], expected, rtol=0, atol=1e-5)
     ends_of_it = plain.images[[0, 2]]
     torch.testing.assert_close(ends_of_it, pipeline.reconstruct(images[:2]), rtol=0, atol=1e-5)
-    # Noise of one draw for all.
+    # One draw of noise is used for all images.
     found = pipeline.interpolate(images[:1], images[1:2], generator=seeded(5), **arguments, **STEPS)
     noise = torch.randn(1, 4, 4, 4, generator=seeded(5)).expand(2, -1, -1, -1)
     expected = pipeline([1, 1], image=images[:2], strength=0.5, latents=noise, **STEPS).images
@@ -277,7 +277,7 @@ def test_images_that_do_not_fit_are_refused(pipeline, arguments, message):
         ((torch.zeros(2, 1, 16, 16), torch.zeros(2, 1, 16, 16)), {}, "between one image and"),
     ],
 )
-def test_interpolations_that_are_none_are_refused(pipeline, ends, arguments, message):
+def test_invalid_interpolations_are_refused(pipeline, ends, arguments, message):
     with pytest.raises(ValueError, match=message):
         pipeline.interpolate(*ends, **arguments)
 

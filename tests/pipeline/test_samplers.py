@@ -37,7 +37,7 @@ FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
 
 
 @pytest.mark.parametrize("name", TABLE)
-def test_table(name):
+def test_the_table_of_samplers(name):
     scheduler = scheduler_of(name)
     assert compatible_samplers(scheduler) == TABLE[name]
     for sampler in set(get_args(Sampler)) - set(TABLE[name]):
@@ -48,7 +48,7 @@ def test_table(name):
 @pytest.mark.parametrize("steps", [1, 2, 10, 15, 25, 60])
 @pytest.mark.parametrize(("name", "sampler"), PAIRS)
 def test_an_ideal_denoiser_recovers_the_latent(name, sampler, steps):
-    """And is told at every step of just the noise that is there."""
+    """At every step, the timestep also matches the noise that is left."""
     trained = scheduler_of(name)
     scheduler = create_sampler(trained, sampler)
     check_sampler(trained, scheduler)
@@ -62,13 +62,13 @@ def test_an_ideal_denoiser_recovers_the_latent(name, sampler, steps):
     denoiser = IdealDenoiser(known, trained)
     found = denoise_latents(denoiser, scheduler, start, scheduler.timesteps)
     torch.testing.assert_close(found, known, rtol=0, atol=2e-3)
-    # Not the drawn one at once: the first level may have a rest of signal, which pure noise lacks.
+    # Not closer: the first level may contain a little signal, which pure noise lacks.
     torch.testing.assert_close(denoiser.noise[0], noise, rtol=0, atol=5e-2)
     for there in denoiser.noise:
         torch.testing.assert_close(there, denoiser.noise[0], rtol=0, atol=2e-3)
 
 
-def test_numbers_of_steps_that_a_stock_scheduler_makes_wrong_ones_of_are_refused():
+def test_step_counts_with_wrong_noise_levels_are_refused():
     epsilon = create_scheduler("epsilon")
     for steps, numbers in ((15, "10 or 20"), (30, "25 or 40"), (999, "500 or 1000")):
         with pytest.raises(ValueError, match=f"use {numbers} steps, or the sampler euler, whose"):
@@ -86,7 +86,7 @@ def test_numbers_of_steps_that_a_stock_scheduler_makes_wrong_ones_of_are_refused
 
 @pytest.mark.parametrize("steps", [7, 30])
 @pytest.mark.parametrize("scheduler_class", [DDIMScheduler, PNDMScheduler])
-def test_a_foreign_models_steps_from_the_end_may_have_any_number(scheduler_class, steps):
+def test_trailing_steps_of_a_foreign_model_may_have_any_number(scheduler_class, steps):
     scheduler = scheduler_class(steps_offset=1, timestep_spacing="leading", set_alpha_to_one=True)
     scheduler.register_to_config(clip_sample=False, skip_prk_steps=True)
     known, noise = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -97,7 +97,7 @@ def test_a_foreign_models_steps_from_the_end_may_have_any_number(scheduler_class
 
 
 @pytest.mark.parametrize(("name", "sampler"), PAIRS)
-def test_it_goes_on_from_the_middle(name, sampler):
+def test_samplers_can_start_in_the_middle(name, sampler):
     trained = scheduler_of(name)
     scheduler = create_sampler(trained, sampler)
     known, other, noise = torch.randn(3, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -112,7 +112,7 @@ def test_it_goes_on_from_the_middle(name, sampler):
 
 
 @pytest.mark.parametrize(("name", "sampler"), PAIRS)
-def test_a_sampler_can_be_made_of_any_other(name, sampler):
+def test_a_sampler_can_be_created_from_any_other(name, sampler):
     trained = scheduler_of(name)
     made = create_sampler(trained, sampler)
     for again in TABLE[name]:
@@ -126,7 +126,7 @@ def test_a_sampler_can_be_made_of_any_other(name, sampler):
         assert not differing
 
 
-def test_the_shift_of_flow_is_carried_over():
+def test_the_shift_of_flow_is_kept():
     trained = FlowMatchEulerDiscreteScheduler(shift=3.0)
     assert create_sampler(trained, "heun").config.shift == 3.0
     multistep = create_sampler(trained, "dpm++")
@@ -137,7 +137,7 @@ def test_the_shift_of_flow_is_carried_over():
 @pytest.mark.parametrize(
     ("trained", "scheduler", "message"),
     [
-        # What from_config silently makes of a flow model's scheduler.
+        # from_config silently creates these from a flow model's scheduler.
         (
             "flow",
             DDIMScheduler.from_config(create_scheduler("flow").config),
@@ -192,12 +192,12 @@ def test_the_shift_of_flow_is_carried_over():
         ),
     ],
 )
-def test_schedulers_that_would_make_wrong_images_are_refused(trained, scheduler, message):
+def test_schedulers_that_make_wrong_images_are_refused(trained, scheduler, message):
     with pytest.raises(ValueError, match=message):
         check_sampler(create_scheduler(trained), scheduler)
 
 
-def test_other_stock_schedulers_are_taken_where_they_fit():
+def test_other_stock_schedulers_are_accepted_if_they_fit():
     trained = create_scheduler("epsilon")
     check_sampler(trained, EulerAncestralDiscreteScheduler.from_config(trained.config))
     check_sampler(trained, DDPMScheduler.from_config(trained.config))
@@ -207,9 +207,7 @@ def test_other_stock_schedulers_are_taken_where_they_fit():
 @pytest.mark.parametrize(
     "trained", [DDPMScheduler(), DDIMScheduler(clip_sample=True), PNDMScheduler()]
 )
-def test_defaults_of_the_trained_scheduler_are_carried_over_and_its_clipping_is_not(
-    trained, sampler
-):
+def test_defaults_of_the_trained_scheduler_are_kept_but_not_its_clipping(trained, sampler):
     made = create_sampler(trained, sampler)
     assert torch.equal(made.alphas_cumprod, trained.alphas_cumprod)
     for name in ("prediction_type", "timestep_spacing"):
@@ -220,12 +218,12 @@ def test_defaults_of_the_trained_scheduler_are_carried_over_and_its_clipping_is_
     assert same_noise_levels(trained, type(trained).from_config(trained.config))
 
 
-def test_a_schedule_that_a_sampler_does_not_know():
+def test_a_schedule_that_a_sampler_does_not_support_is_refused():
     with pytest.raises(ValueError, match="sampler euler does not go with this model: sigmoid"):
         create_sampler(DDPMScheduler(beta_schedule="sigmoid"), "euler")
 
 
-def test_the_saved_scheduler_says_the_objective_where_another_is_passed(pipeline, tmp_path):
+def test_the_saved_scheduler_determines_the_objective_if_another_is_given(pipeline, tmp_path):
     pipeline.save_pretrained(tmp_path)
     other = DDIMScheduler(clip_sample=False)
     with pytest.raises(ValueError, match="trained for flow"):
@@ -240,8 +238,8 @@ def test_the_saved_scheduler_says_the_objective_where_another_is_passed(pipeline
 
 
 @pytest.mark.parametrize("way", ["diffusers", "from_pipe", "from_pipe later", "constructor"])
-def test_the_objective_goes_along_wherever_a_pipeline_is_made_of_a_model(pipeline, tmp_path, way):
-    """Plain diffusers calls the constructor with what model_index.json has, and no more."""
+def test_a_model_keeps_its_objective_in_every_new_pipeline(pipeline, tmp_path, way):
+    """Plain diffusers calls the constructor with the entries of model_index.json only."""
     pipeline.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "model_index.json").read_text())["objective"] == "flow"
     other = DDIMScheduler(clip_sample=False)
@@ -270,7 +268,7 @@ def test_from_pipe_keeps_the_noise_levels_that_the_denoiser_was_trained_on(pipel
         again([0])
 
 
-def test_a_model_that_does_not_say_its_objective_yet_has_its_schedulers(pipeline, tmp_path):
+def test_a_model_saved_without_an_objective_has_its_schedulers(pipeline, tmp_path):
     pipeline.save_pretrained(tmp_path / "old")
     index = json.loads((tmp_path / "old" / "model_index.json").read_text())
     del index["objective"]
@@ -295,7 +293,7 @@ def test_another_denoiser_may_have_another_objective(pipeline, tmp_path):
         assert made.config.objective == get_objective(made.trained_scheduler) == "epsilon"
 
 
-def test_a_scheduler_that_does_not_say_what_is_predicted_makes_no_pipeline(vae):
+def test_a_scheduler_without_an_objective_is_refused(vae):
     with pytest.raises(ValueError, match="IPNDMScheduler does not say what the denoiser predicts"):
         LatentDiffusionPipeline(vae, make_denoiser(vae), IPNDMScheduler())
 
@@ -307,7 +305,7 @@ def test_a_scheduler_that_does_not_fit_is_not_saved(pipeline, tmp_path):
     assert not (tmp_path / "model").exists()
 
 
-def test_a_scheduler_that_is_changed_in_place_is_seen(vae):
+def test_a_scheduler_changed_in_place_is_noticed(vae):
     pipeline = LatentDiffusionPipeline(vae, make_denoiser(vae), create_scheduler("v_prediction"))
     pipeline.scheduler.register_to_config(prediction_type="epsilon")
     with pytest.raises(ValueError, match="trained for v_prediction"):

@@ -1,4 +1,4 @@
-"""An autoencoder that overflows in float16, and says so."""
+"""An autoencoder that overflows in float16 and has `force_upcast`."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from hf_latent.models.frozen import hash_weights
 
 @pytest.fixture
 def overflowing(pipeline):
-    """In float16, with activations beyond its 65,504 at both ends, which cancel again."""
+    """A float16 autoencoder whose activations exceed 65,504 at both ends and cancel again."""
     with torch.no_grad():
         for convolution in (pipeline.vae.encoder.conv_in, pipeline.vae.decoder.conv_in):
             convolution.weight.mul_(1.5e5)
@@ -17,7 +17,7 @@ def overflowing(pipeline):
 
 
 @pytest.mark.parametrize("force_upcast", [True, False])
-def test_it_works_in_float32_where_it_says_so_and_stays_as_it_was(overflowing, force_upcast):
+def test_force_upcast_prevents_overflow_and_keeps_the_weights(overflowing, force_upcast):
     overflowing.vae.register_to_config(force_upcast=force_upcast)
     before = hash_weights(overflowing.vae)
     images = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -29,7 +29,7 @@ def test_it_works_in_float32_where_it_says_so_and_stays_as_it_was(overflowing, f
         assert found.isfinite().all().item() == force_upcast
 
 
-def test_it_gives_what_it_gives_in_float32(overflowing):
+def test_upcast_results_equal_those_of_float32(overflowing):
     overflowing.vae.register_to_config(force_upcast=True)
     latents = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0)).half()
     found = overflowing.decode_latents(latents)
