@@ -214,7 +214,7 @@ def read_mask(mask_image: Images, latent_size: Sequence[int], f: int) -> torch.T
             raise ValueError("a mask must be a PIL image, a list of PIL images, or a tensor")
         if len({picture.size for picture in pictures}) > 1:
             raise ValueError("the masks have different sizes: each must have its image's size")
-        mask = torch.tensor(np.stack([picture.convert("L") for picture in pictures])) / 255
+        mask = torch.tensor(np.stack([np.asarray(x.convert("L")) for x in pictures])) / 255
     mask = mask.reshape(-1, 1, *mask.shape[-2:])
     height, width = (f * side for side in latent_size)
     if mask.shape[-2:] != (height, width):
