@@ -157,14 +157,14 @@ def read_images(image_processor: VaeImageProcessor, images: Images) -> torch.Ten
     """
     if isinstance(images, torch.Tensor):
         return images
-    pictures = images if isinstance(images, list) else [images]
-    if not all(isinstance(picture, Image.Image) for picture in pictures):
+    pil_images = images if isinstance(images, list) else [images]
+    if not all(isinstance(image, Image.Image) for image in pil_images):
         raise ValueError("images must be PIL images, or a tensor (B, C, H, W) in [-1, 1]")
-    if modes := {picture.mode for picture in pictures} - {"L", "RGB", "RGBA"}:
+    if modes := {image.mode for image in pil_images} - {"L", "RGB", "RGBA"}:
         raise ValueError(f"convert images of mode {modes} to L, RGB or RGBA first")
-    if len({(picture.mode, picture.size) for picture in pictures}) > 1:
+    if len({(image.mode, image.size) for image in pil_images}) > 1:
         raise ValueError("the images have different sizes or modes: resize or convert them first")
-    return image_processor.preprocess(pictures)
+    return image_processor.preprocess(pil_images)
 
 
 def skipped_steps(scheduler: SchedulerMixin, num_inference_steps: int, strength: float) -> int:
@@ -191,13 +191,13 @@ def read_mask(mask_image: Images, latent_size: Sequence[int], f: int) -> torch.T
     """Convert a mask to the latents' size; a latent is free if any of its image's pixels is.
 
     Args:
-        mask_image: white (above 0.5) is made anew, black is kept: PIL images, or a tensor `(H, W)`,
+        mask_image: white (above 0.5) is regenerated, black is kept: PIL images, or a tensor `(H, W)`,
             `(1, H, W)` or `(B, 1, H, W)` in [0, 1] or bool.
         latent_size: height and width of the latents.
         f: the downsampling factor: the images are f times as high and wide as the latents.
 
     Returns:
-        `(B, 1, h, w)` bool, true for latents that are made anew; B may be 1.
+        `(B, 1, h, w)` bool, true for latents that are regenerated; B may be 1.
 
     Raises:
         ValueError: if the mask's size is not the image's, or values are outside [0, 1].
@@ -209,12 +209,12 @@ def read_mask(mask_image: Images, latent_size: Sequence[int], f: int) -> torch.T
             )
         mask = mask_image.float()
     else:
-        pictures = mask_image if isinstance(mask_image, list) else [mask_image]
-        if not all(isinstance(picture, Image.Image) for picture in pictures):
+        pil_images = mask_image if isinstance(mask_image, list) else [mask_image]
+        if not all(isinstance(image, Image.Image) for image in pil_images):
             raise ValueError("a mask must be a PIL image, a list of PIL images, or a tensor")
-        if len({picture.size for picture in pictures}) > 1:
+        if len({image.size for image in pil_images}) > 1:
             raise ValueError("the masks have different sizes: each must have its image's size")
-        mask = torch.tensor(np.stack([np.asarray(x.convert("L")) for x in pictures])) / 255
+        mask = torch.tensor(np.stack([np.asarray(x.convert("L")) for x in pil_images])) / 255
     mask = mask.reshape(-1, 1, *mask.shape[-2:])
     height, width = (f * side for side in latent_size)
     if mask.shape[-2:] != (height, width):
@@ -223,7 +223,7 @@ def read_mask(mask_image: Images, latent_size: Sequence[int], f: int) -> torch.T
             f"{height}x{width}: resize it to the image's size"
         )
     if mask.min() < 0 or mask.max() > 1:
-        raise ValueError("mask values must be from 0 (stays) to 1 (is made anew)")
+        raise ValueError("mask values must be from 0 (kept) to 1 (regenerated)")
     return functional.adaptive_max_pool2d((mask > 0.5).float(), tuple(latent_size)).bool()
 
 
@@ -244,7 +244,7 @@ def keep_unmasked(
         latents: `(B, c, h, w)`, after a step.
         kept: `(B, c, h, w)`, the given image's latents, without noise.
         noise: `(B, c, h, w)`, the noise that the denoising started from.
-        mask: `(B or 1, 1, h, w)` bool, true for latents that are made anew.
+        mask: `(B or 1, 1, h, w)` bool, true for latents that are regenerated.
         next_timestep: 0-d; None after the last step: `kept` is used without noise.
     """
     if next_timestep is not None:

@@ -172,7 +172,7 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
             image_latents: `(B, c, h, w)`, latents of images to start from.
             strength: with image_latents, the part of the steps that is made, 0 to 1; 1 starts from
                 noise only.
-            mask: `(B or 1, 1, h, w)` bool, true where images are made anew; None: everywhere.
+            mask: `(B or 1, 1, h, w)` bool, true where images are regenerated; None: everywhere.
             conditions: named tensors of B images, in place of class_labels; missing ones are null.
         """
         if class_labels is not None:
@@ -273,9 +273,9 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
             callback_on_step_end_tensor_inputs: keys of the callback's dict.
             image: image to image: start from these, PIL or `(B, C, H, W)` in [-1, 1]; a single
                 image is used for all.
-            strength: how much of the image is made anew, from 0 (nothing) to 1; None: 0.8, or 1
+            strength: how much of the image is regenerated, from 0 (nothing) to 1; None: 0.8, or 1
                 with a mask.
-            mask_image: inpainting: white is made anew, black is kept; of the image's size, see
+            mask_image: inpainting: white is regenerated, black is kept; of the image's size, see
                 `conditions.read_mask`.
             image_latents: `(B, c, h, w)` from `encode_images`, in place of `image`.
             guidance_interval: lowest and highest noise level with guidance, from 0 to 1, see
