@@ -191,8 +191,8 @@ def read_mask(mask_image: Images, latent_size: Sequence[int], f: int) -> torch.T
     """Convert a mask to the latents' size; a latent is free if any of its image's pixels is.
 
     Args:
-        mask_image: white (above 0.5) is regenerated, black is kept: PIL images, or a tensor `(H, W)`,
-            `(1, H, W)` or `(B, 1, H, W)` in [0, 1] or bool.
+        mask_image: white (above 0.5) is regenerated, black is kept: PIL images, or a tensor
+            `(H, W)`, `(1, H, W)` or `(B, 1, H, W)` in [0, 1] or bool.
         latent_size: height and width of the latents.
         f: the downsampling factor: the images are f times as high and wide as the latents.
 
@@ -214,7 +214,8 @@ def read_mask(mask_image: Images, latent_size: Sequence[int], f: int) -> torch.T
             raise ValueError("a mask must be a PIL image, a list of PIL images, or a tensor")
         if len({image.size for image in pil_images}) > 1:
             raise ValueError("the masks have different sizes: each must have its image's size")
-        mask = torch.tensor(np.stack([np.asarray(x.convert("L")) for x in pil_images])) / 255
+        pixels = [np.asarray(image.convert("L")) for image in pil_images]
+        mask = torch.tensor(np.stack(pixels)) / 255
     mask = mask.reshape(-1, 1, *mask.shape[-2:])
     height, width = (f * side for side in latent_size)
     if mask.shape[-2:] != (height, width):
