@@ -243,13 +243,13 @@ def test_interpolated_pictures(pipeline):
         ({"image": torch.zeros(3, 1, 16, 16), "num_images": 2}, "3 images were given for 2 images"),
         (
             {"image": torch.zeros(1, 1, 16, 16), "image_latents": torch.zeros(1, 4, 4, 4)},
-            "pass one of both",
+            "pass either image or image_latents",
         ),
         ({"image_latents": torch.zeros(4, 4, 4)}, r"shape \(B, c, h, w\)"),
         ({"image_latents": torch.zeros(1, 3, 4, 4)}, "3 channels"),
         (
             {"image": torch.zeros(1, 1, 32, 32), "latents": torch.zeros(1, 4, 4, 4)},
-            r"image_latents have the shape \(1, 4, 8, 8\), and of noise \(1, 4, 4, 4\)",
+            r"image_latents have the shape \(1, 4, 8, 8\) and latents \(1, 4, 4, 4\)",
         ),
         ({"image": np.zeros((16, 16))}, "images must be PIL images, or a tensor"),
         (
@@ -269,8 +269,8 @@ def test_images_that_do_not_fit_are_refused(pipeline, arguments, message):
 @pytest.mark.parametrize(
     ("ends", "arguments", "message"),
     [
-        ((1, torch.zeros(1, 1, 16, 16)), {}, "from seed to seed or image to image"),
-        ((1, 2), {"num_images": 1}, "from seed to seed or image to image"),
+        ((1, torch.zeros(1, 1, 16, 16)), {}, "between two seeds or two images"),
+        ((1, 2), {"num_images": 1}, "between two seeds or two images"),
         ((1, 2), {"strength": 0.5}, "strength is for images"),
         ((1, 2), {"latents": torch.zeros(8, 4, 4, 4)}, "interpolate takes no latents"),
         ((torch.zeros(1, 1, 16, 16), torch.zeros(1, 1, 32, 16)), {}, "of the same size"),
