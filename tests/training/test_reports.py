@@ -208,7 +208,7 @@ def test_a_finished_run_that_is_resumed_invents_no_figures(
         assert after["held_out_loss"] == pytest.approx(before["held_out_loss"], rel=1e-5)
         card = (run / "model" / "README.md").read_text()
         assert "1 step of 8 images (8 images seen) in " in card
-        assert "images a second" not in card.split("the autoencoder's own training")[0]
+        assert "images per second" not in card.split("the autoencoder's training")[0]
         assert "encoding the images" not in card
     report = json.loads((tmp_path / "autoencoder" / "report.json").read_text())
     assert report["images_seen"] == 8 and "images_per_second" not in report
@@ -271,4 +271,4 @@ def test_an_autoencoder_without_a_report_is_accepted(denoiser_config, tmp_path):
     make_autoencoder(sample_size=32).save_pretrained(tmp_path / "autoencoder" / "model")
     train_denoiser(denoiser_config(max_train_steps=1))
     card = (tmp_path / "denoiser" / "model" / "README.md").read_text()
-    assert "autoencoder's own training" not in card and "what its autoencoder loses" in card
+    assert "the autoencoder's training" not in card and "what its autoencoder loses" in card

@@ -232,7 +232,7 @@ def test_the_command_saves_a_complete_model(run, config, tmp_path, monkeypatch, 
     card = (folder / "README.md").read_text()
     assert is_unedited(card) and card == render_model_card(folder)
     assert "6 steps of 8 images" in card and "samples.png" not in card
-    assert "| weights: power-function average, of relative length | 0.08 |" in card
+    assert "| weights: power-function average, relative length | 0.08 |" in card
     assert not (folder / "samples.png").exists(), "it shows other weights"
     assert read_model_facts(folder).training == {k: v for k, v in report.items() if v is not None}
     images = pipeline(class_labels=[0], num_inference_steps=1, output_type="pt").images
