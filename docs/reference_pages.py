@@ -1,16 +1,14 @@
 """Make the reference pages of the site from the code: one page a room, and one of all commands."""
 
-import dataclasses
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import jsonargparse
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 from hf_latent.cli import COMMANDS
-from hf_latent.command import describe_type
+from hf_latent.command import describe_flag
 
 PACKAGE = Path(__file__).parents[1] / "hf_latent"
 ROOMS = {
@@ -64,25 +62,17 @@ def command_section(title: str, config: type, summary: str) -> str:
     parser = jsonargparse.ArgumentParser()
     parser.add_class_arguments(config)
     rows = [
-        f"| `--{action.dest}` | {cell(action.help)} *({cell(describe_type(action._typehint))})* | "
-        f"{default_text(action.default)} |"
+        f"| `--{action.dest}` | {cell(describe_flag(action))} |"
         for action in parser._actions
         if hasattr(action, "_typehint")
     ]
-    head = ["| flag | what it sets (value) | default |", "|---|---|---|"]
+    head = ["| flag | what it sets |", "|---|---|"]
     return "\n".join([f"## {title}", "", summary, "", *head, *rows, ""])
 
 
 def cell(text: str) -> str:
-    """Return text that is one cell of a Markdown table."""
-    return " ".join(text.split()).replace("|", "\\|")
-
-
-def default_text(value: Any) -> str:
-    """Return a default as one writes it on the command line; a setting without one is required."""
-    if value is None or value is dataclasses.MISSING:
-        return ""
-    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+    """Return text that is one cell of a Markdown table, without the folder of whoever builds it."""
+    return " ".join(text.split()).replace("|", "\\|").replace(str(Path.home()), "~")
 
 
 def commands_page() -> str:

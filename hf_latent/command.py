@@ -109,21 +109,29 @@ def describe_type(kind: Any) -> str:
     return f"{_TYPE_WORDS[int if issubclass(kind, int) else float]} {range_text}"
 
 
+def describe_flag(action: Any) -> str:
+    """Return what a flag sets, which values it accepts and its default.
+
+    Args:
+        action: jsonargparse's, of a field of `Settings`.
+    """
+    kind = action._typehint
+    notes = ["required"] if action.required else []
+    says_itself = kind is bool or str in (kind, *get_args(kind)) or get_origin(kind) is Literal
+    if not says_itself:
+        notes.append(describe_type(kind))
+    if action.default is not None and not action.required:
+        default = action.default
+        notes.append(f"default: {str(default).lower() if kind is bool else default}")
+    return f"{action.help} ({'; '.join(notes)})" if notes else action.help
+
+
 class _HelpFormatter(jsonargparse.DefaultHelpFormatter):
     """Name types in words, and defaults only if there are any; do not break lines at hyphens."""
 
     def _get_help_string(self, action: Any) -> str:
-        kind = getattr(action, "_typehint", None)
-        if kind is None:
-            return super()._get_help_string(action)
-        notes = ["required"] if action.required else []
-        says_itself = kind is bool or str in (kind, *get_args(kind)) or get_origin(kind) is Literal
-        if not says_itself:
-            notes.append(describe_type(kind))
-        if action.default is not None and not action.required:
-            default = action.default
-            notes.append(f"default: {str(default).lower() if kind is bool else default}")
-        return f"{action.help} ({'; '.join(notes)})" if notes else action.help
+        has_type = getattr(action, "_typehint", None) is not None
+        return describe_flag(action) if has_type else super()._get_help_string(action)
 
     def _format_action_invocation(self, action: Any) -> str:
         flags = action.option_strings
