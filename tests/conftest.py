@@ -1,6 +1,5 @@
 """Real classes at tiny size, shared by all tests."""
 
-import functools
 import itertools
 import os
 from collections.abc import Callable
@@ -9,35 +8,20 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
-from datasets import DatasetDict
 from diffusers import AutoencoderKL, UNet2DModel
 
-from hf_latent.data.fashion_mnist import load_fashion_mnist_sample
 from hf_latent.models.presets import create_autoencoder, create_denoiser, create_scheduler
 from hf_latent.pipeline import LatentDiffusionPipeline
 from tests.seconds import longest_first
+from tests.small import NARROW_AUTOENCODER, NARROW_DENOISER
 
 torch.set_num_threads(1)  # tiny tensors: a second thread only costs
 
 NUM_CLASSES = 3
-HELD_OUT = 50  # of the built-in images, where trainings are in the tests' own process
-NARROW_AUTOENCODER = {"block_out_channels": (8, 8, 8), "norm_num_groups": 4}
-NARROW_DENOISER = {
-    "block_out_channels": (16, 16),
-    "norm_num_groups": 4,
-    "attention_head_dim": 8,
-}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     longest_first(items)
-
-
-@functools.cache
-def few_held_out() -> DatasetDict:
-    """The built-in images with few held-out ones, as a denoiser encodes all of them."""
-    whole = load_fashion_mnist_sample()
-    return DatasetDict(train=whole["train"], test=whole["test"].select(range(HELD_OUT)))
 
 
 def make_autoencoder(channels: int = 1, sample_size: int = 16, **changes) -> AutoencoderKL:

@@ -8,6 +8,7 @@ import pytest
 from hf_latent import AutoencoderConfig, DenoiserConfig
 from hf_latent.cli import COMMANDS, garbage_collection_disabled, main, usage
 from hf_latent.command import parse_config
+from tests import forked
 
 
 def test_help_names_every_command_and_loads_nothing_heavy():
@@ -73,11 +74,12 @@ def test_importing_leaves_garbage_collection_as_it_was():
 def test_only_the_commands_own_process_is_frozen(arguments):
     code = (
         "import gc, sys; from hf_latent.cli import main\n"
+        "gc.unfreeze()  # what the process was forked with\n"
         "sys.argv = ['hf-latent', 'inspect', '--help']\n"
         f"try: main({arguments})\n"
         "except SystemExit: print(gc.isenabled(), gc.get_freeze_count() > 0)\n"
     )
-    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    process = forked.run([sys.executable, "-c", code])
     assert process.stdout.splitlines()[-1] == f"True {not arguments}", process.stderr
 
 

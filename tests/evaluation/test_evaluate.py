@@ -246,11 +246,11 @@ def test_a_run_killed_while_sampling_resumes(config, extract_with, monkeypatch, 
 def test_user_errors_are_one_line_and_write_nothing(
     config, extract_with, models, tmp_path, monkeypatch, changes, message
 ):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
     changes = dict(changes)
     if "model" in changes:
         changes["model"] = str(models / changes["model"])
     if changes.get("data") == "unlabelled":
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
         (tmp_path / "unlabelled").mkdir()
         for level in range(40):
             Image.new("L", (32, 32), level).save(tmp_path / "unlabelled" / f"{level}.png")

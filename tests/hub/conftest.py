@@ -28,7 +28,8 @@ def running_hub():
 def running_process(running_hub, tmp_path_factory):
     home = tmp_path_factory.mktemp("hub_process")
     modules = ("hub.push", "training.autoencoder", "training.denoiser")
-    return HubProcess(running_hub, home, [f"hf_latent.{name}" for name in modules])
+    imports = [f"hf_latent.{name}" for name in modules]
+    return HubProcess(running_hub, home, [*imports, "tests.hub.compiled_cards"])
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ TOLERANCE = 1e-4  # in [0, 1], as the command, the card and the README say
 CHANNELS = {"flow": 3, "epsilon": 1, "v_prediction": 3, "sample": 1}
 LABELS = {"number": "1", "name": "owl", "null": None, "unconditional": None}
 CASES = [(objective, kind) for objective in CHANNELS for kind in LABELS]
-STEPS, BATCH, SEED = 20, 3, 5
+STEPS, BATCH, SEED = 10, 3, 5
 # Runs without hf_latent and without remote code.
 PLAIN_DIFFUSERS = """
 import sys

@@ -1,13 +1,10 @@
 """Pushed models are loaded by repository id, by this package and by plain diffusers alone."""
 
-import sys
-
 import numpy as np
 import pytest
 import torch
 
 from hf_latent.models.frozen import hash_weights
-from tests import forked
 from tests.hub.conftest import TOKEN
 
 OURS = """
@@ -17,7 +14,8 @@ pipe = LatentDiffusionPipeline.from_pretrained("ada/model", **options)
 """
 PLAIN = """
 import sys
-sys.modules["hf_latent"] = None
+own = {name: x for name, x in sys.modules.items() if name.partition(".")[0] == "hf_latent"}
+sys.modules |= dict.fromkeys(["hf_latent", *own])  # none of it can be imported
 import numpy as np, torch
 from diffusers import DiffusionPipeline
 pipe = DiffusionPipeline.from_pretrained("ada/model", trust_remote_code=True, **options)
@@ -38,13 +36,6 @@ def draw(pipeline):
         output_type="np",
         generator=torch.Generator().manual_seed(3),
     ).images
-
-
-def in_its_own_process(hub, folder, code, token=None, **environment):
-    """Run code in a new Python whose caches are in the folder."""
-    known = hub.environment(folder / "hf", token) | {"OMP_NUM_THREADS": "1"} | environment
-    known["HF_MODULES_CACHE"] = str(folder / "modules")
-    return forked.run([sys.executable, "-c", code], env=known, cwd=folder)
 
 
 @pytest.fixture
@@ -84,27 +75,29 @@ def test_a_revision_is_another_model(hub, push_model, pipeline, model, load):
 
 @pytest.mark.slow
 def test_plain_diffusers_draws_the_same_images_and_without_a_network_too(
-    hub, push_model, pipeline, tmp_path
+    hub, push_model, pipeline, process, tmp_path
 ):
     assert push_model("--private").status == 0
-    path = tmp_path / "images.npy"
+    path, downloaded = tmp_path / "images.npy", str(tmp_path / "downloaded")
     download = "from huggingface_hub import snapshot_download as download\n"
-    download += "download('ada/model', local_dir='downloaded')\n"
+    download += f"download('ada/model', local_dir={downloaded!r})\n"
     code = f"path, options = {str(path)!r}, {{}}{PLAIN}{DRAW}{download}"
-    process = in_its_own_process(hub, tmp_path, code)
-    assert process.returncode == 1 and not path.exists()  # private
-    process = in_its_own_process(hub, tmp_path, code, TOKEN)
-    assert process.returncode == 0, process.stderr
-    assert TOKEN not in process.stdout + process.stderr
+    outcome = process.run(code)
+    assert outcome.status == 1 and not path.exists()  # private
+    outcome = process.run(code, TOKEN)
+    assert outcome.status == 0, outcome.err
+    assert TOKEN not in outcome.out + outcome.err
     np.testing.assert_allclose(np.load(path), draw(pipeline), atol=1e-5)
     asked = len(hub.requests)
-    # Plain diffusers asks for the code's commit, so without a network it needs a folder.
-    for loading in (PLAIN.replace("ada/model", "downloaded"), OURS):
-        path.unlink()
-        code = f"path, options = {str(path)!r}, {{}}\n{loading}{DRAW}"
-        process = in_its_own_process(hub, tmp_path, code, HF_HUB_OFFLINE="1")
-        assert process.returncode == 0, process.stderr
-        np.testing.assert_allclose(np.load(path), draw(pipeline), atol=1e-5)
+    # Plain diffusers asks for the code's commit, so without a network it takes a folder.
+    folder, ours = tmp_path / "folder.npy", tmp_path / "ours.npy"
+    code = f"path, options = {str(folder)!r}, {{}}\n{PLAIN.replace('ada/model', downloaded)}{DRAW}"
+    code += "for name in ['hf_latent', *own]: del sys.modules[name]\nsys.modules |= own\n"
+    code += f"path = {str(ours)!r}{OURS}{DRAW}"
+    outcome = process.run(code, HF_HUB_OFFLINE="1")
+    assert outcome.status == 0, outcome.err
+    for drawn in (folder, ours):
+        np.testing.assert_allclose(np.load(drawn), draw(pipeline), atol=1e-5)
     assert len(hub.requests) == asked
 
 

@@ -19,23 +19,27 @@ from hf_latent.pipeline.hub_format import MODULES
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors")
 DRAWING = """
-import sys, json
+import json, os, sys
 import numpy as np, torch
 from importlib.util import find_spec
 from diffusers import DiffusionPipeline
 
 assert find_spec("hf_latent") is None and find_spec("datasets") is None
 torch.set_num_threads(1)
-name, out, again, labels, *options = json.loads(sys.argv[1])
-pipe = DiffusionPipeline.from_pretrained(
-    name, trust_remote_code=True, use_safetensors=True, **dict(options)
-)
-assert type(pipe).__module__.startswith("diffusers_modules"), type(pipe)
-arguments = {"num_images": 3} if labels is None else {"class_labels": labels}
-generator = torch.Generator().manual_seed(0)
-images = pipe(**arguments, generator=generator, num_inference_steps=3, output_type="np").images
-np.save(out, images)
-pipe.save_pretrained(again)
+for name, out, again, labels, options in json.loads(sys.argv[1]):
+    if os.fork():  # one process for each model: none sees another's code
+        assert os.wait()[1] == 0
+        continue
+    pipe = DiffusionPipeline.from_pretrained(
+        name, trust_remote_code=True, use_safetensors=True, **options
+    )
+    assert type(pipe).__module__.startswith("diffusers_modules"), type(pipe)
+    arguments = {"num_images": 3} if labels is None else {"class_labels": labels}
+    generator = torch.Generator().manual_seed(0)
+    images = pipe(**arguments, generator=generator, num_inference_steps=3, output_type="np").images
+    np.save(out, images)
+    pipe.save_pretrained(again)
+    sys.exit()
 """
 
 
@@ -64,25 +68,26 @@ def with_dependencies(packages) -> list[Distribution]:
     return list(found.values())
 
 
-def draw_plainly(python, tmp_path, name, labels, environment=None, **options):
-    """Draw by plain diffusers in a new process, and save again.
+def draw_plainly(python, folder, jobs, environment=None):
+    """Draw by plain diffusers in another process, and save again.
 
-    Returns:
-        Images, `(3, H, W, C)` in [0, 1], and the folder that they were saved to again.
+    Args:
+        python: the program.
+        folder: for caches.
+        jobs: for each model its name, the file for images `(3, H, W, C)` in [0, 1], the folder to
+            save it to again, class labels, and arguments of `from_pretrained`.
+        environment: what replaces `HF_HUB_OFFLINE=1`.
     """
-    out, again = tmp_path / "images.npy", tmp_path / "again"
-    arguments = json.dumps([str(name), str(out), str(again), labels, *options.items()])
     known = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "HF_"))}
-    known |= {"HF_HOME": str(tmp_path / "hf"), "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    known |= {"HF_HOME": str(folder / "hf"), "HF_MODULES_CACHE": str(folder / "modules")}
     done = subprocess.run(
-        [python, "-c", DRAWING, arguments],
+        [python, "-c", DRAWING, json.dumps(jobs, default=str)],
         env=known | (environment or {"HF_HUB_OFFLINE": "1"}),
-        cwd=tmp_path,
+        cwd=folder,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    return np.load(out), again
 
 
 def draw(pipeline, labels):
@@ -95,25 +100,26 @@ def draw(pipeline, labels):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["pipeline", "unconditional"])
 def test_plain_diffusers_draws_the_same_pixels_and_saves_the_same_folder(
-    request, plain_python, tmp_path, kind
+    pipeline, unconditional, plain_python, tmp_path
 ):
-    pipeline = request.getfixturevalue(kind)
-    labels = ["owl", "cat", 1] if kind == "pipeline" else None
-    saved = tmp_path / "saved"
-    pipeline.save_pretrained(saved, max_shard_size="50KB")
-    images, again = draw_plainly(plain_python, tmp_path, saved, labels)
-    np.testing.assert_array_equal(images, draw(pipeline, labels))
-    # A model that plain diffusers saved again is complete too.
-    assert {p.name for p in again.glob("*.py")} == {f"{name}.py" for name in MODULES}
-    for path in [*again.glob("*.py"), again / "model_index.json"]:
-        assert path.read_bytes() == (saved / path.name).read_bytes()
-    ours = LatentDiffusionPipeline.from_pretrained(again)
-    assert hash_weights(ours.unet) == hash_weights(pipeline.unet)
-    again.rename(tmp_path / "passed on")
-    images, _ = draw_plainly(plain_python, tmp_path, tmp_path / "passed on", labels)
-    np.testing.assert_array_equal(images, draw(ours, labels))
+    models = {"classes": (pipeline, ["owl", "cat", 1]), "none": (unconditional, None)}
+    jobs = []
+    for kind, (model, labels) in models.items():
+        model.save_pretrained(tmp_path / kind / "saved", max_shard_size="50KB")
+        saved, again, third = (tmp_path / kind / name for name in ("saved", "again", "third"))
+        # Whoever got it from plain diffusers can pass it on.
+        jobs += [(saved, f"{saved}.npy", again, labels, {})]
+        jobs += [(again, f"{again}.npy", third, labels, {})]
+    draw_plainly(plain_python, tmp_path, jobs)
+    for (model, labels), saved, again in zip(models.values(), jobs[::2], jobs[1::2], strict=True):
+        np.testing.assert_array_equal(np.load(saved[1]), draw(model, labels))
+        assert {p.name for p in again[0].glob("*.py")} == {f"{name}.py" for name in MODULES}
+        for path in [*again[0].glob("*.py"), again[0] / "model_index.json"]:
+            assert path.read_bytes() == (saved[0] / path.name).read_bytes()
+        ours = LatentDiffusionPipeline.from_pretrained(again[0])
+        assert hash_weights(ours.unet) == hash_weights(model.unet)
+        np.testing.assert_array_equal(np.load(again[1]), draw(ours, labels))
 
 
 @pytest.mark.slow
@@ -127,10 +133,10 @@ def test_plain_diffusers_loads_a_variant_by_the_name_of_a_repository(
     hub.put("ada/model", files, kind="models")
     environment = hub.environment(tmp_path / "hf")
     environment = {k: v for k, v in environment.items() if k.startswith("HF_")}
-    images, _ = draw_plainly(
-        plain_python, tmp_path, "ada/model", [2, 0, 1], environment, variant="copy"
-    )
-    np.testing.assert_array_equal(images, draw(pipeline, [2, 0, 1]))
+    out = tmp_path / "images.npy"
+    job = ("ada/model", out, tmp_path / "again", [2, 0, 1], {"variant": "copy"})
+    draw_plainly(plain_python, tmp_path, [job], environment)
+    np.testing.assert_array_equal(np.load(out), draw(pipeline, [2, 0, 1]))
     sent = {request.path.rpartition("/")[2] for request in hub.asked("GET .*/resolve/")}
     assert "diffusion_pytorch_model.copy.safetensors" in sent
     assert "diffusion_pytorch_model.safetensors" not in sent

@@ -3,7 +3,6 @@
 import json
 import os
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,13 +13,11 @@ from hf_latent.errors import UserError
 from hf_latent.hub.card.signature import is_unedited
 from hf_latent.training.autoencoder_config import AutoencoderConfig
 from hf_latent.training.push import prepare_push
+from tests import forked
 from tests.hub.conftest import TOKEN, model_files
 
-NARROW = """
-from hf_latent.models.presets import AUTOENCODERS, DENOISERS
-from tests.conftest import NARROW_AUTOENCODER, NARROW_DENOISER
-AUTOENCODERS["tiny"] |= NARROW_AUTOENCODER
-DENOISERS["tiny"] |= NARROW_DENOISER
+IMPORTS = """
+from tests.small import small_trainings
 from hf_latent.command import run_command
 from hf_latent.training.autoencoder import AutoencoderConfig, train_autoencoder
 from hf_latent.training.denoiser import DenoiserConfig, train_denoiser
@@ -42,8 +39,8 @@ def train(process, tmp_path):
         if what == "denoiser":
             words += ["--vae", "fashion-mnist-f4"]
         config = f"{what.capitalize()}Config"
-        code = f"{before}{NARROW}run_command({config}, train_{what}, {words!r})"
-        outcome = process.run(code, token)
+        training = f"run_command({config}, train_{what}, {words!r})"
+        outcome = process.run(f"{before}{IMPORTS}with small_trainings():\n    {training}", token)
         assert TOKEN not in outcome.out + outcome.err
         return outcome
 
@@ -198,20 +195,13 @@ def test_flags_that_have_no_effect_are_refused(flags):
 
 
 @pytest.mark.slow
-def test_the_first_of_two_processes_pushes(hub, tmp_path):
-    environment = hub.environment(tmp_path / "hf", TOKEN)
-    environment |= {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
-    # Standalone picks a free port: other tests may run torchrun at the same time.
-    torchrun = [str(Path(sys.executable).with_name("torchrun")), "--standalone"]
-    torchrun += ["--nproc_per_node", "2"]
+def test_the_first_of_two_processes_pushes(hub, process, tmp_path):
+    environment = process.environment | {"ACCELERATE_USE_CPU": "1", "HF_TOKEN": TOKEN}
     training = ["-m", "hf_latent.training.autoencoder", *SHORT, "--push_to_hub"]
-    process = subprocess.run(
-        [*torchrun, *training, "--output_dir", str(tmp_path / "both")],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert process.returncode == 0, process.stderr[-2000:]
+    words = [sys.executable, *training, "--output_dir", str(tmp_path / "both")]
+    for rank in forked.start_ranks(words, env=environment):
+        stdout, stderr = rank.communicate(timeout=120)
+        assert rank.returncode == 0, stderr[-2000:]
+        assert TOKEN not in stdout + stderr
     assert "config.json" in model_files(hub, repo_id="ada/both")
     assert len(hub.asked("GET /api/whoami")) == len(hub.asked("POST .*commit/main")) == 1
-    assert TOKEN not in process.stdout + process.stderr

@@ -36,9 +36,8 @@ def test_statistics_are_those_of_posterior_samples(vae, many_images):
     statistics = statistics_of(vae, many_images)
     assert statistics.mean.dtype == torch.float64
     generator = torch.Generator().manual_seed(0)
-    samples = torch.cat(
-        [p.sample(generator) for _ in range(400) for p in posteriors(vae, many_images)]
-    ).double()
+    encoded = list(posteriors(vae, many_images))
+    samples = torch.cat([p.sample(generator) for _ in range(400) for p in encoded]).double()
     torch.testing.assert_close(statistics.mean, samples.mean((0, 2, 3)), rtol=0, atol=0.03)
     torch.testing.assert_close(statistics.std, samples.std((0, 2, 3)), rtol=0.01, atol=0)
 

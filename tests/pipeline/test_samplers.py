@@ -17,7 +17,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from hf_latent.models.presets import create_scheduler
+from hf_latent.models.presets import create_denoiser, create_scheduler
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.pipeline.add_noise import add_noise, mix_noise
 from hf_latent.pipeline.denoise import denoise_latents
@@ -32,6 +32,7 @@ from hf_latent.pipeline.samplers import (
 )
 from tests.conftest import make_denoiser
 from tests.ideal_denoiser import PAIRS, TABLE, IdealDenoiser, scheduler_of
+from tests.small import NARROW_DENOISER
 
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
 
@@ -342,7 +343,9 @@ def test_a_pipeline_refuses_a_scheduler_that_does_not_fit(pipeline):
 
 
 def test_samplers_of_one_objective_agree_after_many_steps(vae):
-    unet, noise = make_denoiser(vae), torch.randn(2, 4, 4, 4)
+    small = {"block_out_channels": (16,), "attention": (True,)}  # of one level: 1,800 evaluations
+    unet = create_denoiser("tiny", vae, (1, 16, 16), 3, **NARROW_DENOISER | small).eval()
+    noise = torch.randn(2, 4, 4, 4)
     for objective, samplers in list(TABLE.items())[:3]:
         pipeline = LatentDiffusionPipeline(vae, unet, create_scheduler(objective))
         pipeline.set_progress_bar_config(disable=True)

@@ -3,22 +3,18 @@
 import sys
 from pathlib import Path
 
+import pytest
 from accelerate import PartialState
 
-from hf_latent.data.images import sources
 from hf_latent.models.presets import DENOISERS
 from hf_latent.training.autoencoder import AutoencoderConfig, train_autoencoder
 from hf_latent.training.denoiser import train_denoiser
 from hf_latent.training.denoiser_config import DenoiserConfig
 from hf_latent.training.run.clock import TrainingClock
-from tests.conftest import few_held_out
+from tests.small import NARROW_DENOISER, shorten_trainings
 
-DENOISERS["tiny"] |= {
-    "block_out_channels": (16, 16),
-    "norm_num_groups": 4,
-    "attention_head_dim": 8,
-}
-sources.BUILT_IN["fashion_mnist"] = few_held_out
+DENOISERS["tiny"] |= NARROW_DENOISER
+shorten_trainings(pytest.MonkeyPatch())
 TrainingClock.LOGGING_STEPS = 1
 folder, batch_size = Path(sys.argv[1]), int(sys.argv[2])
 shared = {

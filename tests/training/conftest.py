@@ -3,12 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from hf_latent.data.images import sources
-from hf_latent.models.presets import AUTOENCODERS, DENOISERS
 from hf_latent.training.autoencoder import AutoencoderConfig
 from hf_latent.training.denoiser_config import DenoiserConfig
-from hf_latent.training.validation import denoiser as denoiser_validation
-from tests.conftest import NARROW_AUTOENCODER, NARROW_DENOISER, few_held_out
+from tests import small
 
 SHORT = {
     "resize_mode": "pad",
@@ -23,12 +20,7 @@ SHORT = {
 
 @pytest.fixture(autouse=True, scope="module")
 def small_trainings():
-    """The tiny presets, narrower still; little to encode, and small pictures."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(AUTOENCODERS, "tiny", AUTOENCODERS["tiny"] | NARROW_AUTOENCODER)
-        patch.setitem(DENOISERS, "tiny", DENOISERS["tiny"] | NARROW_DENOISER)
-        patch.setitem(sources.BUILT_IN, "fashion_mnist", few_held_out)
-        patch.setattr(denoiser_validation, "GRID_COLUMNS", 2)
+    with small.small_trainings():
         yield
 
 

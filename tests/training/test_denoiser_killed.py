@@ -20,7 +20,8 @@ def launch(config, *flags: str) -> Launched:
     run = Path(config.output_dir)
     recipe = run.with_suffix(".yaml")
     recipe.write_text(yaml.safe_dump(asdict(config)))
-    return Launched(run, "-m", "hf_latent.training.denoiser", "--config", str(recipe), *flags)
+    module = ("-m", "tests.small", "hf_latent.training.denoiser")
+    return Launched(run, *module, "--config", str(recipe), *flags)
 
 
 @pytest.mark.slow

@@ -25,7 +25,8 @@ from hf_latent.training.reports import (
     portable_settings,
     write_model_reports,
 )
-from tests.conftest import HELD_OUT, make_autoencoder
+from tests.conftest import make_autoencoder
+from tests.small import HELD_OUT
 from tests.training.conftest import short_autoencoder, short_denoiser
 
 

@@ -4,7 +4,6 @@ import random
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -307,17 +306,7 @@ class Launched:
         self.run = run
         self.known = self._files()
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        if not launcher:
-            self.process = forked.start([sys.executable, *arguments], env=environment)
-            return
-        self.process = subprocess.Popen(
-            [*launcher, *arguments],
-            start_new_session=True,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        self.process = forked.start([*(launcher or [sys.executable]), *arguments], env=environment)
 
     def _files(self) -> set[Path]:
         return {*self.run.glob("*checkpoint-*"), *self.run.glob("samples/*.png")}

@@ -4,7 +4,7 @@ from diffusers import AutoencoderKL, UNet2DModel
 from safetensors.torch import load_file
 
 from hf_latent.errors import UserError
-from hf_latent.models.presets import create_denoiser, create_scheduler
+from hf_latent.models.presets import DENOISERS, create_denoiser, create_scheduler
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.training.denoiser import train_denoiser
 from hf_latent.training.start_denoiser import start_denoiser
@@ -189,6 +189,9 @@ def test_gradient_checkpointing_gives_the_same_gradients(denoiser_config, saved_
 
 @pytest.mark.slow
 def test_a_compiled_training_does_the_same(denoiser_config, saved_vae, tmp_path, monkeypatch):
+    # Of one level: torch._dynamo takes a second for each block.
+    small = {"block_out_channels": (16,), "attention": (True,)}
+    monkeypatch.setitem(DENOISERS, "tiny", DENOISERS["tiny"] | small)
     # The eager backend: compiling to C++ takes minutes.
     compile_module, compiled = torch.nn.Module.compile, []
 

@@ -18,15 +18,14 @@ pytestmark = pytest.mark.slow
 SCRIPTS = Path(__file__).parents[2] / "train_scripts"
 # Write slowly, so that a signal arrives between two files.
 SLOWLY = """
-import runpy, sys, time
+import runpy, time
 from hf_latent.training.latents import encode as latents
 write_shard = latents.write_shard
 def write_slowly(*arguments):
     time.sleep(0.3)
     return write_shard(*arguments)
 latents.write_shard = write_slowly
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
+runpy.run_module("tests.small", run_name="__main__", alter_sys=True)
 """
 WAITING = """
 import time
@@ -80,7 +79,7 @@ def test_a_denoiser_stopped_while_encoding_can_be_resumed(denoiser_config, tmp_p
     line, kept = stop_at_the_first_file(process, run / "latents", signal.SIGTERM)
     assert line == BEFORE_TRAINING
     assert not list(run.glob("checkpoint-*"))
-    process = start(*script, "--resume_from_checkpoint", "latest")
+    process = start("-m", "tests.small", *script, "--resume_from_checkpoint", "latest")
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 0, stderr[-2000:]
     assert (run / "model").is_dir()

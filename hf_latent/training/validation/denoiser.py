@@ -17,6 +17,7 @@ from hf_latent.training.run.batches import seeded_generator
 from hf_latent.training.run.pictures import GRID_COLUMNS, MAX_GRID_ROWS, save_picture
 
 NOISE_LEVEL_PARTS = 5
+GRID_INFERENCE_STEPS = 20
 
 
 def evenly_spaced_timesteps(scheduler: SchedulerMixin, count: int) -> torch.Tensor:
@@ -101,6 +102,7 @@ def save_samples(pipeline: LatentDiffusionPipeline, path: Path, seed: int) -> No
     (images,) = pipeline(
         class_labels=None if pipeline.num_classes is None else labels,
         num_images=len(labels),
+        num_inference_steps=GRID_INFERENCE_STEPS,
         generator=seeded_generator(seed, "samples"),
         output_type="pt",
         return_dict=False,

@@ -21,7 +21,7 @@ from hf_latent.evaluation.measures.generation import (
     measure_manifold,
 )
 
-COUNT = 800
+COUNT = 500
 
 
 def gaussians(count, mean, scale, length=6, seed=0):
@@ -44,14 +44,14 @@ def extract():
 
 @pytest.fixture(scope="module")
 def images():
-    """The first 80 images of each class, and all others by class."""
+    """The first 50 images of each class, and all others by class."""
     train = open_images(ImagesConfig(data="fashion_mnist", resize_mode="pad")).train
     rows = [(train.labels == label).nonzero().flatten() for label in range(10)]
-    real = train.read_uint8(torch.cat([own[:80] for own in rows]))
+    real = train.read_uint8(torch.cat([own[:50] for own in rows]))
     generator = torch.Generator().manual_seed(0)
 
     def others(classes: int) -> torch.Tensor:
-        pool = torch.cat([own[80:] for own in rows[:classes]])
+        pool = torch.cat([own[50:] for own in rows[:classes]])
         drawn = torch.randperm(len(pool), generator=generator)[:COUNT]
         return train.read_uint8(pool[drawn])
 
@@ -138,8 +138,8 @@ def test_distances_rise_with_noise(images, extract, real, others):
     assert_rise([others, *map(extract, levels)], real)
 
 
-def test_distances_rise_with_dropped_classes(images, extract, real):
-    assert_rise([extract(images[1](classes)) for classes in (10, 7, 4, 1)], real)
+def test_distances_rise_with_dropped_classes(images, extract, real, others):
+    assert_rise([others, *(extract(images[1](classes)) for classes in (7, 4, 1))], real)
 
 
 @pytest.mark.filterwarnings("ignore:Metric `Kernel Inception Distance`")
@@ -197,7 +197,8 @@ def test_manifold_figures_equal_those_of_full_distance_matrices(seed):
     real = gaussians(83 - seed, 0.0, 1.0, seed=seed)
     expected = naive_manifold(generated, real)
     assert all(0.1 < value < 0.9 for value in expected.values())
-    for sizes in ((1000, 1000), (7, 20), (61, 1), (13, 83)):
+    single = [(61, 1)] if seed == 0 else [(61, 9)]  # one vector a block takes long
+    for sizes in ((1000, 1000), (7, 20), (13, 83), *single):
         blocks = (x.float().split(size) for x, size in zip((generated, real), sizes, strict=True))
         found = measure_manifold(*blocks)
         assert found == pytest.approx(expected, abs=1e-6)

@@ -19,7 +19,7 @@ from hf_latent.evaluation.measures.memorisation import (
 from hf_latent.evaluation.measures.neighbours import nearest_neighbours
 from hf_latent.models.load import load_autoencoder
 
-TRAIN, SAMPLES, HELD_OUT = 2000, 500, 500
+TRAIN, SAMPLES, HELD_OUT = 1000, 250, 250
 
 
 def fisher(copies, images, held_out_copies, held_out_images):

@@ -5,6 +5,13 @@ import pytest
 from hf_latent.cli import main
 from hf_latent.experiments.benchmark import reading as reading_benchmark
 from hf_latent.experiments.benchmark.benchmark import alternate, median_ratio
+from tests.small import small_trainings
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small():
+    with small_trainings():
+        yield
 
 
 @pytest.mark.slow
@@ -19,7 +26,7 @@ def test_bench_writes_both_sides_and_their_ratio(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_bench_cache_writes_both_sides_of_every_ratio(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(reading_benchmark, "READ_BATCHES", 50)
+    monkeypatch.setattr(reading_benchmark, "READ_BATCHES", 10)
     flags = "--rounds 2 --steps 3 --train_batch_size 4 --num_latents 20000 --num_images 40"
     main(["bench", "cache", "--output_dir", str(tmp_path / "bench"), *flags.split()])
     report = json.loads((tmp_path / "bench" / "bench.json").read_text())

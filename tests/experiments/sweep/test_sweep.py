@@ -13,20 +13,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_latent.data.images import sources
 from hf_latent.errors import UserError
 from hf_latent.experiments.sweep import pair as sweep_pair
 from hf_latent.experiments.sweep import plan as sweep_plan
 from hf_latent.experiments.sweep import sweep as sweep_module
 from hf_latent.experiments.sweep.config import SweepConfig
 from hf_latent.experiments.sweep.report import render_plot, render_report
-from hf_latent.models.presets import AUTOENCODERS, DENOISERS
 from hf_latent.training import denoiser as denoiser_module
-from hf_latent.training.validation import denoiser as denoiser_validation
 from tests import forked
-from tests.conftest import NARROW_AUTOENCODER, NARROW_DENOISER, few_held_out, ticking_clock
+from tests.conftest import ticking_clock
 from tests.docs.test_commands import BIN, TICKING
 from tests.evaluation.features.short_vectors import ShortVectors
+from tests.small import small_trainings
 
 TICK_SECONDS = 0.05
 
@@ -39,11 +37,7 @@ def sweep(config: SweepConfig) -> dict[str, Any]:
 @pytest.fixture(autouse=True, scope="module")
 def small():
     """Narrow models, few held-out images, short vectors, and trainings of a few steps."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(AUTOENCODERS, "tiny", AUTOENCODERS["tiny"] | NARROW_AUTOENCODER)
-        patch.setitem(DENOISERS, "tiny", DENOISERS["tiny"] | NARROW_DENOISER)
-        patch.setitem(sources.BUILT_IN, "fashion_mnist", few_held_out)
-        patch.setattr(denoiser_validation, "GRID_COLUMNS", 2)
+    with small_trainings() as patch:
         patch.setattr(sweep_module, "load_feature_extractor", lambda name: ShortVectors())
         patch.setattr(sweep_module, "HELD_OUT_IMAGES", 20)
         for module in (sweep_plan, sweep_pair):

@@ -65,6 +65,7 @@ def ran(tmp_path_factory):
     cards |= {name: (CARDS / name / "README.md").read_text() for name in released_models()}
     environment = os.environ | {"HF_MODULES_CACHE": str(root / "modules"), "HF_HUB_OFFLINE": "1"}
     environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    forked.warm(environment)
     made = {}
     for number, way in enumerate((OWN, PLAIN)):
         jobs = {}

@@ -6,6 +6,7 @@ import torch
 import yaml
 from PIL import Image
 
+import autoencoder_figures
 from autoencoder_figures import measure_autoencoder
 from hf_latent.command import parse_config
 from hf_latent.data.images.open import open_images
@@ -19,6 +20,7 @@ from hf_latent.models.load import load_autoencoder
 from hf_latent.training.autoencoder import train_autoencoder
 from hf_latent.training.autoencoder_config import AutoencoderConfig
 from release_vae import ReleaseConfig, release_autoencoder
+from tests.small import HELD_OUT, small_trainings
 
 ROOT = Path(__file__).parents[3]
 RECIPES = ROOT / "train_scripts" / "recipes"
@@ -31,8 +33,15 @@ RECIPE = {
 }
 
 
+@pytest.fixture(autouse=True, scope="module")
+def small():
+    with small_trainings() as patch:
+        patch.setattr(autoencoder_figures, "BATCH_SIZE", 20)
+        yield
+
+
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(small, tmp_path_factory):
     folder = tmp_path_factory.mktemp("release")
     (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
     arguments = ["--config", str(folder / "recipe.yaml"), "--output_dir", str(folder / "run")]
@@ -42,15 +51,15 @@ def run(tmp_path_factory):
 
 def test_figures_equal_those_of_one_batch(run):
     splits = open_images(parse_config(AutoencoderConfig, ["--config", str(run / "config.yaml")]))
-    vae, dataset = load_autoencoder(str(run / "model")), splits.validation.evenly_spaced(130)
+    vae, dataset = load_autoencoder(str(run / "model")), splits.validation
     figures = measure_autoencoder(vae, dataset)
-    images = torch.stack([dataset[i]["images"] for i in range(130)])
+    images = torch.stack([dataset[i]["images"] for i in range(HELD_OUT)])
     with torch.no_grad():
         shown = vae.decode(vae.encode(images).latent_dist.mean).sample / 2 + 0.5
     expected = measure_reconstructions([(images / 2 + 0.5, shown)])
     inside = Box(2, 2, 28, 28)
     cropped = measure_reconstructions([(inside.cut(images / 2 + 0.5), inside.cut(shown))])
-    assert figures["test_images"] == 130
+    assert figures["test_images"] == HELD_OUT
     assert figures["test_psnr_db"] == pytest.approx(expected.psnr_db, abs=1e-4)
     assert figures["test_unpadded_psnr_db"] == pytest.approx(cropped.psnr_db, abs=1e-4)
     assert figures["test_perceptual_distance"] > 0
@@ -84,7 +93,7 @@ def test_a_release_has_a_model_a_card_pictures_and_figures(run, tmp_path):
     model_dir = tmp_path / "pretrained" / "made"
     assert card == render_model_card(model_dir, license="mit", reports=card_dir)
     assert metrics["vae_weights_sha256"] == hash_weights(load_autoencoder(str(run / "model")))
-    assert metrics["held_out_split_images"] == metrics["test_images"] == 2000
+    assert metrics["held_out_split_images"] == metrics["test_images"] == HELD_OUT
     assert "2 steps of 4 images (8 images seen)" in card and str(tmp_path) not in card
     assert f"{metrics['test_psnr_db']:.2f} dB" in card
     assert load_autoencoder(str(tmp_path / "pretrained" / "made")).config.scaling_factor == 1

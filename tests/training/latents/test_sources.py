@@ -23,8 +23,8 @@ from hf_latent.training.latents.encode import encode_latents
 from hf_latent.training.latents.sources import LatentSource, open_latent_source
 from hf_latent.training.run.batches import GlobalBatchSampler, ProcessRows
 from hf_latent.training.run.clock import TrainingClock
-from tests.conftest import HELD_OUT
 from tests.data.latent_caches import all_bytes, assert_same_batch, cut_short, flip_a_bit, read_json
+from tests.small import HELD_OUT
 from tests.training.conftest import SHORT
 from tests.training.encoding import IMAGES, encode_settings, save_autoencoder
 
