@@ -75,7 +75,9 @@ def shorten(command: str) -> list[str]:
     """Return the words of a command with short settings, as a Python program and its arguments."""
     words = shlex.split(command.replace("--resolution 64", "--resolution 32"))
     (program,) = (word for word in SHORT if any(w.split("/")[-1] == word for w in words))
-    if words[0] == "python":
+    if words[:2] == ["accelerate", "launch"] and program in SECONDS_A_LOOK:
+        words = [sys.executable, *words[2:]]
+    elif words[0] == "python":
         words[0] = sys.executable
     else:
         words[0] = str(BIN / words[0])
