@@ -86,7 +86,7 @@ def test_quickstart_keeps_within_its_time(finished):
     # The given clock moves at every reading, also between stages. Stages take all CPU time.
     assert sum(report[f"{name}_seconds"] for name in STAGES) == pytest.approx(seconds, rel=0.2)
     assert sum(CPU_SECONDS[name] for name in STAGES) == pytest.approx(
-        CPU_SECONDS["whole"], rel=0.05
+        CPU_SECONDS["whole"], rel=0.15
     )
 
 

@@ -94,7 +94,7 @@ def test_stopped_encoding_can_be_resumed(tmp_path, number):
     script = (str(SCRIPTS / "encode_latents.py"), *as_flags(config))
     line, kept = stop_at_the_first_file(start("-c", SLOWLY, *script), tmp_path / "cache", number)
     assert line == "stopped: run the same command to continue; finished files are kept"
-    process = start(*script)
+    process = start("-m", "tests.small", *script)
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 0, stderr[-2000:]
     assert {path: path.stat().st_mtime_ns for path in kept} == kept, "encoded again"
