@@ -185,7 +185,6 @@ def measure_autoencoder(
     """Measure reconstructions of test images, and save reconstructions.png.
 
     Args:
-        pipeline: the model.
         test_images: `(N, C, H, W)` float in [-1, 1].
         box: the part of an image inside its padding.
         output_dir: for the picture: each image beside its reconstruction.
@@ -221,9 +220,7 @@ def measure_samples(
 
     Args:
         config: the number of samples, the sampling and the folder of the picture.
-        pipeline: the model.
         classifier: trained on real images.
-        now: the clock, in seconds.
 
     Returns:
         Figures for the report.

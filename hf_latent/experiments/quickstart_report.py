@@ -16,7 +16,6 @@ def card_metrics(
 
     Args:
         report: the content of report.json.
-        pipeline: the model.
         data: name of the images.
     """
     names = {

@@ -67,7 +67,6 @@ class CacheContents(_Contents):
     """A latent cache, each file checked.
 
     Args:
-        folder: of the cache.
         repo_id: of the data set, for the card.
 
     Raises:

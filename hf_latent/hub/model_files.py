@@ -66,9 +66,6 @@ def model_files(folder: Path) -> tuple[str, str, list[str]]:
 def checkpoint_files(run: Path) -> list[str]:
     """List the files of a run's checkpoints, and check each.
 
-    Args:
-        run: the run's folder.
-
     Returns:
         Names relative to the run's folder.
 

@@ -36,7 +36,6 @@ class RemoteFiles:
     """The files of one revision of a repository, as the Hub has them now.
 
     Args:
-        api: the client.
         repo: `repo_id` and `repo_type`.
         revision: a branch, a pull request or a commit; None: main.
 
@@ -99,7 +98,6 @@ def open_repository(
     """Create a repository if it is missing, and check that this token may write to it.
 
     Args:
-        api: the client.
         repo_id: `user/name`.
         repo_type: model or dataset.
         private: whether the repository must be private.

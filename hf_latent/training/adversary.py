@@ -51,7 +51,6 @@ class Adversary:
         channels: C of the images.
         vae: the autoencoder, at whose last decoder layer the weight is measured.
         state: of the training. The discriminator is added to it.
-        accelerator: the run's.
     """
 
     def __init__(

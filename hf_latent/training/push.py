@@ -24,7 +24,6 @@ def prepare_push(
     folder is checked first, so that a rejected folder leaves no empty repository.
 
     Args:
-        config: the run's.
         class_name: of the trained model.
         accelerator: the run's; its main process asks the Hub.
 

@@ -77,7 +77,6 @@ def image_figures(data: str, splits: ImageSplits, compression: Compression) -> d
 
     Args:
         data: the setting of that name.
-        splits: the images.
         compression: of the autoencoder.
     """
     return {

@@ -17,7 +17,6 @@ def is_flipped(seed: int, epochs: np.ndarray, indices: np.ndarray, count: int) -
     """Return which images are mirrored, `(n,)` bool, each with probability one half.
 
     Args:
-        seed: of the run.
         epochs: `(n,)` int64.
         indices: `(n,)` int64, each below `count`.
         count: number of all images; a bit for each is drawn at once.

@@ -67,8 +67,6 @@ class LatentSplit:
     """One split of a latent cache, read in any order through memory maps.
 
     Args:
-        folder: of the cache.
-        manifest: of the cache.
         name: train or validation.
     """
 

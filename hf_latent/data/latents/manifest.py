@@ -166,7 +166,6 @@ def check_fits(
 
     Args:
         where: folder or repository of the cache, for messages.
-        manifest: of the cache.
         config: of the training.
         autoencoder_sha256: `hash_autoencoder` of its autoencoder.
 

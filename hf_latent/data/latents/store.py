@@ -24,8 +24,6 @@ class ShardStore:
     """The training shards of a latent cache in a folder; each is checked before its first read.
 
     Args:
-        folder: of the cache.
-        manifest: of the cache.
         name: of the cache, for messages.
     """
 

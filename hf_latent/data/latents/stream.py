@@ -50,7 +50,6 @@ class LatentStream(IterableDataset):
     Args:
         store: gives the shards.
         batch_size: images of a global batch, over all processes.
-        seed: of the run.
         horizontal_flip: mirror half of the images.
         start_batch: the first batch, to resume a run.
         lanes: places that are read at once; more mix better, and need as many shards.

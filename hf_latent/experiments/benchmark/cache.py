@@ -35,8 +35,6 @@ def benchmark_encoding(
     checksums.
 
     Args:
-        images_config: the images.
-        vae: the autoencoder.
         folder: for the cache.
         rounds: number of runs of each side.
         name: prefix of the figures.

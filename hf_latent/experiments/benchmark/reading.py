@@ -29,7 +29,6 @@ def make_cache(folder: Path, rows: int) -> tuple[LatentSplit, ShardStore]:
     """Write a cache of random posteriors.
 
     Args:
-        folder: of the cache.
         rows: number of latents.
 
     Returns:

@@ -43,7 +43,6 @@ def recommend(pairs: list[dict[str, Any]], real_against_real_fd: float) -> dict[
     seeds are tied: the highest PSNR decides between them, and then the fastest sampling.
 
     Args:
-        pairs: of the report.
         real_against_real_fd: FD between equal numbers of real images.
 
     Returns:

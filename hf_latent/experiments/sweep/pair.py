@@ -85,7 +85,6 @@ def latent_kl_weight(kl_weight: float, compression: Compression) -> float:
 
     Args:
         kl_weight: LDM's, equal for all pairs.
-        compression: of the pair.
     """
     return kl_weight / compression.ratio
 
@@ -140,10 +139,6 @@ def train_once(
 
     Args:
         name: of the training; its figures are in NAME.json beside its run's folder.
-        train: the training.
-        config: its settings.
-        splits: the images.
-        now: the clock, in seconds.
 
     Returns:
         Figures; each key starts with the name. Images a second are those of the whole training,
@@ -193,12 +188,9 @@ def measure_generated(
     """Generate images without guidance, with the reference's labels, and compare them with it.
 
     Args:
-        pipeline: the model.
         real: the reference.
         seed: of the first image; each image has its own seed.
         num_seeds: number of times to generate as many images as the reference has.
-        num_inference_steps: sampling steps.
-        now: the clock, in seconds.
 
     Returns:
         Flat figures.

@@ -55,7 +55,6 @@ class EmaSnapshots:
     Args:
         model: the model whose weights are averaged.
         every: steps between snapshots; None for no averages.
-        output_dir: the run's folder.
         settings: the settings that the training started with, and the autoencoder's hash.
         accelerator: every process averages, the first one saves.
 

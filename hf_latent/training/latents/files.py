@@ -58,7 +58,6 @@ def start_folder(folder: Path, manifest: dict[str, Any], replace_other: bool = F
     """Start a cache's folder, or check that the existing one has the same manifest.
 
     Args:
-        folder: the cache's folder.
         manifest: as `cache_manifest` returns.
         replace_other: remove another cache instead of refusing it.
 

@@ -23,7 +23,6 @@ def measure_latent_scale(
     Args:
         vae: trained and frozen.
         dataset: the images. With flips, their mirror images are measured too.
-        config: the run's settings.
         accelerator: gathers the processes' shares.
 
     Returns:

@@ -185,11 +185,9 @@ class EncodedOnce(CachedLatents):
     """Images, encoded into a latent cache in the run's folder before the first step.
 
     Args:
-        splits: the images.
         settings: how to encode them.
         replace_other: replace an existing cache of other images instead of refusing it.
         options: how to read the cache.
-        accelerator: the run's accelerator.
     """
 
     def __init__(
@@ -225,7 +223,6 @@ class StreamedLatents(LatentSource):
         lanes: number of places that are read at once.
         buffer_rows: number of images that are shuffled together.
         options: how to read it.
-        accelerator: the run's accelerator.
 
     Raises:
         UserError: if the lanes do not fit the shards, the batch, the processes or the workers.
@@ -313,9 +310,6 @@ def open_latent_source(
     """Open the source of latents that a run's configuration names.
 
     Args:
-        config: the run's settings.
-        accelerator: the run's accelerator.
-        vae: the autoencoder.
         splits: the images, if they are open already.
 
     Raises:

@@ -19,7 +19,6 @@ def seeded_generator(seed: int, purpose: str, *place: int) -> torch.Generator:
     """Create the CPU generator for one purpose at one place of a training.
 
     Args:
-        seed: the run's seed.
         purpose: names what is drawn. Two purposes never share random numbers.
         place: for example step and micro-step, or the epoch.
     """
@@ -93,7 +92,6 @@ class GlobalBatchSampler:
     Args:
         num_samples: the size of the data, at least 1.
         rows: the rows that this process takes.
-        seed: the run's seed.
         start_batch: the first batch to yield.
     """
 
@@ -135,7 +133,6 @@ def global_batches(
     Args:
         dataset: indexed by (epoch, index) keys.
         rows: the rows that this process takes.
-        seed: the run's seed.
         start_batch: the first batch to read.
         num_workers: number of reading processes; 0 reads in this one.
     """

@@ -126,7 +126,6 @@ def save_checkpoint(
     """Save a checkpoint, then remove the oldest ones beyond the limit; all processes call it.
 
     Args:
-        output_dir: the run's folder.
         step: the number in the checkpoint's name.
         state: what to save.
         settings: the run's settings, with which a resumed run compares its own.
@@ -198,7 +197,6 @@ def resume_training(
     Args:
         checkpoint: its folder; None does nothing.
         state: changed in place.
-        settings: the run's settings.
         accelerator: its first process prints.
 
     Raises:

@@ -61,7 +61,6 @@ class TrainingClock:
     """Counts the steps of a training, shows them in a progress bar and logs them.
 
     Args:
-        config: the run's settings.
         accelerator: its first process shows and logs, and its time decides about the time limit.
         name: the progress bar's name.
         now: returns the time in seconds.

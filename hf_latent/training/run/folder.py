@@ -46,7 +46,6 @@ def find_checkpoint(output_dir: Path, resume_from_checkpoint: str | None) -> Pat
     """Return the folder of the checkpoint that `--resume_from_checkpoint` names.
 
     Args:
-        output_dir: the run's folder.
         resume_from_checkpoint: a folder, `latest` or None.
 
     Returns:
@@ -74,8 +73,6 @@ def open_run_images(
     """Check a run's folder, then open the run's images.
 
     Args:
-        config: the run's settings.
-        accelerator: the run's accelerator.
         keep_in_memory: as in `open_images`; ignored if there are reading processes, each of which
             would keep its own copy.
 
@@ -98,7 +95,6 @@ def check_run_folder(output_dir: Path, overwrite: bool, resume_from_checkpoint: 
     """Check that a run's folder can be written.
 
     Args:
-        output_dir: the run's folder.
         overwrite: accept a folder with files in it.
         resume_from_checkpoint: as in `find_checkpoint`; a resumed run's folder may have files.
 
@@ -133,7 +129,6 @@ def start_run_folder(
     """Create a run's folder, save the resolved configuration in it and start the trackers.
 
     Args:
-        config: the run's settings.
         counts: as `describe_counts` returns; the first line of config.yaml.
         validation_fingerprint: fingerprint of the held-out images.
         accelerator: its first process writes.

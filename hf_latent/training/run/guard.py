@@ -24,7 +24,6 @@ class NonFiniteGuard:
 
     Args:
         output_dir: the run's folder; the batches of skipped steps are saved in its `bad_batches`.
-        accelerator: the run's accelerator.
     """
 
     def __init__(self, output_dir: Path, accelerator: Accelerator):
