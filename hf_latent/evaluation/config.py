@@ -34,7 +34,7 @@ class ImagesOfModelConfig(ImagesConfig):
     resolution: int | str = "auto"
 
     def __post_init__(self) -> None:
-        """Reject values that cannot work, naming the flag."""
+        """Check the values; errors name the flag."""
         super(ImagesConfig, self).__post_init__()  # ImagesConfig rejects the resolution auto
         self.images_config((1, 1), None)
 
@@ -88,7 +88,7 @@ class SamplingConfig(Settings):
     guide: str | None = None
 
     def __post_init__(self) -> None:
-        """Reject values that cannot work, naming the flag."""
+        """Check the values; errors name the flag."""
         super().__post_init__()
         parse_interval(self.guidance_interval)
 

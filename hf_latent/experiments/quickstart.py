@@ -33,7 +33,7 @@ from hf_latent.experiments.evaluate_model import update_card
 from hf_latent.experiments.quickstart_report import (
     card_metrics,
     describe_quickstart,
-    training_figures,
+    summary_figures,
 )
 from hf_latent.experiments.time_budget import TimeBudget
 from hf_latent.models.load import Autoencoder, load_autoencoder
@@ -152,7 +152,7 @@ def train(config: QuickstartConfig, splits: ImageSplits, budget: TimeBudget) -> 
                 splits,
                 now=budget.now,
             )
-        vae, figures = str(autoencoder.model_dir), training_figures("autoencoder", autoencoder)
+        vae, figures = str(autoencoder.model_dir), summary_figures("autoencoder", autoencoder)
         kl = autoencoder.held_out.kl_nats_per_latent_value
         figures["autoencoder_kl_nats_per_latent_value"] = kl
     with budget.stage("denoiser"):
@@ -171,7 +171,7 @@ def train(config: QuickstartConfig, splits: ImageSplits, budget: TimeBudget) -> 
     return {
         "autoencoder": "trained here" if config.train_vae else RELEASED_AUTOENCODER,
         **figures,
-        **training_figures("denoiser", denoiser),
+        **summary_figures("denoiser", denoiser),
         "encode_seconds": denoiser.encode_seconds,
         "encode_images_per_second": denoiser.encoded_images / denoiser.encode_seconds,
         "vae_hash_before": denoiser.vae_hash_before,
@@ -179,7 +179,7 @@ def train(config: QuickstartConfig, splits: ImageSplits, budget: TimeBudget) -> 
     }
 
 
-def measure_autoencoder(
+def measure_test_images(
     pipeline: LatentDiffusionPipeline, test_images: torch.Tensor, box: Box, output_dir: Path
 ) -> dict[str, Any]:
     """Measure reconstructions of test images, and save reconstructions.png.
@@ -295,7 +295,7 @@ def run_quickstart(
         pipeline = load_pipeline(str(output_dir / "model"))
         box = splits.validation.unpadded_box()
         assert box is not None, "28x28 pixels are padded to 32x32"
-        figures = measure_autoencoder(pipeline, test_images, box, output_dir)
+        figures = measure_test_images(pipeline, test_images, box, output_dir)
         figures |= measure_samples(config, pipeline, classifier, now)
     report = {
         **asdict(config),

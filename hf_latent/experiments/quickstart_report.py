@@ -38,7 +38,7 @@ def card_metrics(
     }
 
 
-def training_figures(name: str, summary: TrainingSummary) -> dict[str, Any]:
+def summary_figures(name: str, summary: TrainingSummary) -> dict[str, Any]:
     """Return a training's figures; each key starts with the training's name."""
     return {
         f"{name}_steps": summary.steps,

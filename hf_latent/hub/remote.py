@@ -181,8 +181,8 @@ def _explain(error: BaseException, repo_id: str) -> str:
     if _is_temporary(error):
         code = f"{status}: " if status else ""
         return (
-            f"the Hub cannot be reached or is in trouble ({code}{said}): try again later to resume"
+            f"the Hub cannot be reached or is in trouble ({code}{said}): run the same command later"
         )
     if status or isinstance(error, ValueError):
         return f"the Hub refused {repo_id}: {said}"
-    return f"sending to {repo_id} failed ({said}): try again later to resume"
+    return f"sending to {repo_id} failed ({said}): run the same command later"

@@ -188,7 +188,7 @@ def skipped_steps(scheduler: SchedulerMixin, num_inference_steps: int, strength:
 
 
 def read_mask(mask_image: Images, latent_size: Sequence[int], f: int) -> torch.Tensor:
-    """Convert a mask to the latents' size; a latent is free if any of its image's pixels is.
+    """Convert a mask to the latents' size; a latent is regenerated if any of its pixels is.
 
     Args:
         mask_image: white (above 0.5) is regenerated, black is kept: PIL images, or a tensor

@@ -116,8 +116,8 @@ def check_latents(unet: UNet2DModel, shape: Sequence[int]) -> None:
 def check_guide(unet: UNet2DModel, guide_unet: UNet2DModel) -> None:
     """Check that a guide has the shapes of the denoiser.
 
-    The weights do not show whether both were trained on the same latents, noise levels and
-    objective; otherwise the images are meaningless.
+    Both must also be trained on the same latents, noise levels and objective, or the images are
+    meaningless. The weights do not show this.
 
     Args:
         unet: the denoiser.

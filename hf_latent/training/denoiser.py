@@ -131,7 +131,7 @@ def train_denoiser(
     Args:
         config: the settings.
         splits: the images; None opens those of the settings.
-        stop: ends the training on a signal, after the first step with a checkpoint.
+        stop: ends the training on a signal: before the first step at once, later with a checkpoint.
         now: returns the time in seconds, for the time limit.
 
     Returns:

@@ -37,7 +37,7 @@ class DenoiserConfig(TrainingConfig):
         stream_lanes: Number of places in the cache that a stream reads at once. More mix better. It
             must be a multiple of processes times workers, and must divide the global batch.
         stream_buffer_rows: Number of images that a stream shuffles together.
-        encode_every_step: Encode the images anew at every step and keep no latents. Random crops
+        encode_every_step: Encode the images again at every step and keep no latents. Random crops
             need this.
         timestep_sampling: Distribution of the noise levels in training: logit_normal (mostly middle
             levels, flow only) or uniform. By default logit_normal for flow, uniform otherwise.
@@ -109,8 +109,8 @@ class DenoiserConfig(TrainingConfig):
 
     def _check_objective(self) -> None:
         """Reject settings that are undefined for the objective, or have no effect."""
-        # Min-SNR is not defined for flow. Flow's schedule always ends with pure noise, from which
-        # epsilon predicts nothing about the image.
+        # Min-SNR is not defined for flow, whose schedule always ends with pure noise. From pure
+        # noise, epsilon predicts nothing about the image.
         for name, unfit in (("snr_gamma", ["flow"]), ("zero_terminal_snr", ["flow", "epsilon"])):
             if getattr(self, name) and self.objective in unfit:
                 raise UserError(

@@ -134,7 +134,7 @@ def test_a_push_that_was_cut_off_resumes(hub, push, cache):
     assert outcome.status == 2
     last = outcome.err.splitlines()[-1]
     assert last.startswith("error: the Hub cannot be reached")
-    assert "try again later to resume" in last
+    assert "run the same command later" in last
     assert len(hub.asked("commit/main")) > 2
     assert not files(hub)
     hub.faults.clear()

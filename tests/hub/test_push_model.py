@@ -273,7 +273,7 @@ def test_a_push_that_was_cut_off_resumes(hub, push_model, model):
     assert outcome.status == 2
     last = outcome.err.splitlines()[-1]
     assert last.startswith("error: the Hub cannot be reached")
-    assert "try again later to resume" in last
+    assert "run the same command later" in last
     assert len(hub.asked("commit/main")) > 2
     assert not model_files(hub)
     hub.faults.clear()

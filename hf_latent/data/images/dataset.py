@@ -145,7 +145,7 @@ class ImageDataset(torch.utils.data.Dataset):
         return to_uint8(self.read(rows))
 
     def unpadded_box(self) -> Box | None:
-        """Decode every image, and return the box inside the padding; None if it is not the same."""
+        """Decode every image; return the box inside the padding, None if images differ in it."""
         if self.config.resize_mode != "pad":
             return None
         sizes = {decode_row(self.dataset, row).shape[:2] for row in self.rows}

@@ -59,7 +59,7 @@ def fingerprint(hashes: np.ndarray) -> str:
     return hashlib.sha256(b"\n".join(sorted(hashes.tolist()))).hexdigest()[:16]
 
 
-def check_images(
+def check_decodable(
     dataset: Dataset, num_proc: int | None = None
 ) -> tuple[CheckedImages, dict[int, str]]:
     """Decode every image of a data set; the result is kept in the cache folder of `datasets`.
@@ -149,10 +149,10 @@ def hold_out(
     Raises:
         UserError: if an image is bad and not skipped, or a side would be empty.
     """
-    train, bad = check_images(source.train, num_proc)
+    train, bad = check_decodable(source.train, num_proc)
     errors = list(bad.values())
     if source.held_out is not None:
-        validation, bad = check_images(source.held_out, num_proc)
+        validation, bad = check_decodable(source.held_out, num_proc)
         errors += [f"held-out {error}" for error in bad.values()]
     if errors and on_bad_image == "stop":
         rest = len(errors) - NAMED_BAD_IMAGES

@@ -23,7 +23,7 @@ def hub_folders(repo_id: str) -> list[Path]:
     ]
 
 
-def refuse_foreign_files(dataset: Dataset, data: str, folders: Sequence[Path]) -> None:
+def check_own_files(dataset: Dataset, data: str, folders: Sequence[Path]) -> None:
     """Check that each image is embedded in its row, or is a file in one of the folders.
 
     Args:

@@ -12,7 +12,7 @@ from datasets.features.features import FeatureType
 
 from hf_latent.data.fashion_mnist import load_fashion_mnist, load_fashion_mnist_sample
 from hf_latent.data.images.folder import HELD_OUT_SPLITS, list_images, open_image_folder
-from hf_latent.data.images.own_files import hub_folders, refuse_foreign_files
+from hf_latent.data.images.own_files import check_own_files, hub_folders
 from hf_latent.data.quiet import quiet_datasets
 from hf_latent.errors import UserError
 
@@ -58,7 +58,7 @@ def open_source(data: str) -> Source:
         splits = _keep_columns(_choose_splits(splits, data), data)
         if folders is not None:
             for split in splits.values():
-                refuse_foreign_files(split, data, folders)
+                check_own_files(split, data, folders)
         if "label" in splits["train"].column_names:
             splits = _to_class_labels(splits, data)
     return Source(splits["train"], splits.get("held_out"))

@@ -1,4 +1,4 @@
-"""The latent cache: the posteriors of a data set's images on the disk, sampled anew at every read.
+"""The latent cache: the posteriors of a data set's images on the disk, sampled at every read.
 
     manifest.json                      what was encoded, how, and the checksum of every file
     train-000000.safetensors ...       mean, std (n, views, c, h, w) and class_labels (n,)

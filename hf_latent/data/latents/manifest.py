@@ -38,7 +38,7 @@ IDENTITY = {
 
 
 def choose_shard_rows(rows: int, row_bytes: int, batch_size: int) -> int:
-    """Return how many images a shard holds: 32 MB or a 16th of all, rounded up to whole batches.
+    """Return how many images a shard holds: a 16th of all, but at most 32 MB, in whole batches.
 
     The number of processes does not matter: any number writes the same files.
 

@@ -75,7 +75,7 @@ class RoundTrip:
 
     @torch.no_grad()
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the reconstructions of images `(B, C, H, W)` in [-1, 1], and add both up.
+        """Return the reconstructions of images `(B, C, H, W)` in [-1, 1], and measure both.
 
         The reconstructions are float32, on the CPU and not clamped.
         """

@@ -27,9 +27,9 @@ def heavy_blur(images: torch.Tensor) -> torch.Tensor:
 
 
 class Agreement:
-    """How much of the variance of maps a do other maps b explain.
+    """The share of the variance of maps a that other maps b explain.
 
-    The agreement is `1 - sum (a - b)^2 / sum (a - mean a)^2` with each image's own mean: 1 for
+    It is `1 - sum (a - b)^2 / sum (a - mean a)^2` with each image's own mean: 1 for
     equal maps, 0 for a constant b at the mean, negative if b is worse than that.
     """
 

@@ -52,7 +52,7 @@ def benchmark_encoding(
     )
     images = splits.train.read()
     # glibc reuses memory blocks up to the size of the largest freed one (32 MB at most). A forward
-    # pass that must allocate anew is a third slower, so free a large block before both sides.
+    # pass that must allocate memory is a third slower, so free a large block before both sides.
     torch.empty(SETTLING_BYTES, dtype=torch.uint8)
 
     def cache() -> float:

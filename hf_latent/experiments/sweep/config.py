@@ -74,7 +74,7 @@ class SweepConfig(ImagesConfig):
     kl_weight: NonNegativeFloat = 1.2e-3
 
     def __post_init__(self) -> None:
-        """Check the values."""
+        """Check the values; errors name the flag."""
         super(ImagesConfig, self).__post_init__()  # ImagesConfig would check the latent channels
         self.images_config()
         if self.crop == "random":

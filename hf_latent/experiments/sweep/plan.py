@@ -167,7 +167,7 @@ def read_plan(path: Path, settings: dict[str, Any]) -> Plan:
     return plan
 
 
-def check_images(plan: Plan, splits: ImageSplits, output_dir: Path) -> None:
+def check_same_images(plan: Plan, splits: ImageSplits, output_dir: Path) -> None:
     """Check that a resumed sweep has the same images.
 
     Raises:

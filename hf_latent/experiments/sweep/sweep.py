@@ -28,7 +28,7 @@ from hf_latent.experiments.sweep.plan import (
     BATCH_SIZE,
     HELD_OUT_IMAGES,
     Plan,
-    check_images,
+    check_same_images,
     create_models,
     make_plan,
     read_plan,
@@ -87,7 +87,7 @@ def start_sweep(
         output_dir.mkdir(parents=True, exist_ok=True)
         write_json(path, asdict(plan))
     else:
-        check_images(plan, splits, output_dir)
+        check_same_images(plan, splits, output_dir)
     return splits, plan
 
 

@@ -9,10 +9,8 @@ from huggingface_hub import EvalResult
 from hf_latent.hub.card.facts import HELD_OUT, ModelFacts, hub_id, without_prefix
 from hf_latent.hub.card.text import interval_text, number, one_line
 
-GENERATION = (
-    "unconditional-image-generation",
-    "Image generation",
-)  # the Hub has none with classes
+# The Hub has no task of image generation with classes.
+GENERATION = ("unconditional-image-generation", "Image generation")
 RECONSTRUCTION = ("image-to-image", "Reconstruction")
 
 

@@ -49,7 +49,7 @@ class SynthesizeEmaConfig(Settings):
     overwrite_output_dir: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot work, naming the flag."""
+        """Check the values; errors name the flag."""
         super().__post_init__()
         gamma_from_sigma_rel(self.sigma_rel)
 

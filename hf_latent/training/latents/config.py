@@ -36,7 +36,7 @@ class EncodeConfig(ImagesConfig):
     max_validation_samples: PositiveInt | None = None
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot work, naming the flag."""
+        """Check the values; errors name the flag."""
         super().__post_init__()
         if self.crop == "random":
             raise UserError(

@@ -104,7 +104,7 @@ class TrainingConfig(ImagesConfig):
     hub_private_repo: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot work, naming the flag."""
+        """Check the values; errors name the flag."""
         super().__post_init__()
         for tracker in self.trackers():
             if tracker not in TRACKERS:

@@ -16,7 +16,7 @@ def picture_path(output_dir: Path, step: int) -> Path:
     return output_dir / "samples" / f"step-{step:06d}.png"
 
 
-def save_picture(images: torch.Tensor, path: Path, group: int | None = None) -> None:
+def save_grid(images: torch.Tensor, path: Path, group: int | None = None) -> None:
     """Save images as a grid in a PNG file; do nothing if a PNG cannot have so many channels.
 
     Args:

@@ -18,7 +18,7 @@ from hf_latent.evaluation.measures.reconstruction import (
 from hf_latent.evaluation.pictures import interleave
 from hf_latent.models.fold import measure_latents, sum_latents
 from hf_latent.training.losses import kl_per_latent_value, perceptual_loss, reconstruction_loss
-from hf_latent.training.run.pictures import GRID_COLUMNS, MAX_GRID_ROWS, save_picture
+from hf_latent.training.run.pictures import GRID_COLUMNS, MAX_GRID_ROWS, save_grid
 
 # A latent channel is dead if the variance of its posterior mean over the images is lower (the
 # inactive units of Burda et al. 2016, section 5.2).
@@ -86,7 +86,7 @@ def validate_autoencoder(
             reconstructions = vae.decode(posterior.mean).sample
             if number == 0:
                 shown = interleave(images, reconstructions)[: GRID_COLUMNS * MAX_GRID_ROWS]
-                save_picture(shown, picture, group=2)
+                save_grid(shown, picture, group=2)
             figures = torch.stack(
                 [
                     reconstruction_loss(reconstructions, images, loss_kind),

@@ -14,7 +14,7 @@ from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.pipeline.add_noise import add_noise, is_flow
 from hf_latent.training.losses import denoising_loss
 from hf_latent.training.run.batches import seeded_generator
-from hf_latent.training.run.pictures import GRID_COLUMNS, MAX_GRID_ROWS, save_picture
+from hf_latent.training.run.pictures import GRID_COLUMNS, MAX_GRID_ROWS, save_grid
 
 NOISE_LEVEL_PARTS = 5
 GRID_INFERENCE_STEPS = 20
@@ -107,4 +107,4 @@ def save_samples(pipeline: LatentDiffusionPipeline, path: Path, seed: int) -> No
         output_type="pt",
         return_dict=False,
     )
-    save_picture(images * 2 - 1, path)
+    save_grid(images * 2 - 1, path)

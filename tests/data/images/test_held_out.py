@@ -8,7 +8,7 @@ from PIL import Image as PILImage
 
 from hf_latent.data.images import held_out as held_out_module
 from hf_latent.data.images.held_out import (
-    check_images,
+    check_decodable,
     choose_held_out,
     content_hash,
     fingerprint,
@@ -69,7 +69,7 @@ def test_check_hashes_good_images_and_names_bad_ones(tmp_path):
     write(tmp_path, {name: picture(i) for i, name in enumerate(["good.png", *names])})
     for name in names:
         spoil(tmp_path / name, name.split(".")[0])
-    good, errors = check_images(open_source(str(tmp_path)).train)
+    good, errors = check_decodable(open_source(str(tmp_path)).train)
     assert good.hashes.tolist() == [content_hash(picture(0)).encode()]
     assert {*good.rows.tolist(), *errors} == set(range(1 + len(names)))
     assert len(errors) == len(names)
@@ -79,13 +79,13 @@ def test_check_hashes_good_images_and_names_bad_ones(tmp_path):
 
 def test_check_is_cached_and_stores_no_images(tmp_path, monkeypatch):
     data = write(tmp_path, {f"{i}.png": picture(i) for i in range(5)})
-    first, _ = check_images(open_source(data).train)
+    first, _ = check_decodable(open_source(data).train)
 
     def fail(encoded):
         raise AssertionError("decoded again")
 
     monkeypatch.setattr(held_out_module, "decode_image", fail)
-    again, _ = check_images(open_source(data).train)
+    again, _ = check_decodable(open_source(data).train)
     assert again.hashes.tolist() == first.hashes.tolist()
     folder = datasets.config.HF_DATASETS_CACHE / "hf_latent_checked_images"
     newest = max(folder.iterdir(), key=lambda file: file.stat().st_mtime_ns)
@@ -102,12 +102,12 @@ def test_a_temporary_failure_is_not_cached(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(held_out_module, "content_hash", fail_on_third)
-        assert "Too many open files" in check_images(open_source(data).train)[1][2]
+        assert "Too many open files" in check_decodable(open_source(data).train)[1][2]
     hashed = []
     monkeypatch.setattr(
         held_out_module, "content_hash", lambda array: hashed.append(1) or content_hash(array)
     )
-    checked, errors = check_images(open_source(data).train)
+    checked, errors = check_decodable(open_source(data).train)
     assert errors == {}
     assert checked.hashes.tolist() == [content_hash(picture(i)).encode() for i in range(4)]
     assert len(hashed) == 1  # the good ones come from the cache
@@ -117,10 +117,10 @@ def test_check_with_two_processes_finds_the_same(tmp_path):
     data = write(tmp_path, {f"{i}.png": picture(i) for i in range(6)})
     spoil(tmp_path / "4.png", "truncated")
     train = open_source(data).train
-    parallel, errors = check_images(train, num_proc=2)
+    parallel, errors = check_decodable(train, num_proc=2)
     for file in (datasets.config.HF_DATASETS_CACHE / "hf_latent_checked_images").iterdir():
         file.unlink()
-    alone, errors_alone = check_images(train)
+    alone, errors_alone = check_decodable(train)
     assert parallel.hashes.tolist() == alone.hashes.tolist()
     assert errors == errors_alone
     assert list(errors) == [4]
@@ -171,7 +171,7 @@ def test_decompression_bombs_are_bad_images(tmp_path, monkeypatch):
     for limit in (50, 20):  # Pillow warns, then raises
         monkeypatch.setattr(PILImage, "MAX_IMAGE_PIXELS", limit)
         monkeypatch.setattr(held_out_module, "CHECK_VERSION", limit)
-        _, errors = check_images(open_source(data).train)
+        _, errors = check_decodable(open_source(data).train)
         assert list(errors) == [0, 1]
         assert all("decompression bomb" in error for error in errors.values())
 

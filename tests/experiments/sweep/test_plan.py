@@ -12,7 +12,7 @@ from hf_latent.experiments.sweep.config import Pair, SweepConfig
 from hf_latent.experiments.sweep.pair import latent_kl_weight
 from hf_latent.experiments.sweep.plan import (
     Plan,
-    check_images,
+    check_same_images,
     create_models,
     divide_minutes,
     read_plan,
@@ -144,9 +144,9 @@ def test_other_images_are_refused(plan, tmp_path, change):
     class Splits:
         train, validation_fingerprint = Train(), "held out"
 
-    check_images(plan, Splits(), tmp_path)
+    check_same_images(plan, Splits(), tmp_path)
     with pytest.raises(UserError, match="not those of the sweep in"):
-        check_images(replace(plan, **{change: "other"}), Splits(), tmp_path)
+        check_same_images(replace(plan, **{change: "other"}), Splits(), tmp_path)
 
 
 def test_the_parts_of_a_plan_add_up_to_the_given_time(monkeypatch):
