@@ -14,7 +14,7 @@ from hf_latent import __version__
 
 
 class Command(NamedTuple):
-    """Where a subcommand lives.
+    """A subcommand: the module, configuration and function that it runs.
 
     Attributes:
         module: imported when the subcommand is called.

@@ -203,8 +203,7 @@ def measure_test_images(
     picture = image_grid(pairs, 2 * SAMPLES_PER_CLASS, group=2)
     save_picture(output_dir / "reconstructions.png", picture)
     return {
-        "image_shape": compression.image_shape,
-        "latent_shape": compression.latent_shape,
+        **vars(compression),
         "compression_ratio": compression.ratio,
         **{f"test_{key}": value for key, value in kept.items() if value is not None},
     }

@@ -152,7 +152,10 @@ def save_model(
     figures: dict[str, Any],
     picture_name: str,
 ) -> None:
-    """Save a trained model and its reports to `output_dir/model`.
+    """Save a trained model, its reports, its last picture and its card to `output_dir/model`.
+
+    If the picture or the card fails, a line says so and the training continues: the model is saved
+    and can be pushed, and `hf-latent evaluate` makes the card again.
 
     Args:
         model: with the averaged weights.
@@ -164,36 +167,14 @@ def save_model(
     folder = output_dir / "model"
     with replaced_whole(folder) as temporary:
         model.save_pretrained(temporary)
-    picture = picture_path(output_dir, figures["steps"])
-    write_model_reports(folder, settings, figures, picture, picture_name)
-
-
-def write_model_reports(
-    folder: Path,
-    settings: dict[str, Any],
-    figures: dict[str, Any],
-    picture: Path,
-    picture_name: str,
-) -> None:
-    """Write the reports, the picture and the card into a model folder.
-
-    If the picture or the card fails, a line says so and the training continues: the model is saved
-    and can be pushed, and `hf-latent evaluate` makes the card again.
-
-    Args:
-        folder: of the saved model.
-        settings: see `save_model`.
-        figures: see `save_model`.
-        picture: the file to copy; if it is missing, the card shows no picture.
-        picture_name: see `save_model`.
-    """
     settings = settings | {key: figures[key] for key in settings if key in figures}
     if settings["data"] is None:  # a latent cache may not name its images
         del settings["data"]
     write_json(folder / "training.json", settings | figures)
     write_text(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
+    picture = picture_path(output_dir, figures["steps"])
     with _print_failure(folder, "picture"):
-        if picture.is_file():
+        if picture.is_file():  # images of some numbers of channels have no picture
             copy_picture(picture, folder / picture_name)
     with _print_failure(folder, "card"):
         write_model_card(folder)

@@ -21,10 +21,12 @@ from hf_latent.training.denoiser import train_denoiser
 from hf_latent.training.denoiser_config import DenoiserConfig
 from hf_latent.training.reports import (
     STORAGE_SETTINGS,
+    _print_failure,
     autoencoder_figures,
     portable_settings,
-    write_model_reports,
+    save_model,
 )
+from hf_latent.training.run.pictures import picture_path
 from tests.conftest import make_autoencoder
 from tests.small import HELD_OUT
 from tests.training.conftest import short_autoencoder, short_denoiser
@@ -230,13 +232,11 @@ def test_a_failed_card_does_not_end_the_training(
 
 
 def test_a_failed_picture_does_not_stop_the_card(autoencoder_config, tmp_path, capsys):
-    folder = tmp_path / "model"
-    make_autoencoder().save_pretrained(folder)
-    (tmp_path / "broken.png").write_bytes(b"no picture")
-    config = autoencoder_config(data="fashion_mnist")
-    write_model_reports(
-        folder, portable_settings(config), {"steps": 1}, tmp_path / "broken.png", "samples.png"
-    )
+    folder, picture = tmp_path / "model", picture_path(tmp_path, 1)
+    picture.parent.mkdir()
+    picture.write_bytes(b"no picture")
+    settings = portable_settings(autoencoder_config(data="fashion_mnist"))
+    save_model(make_autoencoder(), tmp_path, settings, {"steps": 1}, "samples.png")
     assert read(folder)["steps"] == 1
     assert is_unedited((folder / "README.md").read_text())
     assert {path.name for path in folder.iterdir()} == {
@@ -246,23 +246,17 @@ def test_a_failed_picture_does_not_stop_the_card(autoencoder_config, tmp_path, c
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith(f"the model is saved in {folder}; its picture could not be made (")
     # The line can be printed even if the folder name is not UTF-8.
-    odd = tmp_path / "na\udcffme"
-    odd.mkdir()
-    write_model_reports(
-        odd, portable_settings(config), {"steps": 1}, tmp_path / "none.png", "samples.png"
-    )
+    with _print_failure(tmp_path / "na\udcffme", "card"):
+        raise UserError("no model")
     assert f"{tmp_path}/na?me; its card could not be made (UserError: " in capsys.readouterr().out
 
 
 def test_names_that_are_not_utf8_are_accepted(autoencoder_config, tmp_path, capsys):
     vae = make_autoencoder()
-    vae.save_pretrained(tmp_path / "model")
-    figures = {"train_images": 2, "image_shape": [1, 32, 32], "data": "im\udcffages"}
+    figures = {"steps": 1, "train_images": 2, "image_shape": [1, 32, 32], "data": "im\udcffages"}
     figures["vae_weights_sha256"] = hash_weights(vae)
     config = autoencoder_config(data="im\udcffages")
-    write_model_reports(
-        tmp_path / "model", portable_settings(config), figures, tmp_path / "none.png", "samples.png"
-    )
+    save_model(vae, tmp_path, portable_settings(config), figures, "samples.png")
     assert capsys.readouterr().out == ""
     card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
     assert "2 training images of im?ages" in card and is_unedited(card)

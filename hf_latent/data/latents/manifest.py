@@ -175,10 +175,8 @@ def check_fits(
     channels, height, width = manifest["image_shape"]
     mode = manifest["preprocessing"].split(" ")[0]
     encoder, encoder_name = manifest["autoencoder_sha256"], manifest.get("autoencoder")
-    held_out, wanted = (
-        manifest["splits"]["validation"]["fingerprint"],
-        config.validation_fingerprint,
-    )
+    held_out = manifest["splits"]["validation"]["fingerprint"]
+    wanted = config.validation_fingerprint
     checks = [
         (
             parse_resolution(config.resolution) == (height, width),

@@ -9,15 +9,15 @@ LARGE_LATENT_STD = 20.0
 
 def diagnose(
     figures: HeldOutFigures,
-    previous: HeldOutFigures | None = None,
-    adversarial: dict[str, float] | None = None,
+    previous: HeldOutFigures | None,
+    adversarial: dict[str, float],
 ) -> list[str]:
     """Return one line for each problem with its remedy, or one line that says there is none.
 
     Args:
         figures: of the held-out images.
         previous: the figures of the previous validation, if any.
-        adversarial: from `Adversary.figures`, if the discriminator is active.
+        adversarial: from `Adversary.figures`; empty before the discriminator is active.
     """
     lines = []
     channels = len(figures.latent_std)
@@ -39,7 +39,6 @@ def diagnose(
         lines.append(
             f"the latents grow without bound (deviation {latent_std:.1f}): raise --kl_weight"
         )
-    adversarial = adversarial or {}
     real = adversarial.get("discriminator_real_logit", 0.0)
     fake = adversarial.get("discriminator_fake_logit", 0.0)
     if real > WON_LOGIT and fake < -WON_LOGIT:

@@ -49,7 +49,6 @@ FELL_WITH_DISCRIMINATOR = (
 @pytest.mark.parametrize(
     ("now", "previous", "adversarial", "expected"),
     [
-        (figures(), None, None, NORMAL),
         (figures(), None, {}, NORMAL),
         (figures(), figures(), UNDECIDED, NORMAL),
         (figures(), figures(dead=(0, 1, 2)), {}, NORMAL),
