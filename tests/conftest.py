@@ -57,7 +57,7 @@ def draw_latents(pipeline, class_labels=None, steps: int = 3, **arguments) -> to
 
 
 def ticking_clock(seconds: float) -> Callable[[], float]:
-    """A clock that goes on by so many seconds at every look, however busy the machine is."""
+    """A clock that advances by a fixed number of seconds at every call."""
     looks = itertools.count()
     return lambda: next(looks) * seconds
 

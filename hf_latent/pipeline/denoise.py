@@ -20,8 +20,8 @@ DEFAULT_GUIDANCE_SCALE = 2.0
 class Guidance:
     """How strongly the conditions, or a guide, steer the denoiser, and at which noise levels.
 
-    Guidance reduces variety at high noise levels and has no effect at low ones (Kynkäänniemi et al.
-    2024, section 3).
+    Guidance reduces variety at high noise levels and is hardly needed at low ones (Kynkäänniemi et
+    al. 2024, section 3).
 
     Attributes:
         scale: 0 or above; 1 is no guidance.

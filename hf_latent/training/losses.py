@@ -88,7 +88,7 @@ def discriminator_hinge_loss(real_logits: torch.Tensor, fake_logits: torch.Tenso
         fake_logits: `(B, 1, h, w)` float, of reconstructions.
 
     Returns:
-        A scalar: 1 if all logits are 0, 0 if the discriminator is always right.
+        A scalar: 1 if all logits are 0; 0 if real ones are at least 1 and fake ones at most -1.
     """
     return 0.5 * ((1 - real_logits).relu().mean() + (1 + fake_logits).relu().mean())
 

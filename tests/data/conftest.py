@@ -1,4 +1,4 @@
-"""A cache of its own for `datasets`, so that tests neither read nor fill the user's."""
+"""A separate cache for `datasets`, so that tests neither read nor fill the user's."""
 
 import datasets
 import pytest

@@ -250,7 +250,7 @@ def test_an_edited_card_is_kept(hub, push, cache, tmp_path):
     assert b"# My latents" not in files(hub)["README.md"]
 
 
-def test_a_card_of_an_earlier_push_is_written_anew_and_keeps_its_license(hub, push, tmp_path):
+def test_a_card_of_an_earlier_push_is_replaced_and_keeps_its_licence(hub, push, tmp_path):
     push("--license", "mit")
     push(folder=write_cache(tmp_path / "other", train_rows=9))
     card = files(hub)["README.md"]

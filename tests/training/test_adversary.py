@@ -149,7 +149,7 @@ def test_the_weight_is_the_ratio_of_two_separate_gradient_norms(start):
     expected = 0.7 * ratio_by_autograd(training)
     assert expected > 1e-2
     assert training.adversary.weight == pytest.approx(expected, rel=1e-4)
-    # The measurement starts anew: the same batch gives the same weight again.
+    # The measurement starts from 0: the same batch gives the same weight again.
     micro_step(training, START + 1)
     training.adversary.update_weight(START + 1)
     assert training.adversary.weight == pytest.approx(expected, rel=1e-4)

@@ -20,8 +20,8 @@ MAX_SIGMA_REL = 0.28  # at gamma = 0, if all steps count the same, it is 1 / sqr
 def gamma_from_sigma_rel(sigma_rel: float) -> float:
     """Return the exponent gamma, above 0, of the average with a relative length.
 
-    Karras et al. 2024, section 3.1: sigma_rel^2 (gamma + 2)^2 (gamma + 3) = gamma + 1. For small
-    sigma_rel this is solved for u = sigma_rel gamma, which is then about 1:
+    Karras et al. 2024, section 3.1: sigma_rel^2 (gamma + 2)^2 (gamma + 3) = gamma + 1. This is
+    solved for u = sigma_rel gamma: as u is about 1 for short averages, no coefficient is large.
     u^3 + 7 sigma_rel u^2 + (16 sigma_rel^2 - 1) u + 12 sigma_rel^3 - sigma_rel = 0.
 
     Raises:

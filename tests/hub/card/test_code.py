@@ -74,7 +74,7 @@ def ran(tmp_path_factory):
             if "load_autoencoder" in card:
                 *loading, use = python
                 python = [code + use for code in loading]
-            if number < len(python):  # a released pipeline has no code of its own
+            if number < len(python):  # a released pipeline has no code
                 jobs[name] = (str(root / way / name), python[number])
         arguments = [sys.executable, "-c", RUN, json.dumps(jobs), str(ROOT / "hf_latent")]
         done = forked.run(arguments, environment)

@@ -26,7 +26,7 @@ def test_it_is_what_render_gives_and_is_signed(folder):
     assert card.count('"ada/clothes"') == 2 and "path/to/model" not in card
 
 
-def test_licence_and_name_are_kept_when_it_is_written_anew(folder, pipeline):
+def test_a_new_card_keeps_licence_and_name(folder, pipeline):
     write_model_card(folder, "ada/clothes", "mit")
     write_reports(folder, pipeline)
     assert write_model_card(folder)
