@@ -11,12 +11,19 @@ from hf_latent.experiments.quickstart import QuickstartConfig, run_quickstart
 from hf_latent.training.autoencoder import AutoencoderConfig, train_autoencoder
 from hf_latent.training.denoiser import train_denoiser
 from hf_latent.training.denoiser_config import DenoiserConfig
+from tests import small
 
 COMMANDS = {
     "autoencoder": (AutoencoderConfig, train_autoencoder),
     "denoiser": (DenoiserConfig, train_denoiser),
     "quickstart": (QuickstartConfig, run_quickstart),
 }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_trainings():
+    with small.small_trainings():
+        yield
 
 
 @pytest.fixture

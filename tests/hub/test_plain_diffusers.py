@@ -22,7 +22,8 @@ DRAWING = """
 import json, os, sys
 import numpy as np, torch
 from importlib.util import find_spec
-from diffusers import DiffusionPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DModel
+from diffusers import FlowMatchEulerDiscreteScheduler
 
 assert find_spec("hf_latent") is None and find_spec("datasets") is None
 torch.set_num_threads(1)

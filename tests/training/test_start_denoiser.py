@@ -8,6 +8,7 @@ from hf_latent.models.presets import DENOISERS, create_denoiser, create_schedule
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.training.denoiser import train_denoiser
 from hf_latent.training.start_denoiser import start_denoiser
+from hf_latent.training.validation import denoiser as denoiser_validation
 from tests.conftest import make_autoencoder
 
 SHAPE = (1, 32, 32)
@@ -192,6 +193,7 @@ def test_a_compiled_training_does_the_same(denoiser_config, saved_vae, tmp_path,
     # Of one level: torch._dynamo takes a second for each block.
     small = {"block_out_channels": (16,), "attention": (True,)}
     monkeypatch.setitem(DENOISERS, "tiny", DENOISERS["tiny"] | small)
+    monkeypatch.setattr(denoiser_validation, "MAX_GRID_ROWS", 4)  # with two columns a batch of 8
     # The eager backend: compiling to C++ takes minutes.
     compile_module, compiled = torch.nn.Module.compile, []
 

@@ -1,16 +1,21 @@
 import json
 
 import pytest
+from datasets import DatasetDict
 
 from hf_latent.cli import main
+from hf_latent.data.images import sources
 from hf_latent.experiments.benchmark import reading as reading_benchmark
 from hf_latent.experiments.benchmark.benchmark import alternate, median_ratio
-from tests.small import small_trainings
+from tests.small import few_held_out, small_trainings
 
 
 @pytest.fixture(autouse=True, scope="module")
 def small():
-    with small_trainings():
+    few = few_held_out()
+    few = DatasetDict(few, train=few["train"].select(range(100)))
+    with small_trainings() as patch:
+        patch.setitem(sources.BUILT_IN, "fashion_mnist", lambda: few)
         yield
 
 
