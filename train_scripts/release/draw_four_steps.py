@@ -28,10 +28,10 @@ class FourStepsConfig(Settings):
     """Draw one test image on its way through the four steps.
 
     Attributes:
-        output: the PNG to write.
-        image: number of the test image.
-        noise_level: how much noise is added, between 0 (none) and 1 (noise only).
-        seed: of the noise.
+        output: The PNG to write.
+        image: Number of the test image.
+        noise_level: How much noise is added, between 0 (none) and 1 (noise only).
+        seed: Seed of the noise.
     """
 
     output: str
