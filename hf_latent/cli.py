@@ -99,8 +99,8 @@ def usage() -> str:
             "hf-latent --version prints the version.",
             "",
             "To train on your own images:",
-            "  accelerate launch -m hf_latent.training.autoencoder --help",
-            "  accelerate launch -m hf_latent.training.denoiser --help",
+            "  python -m hf_latent.training.autoencoder --help",
+            "  python -m hf_latent.training.denoiser --help",
         ]
     )
 

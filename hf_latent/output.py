@@ -12,12 +12,13 @@ from typing import Any
 from hf_latent.errors import UserError
 
 
-def check_output_dir(output_dir: str | Path, overwrite: bool = False) -> Path:
+def check_output_dir(output_dir: str | Path, overwrite: bool = False, remedy: str = "") -> Path:
     """Check that a run can write its folder, before anything long starts; create nothing.
 
     Args:
         output_dir: the folder; it and its parents may be missing.
         overwrite: accept a folder with files in it; the run replaces those of the same name.
+        remedy: another way to mend it, for the message about a folder with files.
 
     Returns:
         The folder's path.
@@ -36,7 +37,7 @@ def check_output_dir(output_dir: str | Path, overwrite: bool = False) -> Path:
         ) from error
     if not overwrite and path.is_dir() and any(path.iterdir()):
         raise UserError(
-            f"--output_dir {path} has files in it: choose another, or pass "
+            f"--output_dir {path} has files in it: choose another, {remedy}or pass "
             "--overwrite_output_dir true to replace them"
         )
     return path

@@ -352,7 +352,7 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
         num_images: int = 8,
         strength: float | None = None,
         generator: torch.Generator | None = None,
-        **settings,
+        **settings: Any,
     ) -> ImagePipelineOutput | tuple:
         """Generate a row of images that changes gradually from one seed, or image, to another.
 

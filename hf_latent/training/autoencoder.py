@@ -215,6 +215,7 @@ def train_autoencoder(
         write_json(output_dir / "report.json", report)
     end_trackers(accelerator)
     push_model(push_settings)
+    accelerator.print(f"the model is in {summary.model_dir}")
     return summary
 
 

@@ -261,6 +261,7 @@ def train_denoiser(
         save_model(pipeline, output_dir, portable_settings(config), figures, "samples.png")
     end_trackers(accelerator)
     push_model(push_settings)
+    accelerator.print(f"the model is in {summary.model_dir}")
     return summary
 
 

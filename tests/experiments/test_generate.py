@@ -64,9 +64,10 @@ def test_sampler_and_guidance_interval_reach_the_pipeline(model, tmp_path, monke
     calls = []
     sample = LatentDiffusionPipeline.denoise_latents
 
-    def recorded(pipeline, *args):
-        calls.append((type(pipeline.scheduler).__name__, args[3], args[6]))
-        return sample(pipeline, *args)
+    def recorded(pipeline, *args, **settings):
+        guidance = settings["guidance_scale"], settings["guidance_interval"]
+        calls.append((type(pipeline.scheduler).__name__, *guidance))
+        return sample(pipeline, *args, **settings)
 
     monkeypatch.setattr(LatentDiffusionPipeline, "denoise_latents", recorded)
     flags = ("--sampler", "heun", "--guidance_scale", "3", "--guidance_interval", "0.2,0.8")

@@ -156,8 +156,9 @@ def hold_out(
         errors += [f"held-out {error}" for error in bad.values()]
     if errors and on_bad_image == "stop":
         rest = len(errors) - NAMED_BAD_IMAGES
+        count = "1 image" if len(errors) == 1 else f"{len(errors)} images"
         raise UserError(
-            f"{len(errors)} images cannot be used: {'; '.join(errors[:NAMED_BAD_IMAGES])}"
+            f"{count} cannot be used: {'; '.join(errors[:NAMED_BAD_IMAGES])}"
             f"{f'; and {rest} more' if rest > 0 else ''}. "
             "Repair or remove them, or pass --on_bad_image skip"
         )

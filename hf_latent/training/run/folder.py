@@ -104,7 +104,8 @@ def check_run_folder(output_dir: Path, overwrite: bool, resume_from_checkpoint: 
     resumed = find_checkpoint(output_dir, resume_from_checkpoint) is not None or (
         resume_from_checkpoint == "latest" and _is_interrupted_start(output_dir)
     )
-    check_output_dir(output_dir, overwrite or resumed)
+    remedy = "pass --resume_from_checkpoint latest to continue, "
+    check_output_dir(output_dir, overwrite or resumed, remedy)
 
 
 def _is_interrupted_start(output_dir: Path) -> bool:
@@ -149,6 +150,9 @@ def start_run_folder(
             _remove_old_run(output_dir)
         resolved = dump_config(config, validation_fingerprint=validation_fingerprint)
         write_text(output_dir / "config.yaml", f"# {counts}\n{resolved}")
+        accelerator.print(counts)
+        if resume and checkpoint is None:
+            accelerator.print("no checkpoint yet: the training starts at step 0")
     start_trackers(output_dir, asdict(config), checkpoint, accelerator)
     accelerator.wait_for_everyone()
     return checkpoint

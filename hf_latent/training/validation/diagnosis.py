@@ -59,4 +59,4 @@ def diagnose(
             f"{len(figures.dead_channels)} of {channels} channels carry nothing yet; if that "
             "stays, lower --kl_weight"
         )
-    return lines or [f"this is normal: {psnr_db:.1f} dB, all {channels} channels alive"]
+    return lines or [f"no fault found: {psnr_db:.1f} dB, all {channels} channels alive"]

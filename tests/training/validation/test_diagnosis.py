@@ -25,7 +25,7 @@ def logits(real: float, fake: float) -> dict[str, float]:
     return {"discriminator_real_logit": real, "discriminator_fake_logit": fake}
 
 
-NORMAL = ["this is normal: 25.0 dB, all 3 channels alive"]
+NORMAL = ["no fault found: 25.0 dB, all 3 channels alive"]
 DEAD = (
     "dead: channel {} of 3 (counted from 0) carries nothing; lower --kl_weight or --latent_channels"
 )
@@ -65,9 +65,9 @@ FELL_WITH_DISCRIMINATOR = (
         (figures(), None, logits(2.1, -1.9), NORMAL),
         (figures(), None, logits(1.9, -2.1), NORMAL),
         (figures(), None, logits(-2.1, 2.1), NORMAL),
-        (figures(23.9), None, {}, ["this is normal: 23.9 dB, all 3 channels alive"]),
-        (figures(24.1), figures(), {}, ["this is normal: 24.1 dB, all 3 channels alive"]),
-        (figures(24.1), figures(), UNDECIDED, ["this is normal: 24.1 dB, all 3 channels alive"]),
+        (figures(23.9), None, {}, ["no fault found: 23.9 dB, all 3 channels alive"]),
+        (figures(24.1), figures(), {}, ["no fault found: 24.1 dB, all 3 channels alive"]),
+        (figures(24.1), figures(), UNDECIDED, ["no fault found: 24.1 dB, all 3 channels alive"]),
         (figures(23.9), figures(), {}, [FELL]),
         (figures(23.9), figures(), UNDECIDED, [FELL_WITH_DISCRIMINATOR]),
         (
