@@ -260,5 +260,5 @@ def test_the_sources_own_split_is_used(tmp_path):
 def test_bad_held_out_images_are_named_too(tmp_path):
     data = write(tmp_path, {"train/a.png": picture(0), "test/b.png": picture(1)})
     spoil(tmp_path / "test/b.png", "truncated")
-    with pytest.raises(UserError, match=r"1 images.*held-out .*b\.png"):
+    with pytest.raises(UserError, match=r"1 image .*held-out .*b\.png"):
         hold_out(open_source(data))
