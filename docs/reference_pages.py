@@ -1,11 +1,13 @@
 """Make the reference pages of the site from the code: one page a room, and one of all commands."""
 
+import re
 from importlib import import_module
 from pathlib import Path
 
 import jsonargparse
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 from hf_latent.cli import COMMANDS
 from hf_latent.command import describe_flag
@@ -100,3 +102,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for path, text in pages.items():
         files.append(File.generated(config, path, content=text))
     return files
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Let the links of a notebook lead to pages (a hook; MkDocs does so for Markdown only)."""
+    if not page.file.src_uri.endswith(".ipynb"):
+        return html
+    return re.sub(r'href="(\w+)\.md"', r'href="../\1/"', html)

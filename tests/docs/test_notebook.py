@@ -1,5 +1,9 @@
 """The notebook of the site runs, with few steps on few images."""
 
+import re
+from importlib.util import module_from_spec, spec_from_file_location
+from types import SimpleNamespace
+
 import nbformat
 import pytest
 from nbclient import NotebookClient
@@ -37,3 +41,17 @@ def test_it_is_kept_with_its_pictures():
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert sum("image/png" in x.get("data", {}) for x in outputs) == 3
     assert not [x for x in outputs if x["output_type"] == "error"]
+
+
+def test_its_links_lead_to_pages():
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    targets = re.findall(r"\]\((.*?)\)", "".join(cell.source for cell in notebook.cells))
+    assert [target for target in targets if target.endswith(".md")]
+    assert all((NOTEBOOK.parent / target).is_file() for target in targets)
+    spec = spec_from_file_location("reference_pages", ROOT / "docs" / "reference_pages.py")
+    hooks = module_from_spec(spec)
+    spec.loader.exec_module(hooks)
+    for name, link in (("first_model.ipynb", "../planning/"), ("hub.md", "planning.md")):
+        page = SimpleNamespace(file=SimpleNamespace(src_uri=f"guides/{name}"))
+        html = hooks.on_page_content('<a href="planning.md">', page, None, None)
+        assert html == f'<a href="{link}">'
