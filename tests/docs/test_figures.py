@@ -90,17 +90,14 @@ def test_of_the_presets():
     assert f"the {rate:.0f} GFLOP/s" in prose("guides/planning.md")
     assert f"by {GPU_GFLOPS_PER_SECOND / 1000:.0f} TFLOP/s" in prose("guides/planning.md")
     for x in report["presets"]:
-        cells = [
-            f"`{x['preset']}`",
-            f"{x['resolution']}",
-            "x".join(map(str, x["latent_shape"])),
-            *(f"{x[f'{model}_parameters'] / 1e6:.1f} M" for model in ("vae", "unet")),
-            *(
-                duration(x[f"{model}_training_gflops_per_image"] * 1e6 / speed)
-                for speed in (rate, GPU_GFLOPS_PER_SECOND)
-                for model in ("vae", "unet")
-            ),
+        shape = "x".join(map(str, x["latent_shape"]))
+        weights = [f"{x[f'{model}_parameters'] / 1e6:.1f} M" for model in ("vae", "unet")]
+        gflops = [x[f"{model}_training_gflops_per_image"] * 1e6 for model in ("vae", "unet")]
+        times = [
+            [duration(cost / speed) for cost in gflops] for speed in (rate, GPU_GFLOPS_PER_SECOND)
         ]
+        cells = [f"`{x['preset']}`", f"{x['resolution']}", shape]
+        cells += [" + ".join(pair) for pair in (weights, *times)]
         assert f"| {' | '.join(cells)} |" in read("guides/planning.md")
 
 
