@@ -71,7 +71,7 @@ def test_of_the_released_model():
         f"trained in {training['seconds'] / 60:.0f} minutes",
         f"{sum(path.stat().st_size for path in weights) / 1e6:.1f} MB",
         f"On {x['num_images']:,} samples its FD is {x['fd']:.2f} (real images {x['real_fd']:.2f}, "
-        f"a perfect denoiser {x['floor_fd']:.2f})",
+        f"a perfect denoiser {x['floor_fd']:.2f}; lower is better)",
         f"label agreement {x['label_agreement']:.3f}",
     ):
         assert figure in prose("README.md"), figure
