@@ -113,7 +113,10 @@ def count_images(
     Raises:
         ValueError: if the number is 0, or the arguments are of different numbers.
     """
-    counts = {name: len(argument) for name, argument in given.items() if argument is not None}
+    counts = {}
+    for name, argument in given.items():
+        if argument is not None:
+            counts[name] = len(argument)
     if num_images is None:
         num_images = counts.get("latents", max(counts.values(), default=1))
     if num_images < 1 or 0 in counts.values():

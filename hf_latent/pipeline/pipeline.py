@@ -213,6 +213,7 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
                 )
             return latents if after_step is None else after_step(i, t, latents)
 
+        scales = guidance_by_step(guidance, scheduler, timesteps)
         null = null_conditions(self.unet, len(noise), device)
         latents = denoise_latents(
             self.unet,
@@ -220,7 +221,7 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
             latents,
             self.progress_bar(timesteps),
             null | (conditions or {}),
-            guidance_by_step(guidance, scheduler, timesteps),
+            scales,
             null,
             self.guide_unet,
             generator,

@@ -112,3 +112,11 @@ def test_the_second_step_is_recorded_from_the_batch_to_the_loss(monkeypatch):
 
 def square(number: int) -> int:
     return number * number
+
+
+def test_the_path_from_a_label_to_the_denoiser_is_short(tmp_path):
+    package = Path(__file__).parents[2] / "hf_latent"
+    figures, travelling_files = call_paths.record_label_to_pixels(package, tmp_path)
+    assert figures["calls"] <= 20
+    assert figures["changes_of_file"] <= 8
+    assert travelling_files == 9
