@@ -28,13 +28,17 @@ PROGRAMS = {
 
 
 def both(arguments, **options) -> tuple:
-    """The outcome of a forked process and of a real one."""
+    """The outcome of a forked process and of a real one.
+
+    A shell lets what it starts in the background ignore Ctrl-C, and processes inherit that.
+    """
     real = subprocess.run(
         arguments,
         capture_output=True,
         text=True,
         start_new_session=True,
         stdin=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         **options,
     )
     return forked.run(arguments, **options), real
