@@ -97,6 +97,8 @@ def test_the_report_has_plausible_figures(finished):
     assert report["latent_shape"] == (4, 8, 8)
     assert report["compression_ratio"] == 4
     assert report["test_images"] == HELD_OUT
+    encoded = report["encode_images_per_second"] * report["encode_seconds"]
+    assert encoded == pytest.approx(report["train_images"] + HELD_OUT)
     assert report["label_agreement_images"] == 90
     assert report["denoiser_evaluations_per_image"] == 6
     assert 0 < report["test_ssim"] < 1
@@ -151,6 +153,9 @@ def test_the_models_card_has_the_figures(finished):
     assert "| 90 images | generated | real |" in card and "fashion-mnist-f4" in card
     assert "whether it copies training images" in card and "## Does it copy" not in card
     assert card_pictures(card) == ["samples.png"]
+    metrics = json.loads((folder / "model" / "metrics.json").read_text())
+    for key in ("train_images", "validation_fingerprint", "guidance_scale", "label_agreement"):
+        assert metrics[key] == report[key]
     shown, own = (Image.open(x / "samples.png") for x in (folder / "model", folder))
     assert shown.tobytes() == own.tobytes()
 

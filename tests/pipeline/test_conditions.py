@@ -6,7 +6,24 @@ import torch
 from PIL import Image
 
 from hf_latent.models.presets import create_scheduler
-from hf_latent.pipeline.conditions import keep_unmasked, read_mask, skipped_steps, slerp
+from hf_latent.pipeline.conditions import (
+    drop_conditions,
+    keep_unmasked,
+    read_mask,
+    skipped_steps,
+    slerp,
+)
+
+
+def test_whole_conditions_of_an_image_are_dropped():
+    given = {"class_labels": torch.arange(3), "encoder_hidden_states": torch.ones(3, 2, 4)}
+    null = {"class_labels": torch.full((3,), 9), "encoder_hidden_states": torch.zeros(3, 2, 4)}
+    kept = drop_conditions(given, null, torch.tensor([False, True, False]))
+    assert kept["class_labels"].tolist() == [0, 9, 2]
+    for image, value in enumerate((1, 0, 1)):
+        torch.testing.assert_close(
+            kept["encoder_hidden_states"][image], torch.full((2, 4), float(value))
+        )
 
 
 @pytest.mark.parametrize(

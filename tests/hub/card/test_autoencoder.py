@@ -161,6 +161,8 @@ def test_a_model_without_reports_has_a_card_that_invents_nothing(folder, vae):
 def test_an_autoencoder_tiny_has_no_posterior(tmp_path):
     vae = AutoencoderTiny(encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4)
     vae.save_pretrained(tmp_path)
-    code = "".join(blocks(render_model_card(tmp_path), "python"))
+    card = render_model_card(tmp_path)
+    assert "3 x 256 x 256" in card  # its configuration has no size: 32 latent values a side
+    code = "".join(blocks(card, "python"))
     assert "AutoencoderTiny.from_pretrained" in code
     assert "latents = vae.encode(images).latents  #" in code
