@@ -79,8 +79,8 @@ def to_ldm_pipeline(
 def _fold_class(unet: UNet2DModel, class_label: int) -> None:
     """Fix the class of a denoiser, in place; it then takes no labels.
 
-    The denoiser adds the class embedding to the timestep embedding, whose last layer is linear. So
-    that layer's bias can hold the class embedding.
+    The denoiser adds the class embedding to the timestep embedding. The last layer of the timestep
+    embedding is linear, so its bias can hold the class embedding.
     """
     with torch.no_grad():
         unet.time_embedding.linear_2.bias += unet.class_embedding.weight[class_label]

@@ -83,11 +83,11 @@ def test_quickstart_keeps_within_its_time(finished):
     _, report, seconds = finished
     assert MAX_MINUTES * 60 * 0.5 < seconds < MAX_MINUTES * 60
     assert seconds * 0.95 < report["total_seconds"] <= seconds
-    # The given clock moves at every reading, also between stages. Stages take all CPU time.
+    # The given clock moves at every reading, also between stages. Stages take all CPU time, except
+    # for the report and the card.
     assert sum(report[f"{name}_seconds"] for name in STAGES) == pytest.approx(seconds, rel=0.2)
-    assert sum(CPU_SECONDS[name] for name in STAGES) == pytest.approx(
-        CPU_SECONDS["whole"], rel=0.15
-    )
+    outside = CPU_SECONDS["whole"] - sum(CPU_SECONDS[name] for name in STAGES)
+    assert outside < 0.5  # 0.14 seconds if the stages take 7
 
 
 @pytest.mark.slow

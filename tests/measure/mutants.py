@@ -125,7 +125,7 @@ def header(statement: ast.stmt) -> tuple[int, int]:
 
 
 def file_mutants(source: str, path: str) -> Iterator[Mutant]:
-    """Yield all mutants of a file, some of which may not be Python."""
+    """Yield all mutants of a file; some may not be valid Python."""
     lines = source.split("\n")
     for statement in statements(ast.parse(source)):
         for change, node, text in changes(statement):

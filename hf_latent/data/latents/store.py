@@ -56,7 +56,7 @@ class ShardStore:
             lane.close(number)
 
     def open_validation(self) -> LatentSplit:
-        """Return a reader of the held-out images, all of which stay on the disk.
+        """Return a reader of the held-out images. Their files stay on the disk.
 
         Raises:
             UserError: naming a file that is missing, damaged or cannot be downloaded.
@@ -128,8 +128,8 @@ def open_shard_store(source: str, revision: str | None = None) -> ShardStore:
     """Open the training shards of a latent cache for a stream.
 
     Args:
-        source: a folder, or the id of a data set repository on the Hub, of which only the manifest
-            is downloaded now.
+        source: a folder, or the id of a data set repository on the Hub. Only the manifest of a
+            repository is downloaded now.
         revision: of the repository.
 
     Raises:

@@ -106,7 +106,7 @@ class EmaSnapshots:
             self.save(step)
 
     def save(self, step: int) -> None:
-        """Save a snapshot of each average, whose last step is `step`."""
+        """Save a snapshot of each average, with `step` as its last step."""
         if not self.saves:
             return
         names = [name for name, _ in self.model.named_parameters()]

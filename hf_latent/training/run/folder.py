@@ -73,7 +73,7 @@ def open_run_images(
     """Check a run's folder, then open the run's images.
 
     Args:
-        keep_in_memory: as in `open_images`; ignored if there are reading processes, each of which
+        keep_in_memory: as in `open_images`. Ignored if there are reading processes, because each
             would keep its own copy.
 
     Raises:

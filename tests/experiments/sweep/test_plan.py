@@ -151,7 +151,7 @@ def test_other_images_are_refused(plan, tmp_path, change):
 
 def test_the_parts_of_a_plan_add_up_to_the_given_time(monkeypatch):
     class Budget:
-        """A budget of 100 minutes, of which 45 are used."""
+        """A budget of 100 minutes; 45 of them are used."""
 
         reserved_seconds = 0.0
         checked: float
