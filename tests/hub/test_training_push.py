@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,7 +14,6 @@ from hf_latent.errors import UserError
 from hf_latent.hub.card.signature import is_unedited
 from hf_latent.training.autoencoder_config import AutoencoderConfig
 from hf_latent.training.push import prepare_push
-from tests import forked
 from tests.hub.conftest import TOKEN, model_files
 
 IMPORTS = """
@@ -195,13 +195,21 @@ def test_flags_that_have_no_effect_are_refused(flags):
 
 
 @pytest.mark.slow
-def test_the_first_of_two_processes_pushes(hub, process, tmp_path):
-    environment = process.environment | {"ACCELERATE_USE_CPU": "1", "HF_TOKEN": TOKEN}
+def test_the_first_of_two_processes_pushes(hub, tmp_path):
+    """The one test of a real launcher with two processes; others fork theirs."""
+    environment = hub.environment(tmp_path / "hf", TOKEN)
+    environment |= {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    # Standalone: at a port of its own, as other tests may do the same at the same time.
+    torchrun = [str(Path(sys.executable).with_name("torchrun")), "--standalone"]
+    torchrun += ["--nproc_per_node", "2"]
     training = ["-m", "hf_latent.training.autoencoder", *SHORT, "--push_to_hub"]
-    words = [sys.executable, *training, "--output_dir", str(tmp_path / "both")]
-    for rank in forked.start_ranks(words, env=environment):
-        stdout, stderr = rank.communicate(timeout=120)
-        assert rank.returncode == 0, stderr[-2000:]
-        assert TOKEN not in stdout + stderr
+    process = subprocess.run(
+        [*torchrun, *training, "--output_dir", str(tmp_path / "both")],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr[-2000:]
+    assert TOKEN not in process.stdout + process.stderr
     assert "config.json" in model_files(hub, repo_id="ada/both")
     assert len(hub.asked("GET /api/whoami")) == len(hub.asked("POST .*commit/main")) == 1
