@@ -27,6 +27,9 @@ import yaml
 from jsonargparse.typing import restricted_number_type
 
 from hf_latent.errors import UserError
+from hf_latent.messages import Verbosity, set_verbosity, start_messages
+
+start_messages()
 
 if TYPE_CHECKING:
     Seed: TypeAlias = int
@@ -145,10 +148,31 @@ class _HelpFormatter(jsonargparse.DefaultHelpFormatter):
         return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
 
 
+def _load_recipe(text: str) -> Any:
+    """Read YAML. Refuse a repeated key and a number like 1:30, which YAML 1.1 takes for 90."""
+    nodes: list[Any] = [yaml.compose(text, yaml.SafeLoader)]
+    for node in nodes:  # grows in the loop
+        if isinstance(node, yaml.MappingNode):
+            keys = [key.value for key, _ in node.value]
+            for key in {key for key in keys if keys.count(key) > 1}:
+                raise yaml.YAMLError(f"{key} is given {keys.count(key)} times")
+            nodes += [child for pair in node.value for child in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            nodes += node.value
+        elif node and node.tag.endswith((":int", ":float")) and ":" in node.value:
+            raise yaml.YAMLError(f"{node.value} is no number: write it in quotes to mean text")
+    return jsonargparse.get_loader("yaml")(text)
+
+
+jsonargparse.set_loader("recipe", _load_recipe, exceptions=(yaml.YAMLError,))
+
+
 def parse_config(
     config_class: type[Config], arguments: Sequence[str] | None = None, prog: str | None = None
 ) -> Config:
     """Read a command's configuration from a recipe (`--config`) and flags; flags win.
+
+    `--verbosity` is no setting of a command: it takes effect at once.
 
     Args:
         config_class: a frozen dataclass whose docstring is the help text.
@@ -161,12 +185,23 @@ def parse_config(
     """
     summary = (inspect.getdoc(config_class) or "").partition("\n\n")[0]
     parser = jsonargparse.ArgumentParser(
-        prog=prog, description=summary, exit_on_error=False, formatter_class=_HelpFormatter
+        prog=prog,
+        description=summary,
+        exit_on_error=False,
+        formatter_class=_HelpFormatter,
+        allow_abbrev=False,
+        parser_mode="recipe",
     )
     parser.add_argument(
         "--config", action="config", metavar="FILE", help="a YAML recipe; flags win over it"
     )
     parser.add_class_arguments(config_class, as_group=False)
+    parser.add_argument(
+        "--verbosity",
+        type=Verbosity,
+        default="info",
+        help="Print messages of this level and above.",
+    )
     required = []
     for action in parser._actions:
         if getattr(action, "_typehint", None) is bool:
@@ -181,8 +216,10 @@ def parse_config(
     except UnicodeDecodeError as error:
         raise UserError(f"--config is not a YAML file in UTF-8 ({error.reason})") from error
     except jsonargparse.ArgumentError as error:
-        raise UserError(_describe_error(error, get_type_hints(config_class))) from error
+        types = {**get_type_hints(config_class), "verbosity": Verbosity}
+        raise UserError(_describe_error(error, types)) from error
     values.pop("config")
+    set_verbosity(values.pop("verbosity"))
     return config_class(**values)
 
 

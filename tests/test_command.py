@@ -103,6 +103,28 @@ def test_a_changed_copy_does_not_change_the_first_ones_list():
     assert "spices:\n- 1.5\n- 2.5\n" in dump_config(first)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ("dish: soup\nminutes: 3\nminutes: 4\n", "minutes is given 2 times"),
+        ("dish: soup\nminutes: 1:30\n", "1:30 is no number"),
+        ("dish: soup\nminutes: 1:30.5\n", "1:30.5 is no number"),
+        ("dish: soup\nspices: [1, 2:30]\n", "2:30 is no number"),
+    ],
+)
+def test_a_recipe_that_yaml_would_read_otherwise_is_refused(tmp_path, recipe, message):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe)
+    with pytest.raises(UserError, match=message):
+        parse_config(Config, ["--config", str(path)])
+
+
+@pytest.mark.parametrize("flag", ["--minute", "--dis", "--serving", "--sal"])
+def test_a_flag_is_not_abbreviated(flag):
+    with pytest.raises(UserError, match=f"unrecognized arguments: {flag}"):
+        parse_config(Config, ["--dish", "soup", flag, "3"])
+
+
 def test_unknown_key_in_a_recipe_is_refused(tmp_path, capsys):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("dish: soup\nminuts: 3\n")

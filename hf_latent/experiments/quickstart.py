@@ -1,5 +1,6 @@
 """`hf-latent quickstart`: train, sample, measure and save a model of built-in images."""
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -49,6 +50,8 @@ from hf_latent.training.autoencoder import train_autoencoder
 from hf_latent.training.autoencoder_config import AutoencoderConfig
 from hf_latent.training.denoiser import train_denoiser
 from hf_latent.training.denoiser_config import DenoiserConfig
+
+logger = logging.getLogger(__name__)
 
 IMAGES: dict[str, Any] = {"data": "fashion_mnist", "resolution": 32, "resize_mode": "pad"}
 AUTOENCODER = {
@@ -269,7 +272,7 @@ def run_quickstart(
     models = f"a denoiser in the latent space of {RELEASED_AUTOENCODER}"
     if config.train_vae:
         models = "an autoencoder, then a denoiser in its latent space"
-    print(
+    logger.info(
         f"Fashion-MNIST in {config.max_minutes:g} minutes: train {models};\n"
         f"sample ten classes, measure, and save the model to {output_dir}/model."
     )
@@ -285,7 +288,7 @@ def run_quickstart(
     with budget.stage("reserve"):
         reserve_evaluation(config, splits, test_images, budget)
     budget.check(MINIMUM_MINUTES, "fewer --evaluation_images or --max_train_samples save time")
-    print(
+    logger.info(
         f"{budget.minutes_left:.1f} minutes of training, then "
         f"{budget.reserved_seconds / 60:.1f} to encode, sample and measure."
     )

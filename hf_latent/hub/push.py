@@ -4,7 +4,7 @@ One commit sends everything, so the Hub has all of it or nothing. Files that the
 not sent again, so the same command resumes a killed push.
 """
 
-import sys
+import logging
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,8 @@ from hf_latent.hub.remote import (
     open_repository,
     retry,
 )
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,15 +87,14 @@ def push(config: PushConfig) -> str:
             Path(config.model), config.repo_id, config.license, config.checkpoints
         )
         if contents.left_out:
-            print(f"not sent, not part of the model: {contents.left_out}", file=sys.stderr)
+            logger.warning(f"not sent, not part of the model: {contents.left_out}")
     else:
         contents = CacheContents(Path(config.cache or ""), config.repo_id)
     revision, is_sent, is_card_kept = retry(partial(_send, config, contents), config.repo_id)
     if is_card_kept:
-        print(
+        logger.warning(
             f"the README.md of {config.repo_id} was edited and is kept; "
-            "--overwrite_card true replaces it",
-            file=sys.stderr,
+            "--overwrite_card true replaces it"
         )
     url = f"{HfApi().endpoint}/{'datasets/' * (contents.kind == 'dataset')}{config.repo_id}"
     proposal = PULL_REQUEST.fullmatch(revision)

@@ -1,5 +1,6 @@
 """Adversarial training: the discriminator's part of an autoencoder's training."""
 
+import logging
 import math
 
 import torch
@@ -18,6 +19,8 @@ from hf_latent.training.losses import (
 )
 from hf_latent.training.run.accelerator import create_optimizer
 from hf_latent.training.run.checkpoints import TrainingState
+
+logger = logging.getLogger(__name__)
 
 
 def check_image_size(num_layers: int, height: int, width: int) -> None:
@@ -145,7 +148,7 @@ class Adversary:
         if gradients.isfinite().all():
             self.weight = self.config.discriminator_weight * adaptive_weight(*gradients)
         else:
-            self.accelerator.print(
+            logger.warning(
                 f"step {step + 1}: the gradients that weigh the adversarial loss are not finite; "
                 f"its weight stays {self.weight:g}"
             )

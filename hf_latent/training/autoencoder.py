@@ -3,6 +3,7 @@
 Read from top to bottom: data, model, optimizer, steps, fold, save.
 """
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -54,6 +55,8 @@ from hf_latent.training.start_autoencoder import TrainableAutoencoder, start_aut
 from hf_latent.training.validation.autoencoder import HeldOutFigures, validate_autoencoder
 from hf_latent.training.validation.diagnosis import diagnose
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class AutoencoderSummary(TrainingSummary):
@@ -101,7 +104,7 @@ def train_autoencoder(
     if config.perceptual_network is not None:
         network = load_feature_network(config.perceptual_network).to(accelerator.device)
     compression = measure_compression(vae, image_shape)
-    accelerator.print(f"autoencoder: {compression}")
+    logger.info(f"autoencoder: {compression}")
     push_settings = prepare_push(config, "AutoencoderKL", accelerator)
     output_dir, counts = Path(config.output_dir), describe_counts(splits)
     checkpoint = start_run_folder(config, counts, splits.validation_fingerprint, accelerator)
@@ -136,7 +139,7 @@ def train_autoencoder(
             adversarial = adversary.figures()
             clock.log_validation_loss(figures.loss, **figures.scalars(), **adversarial)
             for line in diagnose(figures, previous, adversarial):
-                clock.print(f"step {clock.step}: {line}")
+                logger.info(f"step {clock.step}: {line}")
         previous = figures
         return figures
 
@@ -215,7 +218,7 @@ def train_autoencoder(
         write_json(output_dir / "report.json", report)
     end_trackers(accelerator)
     push_model(push_settings)
-    accelerator.print(f"the model is in {summary.model_dir}")
+    logger.info(f"the model is in {summary.model_dir}")
     return summary
 
 

@@ -3,6 +3,7 @@
 Read from top to bottom: data, models, latents, optimizer, steps, save.
 """
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -54,6 +55,8 @@ from hf_latent.training.run.stop import StopSignal, exit_after_checkpoint
 from hf_latent.training.run.trackers import end_trackers
 from hf_latent.training.start_denoiser import start_denoiser
 from hf_latent.training.validation.denoiser import eval_mode, measure_held_out_loss, save_samples
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -152,7 +155,7 @@ def train_denoiser(
     )
     pipeline = LatentDiffusionPipeline(vae, unet, sampler, id2label, guidance=config.guidance)
     pipeline.set_progress_bar_config(disable=True)
-    accelerator.print(f"latents: {measure_compression(vae, source.image_shape)}")
+    logger.info(f"latents: {measure_compression(vae, source.image_shape)}")
     push_settings = prepare_push(config, "LatentDiffusionPipeline", accelerator)
     output_dir, counts = Path(config.output_dir), source.counts
     checkpoint = start_run_folder(config, counts, source.validation_fingerprint, accelerator)
@@ -261,7 +264,7 @@ def train_denoiser(
         save_model(pipeline, output_dir, portable_settings(config), figures, "samples.png")
     end_trackers(accelerator)
     push_model(push_settings)
-    accelerator.print(f"the model is in {summary.model_dir}")
+    logger.info(f"the model is in {summary.model_dir}")
     return summary
 
 

@@ -1,5 +1,6 @@
 """The files that a training saves with its model: training.json, config.yaml, picture and card."""
 
+import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -27,6 +28,8 @@ from hf_latent.training.latents.sources import LatentSource
 from hf_latent.training.run.accelerator import STORAGE_SETTINGS, TrainingConfig
 from hf_latent.training.run.clock import TrainingSummary
 from hf_latent.training.run.pictures import picture_path
+
+logger = logging.getLogger(__name__)
 
 # Settings that may be paths of this machine.
 PATHS = {"data", "vae", "pretrained_vae", "pretrained_unet", "latents"}
@@ -173,19 +176,19 @@ def save_model(
     write_json(folder / "training.json", settings | figures)
     write_text(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
     picture = picture_path(output_dir, figures["steps"])
-    with _print_failure(folder, "picture"):
+    with _warn_of_failure(folder, "picture"):
         if picture.is_file():  # images of some numbers of channels have no picture
             copy_picture(picture, folder / picture_name)
-    with _print_failure(folder, "card"):
+    with _warn_of_failure(folder, "card"):
         write_model_card(folder)
 
 
 @contextmanager
-def _print_failure(folder: Path, part: str) -> Iterator[None]:
-    """Print an exception and continue: the other processes wait for this one."""
+def _warn_of_failure(folder: Path, part: str) -> Iterator[None]:
+    """Report an exception and continue: the other processes wait for this one."""
     try:
         yield
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         text = f"the model is saved in {folder}; its {part} could not be made ({reason})"
-        print(one_line(text))
+        logger.warning(one_line(text))

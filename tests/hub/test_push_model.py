@@ -66,7 +66,7 @@ def test_reports_and_shown_pictures_go_along(hub, push_model, model):
     card = CARD + "![a](samples.png) ![b](../model/other.png) ![c](missing.png)\n"
     (model / "README.md").write_text(card)
     outcome = push_model()
-    assert outcome.err.splitlines()[0] == "not sent, not part of the model: other.png"
+    assert outcome.err.splitlines()[0] == "warning: not sent, not part of the model: other.png"
     kept = folder_files(model)
     del kept["other.png"]
     assert model_files(hub) == kept
@@ -99,7 +99,7 @@ def test_nothing_else_of_the_folder_goes_along(hub, push_model, model, tmp_path)
     assert not names & sent.keys()
     assert sent == {k: v for k, v in folder_files(model).items() if k not in names}
     assert outcome.err.splitlines()[0] == (
-        "not sent, not part of the model: config.yaml, last.ckpt, metrics.json, notes, "
+        "warning: not sent, not part of the model: config.yaml, last.ckpt, metrics.json, notes, "
         "optimizer.safetensors and 7 more"
     )
     assert b"secret" not in hub.stored.values() and b"pickle" not in hub.stored.values()
@@ -389,8 +389,10 @@ def test_an_edited_card_on_the_hub_is_kept(hub, push_model, pipeline, model):
     pipeline.save_pretrained(model)
     outcome = push_model()
     assert outcome.status == 0
-    kept = "the README.md of ada/model was edited and is kept; --overwrite_card true replaces it\n"
-    assert outcome.err.endswith(kept)
+    assert outcome.err.endswith(
+        "warning: the README.md of ada/model was edited and is kept; "
+        "--overwrite_card true replaces it\n"
+    )
     sent = model_files(hub)
     assert (sent["README.md"], sent["mine.png"], sent["ours.png"]) == (edited, b"mine", b"ours")
     weights = "unet/diffusion_pytorch_model.safetensors"

@@ -198,15 +198,15 @@ def test_a_step_that_is_not_finite_keeps_the_weight(start, capsys):
     micro_step(training, START)
     training.adversary.update_weight(START)
     assert training.adversary.weight == 2.0
-    assert capsys.readouterr().out == (
-        f"step {START + 1}: the gradients that weigh the adversarial loss are not finite; "
+    assert capsys.readouterr().err == (
+        f"warning: step {START + 1}: the gradients that weigh the adversarial loss are not finite; "
         "its weight stays 2\n"
     )
     training.images.nan_to_num_(0)
     micro_step(training, START)
     training.adversary.update_weight(START)
     assert training.adversary.weight == pytest.approx(0.7 * ratio_by_autograd(training), rel=1e-4)
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().err == ""
 
 
 def test_the_colour_of_transparent_pixels_has_no_effect(start):

@@ -21,7 +21,7 @@ from hf_latent.training.denoiser import train_denoiser
 from hf_latent.training.denoiser_config import DenoiserConfig
 from hf_latent.training.reports import (
     STORAGE_SETTINGS,
-    _print_failure,
+    _warn_of_failure,
     autoencoder_figures,
     portable_settings,
     save_model,
@@ -224,10 +224,10 @@ def test_a_failed_card_does_not_end_the_training(
     train_autoencoder(autoencoder_config(max_train_steps=1))
     train_denoiser(denoiser_config(max_train_steps=1))
     assert json.loads((tmp_path / "autoencoder" / "report.json").read_text())["steps"] == 1
-    lines = capsys.readouterr().out.splitlines()
+    lines = capsys.readouterr().err.splitlines()
     for folder in (tmp_path / "autoencoder" / "model", tmp_path / "denoiser" / "model"):
         assert read(folder)["steps"] == 1 and (folder / "config.yaml").is_file()
-        start = f"the model is saved in {folder}; its card could not be made (TypeError: "
+        start = f"warning: the model is saved in {folder}; its card could not be made (TypeError: "
         assert sum(line.startswith(start) for line in lines) == 1
 
 
@@ -243,12 +243,14 @@ def test_a_failed_picture_does_not_stop_the_card(autoencoder_config, tmp_path, c
         *("config.json", "diffusion_pytorch_model.safetensors"),
         *("training.json", "config.yaml", "README.md"),
     }
-    (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith(f"the model is saved in {folder}; its picture could not be made (")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        f"warning: the model is saved in {folder}; its picture could not be made ("
+    )
     # The line can be printed even if the folder name is not UTF-8.
-    with _print_failure(tmp_path / "na\udcffme", "card"):
+    with _warn_of_failure(tmp_path / "na\udcffme", "card"):
         raise UserError("no model")
-    assert f"{tmp_path}/na?me; its card could not be made (UserError: " in capsys.readouterr().out
+    assert f"{tmp_path}/na?me; its card could not be made (UserError: " in capsys.readouterr().err
 
 
 def test_names_that_are_not_utf8_are_accepted(autoencoder_config, tmp_path, capsys):
@@ -257,7 +259,7 @@ def test_names_that_are_not_utf8_are_accepted(autoencoder_config, tmp_path, caps
     figures["vae_weights_sha256"] = hash_weights(vae)
     config = autoencoder_config(data="im\udcffages")
     save_model(vae, tmp_path, portable_settings(config), figures, "samples.png")
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().err == ""
     card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
     assert "2 training images of im?ages" in card and is_unedited(card)
 

@@ -34,10 +34,21 @@ class Source:
         train: columns `image` (`Image(decode=False)`) and, if there are labels, `label`
             (`ClassLabel`).
         held_out: the validation or test split of the source, with the same columns, if it has one.
+        held_out_from: where the held-out images come from, as in "the split test"; None: from the
+            training images, by their content.
+        classes_from: where the classes come from, as in "the folders" or "the column label".
+        no_classes_because: why there are no classes; None if there are some.
+        notes: one line on everything that the user must know: what was passed over, and why.
+        bad_files: one line on each file or folder that could not be read while listing.
     """
 
     train: Dataset
     held_out: Dataset | None
+    held_out_from: str | None = None
+    classes_from: str | None = None
+    no_classes_because: str | None = None
+    notes: tuple[str, ...] = ()
+    bad_files: tuple[str, ...] = ()
 
 
 def open_source(data: str) -> Source:

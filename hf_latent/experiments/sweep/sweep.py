@@ -1,5 +1,6 @@
 """`hf-latent sweep`: choose the latent by rate, distortion and the samples of a short denoiser."""
 
+import logging
 import shutil
 import time
 from collections.abc import Callable
@@ -36,6 +37,8 @@ from hf_latent.experiments.sweep.plan import (
 from hf_latent.experiments.sweep.report import describe_sweep, render_plot, render_report
 from hf_latent.experiments.time_budget import TimeBudget
 from hf_latent.output import check_output_dir, replaced_whole, write_json
+
+logger = logging.getLogger(__name__)
 
 
 def check_splits(config: SweepConfig, splits: ImageSplits) -> None:
@@ -128,12 +131,12 @@ def sweep_pairs(
             figures = run_pair(config, plan, pair, splits, real, now)
         except UserError as error:
             failed.append({"name": pair.name, "error": str(error)})
-            print(f"{number}/{len(pairs)} {pair.name} failed: {error}; {left}", flush=True)
+            logger.info(f"{number}/{len(pairs)} {pair.name} failed: {error}; {left}")
             continue
         finished.append(figures)
         psnr, fd = (figures[key] for key in ("reconstruction_psnr_db", "generated_fd"))
         result = "no figures" if None in (psnr, fd) else f"{psnr:.2f} dB, generated FD {fd:.2f}"
-        print(f"{number}/{len(pairs)} {pair.name}: {result}; {left}", flush=True)
+        logger.info(f"{number}/{len(pairs)} {pair.name}: {result}; {left}")
     if not finished:
         raise UserError(f"no pair could be trained: {failed[0]['name']}: {failed[0]['error']}")
     return finished, failed
@@ -163,11 +166,10 @@ def sweep(
     extractor = load_feature_extractor("efficientnet-lite0")
     splits, plan = start_sweep(config, extractor, budget)
     pairs = config.pairs()
-    print(
+    logger.info(
         f"{len(pairs)} pairs: {60 * plan.autoencoder_minutes:.0f} s for each autoencoder, "
         f"{60 * plan.denoiser_minutes:.0f} s for each denoiser, at most "
-        f"{60 * plan.measuring_minutes:.0f} s to measure both.",
-        flush=True,
+        f"{60 * plan.measuring_minutes:.0f} s to measure both."
     )
     real, real_fd = measure_real_images(splits, config.num_images, config.seed, extractor)
     finished, failed = sweep_pairs(config, plan, splits, real, now)

@@ -4,6 +4,7 @@ A batch never spans two files, so the bytes do not depend on the number of proce
 (on the same kind of machine).
 """
 
+import logging
 from contextlib import closing
 from dataclasses import replace
 from itertools import islice
@@ -35,6 +36,8 @@ from hf_latent.training.latents.files import (
 from hf_latent.training.latents.posteriors import encode_batches
 from hf_latent.training.run.accelerator import PROCESS_GROUP, check_processes, raise_everywhere
 from hf_latent.training.run.batches import ignore_signals
+
+logger = logging.getLogger(__name__)
 
 READ_AHEAD_BYTES = 2**22
 T = TypeVar("T")
@@ -76,7 +79,7 @@ def encode_latents(
         with accelerator.main_process_first():
             splits = open_images(config, keep_in_memory=False)
         if splits.bad_images:
-            accelerator.print(f"{splits.bad_images} images that cannot be decoded are left out")
+            logger.info(f"{splits.bad_images} images that cannot be decoded are left out")
     if config.max_validation_samples is not None:
         splits = replace(
             splits, validation=splits.validation.evenly_spaced(config.max_validation_samples)
@@ -118,7 +121,7 @@ def encode_latents(
                 finish_folder(folder, manifest, shards, [sums[name] for name in ranges["train"]])
     encoded = sum(entry["rows"] for entry in made.values())
     cache = LatentCache(folder)
-    accelerator.print(
+    logger.info(
         f"{folder}: latents {manifest['latent_shape']} of {len(cache.train):,} training and "
         f"{len(cache.validation):,} held-out images in {len(names)} files, {encoded:,} encoded now"
     )

@@ -11,6 +11,7 @@ are deterministic (torch.use_deterministic_algorithms).
 """
 
 import json
+import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -34,6 +35,8 @@ from hf_latent.training.run.folder import (
     list_checkpoints,
     remove_checkpoint,
 )
+
+logger = logging.getLogger(__name__)
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 # Settings that do not change what a training computes.
@@ -225,5 +228,5 @@ def resume_training(
     now["num_processes"], before["num_processes"] = accelerator.num_processes, processes
     changed = [k for k in before if k not in SETTINGS_WITHOUT_EFFECT and now.get(k) != before[k]]
     for name in changed:
-        accelerator.print(f"--{name} is {now.get(name)} from now on, {before[name]} until now")
-    accelerator.print(f"resumed from {checkpoint}")
+        logger.info(f"--{name} is {now.get(name)} from now on, {before[name]} until now")
+    logger.info(f"resumed from {checkpoint}")

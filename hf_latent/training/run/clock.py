@@ -1,7 +1,6 @@
 """The steps of a training: learning rate, time limit, progress bar and log."""
 
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -206,11 +205,6 @@ class TrainingClock:
         """
         self.validation_losses[self.step] = loss
         self._write({"validation_loss": loss, **figures})
-
-    def print(self, text: str) -> None:
-        """Print a line above the progress bar."""
-        if self.accelerator.is_main_process:
-            self._bar.write(text, file=sys.stdout)
 
     def _write(self, values: dict[str, float]) -> None:
         if not self.accelerator.is_main_process:

@@ -1,5 +1,6 @@
 """A run's folder: check it, start it, and find the checkpoints in it."""
 
+import logging
 import re
 import shutil
 from contextlib import suppress
@@ -14,6 +15,8 @@ from hf_latent.errors import UserError
 from hf_latent.output import check_output_dir, read_json, write_text
 from hf_latent.training.run.accelerator import TrainingConfig
 from hf_latent.training.run.trackers import start_trackers
+
+logger = logging.getLogger(__name__)
 
 # A checkpoint's name while it is written or removed. One name: a killed run leaves at most one.
 TEMPORARY_CHECKPOINT = ".checkpoint.tmp"
@@ -87,7 +90,7 @@ def open_run_images(
         workers = config.dataloader_num_workers
         splits = open_images(config, workers or None, False if workers else keep_in_memory)
     if splits.bad_images:
-        accelerator.print(f"{splits.bad_images} images that cannot be decoded are left out")
+        logger.info(f"{splits.bad_images} images that cannot be decoded are left out")
     return splits
 
 
@@ -150,9 +153,9 @@ def start_run_folder(
             _remove_old_run(output_dir)
         resolved = dump_config(config, validation_fingerprint=validation_fingerprint)
         write_text(output_dir / "config.yaml", f"# {counts}\n{resolved}")
-        accelerator.print(counts)
+        logger.info(counts)
         if resume and checkpoint is None:
-            accelerator.print("no checkpoint yet: the training starts at step 0")
+            logger.info("no checkpoint yet: the training starts at step 0")
     start_trackers(output_dir, asdict(config), checkpoint, accelerator)
     accelerator.wait_for_everyone()
     return checkpoint

@@ -1,5 +1,6 @@
 """Skip steps whose loss or gradients are not finite."""
 
+import logging
 from pathlib import Path
 
 import torch
@@ -8,6 +9,8 @@ from safetensors.torch import save
 
 from hf_latent.errors import UserError
 from hf_latent.output import replaced_whole
+
+logger = logging.getLogger(__name__)
 
 MAX_BAD_STEPS = 5
 # The scale of fp16 gradients starts at 2^16 and is halved at each overflow. After 40 overflows it
@@ -69,7 +72,7 @@ class NonFiniteGuard:
         with replaced_whole(path) as temporary:
             tensors = {key: x.detach().cpu().contiguous() for key, x in batch.items()}
             temporary.write_bytes(save(tensors))
-        self.accelerator.print(
+        logger.warning(
             f"step {step + 1}: the loss is not finite; the step is skipped, its batch is in {path}"
         )
         if self.bad_steps_in_a_row == MAX_BAD_STEPS:

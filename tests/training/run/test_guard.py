@@ -22,7 +22,7 @@ def test_a_finite_step_is_allowed(tmp_path, capsys):
     guard = NonFiniteGuard(tmp_path, Accelerator())
     assert guard.allows(0, FINE, [FINE, FINE], {"images_0": torch.ones(1)})
     assert not list(tmp_path.iterdir())
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(
@@ -42,8 +42,8 @@ def test_a_step_that_is_not_finite_is_skipped_and_its_batch_saved(tmp_path, caps
     assert saved.keys() == batch.keys()
     for name, tensor in batch.items():
         assert torch.equal(saved[name], tensor), name
-    assert capsys.readouterr().out == (
-        f"step 7: the loss is not finite; the step is skipped, its batch is in {path}\n"
+    assert capsys.readouterr().err == (
+        f"warning: step 7: the loss is not finite; the step is skipped, its batch is in {path}\n"
     )
 
 
@@ -195,7 +195,7 @@ def test_an_autoencoder_survives_a_step_that_is_not_finite(
         for name, shape in {"images": (8, 1, 32, 32), "noise": (8, 4, 8, 8)}.items()
         for part in (0, 1)
     }
-    assert capsys.readouterr().out.count("step 3: the loss is not finite") == 1
+    assert capsys.readouterr().err.count("step 3: the loss is not finite") == 1
     weights = [
         json.loads((run / f"checkpoint-{step}" / "state.json").read_text())["others"]["adversary"]
         for step in (2, 3, 4)
