@@ -254,7 +254,8 @@ def denoise_latents(
         model_output = predict(
             unet, noisy_latents, t, conditions, scales[i], null_conditions, guide_unet
         )
-        latents = scheduler.step(model_output, t, latents, **step_arguments).prev_sample
+        stepped = scheduler.step(model_output, t, latents, **step_arguments).prev_sample
+        latents = stepped.to(latents.dtype)  # a few schedulers compute in float64
         if after_step is not None:
             latents = after_step(i, t, latents)
     return latents

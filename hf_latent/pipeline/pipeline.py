@@ -12,7 +12,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
 # diffusers copies the files that this file imports, and no others.
-from .add_noise import NoisedLatents, add_noise, is_flow, mix_noise
+from .add_noise import NoisedLatents, add_noise, mix_noise
 from .conditions import (
     Conditions,
     Images,
@@ -34,7 +34,9 @@ from .encode import downsampling_factor, encode_images
 from .hub_format import HubFormat
 from .samplers import (
     check_objective,
+    check_removes_noise,
     check_sampler,
+    create_noising,
     create_sampler,
     guidance_by_step,
     set_inference_steps,
@@ -139,10 +141,7 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
         self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
     ) -> NoisedLatents:
         """Mix latents and noise as in training, whatever the sampler, see `add_noise.add_noise`."""
-        scheduler = self.trained_scheduler
-        if not is_flow(scheduler):
-            scheduler = create_sampler(scheduler, "ddim")  # the only sampler without a state
-        return add_noise(scheduler, latents, noise, timesteps)
+        return add_noise(create_noising(self.trained_scheduler), latents, noise, timesteps)
 
     @torch.no_grad()
     def denoise_latents(
@@ -194,6 +193,7 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
             skipped = skipped_steps(scheduler, num_inference_steps, strength)
         elif mask is not None:
             raise ValueError("a mask needs image_latents, which are kept outside the mask")
+        check_removes_noise(self.trained_scheduler, scheduler, num_inference_steps)
         set_inference_steps(scheduler, num_inference_steps, device)
         timesteps = scheduler.timesteps[skipped:]
         if image_latents is not None and not len(timesteps):

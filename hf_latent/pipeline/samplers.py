@@ -6,6 +6,7 @@ the trained model's.
 """
 
 import inspect
+from types import SimpleNamespace
 from typing import Any, Literal, get_args
 
 import diffusers
@@ -23,8 +24,8 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from .add_noise import is_flow
-from .denoise import Guidance
+from .add_noise import add_noise, is_flow, mix_noise
+from .denoise import Guidance, denoise_latents
 
 Sampler = Literal["euler", "heun", "dpm++", "unipc", "ddim"]
 
@@ -41,6 +42,8 @@ DIFFUSION_SAMPLERS: dict[str, type[SchedulerMixin]] = {
     "unipc": UniPCMultistepScheduler,
     "ddim": DDIMScheduler,
 }
+# The highest share of noise that a sampler may leave with a denoiser that makes no errors.
+MAX_NOISE_LEFT = 0.02
 # In each step these remove the noise of `N // steps` timesteps, whatever the next timestep is.
 WHOLE_STEPS = (DDIMScheduler, DDIMParallelScheduler, PNDMScheduler)
 # Configuration entries for the objective, the noise levels, and the spacing of steps.
@@ -212,7 +215,78 @@ def _same_signal(trained: SchedulerMixin, scheduler: SchedulerMixin) -> bool:
     if ours is None or theirs is None or len(ours) != len(theirs):
         return False
     # At zero terminal SNR some samplers keep a little signal.
-    return torch.allclose(ours.cpu(), theirs.cpu(), rtol=1e-4, atol=1e-6)
+    return torch.allclose(ours.cpu().double(), theirs.cpu().double(), rtol=1e-4, atol=1e-6)
+
+
+def create_noising(trained: SchedulerMixin) -> SchedulerMixin:
+    """Return a scheduler that adds noise as in training, at any timestep and without a state."""
+    return trained if is_flow(trained) else create_sampler(trained, "ddim")
+
+
+class _IdealDenoiser:
+    """Knows the latents `(B, c, h, w)`, and predicts them in the objective's terms."""
+
+    def __init__(self, noising: SchedulerMixin, latents: torch.Tensor):
+        self.noising, self.latents = noising, latents
+        self.config = SimpleNamespace(in_channels=latents.shape[1], block_out_channels=(1,))
+
+    def __call__(self, noisy_latents: torch.Tensor, timestep: torch.Tensor) -> SimpleNamespace:
+        timesteps = timestep.expand(len(noisy_latents))
+        if not is_flow(self.noising):
+            timesteps = timesteps.round().long()
+        none, one = torch.zeros_like(self.latents), torch.ones_like(self.latents)
+        signal = mix_noise(self.noising, self.latents, none, timesteps)
+        noise = (noisy_latents - signal) / mix_noise(self.noising, none, one, timesteps)
+        return SimpleNamespace(
+            sample=add_noise(self.noising, self.latents, noise, timesteps).target
+        )
+
+
+def check_removes_noise(
+    trained: SchedulerMixin, scheduler: SchedulerMixin, num_inference_steps: int
+) -> None:
+    """Check that a scheduler finds the right latents, given a denoiser that makes no errors.
+
+    Some stock schedulers silently leave noise: their last noise level is not 0, or their steps are
+    not those of the objective. So a copy of the scheduler denoises a few known values.
+
+    Args:
+        trained: the trained model's scheduler.
+        scheduler: the one to sample with, see `check_sampler`.
+        num_inference_steps: as of `set_inference_steps`.
+
+    Raises:
+        ValueError: if the scheduler fails, or more than 2% of the noise is left.
+    """
+    if not (is_flow(trained) or hasattr(trained, "alphas_cumprod")):
+        return  # the denoiser's inputs and outputs are scaled in unknown ways, as in EDM
+    name, steps = type(scheduler).__name__, num_inference_steps
+    generator = torch.Generator().manual_seed(0)
+    known = torch.rand(1, 1, 8, 8, generator=generator) * 2 - 1  # so that clipping changes nothing
+    noise = torch.randn(known.shape, generator=generator)
+    try:
+        copied = type(scheduler).from_config(scheduler.config)
+        set_inference_steps(copied, steps, "cpu")
+        start = noise * getattr(copied, "init_noise_sigma", 1.0)
+        denoiser: Any = _IdealDenoiser(create_noising(trained), known)
+        with torch.random.fork_rng(devices=[]):  # some schedulers ignore the generator
+            found = denoise_latents(denoiser, copied, start, copied.timesteps, generator=generator)
+    # The schedulers raise many exception types for what they cannot do.
+    except Exception as error:
+        cause = " ".join(str(error).split())
+        if not cause.startswith(name):  # as of `set_inference_steps`
+            cause = f"{name} cannot make {steps} steps with this model: {cause or error!r}"
+        raise ValueError(cause) from error
+    left = (found - known).square().mean().sqrt().item()
+    allowed = MAX_NOISE_LEFT
+    # Foreign models may be made to end at the first noise level.
+    if trained.config.get("set_alpha_to_one") is False:
+        allowed += noise_levels(trained, torch.zeros(1)).item()
+    if not left <= allowed:
+        raise ValueError(
+            f"{name} leaves {left:.0%} of the noise after {steps} steps: use "
+            "pipeline.use_sampler(name)"
+        )
 
 
 def noise_levels(scheduler: SchedulerMixin, timesteps: torch.Tensor) -> torch.Tensor:

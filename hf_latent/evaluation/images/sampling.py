@@ -7,6 +7,7 @@ from hf_latent.models.load import find_released, load_denoiser, loading
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.pipeline.denoise import Guidance, check_guide
 from hf_latent.pipeline.samplers import (
+    check_removes_noise,
     get_objective,
     guidance_by_step,
     same_noise_levels,
@@ -96,6 +97,7 @@ def count_evaluations(
         UserError: if the scheduler cannot do this number of steps.
     """
     try:
+        check_removes_noise(pipeline.trained_scheduler, pipeline.scheduler, num_inference_steps)
         set_inference_steps(pipeline.scheduler, num_inference_steps, "cpu")
     except ValueError as error:
         raise UserError(
