@@ -156,9 +156,18 @@ def read_images(image_processor: VaeImageProcessor, images: Images) -> torch.Ten
         images: one or several, L, RGB or RGBA; a tensor is returned unchanged.
 
     Raises:
-        ValueError: for anything else.
+        ValueError: for anything else, and for a tensor that seems to be in another range.
     """
     if isinstance(images, torch.Tensor):
+        if images.is_floating_point() and images.numel():
+            lowest, highest = (x.item() for x in images.aminmax())
+            # `output_type="pt"` gives [0, 1]. A single value says nothing about the range.
+            if not -1.001 <= lowest <= highest <= 1.001 or 0 <= lowest < highest:
+                raise ValueError(
+                    f"the images have values from {lowest:.3g} to {highest:.3g}, and must be in "
+                    "[-1, 1]: pass x * 2 - 1 for x in [0, 1], x / 127.5 - 1 for x in [0, 255], or "
+                    "PIL images"
+                )
         return images
     pil_images = images if isinstance(images, list) else [images]
     if not all(isinstance(image, Image.Image) for image in pil_images):
@@ -190,17 +199,17 @@ def skipped_steps(scheduler: SchedulerMixin, num_inference_steps: int, strength:
     return (num_inference_steps - steps) * getattr(scheduler, "order", 1)
 
 
-def read_mask(mask_image: Images, latent_size: Sequence[int], f: int) -> torch.Tensor:
-    """Convert a mask to the latents' size; a latent is regenerated if any of its pixels is.
+def read_mask(mask_image: Images, height: int, width: int) -> torch.Tensor:
+    """Convert a mask to a tensor.
 
     Args:
         mask_image: white (above 0.5) is regenerated, black is kept: PIL images, or a tensor
             `(H, W)`, `(1, H, W)` or `(B, 1, H, W)` in [0, 1] or bool.
-        latent_size: height and width of the latents.
-        f: the downsampling factor: the images are f times as high and wide as the latents.
+        height: of the images.
+        width: of the images.
 
     Returns:
-        `(B, 1, h, w)` bool, true for latents that are regenerated; B may be 1.
+        `(B, 1, H, W)` float, 1 for pixels that are regenerated, otherwise 0; B may be 1.
 
     Raises:
         ValueError: if the mask's size is not the image's, or values are outside [0, 1].
@@ -220,7 +229,6 @@ def read_mask(mask_image: Images, latent_size: Sequence[int], f: int) -> torch.T
         pixels = [np.asarray(image.convert("L")) for image in pil_images]
         mask = torch.tensor(np.stack(pixels)) / 255
     mask = mask.reshape(-1, 1, *mask.shape[-2:])
-    height, width = (f * side for side in latent_size)
     if mask.shape[-2:] != (height, width):
         raise ValueError(
             f"a mask of {mask.shape[-2]}x{mask.shape[-1]} does not fit an image of "
@@ -228,7 +236,43 @@ def read_mask(mask_image: Images, latent_size: Sequence[int], f: int) -> torch.T
         )
     if mask.min() < 0 or mask.max() > 1:
         raise ValueError("mask values must be from 0 (kept) to 1 (regenerated)")
-    return functional.adaptive_max_pool2d((mask > 0.5).float(), tuple(latent_size)).bool()
+    return (mask > 0.5).float()
+
+
+def shrink_mask(mask: torch.Tensor, f: int) -> torch.Tensor:
+    """Return which latents are regenerated: those of which any pixel is.
+
+    Args:
+        mask: `(B, 1, H, W)`, of `read_mask`.
+        f: the downsampling factor.
+
+    Returns:
+        `(B, 1, H/f, W/f)` bool.
+    """
+    return functional.max_pool2d(mask, f).bool()
+
+
+def paste_kept(
+    images: torch.Tensor, originals: torch.Tensor, mask: torch.Tensor, f: int
+) -> torch.Tensor:
+    """Paste the original pixels outside the mask, which the autoencoder's round trip has changed.
+
+    A band of about f pixels outside the mask fades from the originals to the decoded images, so
+    that there is no seam: the mask is grown by r = f / 2 pixels and averaged over 2r + 1.
+
+    Args:
+        images: `(B, C, H, W)` in [-1, 1], decoded.
+        originals: `(B or 1, C, H, W)` in [-1, 1].
+        mask: `(B or 1, 1, H, W)`, of `read_mask`.
+        f: the downsampling factor.
+
+    Returns:
+        `(B, C, H, W)`: decoded pixels inside the mask, the very originals beyond the band.
+    """
+    r = f // 2
+    grown = functional.max_pool2d(mask.to(images), 2 * r + 1, stride=1, padding=r)
+    share = functional.avg_pool2d(grown, 2 * r + 1, stride=1, padding=r, count_include_pad=False)
+    return torch.lerp(originals.to(images).expand(images.shape), images, share)
 
 
 def keep_unmasked(

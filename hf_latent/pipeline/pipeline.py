@@ -22,8 +22,10 @@ from .conditions import (
     count_images,
     keep_unmasked,
     null_conditions,
+    paste_kept,
     read_images,
     read_mask,
+    shrink_mask,
     skipped_steps,
     slerp,
     to_label_ids,
@@ -276,8 +278,8 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
                 image is used for all.
             strength: how much of the image is regenerated, from 0 (nothing) to 1; None: 0.8, or 1
                 with a mask.
-            mask_image: inpainting: white is regenerated, black is kept; of the image's size, see
-                `conditions.read_mask`.
+            mask_image: inpainting: white is regenerated, black is kept, see `conditions.read_mask`
+                and `conditions.paste_kept`; of the image's size.
             image_latents: `(B, c, h, w)` from `encode_images`, in place of `image`.
             guidance_interval: lowest and highest noise level with guidance, from 0 to 1, see
                 `denoise.Guidance`; (0, 1) is all; None: the model's own, or all.
@@ -290,14 +292,15 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
         if image is not None:
             if image_latents is not None:
                 raise ValueError("pass either image or image_latents, not both")
+            image = read_images(self.image_processor, image)
             image_latents = self.encode_images(image, sample_posterior=False)
         if image_latents is not None:
             check_latents(self.unet, image_latents.shape)
         elif not (strength is None and mask_image is None):
             raise ValueError("strength and mask_image need an image or image_latents")
-        mask = None
+        mask, f = None, downsampling_factor(self.vae)
         if mask_image is not None and image_latents is not None:
-            mask = read_mask(mask_image, image_latents.shape[2:], downsampling_factor(self.vae))
+            mask = read_mask(mask_image, *(f * side for side in image_latents.shape[2:]))
         if strength is None:
             strength = 0.8 if mask is None else 1.0
         generators = generator if isinstance(generator, list) else None
@@ -326,12 +329,15 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
             guidance_interval=guidance_interval,
             image_latents=image_latents,
             strength=strength,
-            mask=mask,
+            mask=None if mask is None else shrink_mask(mask, f),
             conditions=conditions,
         )
         images = latents
         if output_type != "latent":
-            images = self.image_processor.postprocess(self.decode_latents(latents), output_type)
+            images = self.decode_latents(latents)
+            if mask is not None and image is not None:
+                images = paste_kept(images, image, mask, f)
+            images = self.image_processor.postprocess(images, output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def reconstruct(

@@ -9,7 +9,9 @@ from hf_latent.models.presets import create_scheduler
 from hf_latent.pipeline.conditions import (
     drop_conditions,
     keep_unmasked,
+    paste_kept,
     read_mask,
+    shrink_mask,
     skipped_steps,
     slerp,
 )
@@ -45,19 +47,17 @@ def test_a_latent_is_free_if_any_of_its_pixels_is():
     pixels[3, 4] = 255  # the last row of the first, and the first column of the second
     pixels[4:, 8:] = 255
     expected = torch.tensor([[False, True, False], [False, False, True]])
-    mask = read_mask(Image.fromarray(pixels), (2, 3), 4)
-    assert torch.equal(mask, expected[None, None])
     values = torch.from_numpy(pixels) / 255
-    for given in (values, values[None], values[None, None], values > 0):
-        assert torch.equal(read_mask(given, (2, 3), 4), expected[None, None])
-    several = read_mask([Image.fromarray(pixels), Image.fromarray(255 - pixels)], (2, 3), 4)
-    assert several.shape == (2, 1, 2, 3)
-    assert torch.equal(several[0, 0], expected)
-    assert not torch.equal(several[1, 0], expected)
+    for given in (Image.fromarray(pixels), values, values[None], values[None, None], values > 0):
+        mask = read_mask(given, 8, 12)
+        assert torch.equal(mask, (values > 0).float()[None, None])
+        assert torch.equal(shrink_mask(mask, 4), expected[None, None])
+    several = read_mask([Image.fromarray(pixels), Image.fromarray(255 - pixels)], 8, 12)
+    assert torch.equal(several[:, 0], torch.stack([values, 1 - values]))
 
 
 def test_mask_values_up_to_a_half_are_kept():
-    assert read_mask(torch.tensor([[0.4, 0.6]]), (1, 2), 1).tolist() == [[[[False, True]]]]
+    assert read_mask(torch.tensor([[0.4, 0.6]]), 1, 2).tolist() == [[[[0, 1]]]]
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,19 @@ def test_mask_values_up_to_a_half_are_kept():
 )
 def test_masks_that_do_not_fit_are_refused(mask, message):
     with pytest.raises(ValueError, match=message):
-        read_mask(mask, (2, 2), 4)
+        read_mask(mask, 8, 8)
+
+
+def test_originals_are_pasted_but_for_a_band_around_the_mask():
+    mask = torch.zeros(1, 1, 3, 16)
+    mask[..., 12:] = 1
+    images, originals = torch.ones(2, 1, 3, 16), torch.zeros(1, 1, 3, 16)
+    found = paste_kept(images, originals, mask, 4)
+    ramp = torch.tensor([0.0] * 8 + [1 / 5, 2 / 5, 3 / 5, 4 / 5] + [1.0] * 4)
+    torch.testing.assert_close(found, ramp.expand(2, 1, 3, 16))
+    assert torch.equal(found[..., :8], originals[..., :8].expand(2, -1, -1, -1))
+    hard = paste_kept(images, originals, mask, 1)
+    assert torch.equal(hard, mask.expand(2, -1, -1, -1))
 
 
 def test_kept_latents_are_noised_to_the_next_steps_level():

@@ -114,6 +114,79 @@ def test_inpainting_keeps_the_rest(pipeline, images, noise, sampler, strength):
     assert found.isfinite().all()
 
 
+@pytest.mark.parametrize("output_type", ["pt", "np", "pil"])
+@pytest.mark.parametrize("given", ["tensor", "pil", "one for all"])
+def test_inpainting_keeps_the_pixels(pipeline, images, noise, output_type, given):
+    """This decoder never saw an image, so its pixels are far from the originals."""
+    pixels = ((images[:2] + 1) * 127.5).round()
+    image = pixels / 127.5 - 1
+    if given != "tensor":
+        image = [Image.fromarray(x[0].byte().numpy()) for x in pixels]
+    if given == "one for all":
+        image, pixels = image[0], pixels[:1].expand(2, -1, -1, -1)
+    mask = torch.zeros(16, 16)
+    mask[:, 10:] = 1
+    options = {"num_inference_steps": 2, "output_type": output_type, "latents": noise}
+    found = pipeline([0, 1], image=image, mask_image=mask, **options).images
+    latents = pipeline([0, 1], image=image, mask_image=mask, **options | {"output_type": "latent"})
+    decoded = (pipeline.decode_latents(latents.images) / 2 + 0.5).clamp(0, 1)
+    if output_type == "pil":
+        found = np.stack([np.asarray(x) for x in found])[:, None] / 255
+    elif output_type == "np":
+        found = found.transpose(0, 3, 1, 2)
+    found = torch.as_tensor(found)
+    torch.testing.assert_close(  # the band is of 4 pixels
+        found[..., :6], pixels[..., :6].to(found) / 255, rtol=0, atol=1e-6
+    )
+    torch.testing.assert_close(
+        found[..., 10:], decoded[..., 10:].to(found), rtol=0, atol=0.51 / 255
+    )
+    assert (decoded - pixels / 255)[..., :6].abs().mean() > 0.1
+
+
+def test_inpainting_of_latents_has_no_pixels_to_keep(pipeline, images, noise):
+    latents = pipeline.encode_images(images[:2], sample_posterior=False)
+    options = {"num_inference_steps": 2, "latents": noise, "mask_image": torch.zeros(16, 16)}
+    found = pipeline([0, 1], image_latents=latents, output_type="pt", **options).images
+    assert torch.equal(found, pipeline.reconstruct(images[:2]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: (x + 1) * 127.5, "values from .* to 25., and must be in"),
+        (lambda x: x / 2 + 0.5, "values from 0.0.* to 0.99.* pass x . 2 - 1 for x in .0, 1."),
+        (lambda x: x * 1.1, "values from -1.1 to 1.0"),
+        (lambda x: x * float("nan"), "values from nan to nan"),
+        (lambda x: ((x + 1) * 127.5).byte(), "float tensor .* torch.uint8"),
+        (lambda x: (x / 2 + 0.5).permute(0, 2, 3, 1).numpy(), "must be PIL images, or a tensor"),
+    ],
+)
+def test_images_in_another_range_are_refused(pipeline, images, change, message):
+    """Also what `output_type` "pt" and "np" give, which is in [0, 1]."""
+    for use in (
+        lambda x: pipeline([0], image=x),
+        pipeline.encode_images,
+        pipeline.reconstruct,
+        lambda x: pipeline.interpolate(x[:1], x[1:2]),
+    ):
+        with pytest.raises(ValueError, match=message):
+            use(change(images))
+
+
+def test_what_the_pipeline_draws_can_be_given_to_it_again(pipeline, noise):
+    options = {"latents": noise, "num_inference_steps": 2}
+    drawn = pipeline([0, 1], output_type="pt", **options).images
+    with pytest.raises(ValueError, match=r"pass x \* 2 - 1 for x in \[0, 1\]"):
+        pipeline([0, 1], image=drawn)
+    pictures = pipeline([0, 1], **options).images
+    of_tensors, of_pictures = (
+        pipeline([0, 1], image=x, strength=0, output_type="pt").images
+        for x in (drawn * 2 - 1, pictures)
+    )
+    torch.testing.assert_close(of_tensors, of_pictures, rtol=0, atol=0.05)
+
+
 def test_a_full_mask_generates_and_an_empty_mask_keeps_the_image(pipeline, images, noise):
     arguments = {"image": images[:2], "latents": noise}
     white, black = (Image.new("L", (16, 16), value) for value in (255, 0))
