@@ -1,34 +1,47 @@
 """Files that are written whole or not at all, and JSON files."""
 
+import errno
 import json
 import math
+import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from hf_latent.errors import UserError
 
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
-def check_output_dir(output_dir: str | Path, overwrite: bool = False, remedy: str = "") -> Path:
+
+def check_output_dir(
+    output_dir: str | Path,
+    overwrite: bool = False,
+    remedy: str = "",
+    read: Iterable[str | Path] = (),
+) -> Path:
     """Check that a run can write its folder, before anything long starts; create nothing.
 
     Args:
         output_dir: the folder; it and its parents may be missing.
-        overwrite: accept a folder with files in it; the run replaces those of the same name.
+        overwrite: accept a folder with files in it; the run replaces those of an earlier run.
         remedy: another way to mend it, for the message about a folder with files.
+        read: files and folders that the run reads, and must not replace.
 
     Returns:
         The folder's path.
 
     Raises:
-        UserError: if it cannot be written, or has files and overwrite is off.
+        UserError: if it cannot be written, has files and overwrite is off, or holds what is read.
     """
     path = Path(output_dir)
-    existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     try:
+        existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
         with tempfile.TemporaryDirectory(dir=existing):
             pass
     except OSError as error:
@@ -38,52 +51,135 @@ def check_output_dir(output_dir: str | Path, overwrite: bool = False, remedy: st
     if not overwrite and path.is_dir() and any(path.iterdir()):
         raise UserError(
             f"--output_dir {path} has files in it: choose another, {remedy}or pass "
-            "--overwrite_output_dir true to replace them"
+            "--overwrite_output_dir true to replace those of an earlier run"
         )
+    if any(Path(part).resolve().is_relative_to(path.resolve()) for part in read):
+        raise UserError(f"--output_dir {path} holds the files to read: choose another")
     return path
 
 
 @contextmanager
-def replaced_whole(path: str | Path, temporary_name: str | None = None) -> Iterator[Path]:
+def replaced_whole(
+    path: str | Path, temporary_name: str | None = None, written: re.Pattern[str] | None = None
+) -> Iterator[Path]:
     """Yield a temporary path to write to; rename it to `path` if no error occurs.
 
     A killed run leaves the old file or the new one, never a half-written one. The next try replaces
     what a killed run left under the temporary name, so two processes must not write the same path
-    at the same time. (A folder cannot be replaced in one step: if a run is killed between the two
-    renames, the old folder remains as `.NAME.old`.)
+    at the same time, see `locks_output`. (A folder cannot be replaced in one step: if a run is
+    killed between the two renames, the old folder remains as `.NAME.old`, for the next try.)
 
-    safetensors' `save_file` writes under a temporary name that it makes up: let it write into a
-    folder.
+    Files and folders get the mode that the umask gives; safetensors would write 0600. Its
+    `save_file` writes under a temporary name that it makes up: let it write into a folder.
 
     Args:
         path: the file or folder to make or replace.
         temporary_name: by default the path's name with a dot before it and `.tmp` before its
             suffix. Paths that are written one after the other may share a temporary name: a killed
             run then leaves at most one temporary file.
+        written: matches the names of the files that this package writes into the folder, relative
+            to it. All other files in the old folder stay.
 
     Yields:
         A path beside `path`, at which nothing exists yet.
+
+    Raises:
+        UserError: if the disk is full.
     """
     path = Path(path).resolve()
     temporary = path.with_name(temporary_name or f".{path.stem}.tmp{path.suffix}")
+    old = path.with_name(f".{path.name}.old")
+    if old.is_dir() and not path.exists():
+        old.rename(path)
     _remove(temporary)
     try:
-        yield temporary
+        with full_disk_in_one_line(path):
+            yield temporary
+            _set_modes(temporary)
         if temporary.is_dir():
-            old = path.with_name(f".{path.name}.old")
             if path.exists():
-                _remove(old)
+                if old.is_dir():
+                    _move_others(old, path, written)
                 path.rename(old)
             temporary.rename(path)
-            _remove(old)
+            if old.is_dir():
+                _move_others(old, path, written)
         else:
             temporary.replace(path)
     finally:
         _remove(temporary)
 
 
+@contextmanager
+def full_disk_in_one_line(path: Path) -> Iterator[None]:
+    """Name the file that was written when a disk, a quota or a limit was full.
+
+    Raises:
+        UserError: in place of the errors of the system and of safetensors.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno not in _FULL:
+            raise
+        cause = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"{path} cannot be written ({cause}): make room, and run the same command again; what "
+            "was written before is kept"
+        ) from error
+
+
+def remove_written(folder: Path, written: re.Pattern[str]) -> None:
+    """Remove the files whose names match, and the folders that are empty without them.
+
+    Args:
+        folder: it may be missing; it stays if another file is in it.
+        written: matches names relative to the folder.
+    """
+    emptied = set()
+    for path in _files(folder):
+        if written.fullmatch(path.relative_to(folder).as_posix()):
+            path.unlink()
+            emptied |= set(path.parents) - set(folder.parents)
+    for parent in sorted(emptied, reverse=True):
+        with suppress(OSError):
+            parent.rmdir()
+
+
+def other_files(folder: Path, written: re.Pattern[str] | None) -> list[Path]:
+    """Return the files below a folder that this package did not write, relative to it.
+
+    Args:
+        written: as of `replaced_whole`.
+    """
+    names = [path.relative_to(folder) for path in _files(folder)]
+    return [name for name in names if not (written and written.fullmatch(name.as_posix()))]
+
+
+def _files(folder: Path) -> list[Path]:
+    """Return all files below a folder; links are files."""
+    return [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
+
+
+def _move_others(old: Path, new: Path, written: re.Pattern[str] | None) -> None:
+    """Move the files that this package did not write to the new folder; remove the old one."""
+    for name in other_files(old, written):
+        if not os.path.lexists(new / name):
+            (new / name).parent.mkdir(parents=True, exist_ok=True)
+            (old / name).rename(new / name)
+    _remove(old)
+
+
+def _set_modes(path: Path) -> None:
+    """Give a file, or a folder with all in it, the modes that the umask gives to new ones."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    for part in (path, *path.rglob("*")):
+        part.chmod((0o777 if part.is_dir() else 0o666) & ~umask)
+
+
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

@@ -12,8 +12,8 @@ of one folder.
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from hf_latent.errors import UserError
-from hf_latent.output import read_json, replaced_whole, write_json
+from hf_latent.output import read_json, remove_written, replaced_whole, write_json
 
 SHARD_ROWS = 1000
+_WRITTEN = re.compile(r"manifest\.json|\d{6}\.(safetensors|entry\.json)")
 
 
 class Shards:
@@ -172,6 +173,7 @@ def write_shards(
     make_rows: Callable[[range], dict[str, torch.Tensor]],
     identity: dict[str, Any],
     on_rows: Callable[[int], object] = lambda count: None,
+    replace_other: bool = False,
 ) -> Shards:
     """Write the shards of a folder that do not exist yet.
 
@@ -181,29 +183,22 @@ def write_shards(
         make_rows: returns the tensors of a range of rows, on the CPU.
         identity: JSON values that the rows depend on; kept in manifest.json.
         on_rows: called with the number of rows after each shard, existing or new.
+        replace_other: replace the shards of another identity instead of refusing them.
 
     Raises:
-        UserError: if the folder has another identity, or cannot be written.
+        UserError: if the folder has another identity, or the disk is full.
     """
     folder = Path(folder)
     manifest = {"rows": num_rows, "shard_rows": SHARD_ROWS, **identity}
     manifest = json.loads(json.dumps(manifest))  # JSON turns tuples into lists
     recorded: dict[str, Any] = {}
-    if (folder / "manifest.json").is_file():
-        try:
-            before = read_json(folder / "manifest.json")
-        except UserError as error:
-            raise UserError(
-                f"{folder} has no readable manifest.json: remove that folder"
-            ) from error
-        recorded = before.pop("shards", {})
-        if before != manifest:
-            other = [k for k in {**before, **manifest} if before.get(k) != manifest.get(k)]
-            what = "number of images" if other[0] == "rows" else other[0]
-            raise UserError(
-                f"{folder} was made with another {what}: remove that folder, or choose another"
-            )
-    else:
+    try:
+        recorded = _read_recorded(folder, manifest)
+    except UserError:
+        if not replace_other:
+            raise
+        remove_written(folder, _WRITTEN)
+    if not (folder / "manifest.json").is_file():
         write_manifest(folder, manifest)
     shards = {}
     for name, rows in shard_ranges(num_rows, SHARD_ROWS).items():
@@ -213,6 +208,28 @@ def write_shards(
     if shards != recorded:
         write_manifest(folder, manifest, shards)
     return Shards(folder, num_rows, SHARD_ROWS)
+
+
+def _read_recorded(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return the entries of a finished folder's shards; none if it is not finished or missing.
+
+    Raises:
+        UserError: if the folder has another manifest.
+    """
+    if not (folder / "manifest.json").is_file():
+        return {}
+    try:
+        before = read_json(folder / "manifest.json")
+    except UserError as error:
+        raise UserError(f"{folder} has no readable manifest.json: remove that folder") from error
+    recorded: dict[str, Any] = before.pop("shards", {})
+    if before != manifest:
+        other = [k for k in {**before, **manifest} if before.get(k) != manifest.get(k)]
+        what = "number of images" if other[0] == "rows" else other[0]
+        raise UserError(
+            f"{folder} was made with another {what}: remove that folder, or choose another"
+        )
+    return recorded
 
 
 def shard_ranges(num_rows: int, shard_rows: int, prefix: str = "") -> dict[str, range]:
@@ -231,7 +248,7 @@ def write_shard(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
         tensors: on the CPU, with one row per image.
 
     Raises:
-        UserError: if the disk is full, or the folder cannot be written.
+        UserError: if the disk is full.
     """
     content = save({name: x.contiguous() for name, x in tensors.items()})
     entry = {
@@ -239,10 +256,9 @@ def write_shard(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
         "bytes": len(content),
         "sha256": hashlib.sha256(content).hexdigest(),
     }
-    with _write_errors_in_one_line(path):
-        with replaced_whole(path) as temporary:
-            temporary.write_bytes(content)
-        write_json(_entry_path(path), entry)
+    with replaced_whole(path) as temporary:
+        temporary.write_bytes(content)
+    write_json(_entry_path(path), entry)
     return entry
 
 
@@ -272,12 +288,11 @@ def write_manifest(
         shards: if all exist, the entry of each by its file name; the entry files are removed.
 
     Raises:
-        UserError: if the disk is full, or the folder cannot be written.
+        UserError: if the disk is full.
     """
     path = folder / "manifest.json"
-    with _write_errors_in_one_line(path):
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, manifest if shards is None else manifest | {"shards": shards})
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, manifest if shards is None else manifest | {"shards": shards})
     for name in shards or {}:
         _entry_path(folder / name).unlink(missing_ok=True)
 
@@ -290,14 +305,3 @@ def hash_file(path: Path) -> str:
 
 def _entry_path(path: Path) -> Path:
     return path.with_name(f"{path.stem}.entry.json")
-
-
-@contextmanager
-def _write_errors_in_one_line(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}): make room, and run the same command "
-            "again; what was written before is kept"
-        ) from error

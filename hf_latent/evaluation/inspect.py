@@ -28,6 +28,7 @@ from hf_latent.evaluation.measures.generation import frechet_distance
 from hf_latent.evaluation.measures.reconstruction import measure_reconstructions
 from hf_latent.evaluation.report_text import write_report
 from hf_latent.evaluation.stages import Stages
+from hf_latent.lock import locks_output
 from hf_latent.models.frozen import freeze, hash_weights
 from hf_latent.models.load import Autoencoder, load_autoencoder
 from hf_latent.models.presets import Compression, measure_compression
@@ -105,6 +106,7 @@ def compression_figures(compression: Compression) -> dict[str, Any]:
     }
 
 
+@locks_output
 def inspect_autoencoder(config: InspectConfig) -> dict[str, Any]:
     """Measure an autoencoder; write report.json, report.md and pictures.
 

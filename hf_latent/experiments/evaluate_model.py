@@ -10,12 +10,14 @@ from hf_latent.hub.card.facts import PICTURES as REPORTS_OF
 from hf_latent.hub.card.facts import read_model_facts
 from hf_latent.hub.card.pictures import copy_picture
 from hf_latent.hub.card.render import CARD, write_model_card
+from hf_latent.lock import locks_output
 from hf_latent.models.load import find_released
 from hf_latent.output import read_json, write_json
 
 PICTURES = ("samples.png", "reconstructions.png", "closest_by_latents.png")
 
 
+@locks_output
 def evaluate_model(config: EvaluateConfig) -> dict[str, Any]:
     """Measure a model and, if it is a local folder, update its card.
 

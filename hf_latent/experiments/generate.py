@@ -12,6 +12,7 @@ from hf_latent.errors import UserError
 from hf_latent.evaluation.config import SamplingConfig
 from hf_latent.evaluation.images.sampling import count_evaluations, load_pipeline, sample_images
 from hf_latent.evaluation.pictures import check_channels, image_grid, labelled_rows, save_picture
+from hf_latent.lock import locks_output
 from hf_latent.pipeline import LatentDiffusionPipeline
 
 RELEASED = "fashion-mnist"
@@ -51,6 +52,7 @@ def choose_labels(
         raise UserError(f"--class_labels: {error}") from error
 
 
+@locks_output
 def generate(config: GenerateConfig) -> Path:
     """Generate images and save them as one picture.
 

@@ -37,6 +37,8 @@ from hf_latent.experiments.quickstart_report import (
     summary_figures,
 )
 from hf_latent.experiments.time_budget import TimeBudget
+from hf_latent.hub.model_files import MODEL_FILES
+from hf_latent.lock import locks_output
 from hf_latent.models.load import Autoencoder, load_autoencoder
 from hf_latent.models.presets import (
     create_autoencoder,
@@ -81,7 +83,7 @@ class QuickstartConfig(Settings):
 
     Attributes:
         output_dir: The folder for the model, its pictures and report.json.
-        overwrite_output_dir: Accept a folder with files in it, and replace them.
+        overwrite_output_dir: Replace the files of an earlier quickstart; others stay.
         train_vae: Train an autoencoder too, in place of the released fashion-mnist-f4.
         max_minutes: Minutes for the whole command, evaluation included.
         guidance_scale: The scale of classifier-free guidance; 1 is off.
@@ -169,7 +171,7 @@ def train(config: QuickstartConfig, splits: ImageSplits, budget: TimeBudget) -> 
             splits,
             now=budget.now,
         )
-    with replaced_whole(output_dir / "model") as temporary:
+    with replaced_whole(output_dir / "model", written=MODEL_FILES) as temporary:
         denoiser.model_dir.rename(temporary)
     return {
         "autoencoder": "trained here" if config.train_vae else RELEASED_AUTOENCODER,
@@ -249,6 +251,7 @@ def measure_samples(
     }
 
 
+@locks_output
 def run_quickstart(
     config: QuickstartConfig,
     started: float | None = None,

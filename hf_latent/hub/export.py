@@ -12,11 +12,11 @@ from hf_latent.command import Settings
 from hf_latent.errors import UserError
 from hf_latent.hub.card.render import render_card
 from hf_latent.hub.ldm_pipeline import to_ldm_pipeline
+from hf_latent.hub.model_files import MODEL_FILES
+from hf_latent.lock import locks_output
 from hf_latent.models.load import find_released, loading
 from hf_latent.output import check_output_dir, replaced_whole
 from hf_latent.pipeline import LatentDiffusionPipeline
-
-EXPORTED = {"README.md", "model_index.json", "scheduler", "unet", "vqvae"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class ExportConfig(Settings):
         format: The format of the export: "ldm" is diffusers' LDMPipeline.
         class_label: The label or name of the one class to draw. By default a model with classes
             draws its null label.
-        overwrite_output_dir: Replace an earlier export in output_dir.
+        overwrite_output_dir: Replace an earlier model in output_dir; other files in it stay.
     """
 
     model: str
@@ -44,6 +44,7 @@ class ExportConfig(Settings):
     overwrite_output_dir: bool = False
 
 
+@locks_output
 def export(config: ExportConfig) -> Path:
     """Export a model, and print its folder and what it draws.
 
@@ -53,15 +54,10 @@ def export(config: ExportConfig) -> Path:
     Raises:
         UserError: if the model or the class cannot be exported, or the folder cannot be written.
     """
-    output_dir = check_output_dir(config.output_dir, config.overwrite_output_dir)
-    if output_dir.is_dir():
-        kept = sorted({path.name for path in output_dir.iterdir()} - EXPORTED)
-        if kept:  # the export would delete it
-            raise UserError(
-                f"--output_dir {output_dir} has {kept[0]} in it, which no export wrote: choose "
-                "another"
-            )
     model = find_released(config.model)
+    output_dir = check_output_dir(
+        config.output_dir, config.overwrite_output_dir, read=[model] if Path(model).exists() else []
+    )
     with loading(model, "model"):
         pipeline = LatentDiffusionPipeline.from_pretrained(model)
     class_label = None
@@ -75,7 +71,7 @@ def export(config: ExportConfig) -> Path:
     card = render_export_card(pipeline, class_label, base_model)
     for part in (exported.vqvae, exported.unet, exported.scheduler):
         part.register_to_config(_name_or_path="")  # no path of this machine in the files
-    with replaced_whole(output_dir) as temporary:
+    with replaced_whole(output_dir, written=MODEL_FILES) as temporary:
         exported.save_pretrained(temporary)
         (temporary / "README.md").write_text(card, encoding="utf-8")
     print(f"{_describe_class(pipeline, class_label)}, as a stock LDMPipeline: {output_dir}")

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from hf_latent.errors import UserError
 from hf_latent.output import read_json
-from hf_latent.pipeline.hub_format import MODULES
+from hf_latent.pipeline.hub_format import MODELS, MODULES, RETIRED_MODULES
 
 PIPELINE, AUTOENCODERS = "LatentDiffusionPipeline", ("AutoencoderKL", "AutoencoderTiny")
 ENTRIES = ("model_index.json", "config.json")
@@ -25,6 +25,20 @@ WEIGHTS = re.compile(
 )
 INDEX = re.compile(r"diffusion_pytorch_model\.safetensors\.index(\.\w+)?\.json", re.ASCII)
 COMPONENT = re.compile(r"[a-z]\w*", re.ASCII)
+_WEIGHTS = r"diffusion_pytorch_model(\.\w+)?(-\d{5}-of-\d{5})?\.safetensors(\.index(\.\w+)?\.json)?"
+# All files of a model's folder that this package writes, or once wrote: a new model replaces them.
+MODEL_FILES = re.compile(
+    rf"({'|'.join((*MODELS, 'vqvae'))})/(config\.json|{_WEIGHTS})|scheduler/scheduler_config\.json|"
+    rf"({'|'.join((*MODULES, *RETIRED_MODULES))})\.py|model_index\.json|config\.json|{_WEIGHTS}|"
+    r"README\.md|training\.json|metrics\.json|config\.yaml|"
+    r"(samples|reconstructions|closest_by_latents)\.png",
+    re.ASCII,
+)
+CHECKPOINT_FILES = re.compile(
+    r"state\.json|\w+_optimizer\.safetensors|"
+    rf"(vae|unet|discriminator)\w*/(config\.json|{_WEIGHTS})",
+    re.ASCII,
+)
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
 _MOMENTS = re.compile(r"\w+_optimizer\.safetensors", re.ASCII)
 

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from hf_latent.command import run_command
 from hf_latent.data.images.open import ImageSplits
 from hf_latent.evaluation.features.networks import load_feature_network
+from hf_latent.lock import locks_output
 from hf_latent.models.fold import fold_latent_scale
 from hf_latent.models.frozen import freeze, hash_weights
 from hf_latent.models.presets import measure_compression
@@ -73,6 +74,7 @@ class AutoencoderSummary(TrainingSummary):
     residual_std: list[float]
 
 
+@locks_output
 def train_autoencoder(
     config: AutoencoderConfig,
     splits: ImageSplits | None = None,

@@ -16,6 +16,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from hf_latent.command import run_command
 from hf_latent.data.images.open import ImageSplits
 from hf_latent.data.latents.cache import LatentBatch
+from hf_latent.lock import locks_output
 from hf_latent.models.frozen import FrozenWeights, freeze, hash_weights
 from hf_latent.models.load import load_autoencoder
 from hf_latent.models.presets import create_scheduler, measure_compression
@@ -123,6 +124,7 @@ def draw_batch(
     return noised, drop_conditions(batch.conditions, null, dropped)
 
 
+@locks_output
 def train_denoiser(
     config: DenoiserConfig,
     splits: ImageSplits | None = None,

@@ -19,6 +19,7 @@ from hf_latent.evaluation.machine import machine_figures, shown_name
 from hf_latent.hub.card.pictures import copy_picture
 from hf_latent.hub.card.render import write_model_card
 from hf_latent.hub.card.text import one_line
+from hf_latent.hub.model_files import MODEL_FILES
 from hf_latent.models.frozen import hash_weights
 from hf_latent.models.load import find_released
 from hf_latent.models.presets import Compression, measure_compression
@@ -168,7 +169,7 @@ def save_model(
         picture_name: file name in the model folder of the last step's picture.
     """
     folder = output_dir / "model"
-    with replaced_whole(folder) as temporary:
+    with replaced_whole(folder, written=MODEL_FILES) as temporary:
         model.save_pretrained(temporary)
     settings = settings | {key: figures[key] for key in settings if key in figures}
     if settings["data"] is None:  # a latent cache may not name its images

@@ -223,8 +223,15 @@ def test_a_run_killed_while_sampling_resumes(config, extract_with, monkeypatch, 
     assert second.count == 2 * (IMAGES - 16) + real + HELD_OUT + IMAGES
     assert first.stat().st_mtime_ns == written
     assert comparable(metrics) == comparable(whole)
+    (folder / "metrics.json").unlink()
+    (folder / "generated" / "notes.txt").write_text("mine")
+    other = replace(killed, num_inference_steps=2)
     with pytest.raises(UserError, match="was made with another num_inference_steps: remove"):
-        evaluate(replace(killed, num_inference_steps=2, overwrite_output_dir=True))
+        evaluate(other)
+    assert first.stat().st_mtime_ns == written
+    evaluate(replace(other, overwrite_output_dir=True))
+    assert first.stat().st_mtime_ns > written
+    assert (folder / "generated" / "notes.txt").read_text() == "mine"
 
 
 @pytest.mark.parametrize(

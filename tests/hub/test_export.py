@@ -167,7 +167,7 @@ def test_a_class_name_wins_over_a_label(tmp_path, capsys):
         (("--output_dir", "model"), "--output_dir model has files in it"),
         (
             ("--output_dir", "model", "--overwrite_output_dir"),
-            "has add_noise.py in it, which no export",
+            "--output_dir model holds the files to read",
         ),
     ],
 )
@@ -191,19 +191,22 @@ def test_a_class_of_an_unconditional_model_is_refused(tmp_path, capsys):
     assert not (tmp_path / "ldm").exists()
 
 
-def test_an_earlier_export_is_replaced_whole_and_only_when_asked(tmp_path, capsys):
+def test_an_earlier_export_is_replaced_only_when_asked_and_other_files_stay(tmp_path, capsys):
     make_model("flow").save_pretrained(tmp_path / "model")
     flags = ("--model", tmp_path / "model", "--output_dir", tmp_path / "ldm")
     assert run(*flags, "--class_label", 0) == 0
     weights = tmp_path / "ldm" / "unet" / "diffusion_pytorch_model.safetensors"
     first = weights.read_bytes()
-    (tmp_path / "ldm" / "unet" / "old.json").write_text("{}")
+    index = tmp_path / "ldm" / "unet" / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text("{}")
+    (tmp_path / "ldm" / "unet" / "notes.json").write_text("mine")
     assert run(*flags, "--class_label", 1) == 2
     assert "has files in it" in capsys.readouterr().err
     assert weights.read_bytes() == first
     assert run(*flags, "--class_label", 1, "--overwrite_output_dir") == 0
     assert weights.read_bytes() != first
-    assert not (tmp_path / "ldm" / "unet" / "old.json").exists()
+    assert not index.exists(), "diffusers would load it in place of the new weights"
+    assert (tmp_path / "ldm" / "unet" / "notes.json").read_text() == "mine"
 
 
 def test_an_export_is_no_model_of_this_package(tmp_path, capsys):

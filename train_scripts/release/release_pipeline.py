@@ -17,7 +17,7 @@ from hf_latent.errors import UserError
 from hf_latent.evaluation.images.sampling import load_pipeline
 from hf_latent.hub.card.facts import PICTURES, read_model_facts
 from hf_latent.hub.card.render import CARD, render_model_card
-from hf_latent.hub.model_files import model_files
+from hf_latent.hub.model_files import MODEL_FILES, model_files
 from hf_latent.output import read_json, replaced_whole, write_json, write_text
 
 REPORTS = ("training.json", "config.yaml")
@@ -65,7 +65,7 @@ def release_pipeline(config: ReleasePipelineConfig) -> dict[str, Any]:
     card_dir = Path(config.cards_dir) / about["name"]
     card_dir.mkdir(parents=True, exist_ok=True)
     load_pipeline(config.model)  # raises an error if weights are missing or damaged
-    with replaced_whole(model_dir) as temporary:
+    with replaced_whole(model_dir, written=MODEL_FILES) as temporary:
         _copy_without_code(model, temporary)
     for name in (*REPORTS, *PICTURES):
         if (model / name).is_file():

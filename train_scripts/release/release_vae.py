@@ -23,6 +23,7 @@ from hf_latent.errors import UserError
 from hf_latent.evaluation.measures.reconstruction import reconstruct
 from hf_latent.evaluation.pictures import image_grid, interleave, save_picture
 from hf_latent.hub.card.render import render_model_card
+from hf_latent.hub.model_files import MODEL_FILES
 from hf_latent.models.frozen import hash_weights
 from hf_latent.models.load import load_autoencoder
 from hf_latent.models.presets import measure_compression
@@ -86,7 +87,7 @@ def release_autoencoder(config: ReleaseConfig) -> dict[str, Any]:
     card_dir = Path(config.cards_dir) / about["name"]
     card_dir.mkdir(parents=True, exist_ok=True)
     model_dir = Path(config.pretrained_dir) / about["name"]
-    with replaced_whole(model_dir) as temporary:
+    with replaced_whole(model_dir, written=MODEL_FILES) as temporary:
         vae.save_pretrained(temporary)
 
     images = splits.validation.evenly_spaced(PAIRS).read()

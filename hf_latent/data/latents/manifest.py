@@ -17,6 +17,8 @@ from hf_latent.errors import UserError
 
 FORMAT = "hf_latent latents 1"
 SPLITS = ("train", "validation")
+SHARD_FILES = re.compile(r"(train|validation)-\d{6}\.(safetensors|entry\.json)")
+CACHE_FILES = re.compile(rf"manifest\.json|{SHARD_FILES.pattern}")
 # One process encodes a shard at a time; if it is killed, this shard is lost.
 SHARD_BYTES, LEAST_SHARDS = 2**25, 16
 MOST_SHARDS = 10**6

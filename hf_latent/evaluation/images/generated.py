@@ -34,6 +34,8 @@ def write_samples(
 ) -> Shards:
     """Generate images into `output_dir/generated`; a killed run's images there are kept.
 
+    Images of other settings are replaced only with `overwrite_output_dir`.
+
     Args:
         class_labels: `(count,)` int64, of each image; None for a model without classes.
         config: how to sample; image i has the seed `seed + i`.
@@ -83,7 +85,8 @@ def write_samples(
     if pipeline.guide_unet is not None:
         identity["guide_unet"] = hash_weights(pipeline.guide_unet)
     folder = Path(config.output_dir) / "generated"
-    return write_shards(folder, count, make_rows, identity, bar.update)
+    replace = config.overwrite_output_dir
+    return write_shards(folder, count, make_rows, identity, bar.update, replace)
 
 
 def labelled_real_images(dataset: ImageDataset) -> LabelledImages:

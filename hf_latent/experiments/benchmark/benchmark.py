@@ -10,6 +10,7 @@ from jsonargparse.typing import PositiveInt
 
 from hf_latent.command import Settings
 from hf_latent.evaluation.machine import machine_figures
+from hf_latent.lock import locks_output
 from hf_latent.output import check_output_dir, write_json
 
 
@@ -78,6 +79,7 @@ def median_ratio(numerators: list[float], denominators: list[float]) -> float:
     return median(a / b for a, b in zip(numerators, denominators, strict=True))
 
 
+@locks_output
 def run_benchmark(config: BenchmarkConfig) -> dict[str, Any]:
     """Measure, and write bench.json; return its content.
 

@@ -9,7 +9,7 @@
 Each file is whole or absent, so a resumed sweep knows what is done.
 """
 
-import shutil
+import re
 import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 from hf_latent.data.images.dataset import ImageDataset
 from hf_latent.data.images.open import ImageSplits
 from hf_latent.data.images.pixels import to_uint8
+from hf_latent.data.latents.manifest import CACHE_FILES
 from hf_latent.evaluation.features.extractors import FeatureExtractor
 from hf_latent.evaluation.images.reference import RealImages
 from hf_latent.evaluation.images.sampling import count_evaluations, load_pipeline, sample_images
@@ -40,18 +41,23 @@ from hf_latent.experiments.sweep.plan import (
 )
 from hf_latent.models.load import Autoencoder
 from hf_latent.models.presets import Compression, measure_compression
-from hf_latent.output import read_json, write_json
+from hf_latent.output import read_json, remove_written, write_json
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.training.autoencoder import train_autoencoder
 from hf_latent.training.autoencoder_config import AutoencoderConfig
 from hf_latent.training.denoiser import train_denoiser
 from hf_latent.training.denoiser_config import DenoiserConfig
 from hf_latent.training.run.clock import TrainingSummary
-from hf_latent.training.run.folder import list_checkpoints, remove_checkpoint
+from hf_latent.training.run.folder import RUN_FILES, list_checkpoints, remove_checkpoint
 
 CHECKPOINTING_STEPS = 200
 # Validate only at the end: validation during a training would use up its minutes.
 VALIDATION_STEPS = 10**9
+PAIR_FILES = re.compile(
+    rf"(autoencoder|denoiser)/({RUN_FILES.pattern})|(autoencoder|denoiser|figures)\.json|"
+    r"training\.log",
+    re.ASCII,
+)
 
 
 @dataclass(frozen=True)
@@ -276,5 +282,5 @@ def run_pair(
     for name in ("autoencoder", "denoiser"):
         for checkpoint in list_checkpoints(folder / name):
             remove_checkpoint(checkpoint)
-    shutil.rmtree(folder / "denoiser" / "latents", ignore_errors=True)
+    remove_written(folder / "denoiser" / "latents", CACHE_FILES)
     return read_json(folder / "figures.json")

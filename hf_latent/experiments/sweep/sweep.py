@@ -1,7 +1,6 @@
 """`hf-latent sweep`: choose the latent by rate, distortion and the samples of a short denoiser."""
 
 import logging
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -24,7 +23,7 @@ from hf_latent.evaluation.measures.generation import frechet_distance
 from hf_latent.evaluation.report_text import write_report
 from hf_latent.experiments.sweep.choice import pareto_front, recommend
 from hf_latent.experiments.sweep.config import SweepConfig
-from hf_latent.experiments.sweep.pair import RealBaseline, run_pair
+from hf_latent.experiments.sweep.pair import PAIR_FILES, RealBaseline, run_pair
 from hf_latent.experiments.sweep.plan import (
     BATCH_SIZE,
     HELD_OUT_IMAGES,
@@ -36,7 +35,8 @@ from hf_latent.experiments.sweep.plan import (
 )
 from hf_latent.experiments.sweep.report import describe_sweep, render_plot, render_report
 from hf_latent.experiments.time_budget import TimeBudget
-from hf_latent.output import check_output_dir, replaced_whole, write_json
+from hf_latent.lock import locks_output
+from hf_latent.output import check_output_dir, remove_written, replaced_whole, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def start_sweep(
             if not config.overwrite_output_dir:
                 raise
             for pair in output_dir.glob("f*-c*"):
-                shutil.rmtree(pair)
+                remove_written(pair, PAIR_FILES)
             path.unlink()  # last: if the sweep is killed before, the next run removes the rest
     check_output_dir(output_dir, config.overwrite_output_dir or plan is not None)
     splits = open_images(config.images_config())
@@ -142,6 +142,7 @@ def sweep_pairs(
     return finished, failed
 
 
+@locks_output
 def sweep(
     config: SweepConfig,
     started: float | None = None,

@@ -14,6 +14,8 @@ from hf_latent.evaluation.images.sampling import load_pipeline
 from hf_latent.hub.card.facts import read_model_facts
 from hf_latent.hub.card.render import write_model_card
 from hf_latent.hub.card.weights import read_saved_weights
+from hf_latent.hub.model_files import MODEL_FILES
+from hf_latent.lock import locks_output
 from hf_latent.output import check_output_dir, read_json, replaced_whole, write_json
 from hf_latent.training.averages.power_function import gamma_from_sigma_rel
 from hf_latent.training.averages.snapshots import FOLDER, list_snapshots
@@ -39,7 +41,7 @@ class SynthesizeEmaConfig(Settings):
             suffice for 0.03 to 0.25.
         step: The average's last step. By default that of the last snapshot.
         output_dir: The new model's folder.
-        overwrite_output_dir: Accept a folder with files in it and replace all of them.
+        overwrite_output_dir: Replace an earlier model in output_dir; other files in it stay.
     """
 
     run: str
@@ -54,6 +56,7 @@ class SynthesizeEmaConfig(Settings):
         gamma_from_sigma_rel(self.sigma_rel)
 
 
+@locks_output
 def synthesize_ema(config: SynthesizeEmaConfig) -> Path:
     """Sum snapshots to an average, save it as a model and return the model's folder.
 
@@ -62,10 +65,9 @@ def synthesize_ema(config: SynthesizeEmaConfig) -> Path:
             this average, or if the folder cannot be written.
     """
     run = Path(config.run)
-    output_dir = check_output_dir(config.output_dir, config.overwrite_output_dir)
-    for part in (run / "model", run / FOLDER):
-        if part.resolve().is_relative_to(output_dir.resolve()):
-            raise UserError(f"--output_dir {output_dir} holds the files to read: choose another")
+    output_dir = check_output_dir(
+        config.output_dir, config.overwrite_output_dir, read=(run / "model", run / FOLDER)
+    )
     snapshots = list_snapshots(run)
     if not snapshots:
         raise UserError(f"--run {run} has no {FOLDER}: train with --ema_snapshot_steps")
@@ -92,7 +94,7 @@ def synthesize_ema(config: SynthesizeEmaConfig) -> Path:
     if report.get("save_dtype") == "float16":
         pipeline.unet.half()
     output_dir.parent.mkdir(parents=True, exist_ok=True)
-    with replaced_whole(output_dir) as temporary:
+    with replaced_whole(output_dir, written=MODEL_FILES) as temporary:
         pipeline.save_pretrained(temporary)
         dropped = set(FIGURES_OF_THE_WEIGHTS)
         if step != report.get("steps"):

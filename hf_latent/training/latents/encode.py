@@ -23,6 +23,7 @@ from hf_latent.data.images.open import ImageSplits, open_images
 from hf_latent.data.latents.cache import LatentCache
 from hf_latent.data.latents.manifest import SPLITS, read_manifest, split_ranges
 from hf_latent.data.shards import find_shard, write_shard
+from hf_latent.lock import locks_output
 from hf_latent.models.frozen import freeze
 from hf_latent.models.load import load_autoencoder
 from hf_latent.output import check_output_dir
@@ -43,6 +44,7 @@ READ_AHEAD_BYTES = 2**22
 T = TypeVar("T")
 
 
+@locks_output
 def encode_latents(
     config: EncodeConfig,
     splits: ImageSplits | None = None,

@@ -11,7 +11,7 @@ from hf_latent.data.images.open import ImageSplits
 from hf_latent.data.latents.manifest import (
     BYTES,
     FORMAT,
-    SPLITS,
+    SHARD_FILES,
     check_same,
     choose_shard_rows,
     images_manifest,
@@ -22,6 +22,7 @@ from hf_latent.errors import UserError
 from hf_latent.models.fold import measure_latents, sum_latents
 from hf_latent.models.frozen import hash_autoencoder
 from hf_latent.models.presets import measure_compression
+from hf_latent.output import remove_written
 from hf_latent.pipeline.encode import LatentPosteriors
 from hf_latent.training.latents.config import EncodeConfig
 
@@ -59,7 +60,7 @@ def start_folder(folder: Path, manifest: dict[str, Any], replace_other: bool = F
 
     Args:
         manifest: as `cache_manifest` returns.
-        replace_other: remove another cache instead of refusing it.
+        replace_other: remove the files of another cache instead of refusing it.
 
     Raises:
         UserError: if the folder holds something else or cannot be written.
@@ -71,15 +72,13 @@ def start_folder(folder: Path, manifest: dict[str, Any], replace_other: bool = F
         except UserError:
             if not replace_other:
                 raise
-            for split in SPLITS:
-                for kind in ("safetensors", "entry.json"):
-                    for file in folder.glob(f"{split}-*.{kind}"):
-                        file.unlink()
-            # The manifest is removed last, so that a killed removal is continued by the next run.
-            (folder / "manifest.json").unlink()
-    half_written = folder / ".manifest.tmp.json"
-    if folder.exists() and (not folder.is_dir() or set(folder.iterdir()) - {half_written}):
-        raise UserError(f"{folder} has something else in it: choose another folder")
+            # The manifest stays until the new one replaces it, so that a killed removal is
+            # continued by the next run.
+            remove_written(folder, SHARD_FILES)
+    elif folder.exists():
+        half_written = folder / ".manifest.tmp.json"
+        if not folder.is_dir() or set(folder.iterdir()) - {half_written}:
+            raise UserError(f"{folder} has something else in it: choose another folder")
     write_manifest(folder, manifest)
 
 

@@ -11,8 +11,16 @@ from accelerate import Accelerator
 
 from hf_latent.command import dump_config
 from hf_latent.data.images.open import ImageSplits, open_images
+from hf_latent.data.latents.manifest import CACHE_FILES
 from hf_latent.errors import UserError
-from hf_latent.output import check_output_dir, read_json, write_text
+from hf_latent.hub.model_files import CHECKPOINT_FILES, MODEL_FILES
+from hf_latent.output import (
+    check_output_dir,
+    other_files,
+    read_json,
+    remove_written,
+    write_text,
+)
 from hf_latent.training.run.accelerator import TrainingConfig
 from hf_latent.training.run.trackers import start_trackers
 
@@ -20,6 +28,17 @@ logger = logging.getLogger(__name__)
 
 # A checkpoint's name while it is written or removed. One name: a killed run leaves at most one.
 TEMPORARY_CHECKPOINT = ".checkpoint.tmp"
+# What a run logs, which a new run in its folder removes, and all files of a run.
+LOGGED_FILES = re.compile(
+    r"logs/(losses\.jsonl|trackers\.json)|samples/step-\d+\.png|"
+    r"bad_batches/step-\d+-rank-\d+\.safetensors"
+)
+RUN_FILES = re.compile(
+    rf"{LOGGED_FILES.pattern}|config\.yaml|report\.json|model/({MODEL_FILES.pattern})|"
+    rf"(checkpoint-\d+|\.checkpoint\.tmp)/({CHECKPOINT_FILES.pattern})|"
+    rf"latents/({CACHE_FILES.pattern})",
+    re.ASCII,
+)
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
@@ -38,11 +57,18 @@ def list_checkpoints(output_dir: Path) -> list[Path]:
 
 
 def remove_checkpoint(path: Path) -> None:
-    """Remove a checkpoint; a killed removal leaves nothing under its name."""
+    """Remove a checkpoint, but no other files in its folder.
+
+    A killed removal leaves nothing under its name, or a folder without a state.
+    """
     temporary = path.with_name(TEMPORARY_CHECKPOINT)
     if temporary.exists():  # left by a killed run
         shutil.rmtree(temporary)
-    shutil.rmtree(path.rename(temporary))
+    if other_files(path, CHECKPOINT_FILES):
+        (path / "state.json").unlink()
+        remove_written(path, CHECKPOINT_FILES)
+    else:
+        shutil.rmtree(path.rename(temporary))
 
 
 def find_checkpoint(output_dir: Path, resume_from_checkpoint: str | None) -> Path | None:
@@ -147,10 +173,12 @@ def start_run_folder(
     checkpoint = find_checkpoint(output_dir, resume)
     if accelerator.is_main_process:
         check_run_folder(output_dir, config.overwrite_output_dir, resume)
+        if checkpoint is None:
+            remove_written(output_dir, LOGGED_FILES)
+            for old in list_checkpoints(output_dir):
+                remove_checkpoint(old)
         for name in ("logs", "samples"):
             (output_dir / name).mkdir(parents=True, exist_ok=True)
-        if checkpoint is None:
-            _remove_old_run(output_dir)
         resolved = dump_config(config, validation_fingerprint=validation_fingerprint)
         write_text(output_dir / "config.yaml", f"# {counts}\n{resolved}")
         logger.info(counts)
@@ -159,18 +187,3 @@ def start_run_folder(
     start_trackers(output_dir, asdict(config), checkpoint, accelerator)
     accelerator.wait_for_everyone()
     return checkpoint
-
-
-def _remove_old_run(output_dir: Path) -> None:
-    """Remove an old run's logs, pictures, bad batches and checkpoints."""
-    for name in ("losses.jsonl", "trackers.json"):
-        (output_dir / "logs" / name).unlink(missing_ok=True)
-    for picture in (output_dir / "samples").glob("step-*.png"):
-        picture.unlink()
-    bad_batches = output_dir / "bad_batches"
-    for batch in bad_batches.glob("step-*-rank-*.safetensors"):
-        batch.unlink()
-    if bad_batches.is_dir() and not any(bad_batches.iterdir()):
-        bad_batches.rmdir()
-    for checkpoint in list_checkpoints(output_dir):
-        remove_checkpoint(checkpoint)

@@ -4,12 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hf_latent.output import write_text
+from hf_latent.output import full_disk_in_one_line, write_text
 
 
 def append_line(output_dir: str | Path, line: dict[str, Any]) -> None:
     """Append a line: `step`, and `train_loss` or `validation_loss` with other figures."""
-    with open(_path(output_dir), "a") as log:
+    path = _path(output_dir)
+    with full_disk_in_one_line(path), open(path, "a") as log:
         log.write(json.dumps(line) + "\n")
 
 
