@@ -28,7 +28,8 @@ class ImagesOfModelConfig(ImagesConfig):
             model's own.
         crop: Accepted because recipes have it, but ignored: images are cropped at the centre.
         horizontal_flip: Accepted because recipes have it, but ignored: no image is mirrored.
-        channels: 1 for grey, 3 for RGB, 4 for RGBA. By default the model's own.
+        channels: 1 for grey, 3 for RGB, 4 for RGBA. By default those of the images, which must then
+            be the model's.
     """
 
     resolution: int | str = "auto"
@@ -36,17 +37,16 @@ class ImagesOfModelConfig(ImagesConfig):
     def __post_init__(self) -> None:
         """Check the values; errors name the flag."""
         super(ImagesConfig, self).__post_init__()  # ImagesConfig rejects the resolution auto
-        self.images_config((1, 1), None)
+        self.images_config((1, 1))
 
-    def images_config(self, size: tuple[int, int], channels: int | None) -> ImagesConfig:
+    def images_config(self, size: tuple[int, int]) -> ImagesConfig:
         """Return the settings of the images, without random crops or flips.
 
-        The model's `size` (height and width) and `channels` are used if the settings name none.
+        The model's `size` (height and width) is used if the settings name none.
         """
         values = {field.name: getattr(self, field.name) for field in fields(ImagesConfig)}
         if self.resolution == "auto":
             values["resolution"] = f"{size[0]},{size[1]}"
-        values["channels"] = self.channels or channels
         return ImagesConfig(**values | {"crop": "center", "horizontal_flip": False})
 
 

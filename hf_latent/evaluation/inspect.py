@@ -79,7 +79,7 @@ def open_fitting_images(
     if size is None and images.resolution == "auto":
         raise UserError("--resolution is needed: this autoencoder's configuration has no size")
     height, width = size if isinstance(size, list | tuple) else (size, size)
-    config = images.images_config((height, width), vae.config.in_channels)
+    config = images.images_config((height, width))
     splits = open_images(config, keep_in_memory=False)
     compression = measure_compression(vae, splits.image_shape)
     held_out = splits.validation.evenly_spaced(max_images)

@@ -126,6 +126,12 @@ def measure_compression(
     Raises:
         UserError: if the image does not fit the autoencoder.
     """
+    takes = vae.config.in_channels
+    if image_shape[0] != takes:
+        raise UserError(
+            f"the images have {image_shape[0]} channels and the autoencoder takes {takes}: pass "
+            f"--channels {takes} to convert the images, or name another autoencoder"
+        )
     try:
         check_images(vae, torch.empty((1, *image_shape), device="meta"))
     except ValueError as error:

@@ -19,10 +19,10 @@ def test_numbers_out_of_range_are_rejected(config, name):
 
 def test_images_have_the_models_size_and_no_random_crops_or_flips():
     config = ImagesOfModelConfig(crop="random", horizontal_flip=True, seed=3)
-    images = config.images_config((24, 40), 4)
-    assert (images.resolution, images.channels, images.seed) == ("24,40", 4, 3)
+    images = config.images_config((24, 40))
+    assert (images.resolution, images.channels, images.seed) == ("24,40", None, 3)
     assert (images.crop, images.horizontal_flip) == ("center", False)
-    given = replace(config, resolution=16, channels=3).images_config((24, 40), 4)
+    given = replace(config, resolution=16, channels=3).images_config((24, 40))
     assert (given.resolution, given.channels) == (16, 3)
 
 

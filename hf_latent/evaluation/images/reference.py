@@ -70,7 +70,7 @@ def open_real_images(
     size = pipeline.unet.config.sample_size
     f = downsampling_factor(pipeline.vae)
     height, width = (f * x for x in ((size, size) if isinstance(size, int) else size))
-    images = config.images_config((height, width), pipeline.vae.config.in_channels)
+    images = config.images_config((height, width))
     splits = open_images(images, keep_in_memory=False)
     measure_compression(pipeline.vae, splits.image_shape)  # rejects images it cannot encode
     if splits.image_shape[1:] != (height, width):
