@@ -17,6 +17,13 @@ class ImagesConfig(Settings):
         data: The images: fashion_mnist (built in, 15,000 images) or fashion_mnist_full; a folder
             of images, whose subfolders are the classes; a parquet file or a folder of them; a
             folder written by save_to_disk; or a Hub data set id like owner/name.
+        image_column: The column of images. By default image, or else the first column of images.
+        label_column: The column of class labels, also of a metadata.csv beside images; none for
+            no classes. By default found by its name, such as label or class.
+        train_split: The training images: the name of a split, or a folder's path in data, such as
+            images/train. By default found by its name.
+        validation_split: The held-out images, named in the same way; none to hold out some of
+            the training images. By default found by its name, validation before test.
         resolution: Height and width in pixels, one number for a square or "H,W".
         resize_mode: crop scales the image to cover the resolution, and cuts off the rest; pad
             shrinks a larger image to fit, and centres the image on black (with 4 channels, on
@@ -35,6 +42,10 @@ class ImagesConfig(Settings):
     """
 
     data: str = "fashion_mnist"
+    image_column: str | None = None
+    label_column: str | None = None
+    train_split: str | None = None
+    validation_split: str | None = None
     resolution: int | str = 32
     resize_mode: Literal["crop", "pad"] = "crop"
     crop: Literal["center", "random"] = "center"

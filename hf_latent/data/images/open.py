@@ -8,7 +8,7 @@ import numpy as np
 from hf_latent.data.images.config import ImagesConfig, parse_resolution
 from hf_latent.data.images.dataset import SUBSET, ImageDataset, decode_row
 from hf_latent.data.images.held_out import fingerprint, hold_out
-from hf_latent.data.images.sources import open_source
+from hf_latent.data.images.sources import Choice, open_source
 from hf_latent.errors import UserError
 
 MEMORY_LIMIT_BYTES = 512 * 2**20
@@ -57,7 +57,12 @@ def open_images(
     Raises:
         UserError: if the source, an image or the fingerprint is not as the configuration says.
     """
-    source = open_source(config.data)
+    source = open_source(
+        config.data,
+        Choice(
+            config.image_column, config.label_column, config.train_split, config.validation_split
+        ),
+    )
     checked_train, checked_validation, bad_images = hold_out(
         source, config.validation_fraction, config.on_bad_image, num_proc
     )

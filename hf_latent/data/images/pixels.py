@@ -15,11 +15,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from hf_latent.data.images.folder import EXTENSIONS
+from hf_latent.data.images.formats import FORMATS
 
-# Other formats are not opened, whatever a file's name: Pillow would run Ghostscript on EPS.
-FORMAT_OF = Image.registered_extensions()
-FORMATS = [name for name in Image.ID if name in {FORMAT_OF.get(ending) for ending in EXTENSIONS}]
 # ITU-R 601-2 luma in 1/65536, as in Pillow's own conversion. The sum of 65536 keeps 16-bit pixels
 # within 32 bits.
 LUMA = np.array([19595, 38470, 7471], np.uint32)

@@ -113,7 +113,7 @@ def test_parquet_folder_is_split_by_folder_names(tmp_path):
     assert (values(source.train), values(source.held_out)) == ([1], [2])
 
 
-@pytest.mark.parametrize("files", [("a", "b"), ("test-0", "test-1"), ("testimony", "trainer")])
+@pytest.mark.parametrize("files", [("a", "b"), ("part-0", "part-1"), ("testimony", "trainer")])
 def test_parquet_folder_without_a_train_file_is_all_training(tmp_path, files):
     for level, name in enumerate(files):
         write_parquet(tmp_path / f"{name}.parquet", level)
@@ -195,13 +195,13 @@ def test_other_class_label_column_is_found(tmp_path):
 @pytest.mark.parametrize("labels", [["a", None], [None, 3]])
 def test_missing_labels_are_refused(tmp_path, labels):
     write_parquet(tmp_path / "train.parquet", 1, 2, label=labels)
-    with pytest.raises(UserError, match="1 rows have no label"):
+    with pytest.raises(UserError, match="1 of 2 images have no label"):
         open_source(str(tmp_path))
 
 
 def test_class_label_minus_one_is_a_missing_label(tmp_path):
     with_features([1, 2], [0, -1], ["x"]).save_to_disk(tmp_path / "saved")
-    with pytest.raises(UserError, match="1 rows have no label"):
+    with pytest.raises(UserError, match="1 of 2 images have no label"):
         open_source(str(tmp_path / "saved"))
 
 

@@ -10,8 +10,8 @@ from datasets import Dataset, DatasetDict, Features, Image
 from PIL import Image as PILImage
 
 from hf_latent.data.images.open import ImagesConfig, open_images
-from hf_latent.data.images.own_files import hub_folders
 from hf_latent.data.images.sources import open_source
+from hf_latent.data.images.sources.own_files import hub_folders
 from hf_latent.errors import UserError
 
 
