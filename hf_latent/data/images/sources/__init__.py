@@ -1,5 +1,5 @@
 """Open any source of images, still encoded: which images, splits and labels it has."""
 
-from hf_latent.data.images.sources.source import Choice, Source, open_source
+from hf_latent.data.images.sources.source import BUILT_IN, Choice, Source, open_source
 
-__all__ = ["Choice", "Source", "open_source"]
+__all__ = ["BUILT_IN", "Choice", "Source", "open_source"]
