@@ -3,8 +3,8 @@
 import dataclasses
 import inspect
 import json
+import logging
 import re
-import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -29,6 +29,7 @@ from jsonargparse.typing import restricted_number_type
 from hf_latent.errors import UserError
 from hf_latent.messages import Verbosity, set_verbosity, start_messages
 
+logger = logging.getLogger(__name__)
 start_messages()
 
 if TYPE_CHECKING:
@@ -253,5 +254,5 @@ def run_command(
     try:
         command(parse_config(config_class, arguments, prog))
     except (UserError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        logger.error(" ".join(str(error).split()))
         raise SystemExit(2) from None

@@ -13,16 +13,16 @@ Verbosity = Literal["debug", "info", "warning", "error"]
 class MessageHandler(logging.Handler):
     """Prints messages above any progress bar: warnings to stderr, others to stdout.
 
-    Of several processes of a launch only the first prints. A closed output does not end a run: its
-    messages are dropped.
+    Of several processes of a launch only the first prints, except errors. A closed output does not
+    end a run: its messages are dropped.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a message."""
-        if os.environ.get("RANK", "0") != "0":
+        if os.environ.get("RANK", "0") != "0" and record.levelno < logging.ERROR:
             return
         file = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
-        prefix = "warning: " if record.levelno == logging.WARNING else ""
+        prefix = f"{record.levelname.lower()}: " if file is sys.stderr else ""
         try:
             tqdm.write(f"{prefix}{record.getMessage()}", file=file)
             file.flush()

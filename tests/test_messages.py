@@ -31,24 +31,26 @@ def test_warnings_go_to_stderr_and_other_messages_to_stdout(capsys):
 
 @pytest.mark.parametrize(
     ("verbosity", "printed"),
-    [("debug", "abc"), ("info", "bc"), ("warning", "c"), ("error", "")],
+    [("debug", "abcd"), ("info", "bcd"), ("warning", "cd"), ("error", "d")],
 )
 def test_verbosity_is_a_flag_of_every_command(capsys, verbosity, printed):
     parse_config(GenerateConfig, ["--verbosity", verbosity])
     logger.debug("a")
     logger.info("b")
     logger.warning("c")
+    logger.error("d")
     captured = capsys.readouterr()
-    both = captured.out + captured.err.replace("warning: ", "")
+    both = captured.out + captured.err.replace("warning: ", "").replace("error: ", "")
     assert both == "".join(f"{letter}\n" for letter in printed)
 
 
-def test_only_the_first_process_of_a_launch_prints(capsys, monkeypatch):
+def test_only_the_first_process_of_a_launch_prints_what_is_no_error(capsys, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     logger.warning("not printed")
+    logger.error("printed by all")
     monkeypatch.setenv("RANK", "0")
     logger.warning("printed")
-    assert capsys.readouterr().err == "warning: printed\n"
+    assert capsys.readouterr().err == "error: printed by all\nwarning: printed\n"
 
 
 def test_a_message_does_not_share_a_line_with_a_progress_bar(capsys):
