@@ -76,9 +76,9 @@ class SamplingConfig(Settings):
             is off. By default the model's own, or 2; off for a model without classes and guide.
         guidance_interval: Guide only between two noise levels, such as 0.2,0.8; 0 is no noise, 1
             is pure noise. By default the model's own, or 0,1.
-        guide: A weaker denoiser for autoguidance, such as one trained for fewer steps: a folder or
-            Hub id of a UNet2DModel or a pipeline, or the name of a released one. Its latents,
-            classes, objective and noise levels must be the model's.
+        guide: A weaker denoiser for autoguidance, such as one trained for fewer steps: a
+            UNet2DModel or a pipeline, named like the model. Its latents, classes, objective and
+            noise levels must be the model's.
     """
 
     sampler: Sampler | None = None
@@ -113,7 +113,8 @@ class EvaluateConfig(ImagesOfModelConfig, SamplingConfig):
     """Measure a model: what its autoencoder keeps, how close its images come, whether it copies.
 
     Attributes:
-        model: The folder or Hub id of a model, or the name of a released one.
+        model: The folder of a model or of the run that trained one, the name of a released one, or
+            an id on the Hub.
         output_dir: The folder for metrics.json, pictures and the generated images. A killed run
             resumes from the images there.
         overwrite_output_dir: Accept a folder with other files in it.

@@ -44,8 +44,9 @@ class InspectConfig(ImagesOfModelConfig):
     """Measure an autoencoder's compression and its loss of information, and give a verdict.
 
     Attributes:
-        vae: A folder or Hub id of an AutoencoderKL or AutoencoderTiny, or of a pipeline with one;
-            or the name of a released one (fashion-mnist-f4, emoji).
+        vae: An AutoencoderKL or AutoencoderTiny, or a pipeline that contains one: its folder or
+            that of the run that trained it, the name of a released one (fashion-mnist-f4, emoji),
+            or an id on the Hub.
         output_dir: The folder for report.md, report.json and pictures.
         overwrite_output_dir: Accept a folder with files in it; files of the same name are replaced.
         max_images: The largest number of held-out images, evenly spaced.

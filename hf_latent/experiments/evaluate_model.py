@@ -11,7 +11,7 @@ from hf_latent.hub.card.facts import read_model_facts
 from hf_latent.hub.card.pictures import copy_picture
 from hf_latent.hub.card.render import CARD, write_model_card
 from hf_latent.lock import locks_output
-from hf_latent.models.load import find_released
+from hf_latent.models.load import find_model, is_own
 from hf_latent.output import read_json, write_json
 
 PICTURES = ("samples.png", "reconstructions.png", "closest_by_latents.png")
@@ -31,10 +31,8 @@ def evaluate_model(config: EvaluateConfig) -> dict[str, Any]:
         UserError: if the model or the data cannot be used.
     """
     metrics = evaluate(config)
-    model = Path(config.model)
-    local = model.is_dir() and find_released(config.model) == config.model
-    if config.update_card and config.guide is None and local:
-        update_card(model, metrics, Path(config.output_dir))
+    if config.update_card and config.guide is None and is_own(config.model):
+        update_card(Path(find_model(config.model)), metrics, Path(config.output_dir))
     return metrics
 
 

@@ -1,5 +1,6 @@
 """`hf-latent generate`: images from a saved model, one row a class."""
 
+import csv
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +25,10 @@ class GenerateConfig(SamplingConfig):
     """Generate images and save them as one picture, one row a class.
 
     Attributes:
-        model: The folder or Hub id of a model, or the name of a released one.
-        class_labels: Comma-separated labels or class names, used in turn. By default all classes.
+        model: The folder of a model or of the run that trained one, the name of a released one, or
+            an id on the Hub.
+        class_labels: Labels or class names with commas between, used in turn, or one name. Several
+            names with commas in them are quoted: '"cats, big",dogs'. By default all classes.
         num_images: Number of images. By default 4 a class, or 8 without classes.
         output: The picture to write.
         seed: Seed of the first image; each further image has the next seed.
@@ -46,8 +49,13 @@ def choose_labels(
     """Return the labels to generate; None for a model without classes."""
     if class_labels is None:
         return None if pipeline.num_classes is None else list(range(pipeline.num_classes))
+    text = str(class_labels)
     try:
-        return pipeline.get_label_ids([x.strip() for x in str(class_labels).split(",")])
+        return pipeline.get_label_ids([text])  # one name, which may have commas
+    except ValueError:
+        (names,) = csv.reader([" ".join(text.split())], skipinitialspace=True)
+    try:
+        return pipeline.get_label_ids([name.strip() for name in names or [text]])
     except ValueError as error:
         raise UserError(f"--class_labels: {error}") from error
 

@@ -14,7 +14,7 @@ from hf_latent.hub.card.render import render_card
 from hf_latent.hub.ldm_pipeline import to_ldm_pipeline
 from hf_latent.hub.model_files import MODEL_FILES
 from hf_latent.lock import locks_output
-from hf_latent.models.load import find_released, loading
+from hf_latent.models.load import find_model, loading
 from hf_latent.output import check_output_dir, replaced_whole
 from hf_latent.pipeline import LatentDiffusionPipeline
 
@@ -29,7 +29,8 @@ class ExportConfig(Settings):
     a few hundredths.
 
     Attributes:
-        model: The folder or Hub id of a model, or the name of a released one.
+        model: The folder of a model or of the run that trained one, the name of a released one, or
+            an id on the Hub.
         output_dir: The folder to write.
         format: The format of the export: "ldm" is diffusers' LDMPipeline.
         class_label: The label or name of the one class to draw. By default a model with classes
@@ -54,7 +55,7 @@ def export(config: ExportConfig) -> Path:
     Raises:
         UserError: if the model or the class cannot be exported, or the folder cannot be written.
     """
-    model = find_released(config.model)
+    model = find_model(config.model)
     output_dir = check_output_dir(
         config.output_dir, config.overwrite_output_dir, read=[model] if Path(model).exists() else []
     )

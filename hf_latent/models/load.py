@@ -71,18 +71,38 @@ def released_models() -> list[str]:
     return sorted(path.name for path in PRETRAINED.iterdir() if path.is_dir())
 
 
-def find_released(name: str) -> str:
-    """Return the folder of a released model; return any other name, or local folder, unchanged."""
-    local = any((Path(name) / file).is_file() for file in ("config.json", "model_index.json"))
-    return str(PRETRAINED / name) if name in released_models() and not local else name
+def find_model(name: str) -> str:
+    """Return where a named model lies.
+
+    Args:
+        name: the folder of a model, or of the run that trained one; the name of a released model;
+            or an id on the Hub.
+
+    Returns:
+        The model's folder; any other name unchanged.
+    """
+    places = [Path(name), Path(name, "model")]
+    if name in released_models():
+        places.append(PRETRAINED / name)
+    return next((str(place) for place in places if _is_model(place)), name)
+
+
+def is_own(name: str) -> bool:
+    """Return whether a name of `find_model` is a local folder, and not of a released model."""
+    folder = Path(find_model(name))
+    return folder.is_dir() and folder.parent != PRETRAINED
+
+
+def _is_model(folder: Path) -> bool:
+    return any((folder / entry).is_file() for entry in ("model_index.json", "config.json"))
 
 
 def load_autoencoder(name: str) -> Autoencoder:
     """Load an autoencoder from safetensors.
 
     Args:
-        name: a folder or Hub id, of an autoencoder or of a pipeline with a `vae` component; or the
-            name of a released one (`fashion-mnist-f4`, `emoji`).
+        name: as of `find_model`, of an autoencoder (released: `fashion-mnist-f4`, `emoji`) or of a
+            pipeline with a `vae` component.
 
     Returns:
         The autoencoder, on the CPU in float32.
@@ -90,7 +110,7 @@ def load_autoencoder(name: str) -> Autoencoder:
     Raises:
         UserError: if there is none of these classes, or weights are missing or left over.
     """
-    name = find_released(name)
+    name = find_model(name)
     with loading(name, "autoencoder"):
         return _load(name, "vae", AutoencoderKL, AutoencoderTiny)[0]
 
@@ -99,8 +119,8 @@ def load_denoiser(name: str) -> tuple[UNet2DModel, SchedulerMixin | None]:
     """Load a denoiser from safetensors.
 
     Args:
-        name: a folder or Hub id, of a UNet2DModel or of a pipeline with a `unet` component; or the
-            name of a released one (`fashion-mnist`).
+        name: as of `find_model`, of a UNet2DModel or of a pipeline with a `unet` component
+            (released: `fashion-mnist`).
 
     Returns:
         The denoiser, on the CPU in float32; and the pipeline's scheduler, which names the objective
@@ -109,7 +129,7 @@ def load_denoiser(name: str) -> tuple[UNet2DModel, SchedulerMixin | None]:
     Raises:
         UserError: if there is none of this class, or weights are missing or left over.
     """
-    scheduler, name = None, find_released(name)
+    scheduler, name = None, find_model(name)
     with loading(name, "denoiser"):
         unet, in_pipeline = _load(name, "unet", UNet2DModel)
         if in_pipeline:

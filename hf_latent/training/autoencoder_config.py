@@ -22,8 +22,9 @@ class AutoencoderConfig(TrainingConfig):
         block_out_channels: Channels of each level. n levels give a downsampling factor of
             2^(n-1). By default the preset's.
         layers_per_block: Residual blocks per level. By default the preset's.
-        pretrained_vae: Start from this AutoencoderKL instead of a new one: a folder or Hub id of an
-            autoencoder or a pipeline.
+        pretrained_vae: Start from this AutoencoderKL, or from that of a pipeline, instead of a new
+            one: its folder or that of the run that trained it, the name of a released one, or an id
+            on the Hub.
         train_decoder_only: Keep the encoder of pretrained_vae unchanged, so that its latents and
             the denoisers trained on them stay valid.
         reconstruction_loss: l1 (absolute error, sharper edges) or l2 (squared error, higher PSNR).

@@ -18,11 +18,12 @@ class DenoiserConfig(TrainingConfig):
     """Train a denoiser in the latent space of a trained autoencoder.
 
     Attributes:
-        vae: Folder or Hub id of the autoencoder, or of a pipeline that contains it.
+        vae: The autoencoder, or a pipeline that contains it: its folder or that of the run that
+            trained it, the name of a released one, or an id on the Hub.
         preset: Configuration of a new denoiser: tiny, small, base, or LDM's published ldm-f4 and
             ldm-f8. Its channels and size come from the autoencoder. Ignored with pretrained_unet.
-        pretrained_unet: Start from this UNet2DModel instead of a new one: a folder or Hub id of a
-            denoiser or a pipeline. It must have the latents, classes and objective of this run.
+        pretrained_unet: Start from this UNet2DModel or pipeline instead of a new one; it is named
+            like the autoencoder. It must have the latents, classes and objective of this run.
         objective: What the denoiser predicts: flow (noise - latents), epsilon (the noise),
             v_prediction (a mixture of both) or sample (the latents).
         conditional: Train with class labels, if the images have any.

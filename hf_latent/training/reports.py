@@ -21,7 +21,7 @@ from hf_latent.hub.card.render import write_model_card
 from hf_latent.hub.card.text import one_line
 from hf_latent.hub.model_files import MODEL_FILES
 from hf_latent.models.frozen import hash_weights
-from hf_latent.models.load import find_released
+from hf_latent.models.load import find_model, is_own
 from hf_latent.models.presets import Compression, measure_compression
 from hf_latent.output import read_json, replaced_whole, write_json, write_text
 from hf_latent.pipeline import LatentDiffusionPipeline
@@ -108,7 +108,6 @@ def denoiser_figures(
     """
     compression = measure_compression(pipeline.vae, source.image_shape)
     vae_sha256 = hash_weights(pipeline.vae)
-    is_local = find_released(vae) == vae and Path(vae).exists()
     encoding = {"encode_seconds": source.encode_seconds, "encoded_images": source.encoded_images}
     return {
         "data": source.data,
@@ -118,7 +117,7 @@ def denoiser_figures(
         **vars(compression),
         "compression_ratio": compression.ratio,
         **(encoding if source.encoded_images else {}),
-        "autoencoder": None if is_local else vae,
+        "autoencoder": None if is_own(vae) else vae,
         "vae_weights_sha256": vae_sha256,
         "unet_weights_sha256": hash_weights(pipeline.unet),
         **autoencoder_figures(vae, vae_sha256),
@@ -137,7 +136,7 @@ def autoencoder_figures(vae: str, weights_sha256: str) -> dict[str, Any]:
     """
     report: dict[str, Any] = {}
     with suppress(UserError):
-        report = read_json(Path(find_released(vae), "training.json"))
+        report = read_json(Path(find_model(vae), "training.json"))
     if report.get("vae_weights_sha256") != weights_sha256:
         return {}
     if "unet_weights_sha256" in report:  # a pipeline's report has the figures already

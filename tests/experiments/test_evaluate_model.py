@@ -75,7 +75,7 @@ def test_a_folder_with_a_released_models_name_is_not_confused_with_it(
 def test_the_card_gets_the_figures(config, tmp_path, capsys):
     before = (tmp_path / "model" / "README.md").read_text()
     assert "model-index" not in before and "Not measured" in before
-    metrics = evaluate_model(config)
+    metrics = evaluate_model(replace(config, model=str(tmp_path)))  # the run's folder
     folder = tmp_path / "model"
     assert {path.name for path in folder.iterdir()} >= FILES
     for name in ("metrics.json", "samples.png", "closest_by_latents.png"):

@@ -5,7 +5,9 @@ import pytest
 from PIL import Image
 
 from hf_latent.cli import main
+from hf_latent.errors import UserError
 from hf_latent.evaluation.pictures import LABEL_WIDTH
+from hf_latent.experiments.generate import GenerateConfig, choose_labels
 from hf_latent.models.presets import create_scheduler
 from hf_latent.pipeline import LatentDiffusionPipeline
 from tests.conftest import make_autoencoder, make_denoiser
@@ -58,6 +60,39 @@ def test_one_row_a_label(model, tmp_path, capsys):
 def test_all_classes_are_drawn_by_default(model, tmp_path):
     assert run(model, "--output", str(tmp_path / "grid.png")) == 0
     assert Image.open(tmp_path / "grid.png").size == (LABEL_WIDTH + 4 * 64, 3 * 64)
+
+
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [
+        ("cats, big", [0]),
+        ('a, b, "c"', [2]),
+        ('"cats, big",dogs', [0, 1]),
+        ('dogs, "cats, big" ,1', [1, 0, 1]),
+        ('"a, b, ""c""",dogs', [2, 1]),
+        (1, [1]),
+        ("0,2", [0, 2]),
+    ],
+)
+def test_names_with_commas_are_one_name_or_quoted(vae, text, labels):
+    names = {0: "cats, big", 1: "dogs", 2: 'a, b, "c"'}
+    unet, scheduler = make_denoiser(vae), create_scheduler("flow")
+    pipeline = LatentDiffusionPipeline(vae, unet, scheduler, id2label=names)
+    assert choose_labels(GenerateConfig(class_labels=text).class_labels, pipeline) == labels
+
+
+@pytest.mark.parametrize("text", ["cats, big", "", '"', 'dogs,"', "dogs\rdogs", ",", "dogs,,dogs"])
+def test_names_that_are_unknown_or_badly_quoted_are_one_line(pipeline, text):
+    with pytest.raises(UserError, match=r"--class_labels: class label .* is not in the model"):
+        choose_labels(text, pipeline)
+
+
+def test_the_folder_of_a_run_stands_for_its_model(model, tmp_path):
+    pictures = []
+    for name in (model, str(Path(model).parent)):
+        pictures.append(tmp_path / f"{len(pictures)}.png")
+        assert run(name, "--num_images", "2", "--output", str(pictures[-1])) == 0
+    assert pictures[0].read_bytes() == pictures[1].read_bytes()
 
 
 def test_sampler_and_guidance_interval_reach_the_pipeline(model, tmp_path, monkeypatch):

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 from diffusers.utils import logging as diffusers_logging
@@ -5,7 +7,14 @@ from safetensors.torch import load_file, save_file
 
 from hf_latent.errors import UserError
 from hf_latent.models.frozen import hash_weights
-from hf_latent.models.load import PRETRAINED, load_autoencoder, load_denoiser, loading
+from hf_latent.models.load import (
+    PRETRAINED,
+    find_model,
+    is_own,
+    load_autoencoder,
+    load_denoiser,
+    loading,
+)
 from hf_latent.models.presets import create_scheduler
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.pipeline.samplers import get_objective, same_noise_levels
@@ -16,6 +25,26 @@ def test_an_autoencoder_alone_and_in_a_pipeline(pipeline, tmp_path):
     pipeline.vae.save_pretrained(tmp_path / "vae")
     for name in ("pipeline", "vae"):
         assert hash_weights(load_autoencoder(str(tmp_path / name))) == hash_weights(pipeline.vae)
+
+
+def test_a_runs_folder_stands_for_the_model_in_it(pipeline, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pipeline.save_pretrained("run/model")
+    pipeline.vae.save_pretrained("alone/model")
+    for name in ("run", "run/model", str(tmp_path / "run"), "alone"):
+        assert Path(find_model(name)).samefile(name if "model" in name else f"{name}/model")
+        assert hash_weights(load_autoencoder(name)) == hash_weights(pipeline.vae)
+        assert is_own(name)
+    assert hash_weights(load_denoiser("run")[0]) == hash_weights(pipeline.unet)
+    assert find_model("fashion-mnist") == str(PRETRAINED / "fashion-mnist")
+    assert find_model("ada/model") == "ada/model"
+    assert not is_own("fashion-mnist") and not is_own("ada/model")
+
+
+def test_a_model_beside_another_named_model_is_itself(pipeline, tmp_path):
+    pipeline.vae.save_pretrained(tmp_path)
+    pipeline.save_pretrained(tmp_path / "model")
+    assert find_model(str(tmp_path)) == str(tmp_path)
 
 
 def test_other_models_and_missing_ones_are_refused(pipeline, tmp_path):

@@ -13,7 +13,7 @@ from matplotlib.patches import FancyArrowPatch
 from hf_latent.command import Seed, Settings, run_command
 from hf_latent.data.images.config import ImagesConfig
 from hf_latent.data.images.open import open_images
-from hf_latent.models.load import find_released
+from hf_latent.models.load import find_model
 from hf_latent.output import replaced_whole
 from hf_latent.pipeline import LatentDiffusionPipeline
 
@@ -113,7 +113,7 @@ def draw_four_steps(config: FourStepsConfig) -> None:
     Args:
         config: which image, how much noise, and where to write the picture.
     """
-    pipe = LatentDiffusionPipeline.from_pretrained(find_released(MODEL))
+    pipe = LatentDiffusionPipeline.from_pretrained(find_model(MODEL))
     pipe.set_progress_bar_config(disable=True)
     images = open_images(ImagesConfig(data="fashion_mnist", resolution=32, resize_mode="pad"))
     item = images.validation[config.image]

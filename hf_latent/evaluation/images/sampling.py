@@ -3,7 +3,7 @@
 import torch
 
 from hf_latent.errors import UserError
-from hf_latent.models.load import find_released, load_denoiser, loading
+from hf_latent.models.load import find_model, load_denoiser, loading
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.pipeline.denoise import Guidance, check_guide
 from hf_latent.pipeline.samplers import (
@@ -21,7 +21,7 @@ def load_pipeline(
     """Load a saved model onto the accelerator, or the CPU if there is none.
 
     Args:
-        model: a folder or Hub id, or the name of a model that comes with this package.
+        model: as of `find_model`.
         sampler: a sampler's name; None: the one that the model was saved with.
         guide: a weaker denoiser for autoguidance, see `load_denoiser`; None: the one that the
             model was saved with, if any.
@@ -32,7 +32,7 @@ def load_pipeline(
     Raises:
         UserError: if there is no such model, or the sampler or the guide does not fit it.
     """
-    folder = find_released(model)
+    folder = find_model(model)
     with loading(folder, "model"):
         pipeline = LatentDiffusionPipeline.from_pretrained(folder)
     if sampler is not None:

@@ -17,7 +17,8 @@ class EncodeConfig(ImagesConfig):
     the same files as one.
 
     Attributes:
-        vae: The autoencoder: a folder or Hub id of an autoencoder or of a whole pipeline.
+        vae: The autoencoder, or a pipeline that contains it: its folder or that of the run that
+            trained it, the name of a released one, or an id on the Hub.
         output_dir: The cache's folder.
         encode_batch_size: Number of images to encode at once.
         dtype: Type of the stored values. float16 halves the files and rounds to 3 digits.

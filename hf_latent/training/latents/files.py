@@ -21,6 +21,7 @@ from hf_latent.data.shards import write_manifest
 from hf_latent.errors import UserError
 from hf_latent.models.fold import measure_latents, sum_latents
 from hf_latent.models.frozen import hash_autoencoder
+from hf_latent.models.load import is_own
 from hf_latent.models.presets import measure_compression
 from hf_latent.output import remove_written
 from hf_latent.pipeline.encode import LatentPosteriors
@@ -43,7 +44,7 @@ def cache_manifest(
     return {
         "format": FORMAT,
         # Hub names only: a path means nothing on another machine.
-        "autoencoder": None if Path(config.vae).exists() else config.vae,
+        "autoencoder": None if is_own(config.vae) else config.vae,
         "autoencoder_sha256": hash_autoencoder(vae),
         "data": None if Path(config.data).exists() else config.data,
         **images_manifest(splits),
