@@ -1,13 +1,14 @@
-"""What the package says to the user: Python logging, printed line by line."""
+"""What the package says to the user: Python logging, printed line by line, and progress bars."""
 
 import logging
 import os
 import sys
-from typing import Literal
+from typing import Any, Literal
 
 from tqdm import tqdm
 
 Verbosity = Literal["debug", "info", "warning", "error"]
+SECONDS_BETWEEN_LINES = 60.0  # of a progress bar that is no bar
 
 
 class MessageHandler(logging.Handler):
@@ -45,3 +46,32 @@ def start_messages() -> None:
 def set_verbosity(verbosity: Verbosity) -> None:
     """Print messages of this level and above."""
     logging.getLogger("hf_latent").setLevel(verbosity.upper())
+
+
+class _ProgressLines:
+    """A stream for tqdm that writes each state of a bar to stderr as a line of its own."""
+
+    def write(self, text: str) -> None:
+        if line := text.strip():  # a bar is also cleared, with blanks
+            try:
+                sys.stderr.write(f"{line}\n")
+                sys.stderr.flush()
+            except OSError:  # a closed output does not end a run
+                pass
+
+
+def progress_bar(**settings: Any) -> tqdm:
+    """Return tqdm's bar; if stderr is no terminal, it prints a line a minute instead.
+
+    Work of less than a minute then prints nothing.
+
+    Args:
+        settings: tqdm's.
+    """
+    from tqdm.auto import tqdm  # a widget in a notebook
+
+    if not sys.stderr.isatty() and "ipykernel" not in sys.modules:
+        seconds = SECONDS_BETWEEN_LINES
+        settings |= {"file": _ProgressLines(), "mininterval": seconds, "delay": seconds}
+        settings |= {"miniters": 0}  # look at the time at each update
+    return tqdm(**settings)

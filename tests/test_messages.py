@@ -1,15 +1,21 @@
 """Messages: which stream gets them, which process prints them, and a closed output."""
 
 import logging
+import os
+import pty
+import re
 import subprocess
 import sys
+import termios
+from pathlib import Path
 
 import pytest
 from tqdm import tqdm
 
+from hf_latent import messages
 from hf_latent.command import parse_config
 from hf_latent.experiments.generate import GenerateConfig
-from hf_latent.messages import set_verbosity
+from hf_latent.messages import progress_bar, set_verbosity
 
 logger = logging.getLogger("hf_latent.tests")
 
@@ -82,3 +88,82 @@ def test_a_closed_output_drops_messages_and_nothing_else():
     )
     process.stdout.close()
     assert process.communicate("")[1].splitlines()[0] == "finished"
+
+
+class Clock:
+    """Stands for tqdm's clock: only the test moves it."""
+
+    seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr("tqdm.std.time", clock)
+    return clock
+
+
+def work(clock, steps: int) -> None:
+    """Work for a second a step, and say something every 100 steps."""
+    with progress_bar(total=steps, desc="denoiser") as bar:
+        for step in range(1, steps + 1):
+            clock.seconds += 1
+            bar.set_postfix({"loss": step}, refresh=False)
+            bar.update()
+            if step % 100 == 0:
+                logger.info(f"step {step}")
+
+
+def test_progress_off_a_terminal_is_a_line_a_minute(capsys, clock):
+    work(clock, 250)
+    printed = capsys.readouterr()
+    assert "\r" not in printed.err
+    lines = printed.err.splitlines()
+    assert [line.partition("|")[0] for line in lines] == [
+        f"denoiser: {percent:3d}%" for percent in (24, 48, 72, 96, 100)
+    ]
+    assert "| 60/250 [01:00<03:10,  1.00it/s, loss=60]" in lines[0]
+    assert printed.out == "step 100\nstep 200\n"
+
+
+def test_work_of_less_than_a_minute_prints_nothing_off_a_terminal(capsys, clock):
+    work(clock, 59)
+    assert capsys.readouterr().err == ""
+
+
+def test_every_bar_of_the_package_is_made_by_progress_bar():
+    for path in Path(messages.__file__).parent.rglob("*.py"):
+        calls = re.findall(r"(?<!def )\b(?:tqdm|trange)\((?!disable=True)", path.read_text())
+        assert not calls or path.name == "messages.py", path
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_on_a_terminal_a_bar_is_drawn_again_and_messages_stay_above_it(tmp_path, is_terminal):
+    program = (
+        "import logging\n"
+        "from hf_latent.messages import progress_bar, start_messages\n"
+        "start_messages()\n"
+        "with progress_bar(total=2, desc='denoiser') as bar:\n"
+        "    bar.update()\n"
+        "    logging.getLogger('hf_latent').warning('step 1: dead')\n"
+        "    bar.update()\n"
+    )
+    reading, writing = pty.openpty() if is_terminal else os.pipe()
+    if is_terminal:
+        termios.tcsetwinsize(writing, (24, 80))
+    process = subprocess.run([sys.executable, "-c", program], stderr=writing)
+    assert process.returncode == 0
+    os.close(writing)
+    printed = b""
+    try:
+        while part := os.read(reading, 1000):
+            printed += part
+    except OSError:  # the end of a terminal
+        pass
+    os.close(reading)
+    lines = [line.split("\r") for line in printed.decode().replace("\r\n", "\n").splitlines()]
+    assert lines[0][-1] == "warning: step 1: dead"
+    assert ("denoiser: 100%" in str(lines[-1])) == is_terminal

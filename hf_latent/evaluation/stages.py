@@ -4,7 +4,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tqdm.auto import tqdm
+from tqdm import tqdm
+
+from hf_latent.messages import progress_bar
 
 
 class Stages:
@@ -29,7 +31,7 @@ class Stages:
         """
         start = time.perf_counter()
         title = f"{len(self._seconds) + 1}/{self.count} {name}"
-        with tqdm(total=total, desc=title, unit=" images", disable=not shown) as bar:
+        with progress_bar(total=total, desc=title, unit=" images", disable=not shown) as bar:
             yield bar
         self._seconds[name.replace(" ", "_")] = time.perf_counter() - start
 

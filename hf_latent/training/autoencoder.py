@@ -140,8 +140,8 @@ def train_autoencoder(
             )
             adversarial = adversary.figures()
             clock.log_validation_loss(figures.loss, **figures.scalars(), **adversarial)
-            for line in diagnose(figures, previous, adversarial):
-                logger.info(f"step {clock.step}: {line}")
+            for level, line in diagnose(figures, previous, adversarial):
+                logger.log(level, f"step {clock.step}: {line}")
         previous = figures
         return figures
 
@@ -173,6 +173,7 @@ def train_autoencoder(
                     accelerator.backward(discriminator_loss)
                     losses.append(discriminator_loss.detach())
         norms = state.clip_gradients(trained, config.max_grad_norm, accelerator)
+        clock.log_gradient_norm(norms[0])
         if guard.allows(step, torch.stack(losses).sum(), norms, batch):
             state.step_optimizers(trained, accelerator)
             ema.step(vae.parameters())

@@ -195,8 +195,8 @@ def train_denoiser(
             loss, figures = measure_held_out_loss(
                 unet, scheduler, held_out, rows.batch_size, config.seed
             )
-            clock.log_validation_loss(loss, **figures)
             save_samples(pipeline, picture, config.seed)
+            clock.log_validation_loss(loss, **figures)
 
     if stop is not None:
         stop.defer(accelerator)
@@ -218,6 +218,7 @@ def train_denoiser(
                 losses.append(loss.detach())
                 accelerator.backward(loss)
         norms = state.clip_gradients(["unet"], config.max_grad_norm, accelerator)
+        clock.log_gradient_norm(norms[0])
         if guard.allows(step, torch.stack(losses).sum(), norms, batch):
             state.step_optimizers(["unet"], accelerator)
             ema.step(unet.parameters())

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from hf_latent.data.images.dataset import ImageDataset
 from hf_latent.data.images.pixels import to_uint8

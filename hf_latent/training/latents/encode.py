@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from diffusers import AutoencoderKL, AutoencoderTiny
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from hf_latent.data.images.dataset import ImageDataset
 from hf_latent.data.images.open import ImageSplits, open_images
@@ -24,6 +24,7 @@ from hf_latent.data.latents.cache import LatentCache
 from hf_latent.data.latents.manifest import SPLITS, read_manifest, split_ranges
 from hf_latent.data.shards import find_shard, write_shard
 from hf_latent.lock import locks_output
+from hf_latent.messages import progress_bar
 from hf_latent.models.frozen import freeze
 from hf_latent.models.load import load_autoencoder
 from hf_latent.output import check_output_dir
@@ -107,7 +108,7 @@ def encode_latents(
         made: dict[str, dict[str, Any]] = {}
         count = sum(len(rows) for files in missing.values() for rows in files.values())
         show = accelerator.is_main_process and count
-        with tqdm(total=count, desc="encode", unit="image", disable=not show) as progress:
+        with progress_bar(total=count, desc="encode", unit="image", disable=not show) as progress:
             for split, files in missing.items():
                 images = getattr(splits, split).view(False)
                 mirror = config.horizontal_flip and split == "train"

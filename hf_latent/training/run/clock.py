@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
-from tqdm.auto import tqdm
 
+from hf_latent.errors import UserError
+from hf_latent.messages import progress_bar
 from hf_latent.training.run.accelerator import TrainingConfig
 from hf_latent.training.run.log import append_line, remove_lines_after
 from hf_latent.training.run.trackers import log_to_trackers
@@ -63,9 +64,17 @@ class TrainingClock:
         accelerator: its first process shows and logs, and its time decides about the time limit.
         name: the progress bar's name.
         now: returns the time in seconds.
+
+    Attributes:
+        reserved_seconds: part of the time limit that is left for the work after the last step. A
+            checkpoint keeps it. None: not known yet.
     """
 
     LOGGING_STEPS = 20
+    MINUTES_BAR = (
+        "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total:.3g} minutes "
+        "[{elapsed}<{remaining}{postfix}]"
+    )
 
     def __init__(
         self,
@@ -79,13 +88,18 @@ class TrainingClock:
         # Within a step, self.step and self.images_seen already include it.
         self.step, self.images_seen, self.train_loss = 0, 0, math.nan
         self.validation_losses: dict[int, float] = {}
+        self.reserved_seconds: float | None = None
+        self._learning_rate = math.nan
         self._losses: list[torch.Tensor] = []
+        self._gradient_norms: list[torch.Tensor] = []
         self._start, self._validation_seconds = self._now(), 0.0
         self._seconds_before, self._steps_before = 0.0, 0
         self._end: float | None = None
         self._progress_at = (-1, 0.0)
-        total = None if config.max_train_minutes else config.max_train_steps
-        self._bar = tqdm(total=total, desc=name, disable=not accelerator.is_main_process)
+        settings: dict[str, Any] = {"total": config.max_train_steps}
+        if config.max_train_minutes:
+            settings = {"total": config.max_train_minutes, "bar_format": self.MINUTES_BAR}
+        self._bar = progress_bar(desc=name, disable=not accelerator.is_main_process, **settings)
 
     @property
     def seconds(self) -> float:
@@ -124,10 +138,26 @@ class TrainingClock:
         if self.config.max_train_minutes is None:
             return self.step / self.config.max_train_steps
         if self._progress_at[0] != self.step:
-            elapsed = torch.tensor(self.seconds / (60 * self.config.max_train_minutes))
+            limit = 60 * self.config.max_train_minutes - (self.reserved_seconds or 0.0)
+            elapsed = torch.tensor(self.seconds / limit)
             progress = broadcast(elapsed.to(self.accelerator.device)).item()
             self._progress_at = (self.step, progress)
         return self._progress_at[1]
+
+    def reserve(self, seconds: float) -> None:
+        """Leave a part of the time limit for the work after the last step.
+
+        Raises:
+            UserError: if nothing is left to train.
+        """
+        limit = self.config.max_train_minutes
+        if limit is not None:
+            if limit <= seconds / 60:
+                raise UserError(
+                    f"--max_train_minutes {limit:g} leaves no time to train: the work after it "
+                    f"needs about {seconds / 60:.2f} (fewer --fold_samples save time)"
+                )
+            self.reserved_seconds, self._bar.total = seconds, limit - seconds / 60
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
@@ -135,6 +165,7 @@ class TrainingClock:
             "step": self.step,
             "images_seen": self.images_seen,
             "seconds": self.seconds,
+            "reserved_seconds": self.reserved_seconds,
             "train_loss": None if math.isnan(self.train_loss) else self.train_loss,
             "validation_losses": list(self.validation_losses.items()),
         }
@@ -145,10 +176,13 @@ class TrainingClock:
         # Older checkpoints have no images_seen; assume that the number of processes is the same.
         self.images_seen = state.get("images_seen", self.step * self._images_per_step)
         self._seconds_before = state["seconds"]
+        if state.get("reserved_seconds") is not None:  # older checkpoints have none
+            self.reserve(state["reserved_seconds"])
         self.train_loss = math.nan if state["train_loss"] is None else state["train_loss"]
         self.validation_losses = dict(state["validation_losses"])
         self._start = self._now() - self._seconds_before
-        self._bar.update(self.step)
+        minutes = self.config.max_train_minutes and self._seconds_before / 60
+        self._bar.initial = self._bar.n = minutes or self.step
         if self.accelerator.is_main_process:
             remove_lines_after(self.config.output_dir, state)
 
@@ -157,44 +191,58 @@ class TrainingClock:
         self._start = self._now() - self._seconds_before
         while (progress := self._progress()) < 1:
             factor = cosine_with_warmup(progress, self.config.lr_warmup_ratio)
+            self._learning_rate = self.config.learning_rate * factor
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
-                    group["lr"] = self.config.learning_rate * factor
+                    group["lr"] = self._learning_rate
             self.step += 1
             self.images_seen += self._images_per_step
             yield self.step - 1
-            self._bar.update()
+            minutes = self.config.max_train_minutes and self._progress() * self._bar.total
+            self._bar.update(minutes - self._bar.n if minutes else 1)
         self._end = self._now()
         self.log_pending_losses()
         self._bar.close()
 
     def log_loss(self, loss: torch.Tensor) -> None:
-        """Collect a micro-step's loss, and log the mean of the last steps if it is due.
+        """Collect a micro-step's loss.
 
         Args:
             loss: a scalar, of this process's rows. The log gets the mean over all processes.
         """
         self._losses.append(loss.detach())
-        whole_step = len(self._losses) % self.config.gradient_accumulation_steps == 0
-        if whole_step and self.step % self.LOGGING_STEPS == 0:
+
+    def log_gradient_norm(self, norm: torch.Tensor) -> None:
+        """Collect a step's gradient norm, and log the means of the last steps if they are due.
+
+        Args:
+            norm: a scalar, the same in every process.
+        """
+        self._gradient_norms.append(norm.detach())
+        if self.step % self.LOGGING_STEPS == 0:
             self.log_pending_losses()
 
     def log_pending_losses(self) -> None:
-        """Log the mean of the losses since the last log line; all processes must call it.
+        """Log the means since the last log line; all processes must call it.
 
         Called before every checkpoint, which keeps no losses. So a resumed training logs the same
         lines as an uninterrupted one.
         """
         if not self._losses:
             return
-        losses = torch.stack(self._losses)
+        losses, norms = torch.stack(self._losses), torch.stack(self._gradient_norms)
         self._losses.clear()
+        self._gradient_norms.clear()
         finite = losses.isfinite()  # skipped steps have losses that are not
         sums = torch.stack([losses.where(finite, 0).sum(), finite.sum().to(losses)])
         total, count = self.accelerator.reduce(sums, "sum").tolist()
         if count:
             self.train_loss = total / count
-            self._write({"train_loss": self.train_loss})
+            norm = norms[norms.isfinite()].mean().item()
+            values = {"learning_rate": self._learning_rate, "gradient_norm": norm}
+            values["images_per_second"] = self.images_per_second
+            values = {name: x for name, x in values.items() if math.isfinite(x)}
+            self._write({"train_loss": self.train_loss, **values})
 
     def log_validation_loss(self, loss: float, **figures: float) -> None:
         """Log the held-out loss after the current step.
@@ -210,14 +258,15 @@ class TrainingClock:
         if not self.accelerator.is_main_process:
             return
         shown, rate = {}, self.images_per_second
+        if self.config.max_train_minutes:
+            shown["steps"] = f"{self.step}"
         if not math.isnan(rate):
             shown["images/s"] = f"{rate:.0f}"
-            values = {**values, "images_per_second": rate}
         if not math.isnan(self.train_loss):
             shown["loss"] = f"{self.train_loss:.4f}"
         if self.validation_losses:
             shown["held-out"] = f"{list(self.validation_losses.values())[-1]:.4f}"
-        self._bar.set_postfix(shown)
+        self._bar.set_postfix(shown, refresh=False)
         append_line(self.config.output_dir, {"step": self.step, **values})
         log_to_trackers(Path(self.config.output_dir), self.accelerator, values, self.step)
 

@@ -5,10 +5,14 @@ import secrets
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker
+from PIL import Image
 
 from hf_latent.output import read_json, write_json
 from hf_latent.training.run.log import is_logged_before, read_lines
+from hf_latent.training.run.pictures import picture_path
 
 
 def start_trackers(
@@ -42,7 +46,7 @@ def start_trackers(
             step = line.pop("step")
             for tracker in accelerator.trackers:
                 if tracker.name == "tensorboard":
-                    tracker.log(line, step=step)
+                    _send(tracker, output_dir, line, step)
 
 
 def _tracker_options(
@@ -62,7 +66,11 @@ def _tracker_options(
     return {
         # In a new run too: TensorBoard takes a second start in a folder for a resumed run.
         "tensorboard": {"purge_step": state["step"]},
-        "wandb": {"id": os.environ.get("WANDB_RUN_ID", run["run_id"]), "resume": "allow"},
+        "wandb": {
+            "name": os.environ.get("WANDB_NAME", name),
+            "id": os.environ.get("WANDB_RUN_ID", run["run_id"]),
+            "resume": "allow",
+        },
         "trackio": {"name": name, "resume": "allow"},
     }
 
@@ -70,13 +78,30 @@ def _tracker_options(
 def log_to_trackers(
     output_dir: Path, accelerator: Accelerator, values: dict[str, float], step: int
 ) -> None:
-    """Log a step's figures to the trackers that lack them; only the first process calls it."""
+    """Log a step's figures, and its picture after a validation, to the trackers that lack them.
+
+    Only the first process calls it.
+
+    Args:
+        values: a line of losses.jsonl without its step.
+    """
     if not accelerator.trackers:
         return
     known = read_json(_path(output_dir))["logged_after_checkpoint"]
     for tracker in accelerator.trackers:
         if tracker.name == "tensorboard" or _key(values, step) not in known:
-            tracker.log(values, step=step)
+            _send(tracker, output_dir, values, step)
+
+
+def _send(tracker: GeneralTracker, output_dir: Path, values: dict[str, float], step: int) -> None:
+    """Log a line by grouped names, such as `train/loss`, and the picture of a validation."""
+    group, picture = _group(values), picture_path(output_dir, step)
+    named = {f"{group}/{name.removeprefix(f'{group}_')}": x for name, x in values.items()}
+    tracker.log(named, step=step)
+    if group == "validation" and picture.is_file() and hasattr(tracker, "log_images"):
+        pixels = np.asarray(Image.open(picture).convert("RGB"))[None]
+        layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+        tracker.log_images({"validation/samples": pixels}, step=step, **layout)
 
 
 def end_trackers(accelerator: Accelerator) -> None:
@@ -90,7 +115,11 @@ def end_trackers(accelerator: Accelerator) -> None:
 
 
 def _key(values: dict[str, float], step: int) -> str:
-    return f"{'validation' if 'validation_loss' in values else 'train'}-{step}"
+    return f"{_group(values)}-{step}"
+
+
+def _group(values: dict[str, float]) -> str:
+    return "validation" if "validation_loss" in values else "train"
 
 
 def _path(output_dir: Path) -> Path:

@@ -1,5 +1,7 @@
 """Describe problems of an autoencoder's training, and how to mend them."""
 
+import logging
+
 from hf_latent.training.validation.autoencoder import HeldOutFigures
 
 WON_LOGIT = 2.0
@@ -11,8 +13,10 @@ def diagnose(
     figures: HeldOutFigures,
     previous: HeldOutFigures | None,
     adversarial: dict[str, float],
-) -> list[str]:
+) -> list[tuple[int, str]]:
     """Return one line for each problem with its remedy, or one line that says there is none.
+
+    Each line has the level of `logging` that it is worth: a problem is a warning.
 
     Args:
         figures: of the held-out images.
@@ -54,9 +58,10 @@ def diagnose(
             if adversarial
             else f"{fell}: lower --learning_rate"
         )
+    found = [(logging.WARNING, line) for line in lines]
     if figures.dead_channels and not dead:
-        lines.append(
-            f"{len(figures.dead_channels)} of {channels} channels carry nothing yet; if that "
-            "stays, lower --kl_weight"
-        )
-    return lines or [f"no fault found: {psnr_db:.1f} dB, all {channels} channels alive"]
+        count = f"{len(figures.dead_channels)} of {channels} channels"
+        line = f"{count} carry nothing yet; if that stays, lower --kl_weight"
+        found.append((logging.INFO, line))
+    fine = f"no fault found: {psnr_db:.1f} dB, all {channels} channels alive"
+    return found or [(logging.INFO, fine)]

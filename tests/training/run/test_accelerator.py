@@ -143,9 +143,11 @@ def test_tensorboard_gets_the_scalars_of_the_log(autoencoder_config, tmp_path):
     for line in (logs / "losses.jsonl").open():
         values = json.loads(line)
         step = values.pop("step")
+        group = "validation" if "validation_loss" in values else "train"
         for name, value in values.items():
-            expected.setdefault(name, []).append((step, value))
-    assert {"train_loss", "validation_loss", "psnr_db", "adversarial_weight"} <= expected.keys()
+            name = name.replace(f"{group}_loss", "loss")
+            expected.setdefault(f"{group}/{name}", []).append((step, value))
+    assert {"train/loss", "validation/loss", "validation/psnr_db"} <= expected.keys()
     assert expected.keys() == set(written.Tags()["scalars"])
     for name, values in expected.items():
         found = [(event.step, event.value) for event in written.Scalars(name)]

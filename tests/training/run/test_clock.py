@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from diffusers.optimization import get_cosine_schedule_with_warmup
 
+from hf_latent.errors import UserError
 from hf_latent.training.run.accelerator import TrainingConfig
 from hf_latent.training.run.clock import TrainingClock, cosine_with_warmup
 
@@ -29,6 +30,11 @@ def clock_of_seconds():
     return map(float, count()).__next__
 
 
+def log_step(clock: TrainingClock, loss: float, norm: float = 1.0) -> None:
+    clock.log_loss(torch.tensor(float(loss)))
+    clock.log_gradient_norm(torch.tensor(norm))
+
+
 def start_clock(tmp_path, now=time.perf_counter, **settings) -> TrainingClock:
     (tmp_path / "logs").mkdir(parents=True, exist_ok=True)
     config = TrainingConfig(output_dir=str(tmp_path), **settings)
@@ -40,7 +46,7 @@ def test_steps_learning_rate_and_log(tmp_path, optimizer):
     rates, validated = [], []
     for step in clock.steps(optimizer):
         rates.append(optimizer.param_groups[0]["lr"])
-        clock.log_loss(torch.tensor(float(step)))
+        log_step(clock, step)
         if clock.validation_is_due:
             validated.append(step)
             clock.log_validation_loss(0.25)
@@ -55,6 +61,8 @@ def test_steps_learning_rate_and_log(tmp_path, optimizer):
     log = [json.loads(line) for line in (tmp_path / "logs" / "losses.jsonl").open()]
     assert [line["step"] for line in log] == [10, 20, 20, 30, 30]
     assert log[1]["train_loss"] == 9.5
+    assert log[1]["learning_rate"] == rates[19]
+    assert "images_per_second" in log[1] and "images_per_second" not in log[0]
 
 
 def test_a_time_limit_sets_the_end_and_the_learning_rate(tmp_path, optimizer):
@@ -74,7 +82,7 @@ def run_to(clock: TrainingClock, optimizer, last: int) -> list[float]:
     rates = []
     for step in clock.steps(optimizer):
         rates.append(optimizer.param_groups[0]["lr"])
-        clock.log_loss(torch.tensor(float(step)))
+        log_step(clock, step)
         clock.log_validation_loss(step / 8)
         if clock.step == last:
             break
@@ -105,7 +113,7 @@ def test_a_clock_resumes_from_its_state_and_removes_later_log_lines(
         for folder in (tmp_path, tmp_path / "whole")
     ]
     for line in sum(logs, []):
-        line.pop("images_per_second")
+        line.pop("images_per_second", None)
     assert logs[0] == logs[1]
 
 
@@ -165,9 +173,12 @@ def test_a_resumed_finished_run_has_no_rate(tmp_path, optimizer):
 def test_the_mean_loss_ignores_values_that_are_not_finite(tmp_path, optimizer):
     clock = start_clock(tmp_path, max_train_steps=3)
     losses = iter([1.0, math.nan, 4.0])
+    norms = iter([math.inf, 2.0, 6.0])
     for _ in clock.steps(optimizer):
-        clock.log_loss(torch.tensor(next(losses)))
+        log_step(clock, next(losses), next(norms))
     assert clock.train_loss == 2.5
+    (line,) = (tmp_path / "logs" / "losses.jsonl").open()
+    assert json.loads(line)["gradient_norm"] == 4.0
 
 
 @pytest.mark.parametrize(("every", "due"), [(None, []), (1, [1, 2, 3, 4, 5, 6, 7]), (3, [3, 6, 7])])
@@ -200,3 +211,43 @@ def test_no_validation_is_due_after_the_last_step(tmp_path, optimizer, limit):
     clock = start_clock(tmp_path, clock_of_seconds(), validation_steps=1, **limit)
     due = [clock.step for _ in clock.steps(optimizer) if clock.validation_is_due]
     assert due == list(range(1, clock.step)) and clock.step > 2
+
+
+def test_reserved_time_ends_the_steps_earlier_and_a_checkpoint_keeps_it(tmp_path, optimizer):
+    now = [0.0]
+    clock = start_clock(tmp_path, lambda: now[0], max_train_minutes=1.0, learning_rate=1.0)
+    clock.reserve(20.0)
+    rates = []
+    for _ in clock.steps(optimizer):
+        rates.append(optimizer.param_groups[0]["lr"])
+        now[0] += 1.0
+        if clock.step == 10:
+            state = json.loads(json.dumps(clock.state()))
+    expected = [cosine_with_warmup(s / 40, 0.05) for s in range(40)]
+    assert rates == pytest.approx(expected, abs=1e-6)
+    resumed = start_clock(tmp_path, lambda: now[0], max_train_minutes=1.0, learning_rate=1.0)
+    resumed.load_state(state)
+    assert resumed.reserved_seconds == 20.0
+    again = []
+    for _ in resumed.steps(optimizer):
+        again.append(optimizer.param_groups[0]["lr"])
+        now[0] += 1.0
+    assert again == rates[10:]
+    with pytest.raises(UserError, match=r"--max_train_minutes 1 leaves no time to train.* 1\.00"):
+        clock.reserve(60.0)
+
+
+def test_the_bar_counts_minutes_if_they_are_limited(tmp_path, optimizer):
+    now = [0.0]
+    clock = start_clock(tmp_path, lambda: now[0], max_train_minutes=2.0)
+    clock.reserve(30.0)
+    for _ in clock.steps(optimizer):
+        now[0] += 9.0
+        if clock.step == 6:
+            assert str(clock._bar).startswith("test:  50%|") and "0.8/1.5 minutes" in str(
+                clock._bar
+            )
+    assert clock._bar.n == clock._bar.total == 1.5
+    resumed = start_clock(tmp_path, max_train_steps=8)
+    resumed.load_state(clock.state() | {"step": 6})
+    assert (resumed._bar.n, resumed._bar.initial, resumed._bar.total) == (6, 6, 8)

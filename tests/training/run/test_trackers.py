@@ -1,3 +1,4 @@
+import io
 import json
 import sys
 import time
@@ -7,6 +8,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 from accelerate.utils import LoggerType
+from PIL import Image
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
@@ -46,10 +48,34 @@ def test_tensorboard_shows_each_step_once_after_a_resume(autoencoder_config, tmp
         wait_for_another_second()
     train_autoencoder(config)
     run = tmp_path / "autoencoder"
-    for tag in ("train_loss", "validation_loss"):
-        logged = [(x["step"], pytest.approx(x[tag])) for x in read_lines(run) if tag in x]
+    names = {
+        "train/loss": "train_loss",
+        "train/learning_rate": "learning_rate",
+        "train/gradient_norm": "gradient_norm",
+        "validation/loss": "validation_loss",
+        "validation/psnr_db": "psnr_db",
+    }
+    for tag, name in names.items():
+        logged = [(x["step"], pytest.approx(x[name])) for x in read_lines(run) if name in x]
         assert shown_by_tensorboard(run / "logs" / "hf_latent", tag) == logged
     assert [step for step, _ in logged] == [2, 4, 6, 8]
+
+
+def test_tensorboard_gets_the_pictures_of_validations(autoencoder_config, tmp_path):
+    config = autoencoder_config(**STEPS, report_to="tensorboard")
+    train_autoencoder(config)
+    events = EventAccumulator(str(tmp_path / "autoencoder" / "logs" / "hf_latent"))
+    events.Reload()
+    logged = events.Tensors("validation/samples")
+    assert [x.step for x in logged] == [2, 4, 6, 8]
+    for x in logged:
+        width, height, png = make_ndarray(x.tensor_proto)
+        picture = Image.open(tmp_path / f"autoencoder/samples/step-{x.step:06d}.png")
+        sent = Image.open(io.BytesIO(png))
+        assert sent.size == picture.size == (int(width), int(height))
+        assert sent.tobytes() == picture.convert("RGB").tobytes()
+    tags = events.Tags()["tensors"]
+    assert [x for x in tags if "images_per_second" in x] == ["train/images_per_second"]
 
 
 def test_tensorboard_shows_no_steps_of_an_old_run_in_the_folder(autoencoder_config, tmp_path):
@@ -58,7 +84,7 @@ def test_tensorboard_shows_no_steps_of_an_old_run_in_the_folder(autoencoder_conf
     wait_for_another_second()
     train_autoencoder(replace(config, overwrite_output_dir=True, max_train_steps=2))
     logs = tmp_path / "autoencoder" / "logs" / "hf_latent"
-    assert [step for step, _ in shown_by_tensorboard(logs, "validation_loss")] == [2]
+    assert [step for step, _ in shown_by_tensorboard(logs, "validation/loss")] == [2]
 
 
 @pytest.fixture(params=["wandb", "trackio"])
@@ -75,7 +101,11 @@ def tracker(request, monkeypatch):
         module.starts.append(settings)
         return started
 
-    module.init, module.config = init, SimpleNamespace(update=lambda *values, **options: None)
+    module.init, module.Image, module.config = (
+        init,
+        Image.fromarray,
+        SimpleNamespace(update=lambda *values, **options: None),
+    )
     monkeypatch.setitem(sys.modules, request.param, module)
     monkeypatch.setattr(run_module, "find_spec", lambda name: True)
     monkeypatch.setattr(f"accelerate.tracking.is_{request.param}_available", lambda: True)
@@ -96,10 +126,15 @@ def test_a_resumed_run_continues_its_tracker_run_and_logs_no_step_twice(
     train_autoencoder(config)
     assert all(start["resume"] == "allow" for start in tracker.starts)
     key = {"wandb": "id", "trackio": "name"}[name]
-    assert set(tracker.starts[0]) == {"project", key, "resume"}
+    assert set(tracker.starts[0]) == {"project", "name", key, "resume"}
+    assert tracker.starts[0]["name"].startswith("autoencoder-")
     runs = [start[key] for start in tracker.starts]
     assert runs == runs[:1] * (len(kills) + 1)
-    told = [(x["step"], list(x)[1]) for x in read_lines(config.output_dir)]
+    told = []
+    for line in read_lines(config.output_dir):
+        pictures = ["validation/samples"] if name == "wandb" else []  # trackio takes none
+        names = ["validation/loss", *pictures] if "validation_loss" in line else ["train/loss"]
+        told += [(line["step"], x) for x in names]
     assert sorted(tracker.logged) == sorted(told)
 
     train_autoencoder(replace(config, resume_from_checkpoint=None, overwrite_output_dir=True))

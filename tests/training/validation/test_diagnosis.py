@@ -1,3 +1,5 @@
+import logging
+
 import pytest
 
 from hf_latent.evaluation.measures.reconstruction import ReconstructionFigures
@@ -79,4 +81,12 @@ FELL_WITH_DISCRIMINATOR = (
     ],
 )
 def test_each_problem_has_its_line(now, previous, adversarial, expected):
-    assert diagnose(now, previous, adversarial) == expected
+    assert [line for _, line in diagnose(now, previous, adversarial)] == expected
+
+
+def test_a_problem_is_a_warning_and_other_lines_are_not():
+    assert diagnose(figures(dead=(1,), largest_std=20.1), None, {}) == [
+        (logging.WARNING, GROWING),
+        (logging.INFO, NOT_YET_ALIVE.format(1)),
+    ]
+    assert diagnose(figures(), None, {}) == [(logging.INFO, *NORMAL)]
