@@ -164,6 +164,6 @@ def test_on_a_terminal_a_bar_is_drawn_again_and_messages_stay_above_it(tmp_path,
     except OSError:  # the end of a terminal
         pass
     os.close(reading)
-    lines = [line.split("\r") for line in printed.decode().replace("\r\n", "\n").splitlines()]
+    lines = [x.split("\r") for x in printed.decode().replace("\r\n", "\n").strip().split("\n")]
     assert lines[0][-1] == "warning: step 1: dead"
     assert ("denoiser: 100%" in str(lines[-1])) == is_terminal
