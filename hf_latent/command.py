@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import json
 import logging
+import math
 import re
 import textwrap
 from collections.abc import Callable, Sequence
@@ -73,6 +74,9 @@ class Settings:
             raise UserError(_describe_error(error, types)) from error
         # The restricted types are subclasses of int and float, which YAML does not know.
         for name, value in json.loads(json.dumps(values)).items():
+            for number in value if isinstance(value, list) else [value]:
+                if isinstance(number, float) and not math.isfinite(number):
+                    raise UserError(f"--{name} must be a finite number, not {number}")
             object.__setattr__(self, name, value)
 
 

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ class Guidance:
     al. 2024, section 3).
 
     Attributes:
-        scale: 0 or above; 1 is no guidance.
+        scale: 0 or above, finite; 1 is no guidance.
         interval: the lowest and the highest noise level with guidance, from 0 to 1, see
             `samplers.noise_levels`; None: all.
 
@@ -37,8 +38,8 @@ class Guidance:
 
     def __post_init__(self) -> None:
         """Check scale and interval."""
-        if not self.scale >= 0:
-            raise ValueError(f"guidance_scale must be 0 or above, not {self.scale}")
+        if not 0 <= self.scale < inf:
+            raise ValueError(f"guidance_scale must be 0 or above and finite, not {self.scale}")
         if self.interval is None:
             return
         pair = isinstance(self.interval, Sequence) and len(self.interval) == 2
@@ -237,6 +238,8 @@ def denoise_latents(
     scales = guidance if isinstance(guidance, Sequence) else [guidance] * len(timesteps)
     if len(scales) != len(timesteps):
         raise ValueError(f"{len(scales)} guidance scales do not fit {len(timesteps)} timesteps")
+    for scale in {*scales} - {None}:
+        Guidance(scale)
     if guide_unet is not None:
         check_guide(unet, guide_unet)
     elif not (conditions and null_conditions) and set(scales) - {None, 1}:

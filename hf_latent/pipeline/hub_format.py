@@ -22,7 +22,7 @@ from huggingface_hub import (
 
 from .denoise import Guidance, check_guide
 from .samplers import check_sampler, get_objective, load_scheduler
-from .weights import load_exactly
+from .weights import check_weights, load_exactly
 
 # The files saved with every model. They import each other, and nothing else of their package.
 # A glob would also find files of other local models, because these share one cache of code.
@@ -69,8 +69,8 @@ class HubFormat:
                 `unet` is given, the scheduler determines the objective.
 
         Raises:
-            ValueError: if weights are missing or left over (left over ones are ignored with
-                `device_map` or `quantization_config`).
+            ValueError: if weights are missing, not finite or left over (left over ones are ignored
+                with `device_map` or `quantization_config`).
         """
         if not kwargs.setdefault("use_safetensors", True):
             raise ValueError("weights are read from safetensors only: leave use_safetensors unset")
@@ -133,8 +133,8 @@ class HubFormat:
             **kwargs: of `push_to_hub`; `repo_id` is the folder's name by default.
 
         Raises:
-            ValueError: if `safe_serialization` is False, or scheduler, guide or guidance do not fit
-                the denoiser.
+            ValueError: if `safe_serialization` is False, weights are not finite, or scheduler,
+                guide or guidance do not fit the denoiser.
         """
         check_sampler(self.trained_scheduler, self.scheduler)  # type: ignore[attr-defined]
         Guidance.choose(True, own=self.config.get("guidance"))  # type: ignore[attr-defined]
@@ -149,6 +149,8 @@ class HubFormat:
         # diffusers does not notice a component that was None and is set later.
         self.register_modules(guide_unet=guide_unet)  # type: ignore[attr-defined]
         models = saved_models(self.config)  # type: ignore[attr-defined]
+        for component in models:
+            check_weights(component, getattr(self, component))
         for part in (getattr(self, component) for component in (*models, "scheduler")):
             source = part.config.get("_name_or_path") or ""
             if os.path.isabs(source) or os.path.isdir(source):

@@ -1,6 +1,6 @@
-"""Weights of diffusers models: complete, and with results that do not depend on their address."""
+"""Weights of diffusers models: complete, finite, and at addresses that do not change results."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ ALIGNMENT_BYTES = 64
 
 
 def load_exactly(name: str, subfolder: str | None = None, **kwargs: Any) -> ModelMixin:
-    """Load a diffusers model from safetensors, with all its weights and no others.
+    """Load a diffusers model from safetensors, with all its weights, all finite, and no others.
 
     Args:
         name: a folder or Hub id.
@@ -20,7 +20,8 @@ def load_exactly(name: str, subfolder: str | None = None, **kwargs: Any) -> Mode
         **kwargs: of `ModelMixin.from_pretrained`.
 
     Raises:
-        ValueError: if its class is not a diffusers model, or weights are missing or left over.
+        ValueError: if its class is not a diffusers model, or weights are missing, left over or not
+            finite.
     """
     where = {"subfolder": subfolder} if subfolder else {}
     config = AutoModel.load_config(name, **where)
@@ -39,6 +40,7 @@ def load_exactly(name: str, subfolder: str | None = None, **kwargs: Any) -> Mode
             f"the weights of the saved {subfolder or model_class.__name__} do not fit: "
             + "; ".join(wrong)
         )
+    check_weights(subfolder or model_class.__name__, model)
     return model
 
 
@@ -52,14 +54,39 @@ def missing_weights(model: torch.nn.Module) -> list[str]:
 
 
 def check_weights(name: str, model: torch.nn.Module) -> None:
-    """Check that no weights are missing, unless accelerate keeps some outside of memory.
+    """Check that all weights in memory are finite, and that none are missing.
+
+    Accelerate keeps some weights of a model with a device map outside of memory.
 
     Raises:
-        ValueError: naming the component and some of its missing weights.
+        ValueError: naming the component and some of these weights.
     """
     missing = [] if hasattr(model, "hf_device_map") else missing_weights(model)
     if missing:
         raise ValueError(f"the {name} lacks weights: {', '.join(missing[:3])}")
+    check_finite(name, model.state_dict().items())
+
+
+def check_finite(name: str, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Check that no value is NaN or infinite. A sum of values shows it, and is fast.
+
+    Args:
+        name: what they belong to, for the message.
+        tensors: names and tensors.
+
+    Raises:
+        ValueError: naming some of the tensors.
+    """
+    wrong = [
+        key
+        for key, x in tensors
+        if x.is_floating_point() and not x.is_meta and not x.float().sum().isfinite()
+    ]
+    if wrong:
+        raise ValueError(
+            f"{len(wrong)} weights of the {name} are not finite ({', '.join(wrong[:3])}): the "
+            "training diverged, or the file is damaged"
+        )
 
 
 def align_weights(model: torch.nn.Module) -> None:

@@ -25,6 +25,7 @@ from hf_latent.models.load import find_model, is_own
 from hf_latent.models.presets import Compression, measure_compression
 from hf_latent.output import read_json, replaced_whole, write_json, write_text
 from hf_latent.pipeline import LatentDiffusionPipeline
+from hf_latent.pipeline.weights import check_weights
 from hf_latent.training.latents.sources import LatentSource
 from hf_latent.training.run.accelerator import STORAGE_SETTINGS, TrainingConfig
 from hf_latent.training.run.clock import TrainingSummary
@@ -168,6 +169,12 @@ def save_model(
         picture_name: file name in the model folder of the last step's picture.
     """
     folder = output_dir / "model"
+    try:
+        for name, part in getattr(model, "components", {"autoencoder": model}).items():
+            if isinstance(part, ModelMixin):
+                check_weights(name, part)
+    except ValueError as error:
+        raise UserError(f"the model is not saved: {error}; lower --learning_rate") from error
     with replaced_whole(folder, written=MODEL_FILES) as temporary:
         model.save_pretrained(temporary)
     settings = settings | {key: figures[key] for key in settings if key in figures}

@@ -1,15 +1,18 @@
 import pytest
 import torch
 
+from hf_latent.evaluation.config import EvaluateConfig
+from hf_latent.experiments.generate import GenerateConfig
 from hf_latent.models.presets import create_scheduler
 from hf_latent.pipeline import LatentDiffusionPipeline
-from hf_latent.pipeline.denoise import Guidance
+from hf_latent.pipeline.denoise import Guidance, denoise_latents
 from hf_latent.pipeline.samplers import (
     create_sampler,
     guidance_by_step,
     noise_levels,
     set_inference_steps,
 )
+from hf_latent.training.denoiser_config import DenoiserConfig
 from tests.conftest import draw_latents
 
 
@@ -58,10 +61,29 @@ def test_invalid_intervals_are_refused(interval):
         Guidance(2.0, interval)
 
 
-@pytest.mark.parametrize("scale", [-1.0, float("nan")])
-def test_invalid_scales_are_refused(scale):
-    with pytest.raises(ValueError, match="guidance_scale must be 0 or above"):
-        Guidance(scale)
+@pytest.mark.parametrize("scale", [-1.0, float("nan"), float("inf")])
+def test_invalid_scales_are_refused_everywhere(pipeline, tmp_path, scale):
+    noise, classes = torch.randn(1, 4, 4, 4), torch.tensor([0])
+    pipeline.scheduler.set_timesteps(2)
+    saved = {"model": str(tmp_path), "guidance_scale": scale}
+    for use in (
+        lambda: Guidance(scale),
+        lambda: pipeline([0], guidance_scale=scale),
+        lambda: pipeline.denoise_latents(noise, class_labels=[0], guidance_scale=scale),
+        lambda: denoise_latents(
+            *(pipeline.unet, pipeline.scheduler, noise, pipeline.scheduler.timesteps),
+            *({"class_labels": classes}, scale, {"class_labels": classes + 3}),
+        ),
+        lambda: LatentDiffusionPipeline(**pipeline.components, guidance={"guidance_scale": scale}),
+        lambda: GenerateConfig(**saved),
+        lambda: EvaluateConfig(**saved, output_dir="out"),
+        lambda: DenoiserConfig(guidance_scale=scale, vae="v", output_dir="out"),
+    ):
+        with pytest.raises(ValueError, match=r"guidance_scale must be (0 or above|a .*number)"):
+            use()
+    pipeline.register_to_config(guidance={"guidance_scale": scale})
+    with pytest.raises(ValueError, match="guidance_scale must be 0 or above and finite"):
+        pipeline.save_pretrained(tmp_path)
 
 
 def test_the_pipeline_has_a_second_branch_only_inside_the_interval(pipeline):
@@ -143,7 +165,7 @@ def test_models_without_guidance_and_without_classes(pipeline, unconditional):
     ("guidance", "message"),
     [
         ({"guidance_interval": (0.8, 0.2)}, r"guidance_interval must be .*, not \(0\.8, 0\.2\)"),
-        ({"guidance_scale": -1.0}, r"guidance_scale must be 0 or above, not -1\.0"),
+        ({"guidance_scale": -1.0}, r"guidance_scale must be 0 or above and finite, not -1\.0"),
         ({"scale": 1.5}, "guidance has no scale"),
     ],
 )

@@ -13,6 +13,7 @@ from hf_latent.data.shards import Selection
 from hf_latent.evaluation.measures.neighbours import (
     Blocks,
     center_of,
+    finite,
     nearest_neighbours,
     on_device,
     squared_distances,
@@ -44,11 +45,11 @@ class FrechetDistance:
         self.metric: FrechetInceptionDistance | None = None
 
     def update(self, features: torch.Tensor, real: bool) -> None:
-        """Add features `(n, d)` float to one of the two sets."""
+        """Add features `(n, d)` float to one of the two sets; UserError if one is not finite."""
         if self.metric is None:
             self.metric = FrechetInceptionDistance(feature=_GivenFeatures(features.shape[1]))
             self.metric.set_dtype(torch.float64)
-        self.metric.update(features.cpu().double(), real=real)
+        self.metric.update(finite(features).cpu().double(), real=real)
 
     def compute(self) -> float:
         """Return the distance: 0 for equal means and covariances.
@@ -82,7 +83,7 @@ def kernel_distances(features: Sequence[Blocks], reference: Sequence[Blocks]) ->
     """
 
     def whole(blocks: Blocks) -> torch.Tensor:
-        return torch.cat([block.double() for block in blocks])
+        return torch.cat([finite(block).double() for block in blocks])
 
     return [
         poly_mmd(whole(real), whole(fake)).item()

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
+from hf_latent.errors import UserError
+
 # Feature vectors in blocks, `(n, d)` float each; iterated over more than once.
 Blocks = Iterable[torch.Tensor]
 
@@ -12,6 +14,16 @@ def squared_distances(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Return squared distances `(n, m)` of vectors `(n, d)` and `(m, d)`, inexact near 0."""
     norms = a.square().sum(1)[:, None] + b.square().sum(1)[None]
     return torch.addmm(norms, a, b.T, alpha=-2).clamp_(min=0)
+
+
+def finite(features: torch.Tensor) -> torch.Tensor:
+    """Return features; UserError if one is NaN or infinite, because all figures would be wrong."""
+    if not features.isfinite().all():
+        raise UserError(
+            "the feature network gave values that are not finite, so nothing can be measured: "
+            "choose another --feature_extractor"
+        )
+    return features
 
 
 def on_device(blocks: Blocks) -> Iterator[torch.Tensor]:
@@ -54,7 +66,7 @@ def nearest_neighbours(
     distances, places = [], []
     center = center_of(reference)
     first_query = 0
-    for query in on_device(queries):
+    for query in map(finite, on_device(queries)):
         shifted = query - center
         best = query.new_full((len(query), k), torch.inf)
         best_places = torch.full((len(query), k), -1, device=query.device)

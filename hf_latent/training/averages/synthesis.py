@@ -139,7 +139,7 @@ def sum_snapshots(
         shapes: shapes of the model's weights, by name.
 
     Raises:
-        UserError: if a snapshot has other weights.
+        UserError: if a snapshot has other weights, or some that are not finite.
     """
     sums = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
     for snapshot, weight in zip(synthesis.snapshots, synthesis.weights.tolist(), strict=True):
@@ -156,6 +156,11 @@ def sum_snapshots(
                     )
                 for name, total in sums.items():
                     total.add_(file.get_tensor(name).double(), alpha=weight)
+                    if not total.sum().isfinite():
+                        raise UserError(
+                            f"{snapshot.path} has weights that are not finite, {name} first: its "
+                            "training diverged; choose an earlier --step"
+                        )
         except (OSError, SafetensorError) as error:
             raise UserError(f"{snapshot.path} cannot be read ({error}): copy it again") from error
     return {name: total.float() for name, total in sums.items()}

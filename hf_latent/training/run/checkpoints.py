@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save_file
 
 from hf_latent.errors import UserError
 from hf_latent.output import read_json, replaced_whole, write_json
+from hf_latent.pipeline.weights import check_finite, check_weights
 from hf_latent.training.run.accelerator import STORAGE_SETTINGS
 from hf_latent.training.run.ema import ema_weights
 from hf_latent.training.run.folder import (
@@ -134,7 +135,17 @@ def save_checkpoint(
         settings: the run's settings, with which a resumed run compares its own.
         limit: the number of checkpoints to keep; None keeps all.
         accelerator: its first process writes.
+
+    Raises:
+        UserError: if weights are not finite; earlier checkpoints stay.
     """
+    try:
+        _check_finite(state)  # in all processes, which have the same weights
+    except ValueError as error:
+        raise UserError(
+            f"step {step} is not saved, because {error}: lower --learning_rate, or resume from an "
+            "earlier checkpoint"
+        ) from error
     if accelerator.is_main_process:
         path = output_dir / f"checkpoint-{step}"
         with replaced_whole(path, TEMPORARY_CHECKPOINT) as temporary:
@@ -178,6 +189,14 @@ def _save_weights(state: TrainingState, folder: Path) -> None:
         save_file(moments, folder / f"{name}_optimizer.safetensors")
 
 
+def _check_finite(state: TrainingState) -> None:
+    for name, model in state.models.items():
+        check_weights(name, model)
+    for model, folder, _, average in _averages(state):
+        names = [name for name, _ in model.named_parameters()]
+        check_finite(folder, zip(names, average.shadow_params, strict=True))
+
+
 def _load_weights(state: TrainingState, folder: Path) -> None:
     for model, average_folder, _, average in _averages(state):
         model.load_state_dict(load_file(folder / average_folder / WEIGHTS))
@@ -210,6 +229,7 @@ def resume_training(
     try:
         values = read_json(checkpoint / "state.json")
         _load_weights(state, checkpoint)
+        _check_finite(state)
         for *_, key, average in _averages(state):
             average.optimization_step = values["average_steps"][key]
         for name, other in state.others.items():

@@ -250,7 +250,15 @@ class TrainingClock:
         Args:
             loss: of the averaged weights.
             figures: other figures for the same line, with units in their names.
+
+        Raises:
+            UserError: if the loss is not finite, so that nothing is saved.
         """
+        if not math.isfinite(loss):
+            raise UserError(
+                f"the held-out loss is {loss} after step {self.step}: the training diverged, and "
+                "its model is not saved; lower --learning_rate, or resume from a checkpoint before"
+            )
         self.validation_losses[self.step] = loss
         self._write({"validation_loss": loss, **figures})
 

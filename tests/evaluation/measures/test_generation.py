@@ -11,6 +11,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 from hf_latent.data.images.config import ImagesConfig
 from hf_latent.data.images.open import open_images
 from hf_latent.data.shards import Selection, write_shards
+from hf_latent.errors import UserError
 from hf_latent.evaluation.features.extractors import load_feature_extractor
 from hf_latent.evaluation.measures import generation
 from hf_latent.evaluation.measures.generation import (
@@ -271,3 +272,18 @@ def test_copies_of_duplicates_lie_in_balls_of_radius_0():
     features[10:20] = features[0]
     figures = measure_manifold([features[:25], features[25:]], [features[:40], features[40:]])
     assert figures["precision"] == figures["recall"] == figures["coverage"] == 1
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("spoiled", [0, 1])
+def test_features_that_are_not_finite_have_no_figures(value, spoiled):
+    sets = [gaussians(20, 0, 1), gaussians(21, 0, 1)[:20]]
+    sets[spoiled][7, 2] = value
+    features, reference = ([x] for x in sets)
+    for measure in (
+        lambda: frechet_distance(features, reference),
+        lambda: kernel_distances([features], [reference]),
+        lambda: measure_manifold(features, reference),
+    ):
+        with pytest.raises(UserError, match="gave values that are not finite"):
+            measure()

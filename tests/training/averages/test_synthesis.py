@@ -179,6 +179,13 @@ def test_a_snapshot_of_another_model_is_named(tmp_path, tensors):
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_snapshot_that_is_not_finite_is_named(tmp_path, value):
+    snapshot = save_snapshot(tmp_path, 1, 0.1, {"a": torch.tensor([1.0, value])})
+    with pytest.raises(UserError, match=r"sigma_rel-0\.100.* not finite, a first: its training"):
+        sum_snapshots(Synthesis([snapshot], np.ones(1), 0.0), {"a": torch.Size([2])})
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
     """The folder of a training of 6 steps with 3 snapshots of each average."""
