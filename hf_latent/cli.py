@@ -20,7 +20,7 @@ class Command(NamedTuple):
         module: imported when the subcommand is called.
         config: the name of its configuration class in the module.
         function: the name of its function in the module.
-        summary: its line in `hf-latent --help`, at most 65 characters.
+        summary: its line in `hf-latent --help`, at most 60 characters.
         positional: the flag that may be given by its value alone, right after the subcommand.
     """
 
@@ -36,7 +36,25 @@ COMMANDS = {
         "hf_latent.experiments.quickstart",
         "QuickstartConfig",
         "run_quickstart",
-        "train, measure and save a model of built-in images in minutes",
+        "train, measure and save a model of built-in images",
+    ),
+    "train-autoencoder": Command(
+        "hf_latent.training.autoencoder",
+        "AutoencoderConfig",
+        "run",
+        "train an autoencoder on your images",
+    ),
+    "encode": Command(
+        "hf_latent.training.latents.encode",
+        "EncodeConfig",
+        "run",
+        "encode images into a latent cache, for several denoisers",
+    ),
+    "train-denoiser": Command(
+        "hf_latent.training.denoiser",
+        "DenoiserConfig",
+        "run",
+        "train a denoiser in the latent space of an autoencoder",
     ),
     "generate": Command(
         "hf_latent.experiments.generate",
@@ -86,7 +104,7 @@ COMMANDS = {
 
 def usage() -> str:
     """Return the text of `hf-latent --help`."""
-    lines = [f"  {name:<12} {command.summary}" for name, command in COMMANDS.items()]
+    lines = [f"  {name:<17} {command.summary}" for name, command in COMMANDS.items()]
     return "\n".join(
         [
             "usage: hf-latent COMMAND [--flags]",
@@ -98,9 +116,10 @@ def usage() -> str:
             "hf-latent COMMAND --help lists a command's flags.",
             "hf-latent --version prints the version.",
             "",
-            "To train on your own images:",
-            "  python -m hf_latent.training.autoencoder --help",
-            "  python -m hf_latent.training.denoiser --help",
+            "In several processes, with the same flags:",
+            "  accelerate launch -m hf_latent.training.autoencoder",
+            "  accelerate launch -m hf_latent.training.latents.encode",
+            "  accelerate launch -m hf_latent.training.denoiser",
         ]
     )
 

@@ -89,5 +89,6 @@ def test_an_unknown_command_is_one_line_and_status_2(capsys):
     assert stop.value.code == 2
     assert capsys.readouterr().err == (
         "error: no command 'quickstrat': use one of "
-        "quickstart, generate, inspect, evaluate, sweep, export, push, bench\n"
+        "quickstart, train-autoencoder, encode, train-denoiser, generate, inspect, evaluate, "
+        "sweep, export, push, bench\n"
     )

@@ -71,9 +71,9 @@ def describe_quickstart(report: dict[str, Any], output_dir: Path) -> str:
         "Try next:",
         f"  hf-latent generate --model {output_dir}/model --class_labels 0,1,2 --num_images 24 "
         "--output grid.png --seed 7",
-        "  python -m hf_latent.training.autoencoder --data YOUR_FOLDER "
+        "  hf-latent train-autoencoder --data YOUR_FOLDER "
         "--resolution 64 --output_dir runs/autoencoder",
-        "  python -m hf_latent.training.denoiser --data YOUR_FOLDER --resolution 64 "
+        "  hf-latent train-denoiser --data YOUR_FOLDER --resolution 64 "
         "--vae runs/autoencoder/model --output_dir runs/denoiser",
     ]
     return "\n".join(lines)

@@ -7,7 +7,6 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,8 +23,9 @@ from hf_latent.models.presets import measure_compression
 from hf_latent.output import write_json
 from hf_latent.training.adversary import Adversary, check_image_size
 from hf_latent.training.autoencoder_config import AutoencoderConfig
-from hf_latent.training.latents.scale import measure_latent_scale
+from hf_latent.training.latents.scale import estimate_seconds, measure_latent_scale
 from hf_latent.training.losses import kl_per_latent_value, perceptual_loss, reconstruction_loss
+from hf_latent.training.next_steps import after_autoencoder
 from hf_latent.training.push import prepare_push, push_model
 from hf_latent.training.reports import (
     image_figures,
@@ -129,6 +129,18 @@ def train_autoencoder(
     held_out_loader: DataLoader = DataLoader(
         held_out_images, rows.batch_size, num_workers=workers, worker_init_fn=ignore_signals
     )
+    # An encoder that is not trained keeps its latents, and so their scale.
+    count = 0 if config.train_decoder_only else config.fold_samples or len(splits.train)
+    measured_on = splits.train.evenly_spaced(count)
+    if config.max_train_minutes and clock.reserved_seconds is None:
+        images = len(measured_on) + len(held_out_images)
+        seconds = estimate_seconds(vae, splits.train, images, config, accelerator, now)
+        clock.reserve(seconds)
+        minutes = config.max_train_minutes - seconds / 60
+        logger.info(
+            f"{minutes:.2f} minutes of training, then {seconds / 60:.2f} to measure the latent "
+            f"scale on {images:,} images"
+        )
     previous: HeldOutFigures | None = None
 
     def validate() -> HeldOutFigures:
@@ -196,9 +208,8 @@ def train_autoencoder(
     ema.copy_to(vae.parameters())
     freeze(vae)
     (held_out,) = broadcast_object_list([validate() if accelerator.is_main_process else None])
-    # An encoder that was not trained keeps its latents, and so their scale.
-    if not config.train_decoder_only:
-        measured_on = splits.train.evenly_spaced(config.fold_samples or len(splits.train))
+    if measured_on:
+        logger.info(f"measuring the latent scale on {len(measured_on):,} training images")
         vae = fold_latent_scale(vae, measure_latent_scale(vae, measured_on, config, accelerator))
     residual = measure_latent_scale(vae, held_out_images, config, accelerator)
     summary = AutoencoderSummary(
@@ -221,9 +232,14 @@ def train_autoencoder(
         write_json(output_dir / "report.json", report)
     end_trackers(accelerator)
     push_model(push_settings)
-    logger.info(f"the model is in {summary.model_dir}")
     return summary
 
 
+def run(config: AutoencoderConfig) -> None:
+    """Train until the end or a signal, then say where the model is and what comes next."""
+    train_autoencoder(config, stop=StopSignal())
+    logger.info(after_autoencoder(config))
+
+
 if __name__ == "__main__":
-    run_command(AutoencoderConfig, partial(train_autoencoder, stop=StopSignal()))
+    run_command(AutoencoderConfig, run)

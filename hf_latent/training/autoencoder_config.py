@@ -41,7 +41,7 @@ class AutoencoderConfig(TrainingConfig):
         discriminator_num_layers: Number n of the discriminator's layers with stride 2. Each doubles
             the patch that one logit sees. Images need at least 3 * 2^n pixels a side.
         fold_samples: Number of training images, evenly spaced, that measure the latent scale. By
-            default all.
+            default all. The time for it is part of max_train_minutes.
     """
 
     preset: Preset = "tiny"

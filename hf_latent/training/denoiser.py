@@ -7,7 +7,6 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,6 +26,7 @@ from hf_latent.training.averages.snapshots import EmaSnapshots
 from hf_latent.training.denoiser_config import DenoiserConfig
 from hf_latent.training.latents.sources import open_latent_source
 from hf_latent.training.losses import denoising_loss, draw_timesteps
+from hf_latent.training.next_steps import after_denoiser
 from hf_latent.training.push import prepare_push, push_model
 from hf_latent.training.reports import (
     denoiser_figures,
@@ -267,9 +267,14 @@ def train_denoiser(
         save_model(pipeline, output_dir, portable_settings(config), figures, "samples.png")
     end_trackers(accelerator)
     push_model(push_settings)
-    logger.info(f"the model is in {summary.model_dir}")
     return summary
 
 
+def run(config: DenoiserConfig) -> None:
+    """Train until the end or a signal, then say where the model is and what comes next."""
+    train_denoiser(config, stop=StopSignal())
+    logger.info(after_denoiser(config))
+
+
 if __name__ == "__main__":
-    run_command(DenoiserConfig, partial(train_denoiser, stop=StopSignal()))
+    run_command(DenoiserConfig, run)

@@ -18,6 +18,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from hf_latent.command import run_command
 from hf_latent.data.images.dataset import ImageDataset
 from hf_latent.data.images.open import ImageSplits, open_images
 from hf_latent.data.latents.cache import LatentCache
@@ -38,6 +39,7 @@ from hf_latent.training.latents.files import (
 from hf_latent.training.latents.posteriors import encode_batches
 from hf_latent.training.run.accelerator import PROCESS_GROUP, check_processes, raise_everywhere
 from hf_latent.training.run.batches import ignore_signals
+from hf_latent.training.run.stop import StopSignal
 
 logger = logging.getLogger(__name__)
 
@@ -171,3 +173,13 @@ def _encode_split(
             tensors = {"mean": mean, "std": std, **dataset.conditions(rows)}
             entries[name] = write_shard(folder / name, tensors)
     return entries
+
+
+def run(config: EncodeConfig) -> None:
+    """Encode until the end or a signal, which keeps the finished files."""
+    StopSignal("stopped: run the same command to continue; finished files are kept")
+    encode_latents(config)
+
+
+if __name__ == "__main__":
+    run_command(EncodeConfig, run)

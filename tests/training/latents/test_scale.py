@@ -1,11 +1,16 @@
 from types import SimpleNamespace
 
+import pytest
 import torch
 
 from hf_latent.data.images.open import open_images
+from hf_latent.errors import UserError
 from hf_latent.models.fold import measure_latents, sum_latents
+from hf_latent.training import autoencoder as autoencoder_module
+from hf_latent.training.autoencoder import train_autoencoder
 from hf_latent.training.latents import scale as latent_scale
 from hf_latent.training.latents.scale import measure_latent_scale
+from hf_latent.training.run.clock import TrainingClock
 from tests.conftest import make_autoencoder
 
 
@@ -36,3 +41,38 @@ def test_the_scale_is_that_of_all_shares_even_if_one_is_empty(autoencoder_config
     expected = measure_latents(sum_latents(posterior))
     torch.testing.assert_close(found.mean, expected.mean, rtol=0, atol=1e-5)
     torch.testing.assert_close(found.std, expected.std, rtol=1e-5, atol=0)
+
+
+def test_the_fold_is_inside_the_minutes(autoencoder_config, monkeypatch, capsys):
+    """Measuring takes 0.05 seconds an image, and each look at the clock 0.1."""
+    seconds = [0.0]
+
+    def now() -> float:
+        seconds[0] += 0.1
+        return seconds[0]
+
+    def slowly(vae, dataset, config, accelerator):
+        seconds[0] += 0.05 * len(dataset)
+        return measure_latent_scale(vae, dataset, config, accelerator)
+
+    monkeypatch.setattr(latent_scale, "measure_latent_scale", slowly)
+    monkeypatch.setattr(autoencoder_module, "measure_latent_scale", slowly)
+    steps, started = TrainingClock.steps, []
+
+    def noted(self, *optimizers):
+        started.append(seconds[0])
+        return steps(self, *optimizers)
+
+    monkeypatch.setattr(TrainingClock, "steps", noted)
+    summary = train_autoencoder(
+        autoencoder_config(max_train_minutes=0.1, validation_steps=1000), now=now
+    )
+    # 40 training images, 12 held out: 2.6 seconds, estimated with a margin of a fifth.
+    assert 1.5 < summary.seconds < 6 - 2.6
+    assert 5 < seconds[0] - started[0] <= 6
+    printed = capsys.readouterr().out
+    assert "0.04 minutes of training, then 0.06 to measure the latent scale on 52 images" in printed
+    with pytest.raises(UserError, match=r"--max_train_minutes 0\.05 leaves no time to train"):
+        train_autoencoder(
+            autoencoder_config(max_train_minutes=0.05, overwrite_output_dir=True), now=now
+        )

@@ -1,0 +1,61 @@
+"""What a finished training says: where its model is, and commands to go on with."""
+
+import shlex
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from hf_latent.data.images.config import ImagesConfig
+from hf_latent.training.autoencoder_config import AutoencoderConfig
+from hf_latent.training.denoiser_config import DenoiserConfig
+
+# Settings that only a training has.
+OF_TRAININGS = {"crop", "horizontal_flip", "seed", "validation_fingerprint"}
+
+
+def command_line(command: str, **settings: Any) -> str:
+    """Return a command that a shell runs, indented; a setting of None is left out."""
+    flags = (f"--{name} {shlex.quote(str(x))}" for name, x in settings.items() if x is not None)
+    return " ".join([f"  hf-latent {command}", *flags])
+
+
+def image_settings(config: ImagesConfig) -> dict[str, Any]:
+    """Return `data` and the settings of the images that are not the defaults."""
+    changed = {
+        field.name: getattr(config, field.name)
+        for field in fields(ImagesConfig)
+        if getattr(config, field.name) != field.default
+    }
+    return {"data": config.data, **changed}
+
+
+def after_autoencoder(config: AutoencoderConfig) -> str:
+    """Return lines for the terminal: inspect the autoencoder, then train a denoiser."""
+    run = Path(config.output_dir)
+    images = image_settings(config)
+    measured = {name: x for name, x in images.items() if name not in OF_TRAININGS}
+    inspection, denoiser = (run.with_name(f"{run.name}-{x}") for x in ("inspect", "denoiser"))
+    lines = [
+        f"the model is in {run / 'model'}",
+        "look at what it keeps, then train a denoiser on its latents:",
+        command_line("inspect", vae=run / "model", **measured, output_dir=inspection),
+        command_line("train-denoiser", vae=run / "model", **images, output_dir=denoiser),
+    ]
+    return "\n".join(lines)
+
+
+def after_denoiser(config: DenoiserConfig) -> str:
+    """Return lines for the terminal: generate, evaluate, push."""
+    run = Path(config.output_dir)
+    images = {"data": "IMAGES"}  # a latent cache does not say where its images are
+    if config.latents is None:
+        images = {k: x for k, x in image_settings(config).items() if k not in OF_TRAININGS}
+    evaluation = run.with_name(f"{run.name}-evaluate")
+    lines = [
+        f"the model is in {run / 'model'}",
+        "draw with it, measure it, send it to the Hub:",
+        command_line("generate", model=run / "model", output=run / "grid.png"),
+        command_line("evaluate", model=run / "model", **images, output_dir=evaluation),
+        command_line("push", model=run / "model", repo_id="USER/NAME"),
+    ]
+    return "\n".join(lines)
