@@ -79,7 +79,7 @@ def list_files(folder: str) -> Listing:
             name = f"{parent}/{entry.name}" if parent else entry.name
             if entry.name.startswith(".") or entry.name.lower() in SYSTEM_FOLDERS:
                 counts["hidden"][entry.name if _is_folder(entry) else "files named ._* or .*"] += 1
-            elif not _is_utf8(entry.name):
+            elif not is_utf8(entry.name):
                 listing.bad_files.append(f"{entry.path!a} (its name is not UTF-8: rename it)")
             elif _is_folder(entry):
                 (linked if entry.is_symlink() else real).append(name)
@@ -99,7 +99,8 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _is_utf8(name: str) -> bool:
+def is_utf8(name: str) -> bool:
+    """Return whether a path can be written to a data set."""
     return name.isascii() or name == name.encode(errors="ignore").decode()
 
 
@@ -155,5 +156,6 @@ def _describe_counts(counts: dict[str, Counter[str]], again: list[str]) -> list[
 
 
 def _name(counter: Counter[str]) -> str:
-    parts = [f"{count} {name}" for name, count in counter.most_common(NAMED)]
+    ordered = sorted(counter.items(), key=lambda item: (-item[1], item[0]))
+    parts = [f"{count} {name}" for name, count in ordered[:NAMED]]
     return ", ".join(parts) + (" and others" if len(counter) > NAMED else "")

@@ -12,7 +12,7 @@ from datasets import ClassLabel, Dataset, DatasetDict
 from hf_latent.data.fashion_mnist import load_fashion_mnist, load_fashion_mnist_sample
 from hf_latent.data.images.sources.folder import open_files, read_folder_labels, split_folder
 from hf_latent.data.images.sources.labels import Labels, NoClassesError, number_classes
-from hf_latent.data.images.sources.listing import Listing, list_files
+from hf_latent.data.images.sources.listing import Listing, is_utf8, list_files
 from hf_latent.data.images.sources.metadata import read_metadata_labels
 from hf_latent.data.images.sources.own_files import check_own_files, hub_folders
 from hf_latent.data.images.sources.splits import NONE
@@ -88,6 +88,8 @@ def open_source(data: str, choice: Choice = Choice()) -> Source:
         UserError: if the source cannot be opened, leaves no choice of splits or columns, has labels
             that do not fit, or a row that names a file outside the source.
     """
+    if not is_utf8(data):
+        raise UserError(f"the name {data!a} is not UTF-8: rename it")
     path = Path(data).expanduser()
     with quiet_datasets():
         if data in BUILT_IN:
