@@ -11,6 +11,8 @@ from inspect import signature
 from typing import NamedTuple
 
 from hf_latent import __version__
+from hf_latent.command_output import command_output
+from hf_latent.errors import UserError
 
 
 class Command(NamedTuple):
@@ -148,10 +150,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: the command line without the program; None: the process's own.
 
     Raises:
-        SystemExit: with status 2 after a user error.
+        SystemExit: with status 2 after a user error, 130 after Ctrl-C.
     """
     started = time.perf_counter()
-    name, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    with command_output():
+        _run(list(sys.argv[1:] if arguments is None else arguments), started, arguments is None)
+
+
+def _run(arguments: list[str], started: float, is_process: bool) -> None:
+    """Run the subcommand.
+
+    Args:
+        arguments: the command line without the program.
+        started: when the process started.
+        is_process: whether this process has no other purpose.
+    """
+    name, *rest = arguments or ["--help"]
     if name in ("-h", "--help"):
         print(usage())
         return
@@ -159,12 +173,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"hf-latent {__version__}")
         return
     if name not in COMMANDS:
-        print(f"error: no command {name!r}: use one of {', '.join(COMMANDS)}", file=sys.stderr)
-        raise SystemExit(2)
+        raise UserError(f"no command {name!r}: use one of {', '.join(COMMANDS)}")
     command = COMMANDS[name]
     if command.positional and rest and not rest[0].startswith("-"):
         rest.insert(0, f"--{command.positional}")
-    with garbage_collection_disabled() if arguments is None else nullcontext():
+    with garbage_collection_disabled() if is_process else nullcontext():
         from hf_latent.command import run_command
 
         module = import_module(command.module)

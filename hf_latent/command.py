@@ -27,6 +27,7 @@ import jsonargparse
 import yaml
 from jsonargparse.typing import restricted_number_type
 
+from hf_latent.command_output import command_output
 from hf_latent.errors import UserError
 from hf_latent.messages import Verbosity, set_verbosity, start_messages
 
@@ -244,7 +245,7 @@ def run_command(
     arguments: Sequence[str] | None = None,
     prog: str | None = None,
 ) -> None:
-    """Parse the command line and run a command; a user error becomes one line and exit status 2.
+    """Parse the command line and run a command, as `command_output` says.
 
     Args:
         config_class: the command's configuration.
@@ -253,10 +254,7 @@ def run_command(
         prog: the command's name in messages.
 
     Raises:
-        SystemExit: with status 2 after a user error.
+        SystemExit: with status 2 after a user error, 130 after Ctrl-C.
     """
-    try:
+    with command_output():
         command(parse_config(config_class, arguments, prog))
-    except (UserError, OSError) as error:
-        logger.error(" ".join(str(error).split()))
-        raise SystemExit(2) from None

@@ -19,6 +19,7 @@ from huggingface_hub import (
     create_repo,
     list_repo_files,
 )
+from huggingface_hub.utils import WeakFileLock
 
 from .denoise import Guidance, check_guide
 from .samplers import check_sampler, get_objective, load_scheduler
@@ -155,17 +156,20 @@ class HubFormat:
             source = part.config.get("_name_or_path") or ""
             if os.path.isabs(source) or os.path.isdir(source):
                 part.register_to_config(_name_or_path="")  # a local path
-        new = folder / HALF_SAVED
-        shutil.rmtree(new, ignore_errors=True)  # left by a killed process
-        new.mkdir(parents=True)
-        try:
-            super().save_pretrained(new, variant=variant, max_shard_size=max_shard_size)  # type: ignore[misc]
-            # A class derived elsewhere is not defined in these files.
-            if type(self).__module__ == f"{__name__.rpartition('.')[0]}.{MODULES[0]}":
-                add_code(new, type(self).__name__)
-            replace_files(new, folder, variant)
-        finally:
-            shutil.rmtree(new)
+        new, lock = folder / HALF_SAVED, folder / f"{HALF_SAVED}.lock"
+        folder.mkdir(parents=True, exist_ok=True)
+        with WeakFileLock(lock):  # another process may save to this folder, too
+            shutil.rmtree(new, ignore_errors=True)  # left by a killed process
+            new.mkdir()
+            try:
+                super().save_pretrained(new, variant=variant, max_shard_size=max_shard_size)  # type: ignore[misc]
+                # A class derived elsewhere is not defined in these files.
+                if type(self).__module__ == f"{__name__.rpartition('.')[0]}.{MODULES[0]}":
+                    add_code(new, type(self).__name__)
+                replace_files(new, folder, variant)
+            finally:
+                shutil.rmtree(new)
+                lock.unlink(missing_ok=True)
         if push_to_hub:
             kwargs.setdefault("repo_id", folder.absolute().name)
             _push(folder, variant=variant, **kwargs)
@@ -286,8 +290,10 @@ def replace_files(new: Path, folder: Path, variant: str | None) -> None:
     """
     files = [path.relative_to(new) for path in new.rglob("*") if path.is_file()]
     retired = RETIRED_MODULES if _has_code(folder) else ()
+    mode = new.stat().st_mode & 0o666  # what the umask gives to a file; safetensors gives 0600
     for file in sorted(files, key=lambda file: file.name == DiffusionPipeline.config_name):
         (folder / file).parent.mkdir(exist_ok=True)
+        (new / file).chmod(mode)
         os.replace(new / file, folder / file)
     for component in {file.parts[0] for file in files} & set(MODELS):
         # diffusers would load an old index of shards instead of a new single file.

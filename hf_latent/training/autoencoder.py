@@ -45,6 +45,7 @@ from hf_latent.training.run.clock import TrainingClock, TrainingSummary
 from hf_latent.training.run.ema import ema_weights
 from hf_latent.training.run.folder import (
     describe_counts,
+    find_checkpoint,
     open_run_images,
     start_run_folder,
 )
@@ -94,7 +95,7 @@ def train_autoencoder(
 
     Raises:
         UserError: if the settings, the images or the run folder are not valid.
-        SystemExit: with status 0, if `stop` ended the training.
+        SystemExit: with `stop.status`, if `stop` ended the training.
     """
     accelerator = start_accelerator(config)
     splits = splits or open_run_images(config, accelerator)
@@ -107,10 +108,7 @@ def train_autoencoder(
         network = load_feature_network(config.perceptual_network).to(accelerator.device)
     compression = measure_compression(vae, image_shape)
     logger.info(f"autoencoder: {compression}")
-    push_settings = prepare_push(config, "AutoencoderKL", accelerator)
     output_dir, counts = Path(config.output_dir), describe_counts(splits)
-    checkpoint = start_run_folder(config, counts, splits.validation_fingerprint, accelerator)
-
     ema = create_ema(vae, config.ema_decay, accelerator.device)
     betas = (0.9, config.adam_beta2)
     optimizer = create_optimizer(vae, config.learning_rate, config.adam_weight_decay, betas)
@@ -120,7 +118,11 @@ def train_autoencoder(
     state = TrainingState({"vae": vae}, {"vae": optimizer}, {"vae": {"ema": ema}}, {"clock": clock})
     adversary = Adversary(config, image_shape[0], vae, state, accelerator)
     settings = asdict(config)
+    checkpoint = find_checkpoint(output_dir, config.resume_from_checkpoint)
     resume_training(checkpoint, state, settings, accelerator)
+    push_settings = prepare_push(config, "AutoencoderKL", accelerator)
+    fingerprint = splits.validation_fingerprint
+    start_run_folder(config, checkpoint, counts, fingerprint, accelerator)
 
     rows = process_rows(config.train_batch_size, accelerator)
     done, workers = clock.step * config.gradient_accumulation_steps, config.dataloader_num_workers
@@ -200,8 +202,8 @@ def train_autoencoder(
             clock.log_pending_losses()
             limit = config.checkpoints_total_limit
             save_checkpoint(output_dir, clock.step, state, settings, limit, accelerator)
-        if stopping:
-            exit_after_checkpoint(output_dir, "autoencoder", accelerator)
+        if stop is not None and stopping:
+            exit_after_checkpoint(stop, output_dir, "autoencoder", accelerator)
 
     if stop is not None:
         stop.release()

@@ -49,7 +49,7 @@ from hf_latent.training.run.checkpoints import (
 )
 from hf_latent.training.run.clock import TrainingClock, TrainingSummary
 from hf_latent.training.run.ema import ema_weights
-from hf_latent.training.run.folder import start_run_folder
+from hf_latent.training.run.folder import find_checkpoint, start_run_folder
 from hf_latent.training.run.guard import NonFiniteGuard
 from hf_latent.training.run.pictures import picture_path
 from hf_latent.training.run.stop import StopSignal, exit_after_checkpoint
@@ -144,7 +144,7 @@ def train_denoiser(
 
     Raises:
         UserError: if the settings, the images, the autoencoder or the run folder are not valid.
-        SystemExit: with status 0, if `stop` ended the training.
+        SystemExit: with `stop.status`, if `stop` ended the training.
     """
     accelerator = start_accelerator(config)
     vae = load_autoencoder(config.vae)
@@ -158,14 +158,10 @@ def train_denoiser(
     pipeline = LatentDiffusionPipeline(vae, unet, sampler, id2label, guidance=config.guidance)
     pipeline.set_progress_bar_config(disable=True)
     logger.info(f"latents: {measure_compression(vae, source.image_shape)}")
-    push_settings = prepare_push(config, "LatentDiffusionPipeline", accelerator)
-    output_dir, counts = Path(config.output_dir), source.counts
-    checkpoint = start_run_folder(config, counts, source.validation_fingerprint, accelerator)
-
     freeze(vae).to(accelerator.device)
     frozen_vae = FrozenWeights(vae)
-    source.prepare(vae)
 
+    output_dir, counts = Path(config.output_dir), source.counts
     ema = create_ema(unet, config.ema_decay, accelerator.device)
     settings = asdict(config)
     identity = settings | {"vae": frozen_vae.sha256}
@@ -180,8 +176,13 @@ def train_denoiser(
     others |= {"snapshots": snapshots} if snapshots.averages else {}
     averages = {"unet": {"ema": ema, **snapshots.averages}}
     state = TrainingState({"unet": unet}, {"unet": optimizer}, averages, others)
+    checkpoint = find_checkpoint(output_dir, config.resume_from_checkpoint)
     resume_training(checkpoint, state, settings, accelerator)
+    push_settings = prepare_push(config, "LatentDiffusionPipeline", accelerator)
+    fingerprint = source.validation_fingerprint
+    start_run_folder(config, checkpoint, counts, fingerprint, accelerator)
     snapshots.remove_after(clock.step)
+    source.prepare(vae)
 
     rows = process_rows(config.train_batch_size, accelerator)
     batches = source.batches(clock.step * config.gradient_accumulation_steps)
@@ -232,8 +233,8 @@ def train_denoiser(
             clock.log_pending_losses()
             limit = config.checkpoints_total_limit
             save_checkpoint(output_dir, clock.step, state, settings, limit, accelerator)
-        if stopping:
-            exit_after_checkpoint(output_dir, "denoiser", accelerator)
+        if stop is not None and stopping:
+            exit_after_checkpoint(stop, output_dir, "denoiser", accelerator)
 
     if stop is not None:
         stop.release()

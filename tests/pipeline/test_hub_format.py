@@ -1,7 +1,9 @@
 """Saving and loading pipelines."""
 
 import json
+import os
 import pickle
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -172,6 +174,37 @@ def test_old_weights_stay_until_the_new_ones_are_written(pipeline, tmp_path, mon
     after = {path.name: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert after == before
     assert not list(tmp_path.glob(".*"))
+
+
+def test_two_processes_save_to_one_folder_one_after_the_other(pipeline, unconditional, tmp_path):
+    def save(model):
+        torch.set_num_threads(1)
+        for _ in range(8):
+            model.save_pretrained(tmp_path)
+
+    processes = [
+        get_context("fork").Process(target=save, args=(x,)) for x in (pipeline, unconditional)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    saved = LatentDiffusionPipeline.from_pretrained(tmp_path)
+    (of,) = [x for x in (pipeline, unconditional) if x.num_classes == saved.num_classes]
+    assert hash_weights(saved.unet) == hash_weights(of.unet)
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_saved_files_have_the_umasks_mode(pipeline, tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        pipeline.save_pretrained(tmp_path / "model")
+    finally:
+        os.umask(before)
+    modes = {x.stat().st_mode & 0o777 for x in (tmp_path / "model").rglob("*") if x.is_file()}
+    assert modes == {0o666 & ~mask}
 
 
 def test_saving_over_an_older_version_removes_its_retired_modules(pipeline, tmp_path):

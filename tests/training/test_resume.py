@@ -51,6 +51,8 @@ DENOISER = {
 class StopAfter:
     """Asks a training to stop after so many steps."""
 
+    status = 143
+
     def __init__(self, steps: int):
         self.steps = steps
 
@@ -114,7 +116,7 @@ def test_an_interrupted_autoencoder_ends_bit_for_bit_as_an_uninterrupted_one(
         for after in stops:
             with pytest.raises(SystemExit) as stopped:
                 train_autoencoder(resumed, stop=StopAfter(after))
-            assert stopped.value.code == 0
+            assert stopped.value.code == 143
             assert "hf_latent.training.autoencoder --config" in capsys.readouterr().out
         summary = train_autoencoder(resumed)
         assert summary.steps == 5
@@ -189,7 +191,7 @@ def test_an_interrupted_denoiser_ends_bit_for_bit_as_an_uninterrupted_one(
     for after in (1, 2):
         with pytest.raises(SystemExit) as stopped:
             train_denoiser(replace(config, resume_from_checkpoint="latest"), stop=StopAfter(after))
-        assert stopped.value.code == 0
+        assert stopped.value.code == 143
         if latents != "of every step":
             monkeypatch.setattr(posteriors, "encode_posteriors", None)  # nothing is encoded twice
     train_denoiser(replace(config, resume_from_checkpoint="latest"))
@@ -325,7 +327,7 @@ class Launched:
         if number is not None:
             self.process.send_signal(number)
         stdout, stderr = self.process.communicate(timeout=120)
-        assert self.process.returncode in (0, -signal.SIGKILL), stderr[-2000:]
+        assert self.process.returncode in (0, 130, 143, -signal.SIGKILL), stderr[-2000:]
         return self.process.returncode, stdout
 
 
@@ -420,7 +422,7 @@ def test_sigterm_and_ctrl_c_save_a_checkpoint_and_say_how_to_resume(launched_tra
         training.wait_for_new_file()
         send(training.process.pid, number)
         status, stdout = training.end()
-        assert status == 0
+        assert status == 128 + number
         steps = sorted(int(path.name.split("-")[1]) for path in run.glob("checkpoint-*"))
         assert steps[:-1] == stopped_at[1:]
         assert stopped_at[-1] < steps[-1] < STEPS

@@ -59,7 +59,7 @@ def stop_at_the_first_file(process: forked.Process, cache: Path, number: int) ->
         time.sleep(0.002)
     process.send_signal(number)
     stdout, stderr = process.communicate(timeout=20)
-    assert process.returncode == 0, stderr[-2000:]
+    assert process.returncode == 128 + number, stderr[-2000:]
     assert "Traceback" not in stderr
     entries = cache.glob("train-*.entry.json")  # a file counts once it has one
     files = [path.with_name(path.name.replace(".entry.json", ".safetensors")) for path in entries]
@@ -113,7 +113,7 @@ def test_a_waiting_process_is_stopped_too(both):
         for process in (second, first) if both else (second,):
             stdout, stderr = process.communicate(timeout=20)
             # A failure, so that the launcher ends the others.
-            status = 0 if process is first else -signal.SIGTERM
+            status = 128 + signal.SIGTERM if process is first else -signal.SIGTERM
             assert process.returncode == status, stderr[-2000:]
             assert "Traceback" not in stderr
             assert stdout == ("the line\n" if process is first else "")
@@ -132,6 +132,6 @@ def test_a_process_is_stopped_even_if_its_output_is_closed():
     assert process.stdout.readline() == "ready\n"
     process.stdout.close()
     process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 0
+    assert process.wait(60) == 130
     assert "Traceback" not in process.stderr.read()
     process.stderr.close()

@@ -36,6 +36,7 @@ from hf_latent.pipeline.encode import encode_posteriors
 from hf_latent.training.denoiser_config import DenoiserConfig
 from hf_latent.training.latents.config import EncodeConfig
 from hf_latent.training.latents.encode import encode_latents
+from hf_latent.training.latents.files import cache_manifest
 from hf_latent.training.run.accelerator import process_rows, raise_everywhere
 from hf_latent.training.run.batches import (
     GlobalBatchSampler,
@@ -76,7 +77,7 @@ class LatentSource(ABC):
         held_out_images: number of held-out images.
         counts: a sentence about both numbers.
         validation_fingerprint: fingerprint of the held-out images.
-        identity: hash of the stored latents, known after `prepare`; None if they are not stored.
+        identity: hash of the stored latents; None if they are not stored.
         encode_seconds: duration of the encoding before the first step.
         encoded_images: number of images encoded in that time, without mirror images.
     """
@@ -188,6 +189,7 @@ class EncodedOnce(CachedLatents):
         settings: how to encode them.
         replace_other: replace an existing cache of other images instead of refusing it.
         options: how to read the cache.
+        vae: the autoencoder that `prepare` will get.
     """
 
     def __init__(
@@ -197,9 +199,12 @@ class EncodedOnce(CachedLatents):
         replace_other: bool,
         options: ReadOptions,
         accelerator: Accelerator,
+        vae: Autoencoder,
     ):
         """Set the attributes from the images."""
         self.options, self.accelerator = options, accelerator
+        # What the cache will be, so that a checkpoint of other latents is refused before encoding.
+        self.identity = hash_latents(cache_manifest(settings, splits, vae))
         self._splits: ImageSplits | None = splits
         self._settings, self._replace_other = settings, replace_other
         self._set_from_images(splits, shown_name(settings.data))
@@ -211,7 +216,6 @@ class EncodedOnce(CachedLatents):
             self._settings, self._splits, vae, self.accelerator, self._replace_other
         )
         self.encode_seconds = time.perf_counter() - start
-        self.identity = hash_latents(self.cache.manifest)
         self._splits = None
 
 
@@ -336,7 +340,8 @@ def open_latent_source(
             output_dir=str(Path(config.output_dir) / "latents"),
             dataloader_num_workers=config.dataloader_num_workers,
         )
-        return EncodedOnce(splits, settings, config.overwrite_output_dir, options, accelerator)
+        overwrite = config.overwrite_output_dir
+        return EncodedOnce(splits, settings, overwrite, options, accelerator, vae)
     with raise_everywhere(accelerator):
         revision = config.latents_revision
         if accelerator.is_main_process:

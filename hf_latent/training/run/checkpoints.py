@@ -3,17 +3,17 @@
     checkpoint-N/
         vae/  vae_ema/ ...               a folder per model and per average, in diffusers' format
         vae_optimizer.safetensors ...    the optimizers' moments
-        state.json                       step, seconds and the rest
+        state.json                       step, seconds and the rest, and each file's SHA-256
 
 The order of the data and all random draws follow from seed and step, so no random state is saved.
 On a CPU a resumed training equals an uninterrupted one bit for bit, on a GPU only if its kernels
 are deterministic (torch.use_deterministic_algorithms).
 """
 
+import hashlib
 import json
 import logging
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,14 +26,17 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 
+from hf_latent.data.shards import hash_file
 from hf_latent.errors import UserError
+from hf_latent.hub.model_files import CHECKPOINT_FILES
 from hf_latent.output import read_json, replaced_whole, write_json
 from hf_latent.pipeline.weights import check_finite, check_weights
-from hf_latent.training.run.accelerator import STORAGE_SETTINGS
+from hf_latent.training.run.accelerator import STORAGE_SETTINGS, raise_everywhere
 from hf_latent.training.run.ema import ema_weights
 from hf_latent.training.run.folder import (
     TEMPORARY_CHECKPOINT,
     list_checkpoints,
+    next_order,
     remove_checkpoint,
 )
 
@@ -148,12 +151,12 @@ def save_checkpoint(
         ) from error
     if accelerator.is_main_process:
         path = output_dir / f"checkpoint-{step}"
-        with replaced_whole(path, TEMPORARY_CHECKPOINT) as temporary:
+        with replaced_whole(path, TEMPORARY_CHECKPOINT, CHECKPOINT_FILES) as temporary:
             temporary.mkdir()
             _save_weights(state, temporary)
             values = {
                 "step": step,
-                "saved_at": time.time(),
+                "order": next_order(output_dir),
                 "num_processes": accelerator.num_processes,
                 "average_steps": {
                     key: average.optimization_step for *_, key, average in _averages(state)
@@ -162,11 +165,47 @@ def save_checkpoint(
                 "others": {name: other.state() for name, other in state.others.items()},
                 "settings": settings,
             }
-            write_json(temporary / "state.json", values)
+            _write_state(temporary, values)
         if limit is not None:
             for old in list_checkpoints(output_dir)[:-limit]:
                 remove_checkpoint(old)
     accelerator.wait_for_everyone()
+
+
+def _write_state(folder: Path, values: dict[str, Any]) -> None:
+    """Write state.json with the SHA-256 of every other file, and of its own values."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    values["files"] = {x.relative_to(folder).as_posix(): hash_file(x) for x in files}
+    write_json(folder / "state.json", values)
+    values = read_json(folder / "state.json")  # as JSON keeps them
+    write_json(folder / "state.json", values | {"sha256": _hash_values(values)})
+
+
+def _hash_values(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def check_files(checkpoint: Path) -> None:
+    """Compare a checkpoint's files with their checksums; older checkpoints have none.
+
+    Raises:
+        UserError: if a file is missing or was changed; it names the file and other checkpoints.
+    """
+    values = read_json(checkpoint / "state.json")
+    if "saved_at" in values:  # of an older version
+        return
+    damaged = [] if values.pop("sha256", None) == _hash_values(values) else ["state.json"]
+    for name, sha256 in values.get("files", {}).items():
+        path = checkpoint / name
+        if not path.is_file() or hash_file(path) != sha256:
+            damaged.append(name)
+    if damaged:
+        others = [str(x) for x in list_checkpoints(checkpoint.parent) if x.name != checkpoint.name]
+        remedy = f"resume from another one ({', '.join(others)})" if others else "start again"
+        raise UserError(
+            f"{checkpoint / damaged[0]} is damaged, its checksum differs from the one it was saved "
+            f"with: {remedy}"
+        )
 
 
 def _averages(state: TrainingState) -> Iterator[tuple[ModelMixin, str, str, EMAModel]]:
@@ -216,6 +255,8 @@ def resume_training(
 ) -> None:
     """Load a checkpoint and print the settings that changed; all processes call it.
 
+    Nothing is written, so a refused checkpoint leaves the run's folder as it was.
+
     Args:
         checkpoint: its folder; None does nothing.
         state: changed in place.
@@ -226,6 +267,9 @@ def resume_training(
     """
     if checkpoint is None:
         return
+    with raise_everywhere(accelerator):
+        if accelerator.is_main_process:
+            check_files(checkpoint)
     try:
         values = read_json(checkpoint / "state.json")
         _load_weights(state, checkpoint)

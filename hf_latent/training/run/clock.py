@@ -15,7 +15,7 @@ from accelerate.utils import broadcast
 from hf_latent.errors import UserError
 from hf_latent.messages import progress_bar
 from hf_latent.training.run.accelerator import TrainingConfig
-from hf_latent.training.run.log import append_line, remove_lines_after
+from hf_latent.training.run.log import append_line
 from hf_latent.training.run.trackers import log_to_trackers
 
 
@@ -171,7 +171,7 @@ class TrainingClock:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from a checkpoint's `state`, and remove the log lines after it."""
+        """Continue from a checkpoint's `state`."""
         self.step, self._steps_before = int(state["step"]), int(state["step"])
         # Older checkpoints have no images_seen; assume that the number of processes is the same.
         self.images_seen = state.get("images_seen", self.step * self._images_per_step)
@@ -183,8 +183,6 @@ class TrainingClock:
         self._start = self._now() - self._seconds_before
         minutes = self.config.max_train_minutes and self._seconds_before / 60
         self._bar.initial = self._bar.n = minutes or self.step
-        if self.accelerator.is_main_process:
-            remove_lines_after(self.config.output_dir, state)
 
     def steps(self, *optimizers: torch.optim.Optimizer) -> Iterator[int]:
         """Yield the index of every step, from 0, after setting the optimizers' learning rate."""

@@ -22,6 +22,7 @@ from hf_latent.output import (
     write_text,
 )
 from hf_latent.training.run.accelerator import TrainingConfig
+from hf_latent.training.run.log import remove_lines_after
 from hf_latent.training.run.trackers import start_trackers
 
 logger = logging.getLogger(__name__)
@@ -47,13 +48,26 @@ def list_checkpoints(output_dir: Path) -> list[Path]:
     The last one need not have the highest step, since a training can resume from an earlier one.
     A checkpoint has its name only while it is complete.
     """
+    return [path for _, path in _ordered_checkpoints(output_dir)]
+
+
+def next_order(output_dir: Path) -> int:
+    """Return the number that orders the next checkpoint. Clocks are set back, numbers are not."""
+    found = _ordered_checkpoints(output_dir)
+    return 1 + (found[-1][0][0] if found else 0)
+
+
+def _ordered_checkpoints(output_dir: Path) -> list[tuple[tuple[int, float], Path]]:
+    """Return what orders a checkpoint, and its path; older ones have no number but a time."""
     found = []
     for path in output_dir.glob("checkpoint-*"):
         if re.fullmatch(r"checkpoint-\d+", path.name):
             # A folder without a readable state is no complete checkpoint.
-            with suppress(UserError, KeyError):
-                found.append((read_json(path / "state.json")["saved_at"], path))
-    return [path for _, path in sorted(found)]
+            with suppress(UserError, KeyError, TypeError, ValueError):
+                state = read_json(path / "state.json")
+                key = (int(state["order"]), 0.0) if "order" in state else (0, state["saved_at"])
+                found.append(((key[0], float(key[1])), path))
+    return sorted(found)
 
 
 def remove_checkpoint(path: Path) -> None:
@@ -140,7 +154,7 @@ def check_run_folder(output_dir: Path, overwrite: bool, resume_from_checkpoint: 
 def _is_interrupted_start(output_dir: Path) -> bool:
     """Return whether the folder holds only what a run leaves if killed before a checkpoint."""
     started = ("config.yaml", "logs", "samples", "latents", "ema_snapshots", "bad_batches")
-    half_written = (".config.tmp.yaml", TEMPORARY_CHECKPOINT)
+    half_written = (".config.tmp.yaml", TEMPORARY_CHECKPOINT, ".latents.lock")
     names = {*started, *half_written}
     return output_dir.is_dir() and all(path.name in names for path in output_dir.iterdir())
 
@@ -154,23 +168,24 @@ def describe_counts(splits: ImageSplits) -> str:
 
 
 def start_run_folder(
-    config: TrainingConfig, counts: str, validation_fingerprint: str, accelerator: Accelerator
-) -> Path | None:
+    config: TrainingConfig,
+    checkpoint: Path | None,
+    counts: str,
+    validation_fingerprint: str,
+    accelerator: Accelerator,
+) -> None:
     """Create a run's folder, save the resolved configuration in it and start the trackers.
 
     Args:
+        checkpoint: where the run resumes from, loaded already; None for a new run.
         counts: as `describe_counts` returns; the first line of config.yaml.
         validation_fingerprint: fingerprint of the held-out images.
         accelerator: its first process writes.
 
-    Returns:
-        The checkpoint to resume from; None for a new run.
-
     Raises:
-        UserError: as `find_checkpoint` and `check_run_folder`.
+        UserError: as `check_run_folder`.
     """
     output_dir, resume = Path(config.output_dir), config.resume_from_checkpoint
-    checkpoint = find_checkpoint(output_dir, resume)
     if accelerator.is_main_process:
         check_run_folder(output_dir, config.overwrite_output_dir, resume)
         if checkpoint is None:
@@ -185,5 +200,6 @@ def start_run_folder(
         if resume and checkpoint is None:
             logger.info("no checkpoint yet: the training starts at step 0")
     start_trackers(output_dir, asdict(config), checkpoint, accelerator)
+    if checkpoint is not None and accelerator.is_main_process:
+        remove_lines_after(output_dir, read_json(checkpoint / "state.json")["others"]["clock"])
     accelerator.wait_for_everyone()
-    return checkpoint

@@ -1,5 +1,6 @@
 """Stop a training by a signal: before its first step at once, later between two steps."""
 
+import logging
 import os
 import shlex
 import signal
@@ -11,6 +12,8 @@ from accelerate import Accelerator
 
 from hf_latent.training.run.batches import end_readers
 
+logger = logging.getLogger(__name__)
+
 BEFORE_TRAINING = (
     "stopped before the first step: run the same command with --resume_from_checkpoint latest to "
     "continue; finished latent files are kept"
@@ -20,10 +23,12 @@ BEFORE_TRAINING = (
 class StopSignal:
     """Handles SIGTERM and Ctrl-C of a training.
 
-    Before `defer`, a signal ends the process at once; the first process prints a line and exits
-    with status 0. After it, a signal sets a flag, which `requested` reads; a second Ctrl-C ends the
-    process at once. `accelerate launch` with one process does not forward signals, so the end of
-    the launcher counts as a signal too.
+    Before `defer`, a signal ends the process at once; the first process prints a line. After it, a
+    signal is noted, which `requested` reads; a second Ctrl-C ends the process at once. `accelerate
+    launch` with one process does not forward signals, so the end of the launcher counts as SIGTERM.
+
+    A stopped training exits with the status that a shell gives to a process ended by the signal, so
+    that `train_vae && train_unet` does not go on: 143 for SIGTERM, 130 for Ctrl-C.
 
     Args:
         message: the line to print before `defer`.
@@ -31,7 +36,8 @@ class StopSignal:
 
     def __init__(self, message: str = BEFORE_TRAINING) -> None:
         """Install the handlers; only a program's main thread can."""
-        self._message, self._received, self._deferred = message, False, False
+        self._message, self._deferred = message, False
+        self._received: int | None = None
         self._process = os.getpid()
         is_launched = "ACCELERATE_MIXED_PRECISION" in os.environ  # set by the launcher
         self._launcher = os.getppid() if is_launched else None
@@ -45,7 +51,7 @@ class StopSignal:
         if os.getpid() != self._process:  # this is a forked process
             os._exit(1)
         if self._deferred:
-            self._received = True
+            self._received = self._received or number
             signal.signal(signal.SIGINT, signal.default_int_handler)
             return
         # os._exit does not wait for encoding threads and other processes.
@@ -53,7 +59,7 @@ class StopSignal:
             print(self._message, flush=True)
         finally:  # printing fails if the output is closed
             end_readers()
-            os._exit(0)
+            os._exit(128 + number)
 
     def defer(self, accelerator: Accelerator) -> None:
         """From here on only note signals; all processes must call it."""
@@ -70,26 +76,34 @@ class StopSignal:
     def requested(self, accelerator: Accelerator) -> bool:
         """Return whether any process got a signal; all processes must call it."""
         launcher_ended = self._launcher not in (None, os.getppid())
-        received = self._received or launcher_ended
+        received = self._received is not None or launcher_ended
         if accelerator.num_processes == 1:
             return received
         flag = torch.tensor(float(received), device=accelerator.device)
         return bool(accelerator.reduce(flag, "sum") > 0)
 
+    @property
+    def status(self) -> int:
+        """The exit status of a stopped process, also if only another process got the signal."""
+        return 128 + (self._received or signal.SIGTERM)
 
-def exit_after_checkpoint(output_dir: Path, name: str, accelerator: Accelerator) -> None:
-    """Print how to resume, and exit with status 0.
+
+def exit_after_checkpoint(
+    stop: StopSignal, output_dir: Path, name: str, accelerator: Accelerator
+) -> None:
+    """Print how to resume, and exit with the status of the signal.
 
     Args:
+        stop: got the signal.
         output_dir: the run's folder, in which a checkpoint was just saved.
         name: the training's module: autoencoder or denoiser.
-        accelerator: its first process prints.
+        accelerator: all its processes call this.
     """
     accelerator.end_training()
     launcher = "accelerate launch" if accelerator.num_processes > 1 else "python"
     config = shlex.quote(str(output_dir / "config.yaml"))
-    accelerator.print(
+    logger.info(
         f"stopped after saving a checkpoint; to resume: {launcher} -m hf_latent.training.{name} "
         f"--config {config} --resume_from_checkpoint latest"
     )
-    raise SystemExit(0)
+    raise SystemExit(stop.status)

@@ -1,5 +1,7 @@
 import json
+import random
 import shutil
+import time
 from dataclasses import asdict
 from functools import partialmethod
 from pathlib import Path
@@ -186,6 +188,47 @@ def test_latest_is_the_checkpoint_saved_last_also_after_going_back(config, tmp_p
         assert latest(config()) == tmp_path / f"checkpoint-{step}"
 
 
+def test_a_clock_that_is_set_back_does_not_make_a_new_checkpoint_old(config, tmp_path, monkeypatch):
+    state, now = start(config()), time.time()
+    for step in (1, 2, 3, 4):
+        monkeypatch.setattr(time, "time", lambda step=step: now - 3600 * step)
+        save(config(checkpoints_total_limit=2), state, step)
+        assert latest(config()) == tmp_path / f"checkpoint-{step}"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-3", "checkpoint-4"]
+
+
+def test_checkpoints_of_an_older_version_resume_and_are_older(config, tmp_path):
+    trained = train(start(config()), 1)
+    for step in (5, 9):
+        save(config(checkpoints_total_limit=None), trained, step)
+        path = tmp_path / f"checkpoint-{step}" / "state.json"
+        values = json.loads(path.read_text())
+        for key in ("order", "files", "sha256"):
+            del values[key]
+        path.write_text(json.dumps(values | {"saved_at": 1e9 - step}))
+    assert latest(config()) == tmp_path / "checkpoint-5"
+    loaded = spoil(start(config()))
+    resume(config(resume_from_checkpoint="latest"), loaded)
+    assert_equal(loaded, trained)
+    save(config(checkpoints_total_limit=2), trained, 2)
+    assert latest(config()) == tmp_path / "checkpoint-2"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-5"]
+
+
+def test_removing_a_checkpoint_leaves_the_files_of_others(config, tmp_path):
+    state = start(config())
+    for step in (1, 2):
+        save(config(checkpoints_total_limit=1), state, step)
+        (tmp_path / f"checkpoint-{step}" / "vae" / "notes.txt").write_text("mine")
+    save(config(checkpoints_total_limit=1), state, 3)
+    left = [path for path in (tmp_path / "checkpoint-2").rglob("*") if path.is_file()]
+    assert left == [tmp_path / "checkpoint-2" / "vae" / "notes.txt"]
+    assert list_checkpoints(tmp_path) == [tmp_path / "checkpoint-3"]
+    save(config(checkpoints_total_limit=1), state, 2)
+    assert (tmp_path / "checkpoint-2" / "vae" / "notes.txt").read_text() == "mine"
+    assert latest(config()) == tmp_path / "checkpoint-2"
+
+
 def test_a_half_removed_checkpoint_is_no_checkpoint(config, tmp_path, monkeypatch):
     state = start(config())
     for step in (1, 2):
@@ -269,15 +312,15 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-@pytest.mark.parametrize(
-    "file",
-    [
-        "vae/diffusion_pytorch_model.safetensors",
-        "vae_ema/diffusion_pytorch_model.safetensors",
-        "vae_optimizer.safetensors",
-        "state.json",
-    ],
-)
+FILES = [
+    "vae/diffusion_pytorch_model.safetensors",
+    "vae_ema/diffusion_pytorch_model.safetensors",
+    "vae_optimizer.safetensors",
+    "state.json",
+]
+
+
+@pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("damage", [truncate, Path.unlink])
 def test_a_damaged_checkpoint_is_named(config, tmp_path, file, damage):
     save(config(), train(start(config()), 1), 1)
@@ -286,6 +329,33 @@ def test_a_damaged_checkpoint_is_named(config, tmp_path, file, damage):
     with pytest.raises(UserError, match=asked) as raised:
         resume(config(resume_from_checkpoint=asked), start(config()))
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", [*FILES, "vae/config.json"])
+def test_one_flipped_bit_is_found(config, tmp_path, name):
+    trained = train(start(config()), 1)
+    for step in (1, 2):
+        save(config(), trained, step)
+    path = tmp_path / "checkpoint-2" / name
+    content = path.read_bytes()
+    random_bits = random.Random(name)
+    places = random_bits.sample([x for x in range(len(content)) if content[x] not in b"eE"], 10)
+    if name == "state.json":  # of its last line, every bit of the key that says it has checksums
+        places += range(content.rindex(b'"sha256"'), content.rindex(b'"sha256"') + 8)
+    for place in places:
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << random_bits.randrange(8)
+        path.write_bytes(flipped)
+        loaded = start(config())
+        with pytest.raises(UserError) as raised:
+            resume(config(resume_from_checkpoint=str(tmp_path / "checkpoint-2")), loaded)
+        assert str(tmp_path / "checkpoint-2") in str(raised.value)
+        assert "\n" not in str(raised.value)
+        assert_equal(loaded, start(config()))
+        if name != "state.json":
+            remedy = f"resume from another one ({tmp_path / 'checkpoint-1'})"
+            assert str(raised.value).startswith(f"{path} is damaged, its checksum differs")
+            assert str(raised.value).endswith(remedy)
 
 
 @pytest.mark.parametrize(
@@ -336,7 +406,8 @@ def test_another_number_of_processes_is_printed(config, tmp_path, capsys):
     again = config(resume_from_checkpoint="latest")
     resume(again, start(config()))
     assert capsys.readouterr().out == f"resumed from {path.parent}\n"
-    path.write_text(json.dumps(values | {"num_processes": 4}))
+    older = {"saved_at": 1.0}  # without checksums
+    path.write_text(json.dumps(values | older | {"num_processes": 4}))
     resume(again, start(config()))
     changed, resumed = capsys.readouterr().out.splitlines()
     assert changed == "--num_processes is 1 from now on, 4 until now"

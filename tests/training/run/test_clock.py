@@ -11,6 +11,7 @@ from diffusers.optimization import get_cosine_schedule_with_warmup
 from hf_latent.errors import UserError
 from hf_latent.training.run.accelerator import TrainingConfig
 from hf_latent.training.run.clock import TrainingClock, cosine_with_warmup
+from hf_latent.training.run.log import remove_lines_after
 
 
 @pytest.fixture
@@ -102,6 +103,7 @@ def test_a_clock_resumes_from_its_state_and_removes_later_log_lines(
 
     resumed = start_clock(tmp_path, max_train_steps=10)
     resumed.load_state(state)
+    remove_lines_after(tmp_path, state)
     assert resumed.step == 4
     assert resumed.train_loss == 3
     assert resumed.validation_losses == {1: 0.0, 2: 0.125, 3: 0.25, 4: 0.375}

@@ -104,14 +104,22 @@ def test_latest_does_not_overwrite_a_finished_run_without_checkpoints(autoencode
     assert weights.read_bytes() != before[weights]
 
 
-def test_a_folder_without_a_readable_state_is_no_checkpoint(tmp_path):
-    states = {1: '{"saved_at": 1.0}', 2: "{", 3: "{}", 4: '{"saved_at": 0.5}'}
+def test_checkpoints_are_ordered_by_their_number_and_older_ones_by_their_time(tmp_path):
+    states = {
+        1: '{"saved_at": 1.0}',  # as older versions saved them
+        2: "{",
+        3: "{}",
+        4: '{"saved_at": 0.5}',
+        6: '{"order": 12}',
+        7: '{"order": 3, "saved_at": 99}',
+        8: '{"order": "x"}',
+    }
     for step, state in states.items():
         (tmp_path / f"checkpoint-{step}").mkdir()
         (tmp_path / f"checkpoint-{step}" / "state.json").write_text(state)
     (tmp_path / "checkpoint-5").mkdir()
     names = [path.name for path in list_checkpoints(tmp_path)]
-    assert names == ["checkpoint-4", "checkpoint-1"]
+    assert names == ["checkpoint-4", "checkpoint-1", "checkpoint-7", "checkpoint-6"]
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_again(autoencoder_config, tmp_path):

@@ -28,6 +28,7 @@ def test_a_deferred_signal_is_noted_and_the_process_continues(stop, number):
     os.kill(os.getpid(), number)
     assert stop.requested(Accelerator())
     assert stop.requested(Accelerator()), "the flag stays set"
+    assert stop.status == 128 + number, "as a shell's for a process ended by it"
 
 
 def test_a_second_ctrl_c_ends_the_process_at_once(stop):
@@ -77,6 +78,7 @@ def test_a_signal_in_another_process_stops_this_one_too(stop, others, wanted):
         assert reduction == "sum"
         return flag + others
 
+    assert stop.status == 143
     two = SimpleNamespace(num_processes=2, device=torch.device("cpu"), reduce=reduce)
     assert stop.requested(two) is wanted
     os.kill(os.getpid(), signal.SIGTERM)
@@ -87,10 +89,11 @@ def test_a_signal_in_another_process_stops_this_one_too(stop, others, wanted):
     ("processes", "launcher"), [(1, ["python"]), (2, ["accelerate", "launch"])]
 )
 def test_exit_after_checkpoint_says_how_to_resume(capsys, processes, launcher):
-    accelerator = SimpleNamespace(num_processes=processes, end_training=list, print=print)
+    accelerator = SimpleNamespace(num_processes=processes, end_training=list)
     with pytest.raises(SystemExit) as left:
-        exit_after_checkpoint(Path("runs/a b"), "autoencoder", accelerator)
-    assert left.value.code == 0
+        stop = SimpleNamespace(status=130)
+        exit_after_checkpoint(stop, Path("runs/a b"), "autoencoder", accelerator)
+    assert left.value.code == 130
     said, command = capsys.readouterr().out.strip().split("; to resume: ")
     assert said == "stopped after saving a checkpoint"
     assert shlex.split(command) == [
