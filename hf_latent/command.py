@@ -3,7 +3,6 @@
 import dataclasses
 import inspect
 import json
-import logging
 import math
 import re
 import textwrap
@@ -31,7 +30,6 @@ from hf_latent.command_output import command_output
 from hf_latent.errors import UserError
 from hf_latent.messages import Verbosity, set_verbosity, start_messages
 
-logger = logging.getLogger(__name__)
 start_messages()
 
 if TYPE_CHECKING:
@@ -45,6 +43,7 @@ else:
         "Share", float, [(">=", 0), ("<", 1)], docstring="float restricted to be ≥0 and <1"
     )
 
+LARGEST = 2**53  # the whole numbers that JSON keeps
 _TYPE_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 _LIMITS = {">": "above", "≥": "at least", "<": "below", "≤": "at most"}
 
@@ -68,6 +67,8 @@ class Settings:
         for name, value in vars(self).items():
             if value is None and type(None) not in get_args(types[name]):
                 raise UserError(f"--{name} needs a value, not null")
+            for part in value if isinstance(value, list | tuple) else [value]:
+                _check_value(name, part)
         try:
             # The parser changes lists in place, and two configurations may share a list.
             values = _parser(kind).parse_object(deepcopy(vars(self))).as_dict()
@@ -79,6 +80,18 @@ class Settings:
                 if isinstance(number, float) and not math.isfinite(number):
                     raise UserError(f"--{name} must be a finite number, not {number}")
             object.__setattr__(self, name, value)
+
+
+def _check_value(name: str, value: Any) -> None:
+    """Refuse what no setting can mean; an empty path would mean the current folder."""
+    if isinstance(value, str):
+        if not value.strip() or "\0" in value:
+            raise UserError(f"--{name} needs a value, not an empty text or one with a null byte")
+        if not value.isascii() and value.encode(errors="ignore").decode() != value:
+            shown = value.encode(errors="backslashreplace").decode()
+            raise UserError(f"--{name} {shown} is no UTF-8: rename it")
+    if isinstance(value, int | float) and abs(value) > LARGEST and value != math.inf:
+        raise UserError(f"--{name} {value} is too large: the largest number is {LARGEST}")
 
 
 Config = TypeVar("Config", bound=Settings)
@@ -155,11 +168,22 @@ class _HelpFormatter(jsonargparse.DefaultHelpFormatter):
 
 
 def _load_recipe(text: str) -> Any:
-    """Read YAML. Refuse a repeated key and a number like 1:30, which YAML 1.1 takes for 90."""
+    """Read YAML.
+
+    Refuse a repeated key, a number like 1:30, which YAML 1.1 takes for 90, aliases, which may
+    contain themselves, and jsonargparse's own keys.
+    """
     nodes: list[Any] = [yaml.compose(text, yaml.SafeLoader)]
+    seen = set()
     for node in nodes:  # grows in the loop
+        if id(node) in seen:
+            raise yaml.YAMLError("it has an alias (*): write the value itself")
+        seen.add(id(node))
         if isinstance(node, yaml.MappingNode):
             keys = [key.value for key, _ in node.value]
+            for key in keys:
+                if str(key).startswith("__"):
+                    raise yaml.YAMLError(f"{key} is no setting")
             for key in {key for key in keys if keys.count(key) > 1}:
                 raise yaml.YAMLError(f"{key} is given {keys.count(key)} times")
             nodes += [child for pair in node.value for child in pair]
@@ -221,6 +245,8 @@ def parse_config(
         values = parser.parse_args(arguments).as_dict()
     except UnicodeDecodeError as error:
         raise UserError(f"--config is not a YAML file in UTF-8 ({error.reason})") from error
+    except RecursionError as error:
+        raise UserError("a value or the --config is nested too deeply: write it flat") from error
     except jsonargparse.ArgumentError as error:
         types = {**get_type_hints(config_class), "verbosity": Verbosity}
         raise UserError(_describe_error(error, types)) from error

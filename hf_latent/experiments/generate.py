@@ -3,6 +3,7 @@
 import csv
 import os
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 from jsonargparse.typing import PositiveInt
@@ -74,8 +75,14 @@ def generate(config: GenerateConfig) -> Path:
         UserError: if the model, a label, a number or the output file cannot be used.
     """
     output = Path(config.output)
-    if Image.registered_extensions().get(output.suffix.lower()) not in Image.SAVE:
-        raise UserError(f"--output {output} must end in .png or another picture's suffix")
+    try:  # many formats of Pillow cannot be written, or not in colour
+        Image.new("RGB", (8, 8)).save(
+            BytesIO(), Image.registered_extensions()[output.suffix.lower()]
+        )
+    except Exception as error:
+        raise UserError(
+            f"--output {output} must end in .png or the suffix of another picture in colour"
+        ) from error
     if not output.parent.is_dir() or output.is_dir() or not os.access(output.parent, os.W_OK):
         raise UserError(f"--output {output} cannot be written: choose a folder that exists")
     pipeline = load_pipeline(config.model, config.sampler, config.guide)

@@ -8,6 +8,8 @@ from jsonargparse.typing import OpenUnitInterval, PositiveInt
 from hf_latent.command import Seed, Settings
 from hf_latent.errors import UserError
 
+LARGEST_SIDE = 2**16
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImagesConfig(Settings):
@@ -70,4 +72,7 @@ def parse_resolution(resolution: int | str) -> tuple[int, int]:
         raise UserError(
             f'--resolution {resolution} must be a positive number or "H,W", as in 48,80'
         )
-    return int(parts[0]), int(parts[-1])
+    height, width = int(parts[0]), int(parts[-1])
+    if max(height, width) > LARGEST_SIDE:
+        raise UserError(f"--resolution {resolution} is larger than {LARGEST_SIDE} pixels")
+    return height, width

@@ -37,7 +37,7 @@ from hf_latent.training.latents.files import (
     sum_file,
 )
 from hf_latent.training.latents.posteriors import encode_batches
-from hf_latent.training.run.accelerator import PROCESS_GROUP, check_processes, raise_everywhere
+from hf_latent.training.run.accelerator import create_accelerator, raise_everywhere
 from hf_latent.training.run.batches import ignore_signals
 from hf_latent.training.run.stop import StopSignal
 
@@ -73,8 +73,7 @@ def encode_latents(
         UserError: if the settings do not fit, the folder holds something else, or the disk is full.
     """
     if accelerator is None:
-        accelerator = Accelerator(kwargs_handlers=[PROCESS_GROUP])
-        check_processes(accelerator)
+        accelerator = create_accelerator()
     with raise_everywhere(accelerator):
         if accelerator.is_main_process:
             check_output_dir(config.output_dir, overwrite=True)

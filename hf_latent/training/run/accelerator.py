@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator, DistributedType
@@ -124,17 +124,16 @@ def start_accelerator(config: TrainingConfig) -> Accelerator:
 
     Raises:
         UserError: if a tracker is not installed, fp16 is to run on a CPU, Accelerate is configured
-            for something else than this training, or as `check_processes`.
+            for something else than this training, or as `create_accelerator`.
     """
     for tracker in config.trackers():
         if find_spec(tracker) is None:
             raise UserError(f"--report_to {tracker} is not installed: pip install {tracker}")
-    accelerator = Accelerator(
+    accelerator = create_accelerator(
         mixed_precision=config.mixed_precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         log_with=config.trackers() or None,
         project_dir=str(Path(config.output_dir) / "logs"),
-        kwargs_handlers=[PROCESS_GROUP],
     )
     if accelerator.distributed_type in UNSUPPORTED:
         raise UserError(
@@ -153,7 +152,29 @@ def start_accelerator(config: TrainingConfig) -> Accelerator:
             f"accelerate is set to accumulate {parts} times, this run "
             f"{config.gradient_accumulation_steps}: pass --gradient_accumulation_steps {parts}"
         )
-    check_processes(accelerator)
+    return accelerator
+
+
+def create_accelerator(**options: Any) -> Accelerator:
+    """Create an accelerator for the processes that were launched.
+
+    Args:
+        **options: of `Accelerator`.
+
+    Raises:
+        UserError: if a launcher's environment or Accelerate's configuration is not valid, or as
+            `check_processes`.
+    """
+    try:
+        accelerator = Accelerator(kwargs_handlers=[PROCESS_GROUP], **options)
+        check_processes(accelerator)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(
+            f"Accelerate cannot start ({error}): correct its configuration, or the environment "
+            "variables WORLD_SIZE, RANK, LOCAL_RANK, MASTER_PORT and ACCELERATE_..."
+        ) from error
     return accelerator
 
 
