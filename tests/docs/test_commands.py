@@ -36,7 +36,7 @@ SHORT = {
     "inspect": "--max_images 4",
     "evaluate": "--num_images 10 --num_inference_steps 1 --cache_dir vectors "
     "--max_train_samples 20",
-    "sweep": "--max_minutes 3 --factors 4 --channels 4 --resolution 32 "
+    "sweep": "--max_minutes 3 --factors 4 --latent_channels 4 --resolution 32 "
     "--num_images 10 --num_inference_steps 1",
     "encode_latents.py": "",
     "synthesize_ema.py": "",

@@ -79,7 +79,7 @@ def test_figures_of_the_denoiser(trained):
     assert denoiser["data"] == "fashion_mnist" and denoiser["train_images"] == 40
     assert denoiser["held_out_split_images"] == HELD_OUT and denoiser["held_out_images"] == 12
     assert denoiser["image_shape"] == [1, 32, 32] and denoiser["latent_shape"] == [4, 8, 8]
-    assert denoiser["compression_ratio"] == 4 and denoiser["encoded_images"] == 40 + HELD_OUT
+    assert denoiser["compression_ratio"] == 4 and denoiser["encoded_images"] == 40 + 12
     assert denoiser["held_out_loss"] > 0 and denoiser["seconds"] > 0
     assert denoiser["mixed_precision"] == "no" and denoiser["autoencoder"] is None
     assert denoiser["torch_version"] and denoiser["cpu_cores"]

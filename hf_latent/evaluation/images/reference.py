@@ -35,7 +35,7 @@ class RealImages:
 
     Attributes:
         train: all training images.
-        held_out: held-out images, at most 10,000.
+        held_out: held-out images, at most 10,000 and at most as many as `train`.
         reference: `(n,)` int64, rows of `train` to compare generated images with.
         other: `(n,)` int64, other rows of `train`, to compare real images with real ones.
     """
@@ -51,7 +51,7 @@ class RealImages:
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(splits.train), generator=generator)
         train = splits.train.view(mirrored=False)
-        held_out = splits.validation.evenly_spaced(LARGEST_DEFAULT)
+        held_out = splits.validation.evenly_spaced(min(LARGEST_DEFAULT, len(train)))
         return cls(train, held_out, order[:count], order[count : 2 * count])
 
     def subset(self, rows: torch.Tensor) -> ImageDataset:

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass, fields
 from math import log2
-from typing import Any, Literal
+from typing import Any
 
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt
 
@@ -43,9 +43,7 @@ class SweepConfig(ImagesConfig):
         overwrite_output_dir: Accept a folder with other files in it, and replace a sweep of other
             settings.
         factors: Comma-separated downsampling factors, powers of 2.
-        channels: Comma-separated numbers of latent channels.
-        image_channels: Channels of the images: 1 for grey, 3 for RGB, 4 for RGBA. By default those
-            of the first training image.
+        latent_channels: Comma-separated numbers of latent channels.
         max_minutes: Minutes for the whole command, measuring included.
         num_images: Number of generated images a seed, and of real images to compare with.
         num_seeds: How many times to generate the images; the spread of their FDs shows which pairs
@@ -55,15 +53,14 @@ class SweepConfig(ImagesConfig):
             repeats the last one if there are too few.
         block_out_channels: Widths of the autoencoders' levels, in place of the preset's.
         denoiser_preset: The denoisers' configuration.
-        kl_weight: LDM's weight of the KL, equal for all pairs: the price of a nat of an image.
+        ldm_kl_weight: LDM's weight of the KL, equal for all pairs: the price of a nat of an image.
+            A training's kl_weight is this divided by the ratio of image values to latent values.
     """
 
     output_dir: str = "hf-latent-sweep"
     overwrite_output_dir: bool = False
     factors: list[int] | int | str = "2,4,8"
-    # These are latent channels; `images_config` has those of the images.
-    channels: list[int] | int | str = "2,4,8"  # type: ignore[assignment]
-    image_channels: Literal[1, 3, 4] | None = None
+    latent_channels: list[int] | int | str = "2,4,8"
     max_minutes: PositiveFloat = 25.0
     num_images: PositiveInt = 500
     num_seeds: PositiveInt = 2
@@ -71,12 +68,11 @@ class SweepConfig(ImagesConfig):
     preset: Preset = "tiny"
     block_out_channels: list[PositiveInt] | None = None
     denoiser_preset: Preset = "tiny"
-    kl_weight: NonNegativeFloat = 1.2e-3
+    ldm_kl_weight: NonNegativeFloat = 1.2e-3
 
     def __post_init__(self) -> None:
         """Check the values; errors name the flag."""
-        super(ImagesConfig, self).__post_init__()  # ImagesConfig would check the latent channels
-        self.images_config()
+        super().__post_init__()
         if self.crop == "random":
             raise UserError(
                 "--crop random does not go with latents that are encoded once: use center"
@@ -95,7 +91,7 @@ class SweepConfig(ImagesConfig):
     def images_config(self) -> ImagesConfig:
         """Return the settings of the images."""
         values = {field.name: getattr(self, field.name) for field in fields(ImagesConfig)}
-        return ImagesConfig(**values | {"channels": self.image_channels})
+        return ImagesConfig(**values)
 
     def pairs(self) -> list[Pair]:
         """Return the latents to compare, in ascending order.
@@ -107,7 +103,7 @@ class SweepConfig(ImagesConfig):
         for factor in factors:
             if factor < 2 or factor & (factor - 1):
                 raise UserError(f"--factors {factor} must be a power of 2, at least 2")
-        channels = parse_numbers("channels", self.channels)
+        channels = parse_numbers("latent_channels", self.latent_channels)
         return [Pair(f, c) for f in factors for c in channels]
 
     def widths(self, factor: int) -> tuple[int, ...]:
@@ -130,7 +126,7 @@ class SweepConfig(ImagesConfig):
         pairs = self.pairs()
         return values | {
             "factors": sorted({pair.factor for pair in pairs}),
-            "channels": sorted({pair.channels for pair in pairs}),
+            "latent_channels": sorted({pair.channels for pair in pairs}),
         }
 
 

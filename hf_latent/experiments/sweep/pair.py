@@ -114,7 +114,7 @@ def training_configs(
     }
     autoencoder = {
         "reconstruction_loss": "l2",
-        "kl_weight": latent_kl_weight(config.kl_weight, compression),
+        "kl_weight": latent_kl_weight(config.ldm_kl_weight, compression),
         "preset": config.preset,
         "latent_channels": pair.channels,
         "block_out_channels": list(config.widths(pair.factor)),

@@ -128,7 +128,7 @@ def make_plan(
     reserve_measuring(config, splits, extractor, budget)
     budget.check(
         count * MINIMUM_MINUTES / AUTOENCODER_SHARE,
-        "fewer --factors, --channels, --num_images or --max_train_samples save time",
+        "fewer --factors, --latent_channels, --num_images or --max_train_samples save time",
     )
     autoencoder, denoiser = divide_minutes(budget.minutes_left, count)
     return Plan(

@@ -11,7 +11,7 @@ import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from hf_latent.data.images.flips import is_flipped
 from hf_latent.data.images.open import ImageSplits
 from hf_latent.data.latents.cache import LatentBatch, LatentCache, concatenate
 from hf_latent.data.latents.download import pin_revision
-from hf_latent.data.latents.manifest import check_fits
+from hf_latent.data.latents.manifest import check_fits, read_manifest
 from hf_latent.data.latents.store import ShardStore, open_shard_store
 from hf_latent.data.latents.stream import LatentStream, stream_batches
 from hf_latent.evaluation.machine import shown_name
@@ -210,10 +210,19 @@ class EncodedOnce(CachedLatents):
         self._set_from_images(splits, shown_name(settings.data))
 
     def prepare(self, vae: Autoencoder) -> None:
-        """Encode the images that are not encoded yet."""
+        """Encode the images that are not encoded yet.
+
+        A started cache keeps its number of held-out images if it has enough, or if the run is
+        resumed.
+        """
         start = time.perf_counter()
+        settings, manifest = self._settings, Path(self._settings.output_dir) / "manifest.json"
+        if manifest.exists():
+            rows = read_manifest(manifest)["splits"]["validation"]["rows"]
+            if rows >= self.options.max_held_out or not self._replace_other:
+                settings = replace(settings, max_validation_samples=rows)
         self.cache, self.encoded_images = encode_latents(
-            self._settings, self._splits, vae, self.accelerator, self._replace_other
+            settings, self._splits, vae, self.accelerator, self._replace_other
         )
         self.encode_seconds = time.perf_counter() - start
         self._splits = None
@@ -339,6 +348,7 @@ def open_latent_source(
             vae=config.vae,
             output_dir=str(Path(config.output_dir) / "latents"),
             dataloader_num_workers=config.dataloader_num_workers,
+            max_validation_samples=config.max_validation_samples,
         )
         overwrite = config.overwrite_output_dir
         return EncodedOnce(splits, settings, overwrite, options, accelerator, vae)

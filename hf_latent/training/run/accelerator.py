@@ -63,7 +63,8 @@ class TrainingConfig(ImagesConfig):
         dataloader_num_workers: Number of processes that read images.
         validation_steps: Steps between two measurements of the held-out loss, each with a sample
             grid.
-        max_validation_samples: Number of held-out images to measure it on, evenly spaced.
+        max_validation_samples: Number of held-out images to measure it on, evenly spaced. Others
+            are not encoded.
         checkpointing_steps: Steps between checkpoints. The last step makes one too, and so does a
             signal after the first step.
         checkpoints_total_limit: Keep so many checkpoints and remove older ones. null keeps all.

@@ -194,3 +194,12 @@ def test_parallel_evaluations_compute_the_vectors_once(splits, tmp_path):
         found = list(pool.map(lambda x: cached_vectors(splits.train, x, tmp_path, 20), extractors))
     assert torch.equal(everything(found[0]), everything(found[1]))
     assert sorted(x.count for x in extractors) == [0, 90]
+
+
+def test_no_more_held_out_images_are_embedded_than_training_images(tmp_path):
+    splits = open_images(ImagesConfig(resize_mode="pad", max_train_samples=24))
+    real = RealImages.choose(splits, 12, seed=0)
+    assert (len(real.train), len(real.held_out)) == (24, 24)
+    extractor = ShortVectors()
+    vectors_by_space(real, {"short": extractor}, tmp_path, 8, 0, Stages(1))
+    assert extractor.count == 3 * 24  # the held-out images also mirrored

@@ -1,11 +1,13 @@
 import json
 import math
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 
+import jsonargparse
 import pytest
 import torch
 
 from hf_latent.command import parse_config
+from hf_latent.data.images.config import ImagesConfig
 from hf_latent.errors import UserError
 from hf_latent.experiments.sweep import plan as sweep_plan
 from hf_latent.experiments.sweep.config import Pair, SweepConfig
@@ -19,19 +21,20 @@ from hf_latent.experiments.sweep.plan import (
 )
 from hf_latent.models.presets import Compression
 from hf_latent.output import write_json
+from hf_latent.training.autoencoder_config import AutoencoderConfig
 
 
 @pytest.mark.parametrize("given", ["8,2,4", "[8,2,4]", [8, 2, 4], "2, 4, 8"])
 def test_numbers_are_given_with_commas_or_as_a_list(given):
-    config = SweepConfig(factors=given, channels=given)
+    config = SweepConfig(factors=given, latent_channels=given)
     assert config.pairs() == [Pair(f, c) for f in (2, 4, 8) for c in (2, 4, 8)]
-    assert config.settings()["factors"] == config.settings()["channels"] == [2, 4, 8]
+    assert config.settings()["factors"] == config.settings()["latent_channels"] == [2, 4, 8]
 
 
 def test_flags_and_recipe(tmp_path):
-    (tmp_path / "sweep.yaml").write_text("factors: [2, 4]\nchannels: 4\nimage_channels: 3\n")
+    (tmp_path / "sweep.yaml").write_text("factors: [2, 4]\nlatent_channels: 4\nchannels: 3\n")
     recipe = ["--config", str(tmp_path / "sweep.yaml")]
-    config = parse_config(SweepConfig, [*recipe, "--channels", "1,16"])
+    config = parse_config(SweepConfig, [*recipe, "--latent_channels", "1,16"])
     assert [pair.name for pair in config.pairs()] == ["f2-c1", "f2-c16", "f4-c1", "f4-c16"]
     assert config.images_config().channels == 3
     assert [pair.name for pair in parse_config(SweepConfig, recipe).pairs()] == ["f2-c4", "f4-c4"]
@@ -46,15 +49,15 @@ def test_flags_and_recipe(tmp_path):
         ({"factors": "2,x"}, "--factors 2,x must be numbers above 0, as in --factors 2,4,8"),
         ({"factors": ""}, "--factors  must be numbers"),
         ({"factors": []}, r"--factors \[\] must be numbers"),
-        ({"channels": [0]}, r"--channels \[0\] must be numbers above 0"),
-        ({"channels": "4,2,4"}, "--channels has 4 twice"),
+        ({"latent_channels": [0]}, r"--latent_channels \[0\] must be numbers above 0"),
+        ({"latent_channels": "4,2,4"}, "--latent_channels has 4 twice"),
         ({"factors": [2, 2]}, "--factors has 2 twice"),
         ({"max_minutes": 0}, "--max_minutes must be a number above 0"),
         ({"num_images": 1}, "--num_images 1 must be at least 2"),
         ({"num_seeds": 0}, "--num_seeds must be a whole number above 0"),
         ({"num_seeds": 1}, "--num_seeds 1 must be at least 2"),
-        ({"kl_weight": -1}, "--kl_weight must be a number at least 0"),
-        ({"image_channels": 2}, "--image_channels must be one of 1, 3, 4, not 2"),
+        ({"ldm_kl_weight": -1}, "--ldm_kl_weight must be a number at least 0"),
+        ({"channels": 2}, "--channels must be one of 1, 3, 4, not 2"),
         ({"crop": "random"}, "--crop random does not go with"),
         ({"block_out_channels": []}, "--block_out_channels"),
     ],
@@ -86,7 +89,7 @@ def test_a_nat_of_an_image_has_the_same_price_for_all_pairs():
 
 
 def test_a_factor_that_does_not_fit_is_refused():
-    config = SweepConfig(factors="4,16", channels="4")
+    config = SweepConfig(factors="4,16", latent_channels="4")
 
     def check_pairs(config, image_shape, num_classes):
         with torch.device("meta"):
@@ -180,3 +183,21 @@ def test_the_parts_of_a_plan_add_up_to_the_given_time(monkeypatch):
     # An autoencoder's training is the shortest.
     shortest, _ = divide_minutes(budget.checked, 9)
     assert shortest == pytest.approx(sweep_plan.MINIMUM_MINUTES)
+
+
+def help_texts(config_class) -> dict[str, str]:
+    """Return what the command line says of each setting."""
+    parser = jsonargparse.ArgumentParser()
+    parser.add_class_arguments(config_class)
+    return {action.dest: action.help for action in parser._actions}
+
+
+def test_a_word_means_the_same_in_a_sweep_and_in_a_training():
+    sweep, training = help_texts(SweepConfig), help_texts(AutoencoderConfig)
+    own = {"output_dir", "overwrite_output_dir"}  # each command has its folder
+    plural = {"preset", "latent_channels", "block_out_channels"}  # of several autoencoders
+    shared = (sweep.keys() & training.keys()) - own - plural
+    assert {field.name for field in fields(ImagesConfig)} <= shared
+    assert {name: sweep[name] for name in shared} == {name: training[name] for name in shared}
+    assert "numbers of latent channels" in sweep["latent_channels"]
+    assert "Number of latent channels" in training["latent_channels"]

@@ -70,7 +70,7 @@ def settings(output_dir: Path) -> SweepConfig:
         max_train_samples=60,
         output_dir=str(output_dir),
         factors="4,8",
-        channels="2",
+        latent_channels="2",
         num_images=20,
         num_inference_steps=2,
         max_minutes=10.0,
@@ -370,8 +370,8 @@ def test_a_killed_process_is_resumed(tmp_path):
         pixels = generator.integers(0, 256, (16, 16, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / "images" / f"{i}.png")
     flags = (
-        f"--data {tmp_path}/images --resolution 16 --factors 2,4 --channels 2 --num_images 10 "
-        f"--num_inference_steps 2 --validation_fraction 0.3 --max_minutes 2.0 "
+        f"--data {tmp_path}/images --resolution 16 --factors 2,4 --latent_channels 2 "
+        f"--num_images 10 --num_inference_steps 2 --validation_fraction 0.3 --max_minutes 2.0 "
         f"--output_dir {tmp_path}/sweep"
     )
     command = [sys.executable, "-c", TICKING, "0.25", BIN / "hf-latent", "sweep", *flags.split()]

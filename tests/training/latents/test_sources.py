@@ -24,7 +24,6 @@ from hf_latent.training.latents.sources import LatentSource, open_latent_source
 from hf_latent.training.run.batches import GlobalBatchSampler, ProcessRows
 from hf_latent.training.run.clock import TrainingClock
 from tests.data.latent_caches import all_bytes, assert_same_batch, cut_short, flip_a_bit, read_json
-from tests.small import HELD_OUT
 from tests.training.conftest import SHORT
 from tests.training.encoding import IMAGES, encode_settings, save_autoencoder
 
@@ -154,10 +153,10 @@ def test_a_stream_has_the_images_of_the_cache(settings, made):
 def test_encoding_in_the_run_is_timed_and_counted(settings, tmp_path):
     source = open_source(settings())
     assert source.encode_seconds > 0
-    assert source.encoded_images == 40 + HELD_OUT
+    assert source.encoded_images == 40 + 12
     assert (tmp_path / "run" / "latents" / "manifest.json").is_file()
     plain = open_source(settings(horizontal_flip=False, output_dir=str(tmp_path / "plain")))
-    assert plain.encoded_images == 40 + HELD_OUT
+    assert plain.encoded_images == 40 + 12
 
 
 REFUSED = [
@@ -282,7 +281,7 @@ def test_latents_of_another_run_are_replaced_only_on_request(settings, tmp_path)
     )
     assert all_bytes(tmp_path / "run" / "latents") == before
     source = open_source(replace(other, overwrite_output_dir=True))
-    assert source.encoded_images == 30 + HELD_OUT
+    assert source.encoded_images == 30 + 12
     assert len(source.cache.train) == 30
 
 
