@@ -84,14 +84,15 @@ def _read_table(folder: str, file: str) -> pa.Table:
     path = os.path.join(folder, file)
     try:
         table = READERS[os.path.splitext(file)[1]](path)
+        if FILE_NAME not in table.column_names:
+            return table
+        names = table.column(FILE_NAME).cast(pa.string()).to_pylist()  # UTF-8, or an error
     except (OSError, ValueError, pa.ArrowException) as error:
         raise UserError(
             f"{path} cannot be read ({' '.join(str(error).split())[:200]}): repair it, or pass "
             "--label_column none to leave it"
         ) from error
-    if FILE_NAME not in table.column_names:
-        return table
-    names = [str(name or "").replace("\\", "/") for name in table.column(FILE_NAME).to_pylist()]
+    names = [(name or "").replace("\\", "/") for name in names]
     paths = [posixpath.normpath(name) for name in names]
     for row, (name, inner) in enumerate(zip(names, paths, strict=True)):
         if name.startswith("/") or name[1:2] == ":" or inner.split("/", 1)[0] == "..":

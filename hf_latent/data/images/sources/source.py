@@ -167,7 +167,7 @@ def _open_image_folder(listing: Listing, data: str, choice: Choice) -> Source:
         splits["train"], splits.get("held_out"), found.held_out_from, notes=tuple(found.notes)
     )
     readers: list[Callable[[], tuple[Labels, list[str]]]] = []
-    if listing.metadata or choice.label_column not in (None, NONE):
+    if choice.label_column != NONE and (listing.metadata or choice.label_column):
         paths = {name: list(split) for name, split in found.splits.items()}
         readers.append(partial(read_metadata_labels, listing, paths, choice.label_column))
     if choice.label_column is None:

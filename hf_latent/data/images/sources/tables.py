@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 
 import datasets
+import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, DatasetDict, Image
 
 from hf_latent.data.images.sources.columns import choose_image_column, choose_label_column
@@ -70,9 +71,13 @@ def open_parquet_folder(
 
 def open_parquet(files: Sequence[str]) -> Dataset:
     """Open the parquet files of one split."""
-    # `datasets` reads the names as patterns, so escape brackets and the like.
-    patterns = [re.sub(r"([*?[])", r"[\1]", os.path.realpath(file)) for file in files]
     try:
+        # `datasets` cannot read a file without rows.
+        full = [file for file in files if pq.read_metadata(file).num_rows]
+        # It reads names as patterns, so escape brackets and the like.
+        patterns = [re.sub(r"([*?[])", r"[\1]", os.path.realpath(file)) for file in full]
+        if not patterns:
+            return Dataset.from_dict({})
         return datasets.load_dataset("parquet", data_files={"train": patterns})["train"]
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         cause = one_line(error.__cause__ or error)
