@@ -1,6 +1,7 @@
 """Saving, loading and pushing a pipeline, with its own code beside its weights."""
 
 import fnmatch
+import importlib
 import json
 import os
 import shutil
@@ -11,7 +12,6 @@ from typing import Any, Self
 
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.utils.hub_utils import load_or_create_model_card, populate_model_card
 from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationDelete,
@@ -38,6 +38,28 @@ RETIRED_MODULES = (
 )
 MODELS = ("vae", "unet", "guide_unet")  # the last one only if there is a guide
 HALF_SAVED = ".saving"  # the folder that a pipeline is saved to first
+MINIMUM_DIFFUSERS = "0.42.1"  # older ones run code of a model that nobody was asked to trust
+# The card of a model that is pushed where hf_latent, which makes a better one, is not installed.
+SHORT_CARD = """---
+library_name: diffusers
+pipeline_tag: unconditional-image-generation
+tags: [latent-diffusion, hf-latent, safetensors]
+---
+
+# {title}
+
+A latent diffusion model. diffusers {diffusers} or newer loads it; nothing else has to be installed,
+because the code comes with the model. Read the code before you trust it.
+
+```python
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("{repo_id}", trust_remote_code=True, use_safetensors=True)
+pipe(num_images=1).images[0].save("sample.png")
+```
+
+- It names no licence: ask its owner before you use it.
+"""
 
 
 class HubFormat:
@@ -64,7 +86,8 @@ class HubFormat:
         """Load a saved pipeline, as `DiffusionPipeline.from_pretrained`, from safetensors only.
 
         Args:
-            pretrained_model_name_or_path: a folder or Hub id.
+            pretrained_model_name_or_path: a folder or Hub id; where hf_latent is installed also the
+                name of a released model, or the folder of the run that trained a model.
             **kwargs: of `DiffusionPipeline.from_pretrained`: `dtype`, `variant`, `revision`,
                 `token`, `local_files_only`, components that replace saved ones, and others. If
                 `unet` is given, the scheduler determines the objective.
@@ -76,6 +99,8 @@ class HubFormat:
         if not kwargs.setdefault("use_safetensors", True):
             raise ValueError("weights are read from safetensors only: leave use_safetensors unset")
         name = os.fspath(pretrained_model_name_or_path)
+        if (load := _import_installed("models.load")) is not None:
+            name = load.find_model(name)
         folder = name if os.path.isdir(name) else str(cls.download(name, **kwargs))  # type: ignore[attr-defined]
         trained = None  # the saved scheduler, if another one replaces it
         if kwargs.get("unet") is not None:
@@ -182,7 +207,7 @@ class HubFormat:
         max_shard_size: int | str | None = None,
         **kwargs: Any,
     ) -> str:
-        """Push the pipeline to a repository on the Hub; an existing card stays.
+        """Push the pipeline and its card to a repository on the Hub; an existing card there stays.
 
         Args:
             repo_id: `user/name`; a missing repository is created.
@@ -228,9 +253,8 @@ def _push(
     repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
     remote = list_repo_files(repo_id, revision=kwargs.get("revision"), token=token)
     has_card = "README.md" in remote
-    if not has_card and not (folder / "README.md").exists():
-        card = load_or_create_model_card(repo_id, token=token, is_pipeline=True)
-        populate_model_card(card).save(folder / "README.md")
+    if not has_card:
+        _write_card(folder, repo_id)
     sent = pipeline_files(folder, with_card=not has_card)
     models = {name.partition("/")[0] for name in sent} & set(MODELS)
     old = [f"{model}/{x}" for model in models for x in weight_patterns(variant)]
@@ -243,6 +267,24 @@ def _push(
     return str(
         create_commit(repo_id, operations, commit_message=commit_message, token=token, **kwargs)
     )
+
+
+def _write_card(folder: Path, repo_id: str) -> None:
+    """Write the card of a saved pipeline, but keep one that was edited."""
+    if (render := _import_installed("hub.card.render")) is not None:
+        render.write_model_card(folder, repo_id)
+    elif not (folder / "README.md").exists():
+        title = repo_id.rpartition("/")[2]
+        card = SHORT_CARD.format(title=title, diffusers=MINIMUM_DIFFUSERS, repo_id=repo_id)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _import_installed(module: str) -> Any:
+    """Import a module of hf_latent, or return None: these files also work without it."""
+    try:
+        return importlib.import_module(f"hf_latent.{module}")
+    except ImportError:
+        return None
 
 
 def saved_models(index: Mapping[str, Any]) -> list[str]:

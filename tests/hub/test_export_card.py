@@ -14,7 +14,7 @@ def test_the_card_says_what_is_in_it_and_what_is_not(pipeline):
     assert data.pipeline_tag == "unconditional-image-generation"
     assert data.license is None
     assert "for class 2 (owl) alone" in card
-    assert "`hf-latent export --format ldm --class_label 2` of `user/name`" in card
+    assert "`python -m hf_latent export --format ldm --class_label 2` of `user/name`" in card
     assert "within 1e-4 in [0, 1], if the number of steps divides 1,000, as 20 and 50 do" in card
     assert "- guidance" in card
     assert "- the other classes" in card

@@ -3,6 +3,8 @@
 import pytest
 from huggingface_hub import ModelCard
 
+from hf_latent.hub.card.render import render_model_card
+from hf_latent.hub.card.signature import is_unedited
 from hf_latent.models.frozen import hash_weights
 from hf_latent.pipeline.hub_format import MODULES
 from tests.hub.conftest import TOKEN
@@ -50,15 +52,27 @@ def push(process, folder, call):
     return run(process, PUSHING.format(folder=str(folder), call=call), token=TOKEN)
 
 
-def test_push_to_hub_sends_all_that_is_needed(hub, process, saved, pipeline):
-    address = push(process, saved, "print(pipe.push_to_hub('ada/model', private=True))")
-    assert address.startswith(f"{hub.endpoint}/ada/model/")
+@pytest.mark.parametrize(
+    "call",
+    [
+        "print(pipe.push_to_hub('ada/model', private=True))",
+        "pipe.save_pretrained('model', push_to_hub=True, private=True)",
+        "pipe.save_pretrained({folder!r}, push_to_hub=True, repo_id='ada/model', private=True)",
+    ],
+)
+def test_a_push_sends_all_that_is_needed_and_the_packages_card(
+    hub, process, saved, pipeline, tmp_path, call
+):
+    before = f"import os; os.chdir({str(tmp_path)!r})\n"
+    address = push(process, saved, before + call.format(folder=str(saved)))
+    assert "print" not in call or address.startswith(f"{hub.endpoint}/ada/model/")
     repo = hub.repos["models", "ada/model"]
     files = repo.files("main")
     assert set(files) - {".gitattributes"} == WHOLE | {"README.md"}
     assert repo.private
-    card = ModelCard(files["README.md"].data.decode())
-    assert card.data.library_name == "diffusers"
+    card = files["README.md"].data.decode()
+    assert is_unedited(card) and card == render_model_card(saved, "ada/model")
+    assert ModelCard(card).data.library_name == "diffusers"
     loaded = load(process, "ada/model", {"HF_TOKEN": TOKEN})
     assert loaded == f"{hash_weights(pipeline.unet)} ada/model"
 

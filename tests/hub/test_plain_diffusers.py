@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from hf_latent.models.frozen import hash_weights
 from hf_latent.pipeline import LatentDiffusionPipeline
-from hf_latent.pipeline.hub_format import MODULES
+from hf_latent.pipeline.hub_format import MINIMUM_DIFFUSERS, MODULES
+from tests.hub.conftest import TOKEN
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors")
 DRAWING = """
@@ -40,6 +42,8 @@ for name, out, again, labels, options in json.loads(sys.argv[1]):
     images = pipe(**arguments, generator=generator, num_inference_steps=3, output_type="np").images
     np.save(out, images)
     pipe.save_pretrained(again)
+    if "HF_TOKEN" in os.environ:
+        pipe.push_to_hub("ada/again")
     sys.exit()
 """
 
@@ -124,7 +128,7 @@ def test_plain_diffusers_draws_the_same_pixels_and_saves_the_same_folder(
 
 
 @pytest.mark.slow
-def test_plain_diffusers_loads_a_variant_by_the_name_of_a_repository(
+def test_plain_diffusers_loads_a_variant_by_the_name_of_a_repository_and_pushes_it_with_a_card(
     plain_python, pipeline, hub, tmp_path, process
 ):
     saved = tmp_path / "saved"
@@ -132,7 +136,7 @@ def test_plain_diffusers_loads_a_variant_by_the_name_of_a_repository(
     pipeline.save_pretrained(saved, variant="copy")
     files = {str(p.relative_to(saved)): p.read_bytes() for p in saved.rglob("*") if p.is_file()}
     hub.put("ada/model", files, kind="models")
-    environment = hub.environment(tmp_path / "hf")
+    environment = hub.environment(tmp_path / "hf", TOKEN)
     environment = {k: v for k, v in environment.items() if k.startswith("HF_")}
     out = tmp_path / "images.npy"
     job = ("ada/model", out, tmp_path / "again", [2, 0, 1], {"variant": "copy"})
@@ -141,3 +145,7 @@ def test_plain_diffusers_loads_a_variant_by_the_name_of_a_repository(
     sent = {request.path.rpartition("/")[2] for request in hub.asked("GET .*/resolve/")}
     assert "diffusion_pytorch_model.copy.safetensors" in sent
     assert "diffusion_pytorch_model.safetensors" not in sent
+    card = hub.repos["models", "ada/again"].files("main")["README.md"].data.decode()
+    assert ModelCard(card).data.library_name == "diffusers"
+    assert 'from_pretrained("ada/again", trust_remote_code=True, use_safetensors=True)' in card
+    assert "More Information Needed" not in card and MINIMUM_DIFFUSERS in card

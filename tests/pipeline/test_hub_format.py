@@ -358,3 +358,11 @@ def test_without_low_cpu_mem_usage_the_images_are_the_same(pipeline, tmp_path):
     pipeline.save_pretrained(tmp_path)
     loaded = LatentDiffusionPipeline.from_pretrained(tmp_path, low_cpu_mem_usage=False)
     assert torch.equal(draw(loaded), draw(pipeline))
+
+
+def test_a_released_name_and_a_runs_folder_are_loaded(pipeline, tmp_path):
+    released = LatentDiffusionPipeline.from_pretrained("fashion-mnist")
+    assert released.id2label[9] == "Ankle boot"
+    pipeline.save_pretrained(tmp_path / "model")
+    loaded = LatentDiffusionPipeline.from_pretrained(tmp_path)
+    assert hash_weights(loaded.unet) == hash_weights(pipeline.unet)

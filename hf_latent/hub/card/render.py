@@ -8,7 +8,6 @@ from urllib.parse import unquote
 import huggingface_hub
 import jinja2
 from huggingface_hub.utils import HFValidationError, validate_repo_id
-from markupsafe import Markup
 
 from hf_latent.errors import UserError
 from hf_latent.hub.card import text
@@ -24,6 +23,7 @@ from hf_latent.hub.card.signature import is_unedited, sign
 from hf_latent.models.load import released_models
 from hf_latent.output import write_text
 from hf_latent.pipeline.denoise import DEFAULT_GUIDANCE_SCALE
+from hf_latent.pipeline.hub_format import MINIMUM_DIFFUSERS
 
 CARD = "README.md"
 PLACEHOLDER = "path/to/model"
@@ -50,7 +50,10 @@ ENVIRONMENT.filters |= {
 ENVIRONMENT.tests["fingerprint"] = lambda value: (
     re.fullmatch("[0-9a-f]{16}", str(value)) is not None
 )
-ENVIRONMENT.globals["DEFAULT_GUIDANCE_SCALE"] = DEFAULT_GUIDANCE_SCALE
+ENVIRONMENT.globals |= {
+    "DEFAULT_GUIDANCE_SCALE": DEFAULT_GUIDANCE_SCALE,
+    "MINIMUM_DIFFUSERS": MINIMUM_DIFFUSERS,
+}
 
 
 def render_card(template: str, card_data: huggingface_hub.CardData, **facts: Any) -> str:
@@ -64,8 +67,7 @@ def render_card(template: str, card_data: huggingface_hub.CardData, **facts: Any
     Returns:
         The card: metadata as YAML, then Markdown, then the signature.
     """
-    front = Markup(card_data.to_yaml())
-    return sign(ENVIRONMENT.get_template(template).render(card_data=front, **facts))
+    return sign(ENVIRONMENT.get_template(template).render(card_data=card_data, **facts))
 
 
 def render_model_card(

@@ -215,9 +215,8 @@ def _latent_figures(report: dict[str, Any]) -> Figures:
         if "" in texts:
             continue
         label = kind.replace("_", " ")
-        for i, text in enumerate(texts, 1):
-            name = f"{label}, channel {i} of {len(texts)}"
-            found[f"{kind} {i}"] = Figure(values[i - 1], kind, name, label, text)
+        for i, text in enumerate(texts):
+            found[f"{kind} {i}"] = Figure(values[i], kind, f"{label}, channel {i}", label, text)
     return found
 
 

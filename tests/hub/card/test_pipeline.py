@@ -225,7 +225,7 @@ def test_what_was_not_measured_is_absent_and_said(folder, pipeline):
     assert "held out in the evaluation" not in card
     assert (
         "- Not measured: how close its images come to real ones, whether it copies training "
-        "images; see `hf-latent evaluate`."
+        "images; see `python -m hf_latent evaluate`."
     ) in limits
     absent = {"autoencoder_held_out_psnr_db": None, "encode_seconds": 0.0}
     write_reports(folder, pipeline, absent, None)

@@ -25,6 +25,7 @@ def read_metrics(name):
 def test_templates_name_only_what_they_are_given():
     given = {
         "autoencoder_card.md": {"facts", "source", "load_name", "kept", "latents"},
+        "citation.md": {"facts"},
         "cache_card.md": {
             *("manifest", "title", "repo_id", "rows", "vae", "image_values", "latent_values"),
             *("size", "class_names"),
