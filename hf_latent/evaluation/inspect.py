@@ -31,7 +31,7 @@ from hf_latent.evaluation.stages import Stages
 from hf_latent.lock import locks_output
 from hf_latent.models.frozen import freeze, hash_weights
 from hf_latent.models.load import Autoencoder, load_autoencoder
-from hf_latent.models.presets import Compression, measure_compression
+from hf_latent.models.presets import IMAGE_SIZE, Compression, measure_compression
 from hf_latent.output import check_output_dir
 
 YARDSTICK_IMAGES = 200
@@ -76,7 +76,7 @@ def open_fitting_images(
     Raises:
         UserError: if size or channels do not fit, or there are too few held-out images.
     """
-    size = vae.config.get("sample_size")
+    size = vae.config.get(IMAGE_SIZE) or vae.config.get("sample_size")
     if size is None and images.resolution == "auto":
         raise UserError("--resolution is needed: this autoencoder's configuration has no size")
     height, width = size if isinstance(size, list | tuple) else (size, size)

@@ -18,6 +18,8 @@ from hf_latent.errors import UserError
 from hf_latent.pipeline.denoise import size_multiple
 from hf_latent.pipeline.encode import check_images, downsampling_factor
 
+# The configuration entry of an autoencoder for images that are not square: their height and width.
+IMAGE_SIZE = "_image_size"  # private, so diffusers ignores and keeps it
 Preset = Literal["tiny", "small", "base", "ldm-f4", "ldm-f8"]
 Objective = Literal["flow", "epsilon", "v_prediction", "sample"]
 
@@ -148,7 +150,8 @@ def create_autoencoder(
     Args:
         preset: a key of `AUTOENCODERS`.
         image_channels: C of the images.
-        sample_size: the images' size in pixels; also the tile size of tiled decoding.
+        sample_size: the images' size in pixels, one number or height and width. Diffusers' tiling
+            takes one number, so of two the configuration has the larger one, and both apart.
         changes: configuration entries that replace the preset's.
 
     Returns:
@@ -156,16 +159,20 @@ def create_autoencoder(
     """
     config = AUTOENCODERS[preset] | changes
     levels = len(config["block_out_channels"])
-    return AutoencoderKL(
+    height, width = (sample_size,) * 2 if isinstance(sample_size, int) else sample_size
+    vae = AutoencoderKL(
         **{"latent_channels": 4} | config,
         in_channels=image_channels,
         out_channels=image_channels,
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,
-        sample_size=sample_size,
+        sample_size=max(height, width),
         scaling_factor=1.0,
         force_upcast=False,
     )
+    if height != width:
+        vae.register_to_config(**{IMAGE_SIZE: [height, width]})
+    return vae
 
 
 def create_denoiser(

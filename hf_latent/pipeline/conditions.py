@@ -1,8 +1,8 @@
 """The arguments of a generation: labels as conditions, images and masks to start from."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle, islice
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -18,6 +18,76 @@ from .add_noise import mix_noise
 Conditions: TypeAlias = dict[str, torch.Tensor]
 Labels: TypeAlias = int | str | Sequence[int | str] | torch.Tensor | np.ndarray
 Images: TypeAlias = torch.Tensor | Image.Image | list[Image.Image]
+
+# Arguments of other diffusers pipelines, and what takes their place in a call of this one.
+INSTEAD = {
+    **dict.fromkeys(("prompt", "labels", "class_names"), "class_labels"),
+    **dict.fromkeys(("num_images_per_prompt", "batch_size", "num_samples"), "num_images"),
+    **dict.fromkeys(("height", "width"), "latents or image of that size"),
+    **dict.fromkeys(("timesteps", "sigmas", "num_steps", "steps"), "num_inference_steps"),
+    **dict.fromkeys(("negative_prompt", "guidance", "cfg_scale"), "guidance_scale"),
+    **dict.fromkeys(("eta", "sampler"), "pipeline.use_sampler(name)"),
+    **dict.fromkeys(("callback", "callback_steps"), "callback_on_step_end"),
+    "seed": "generator=torch.Generator().manual_seed(seed)",
+    "init_image": "image",
+    "mask": "mask_image",
+}
+
+
+def refuse_arguments(names: Iterable[str], callback_inputs: Iterable[str]) -> None:
+    """Refuse arguments that a call does not have.
+
+    Args:
+        names: of the arguments; none is accepted.
+        callback_inputs: of the tensors for a callback; only latents are accepted.
+
+    Raises:
+        ValueError: if there is one, naming what takes its place.
+    """
+    if unknown := set(callback_inputs) - {"latents"}:
+        raise ValueError(f"callback_on_step_end_tensor_inputs has no {sorted(unknown)}")
+    for name in names:
+        instead = f": use {INSTEAD[name]}" if name in INSTEAD else ""
+        raise ValueError(f"this pipeline takes no {name}{instead}")
+
+
+def check_start(
+    latents: torch.Tensor, image_latents: torch.Tensor | None, mask: torch.Tensor | None
+) -> None:
+    """Check what a denoising starts from.
+
+    Raises:
+        ValueError: if the latents of images have another shape than the noise, or are missing.
+    """
+    if image_latents is None and mask is not None:
+        raise ValueError("a mask needs image_latents, which are kept outside the mask")
+    if image_latents is not None and image_latents.shape != latents.shape:
+        raise ValueError(
+            f"image_latents have the shape {tuple(image_latents.shape)} and latents "
+            f"{tuple(latents.shape)}: both must be equal"
+        )
+
+
+def check_interpolation(
+    first: int | Images,
+    second: int | Images,
+    num_images: int,
+    strength: float | None,
+    settings: Mapping[str, Any],
+) -> bool:
+    """Check the arguments of an interpolation, and return whether it is between two seeds.
+
+    Raises:
+        ValueError: if they do not go together.
+    """
+    if starts := {"latents", "image", "image_latents", "mask_image"} & settings.keys():
+        raise ValueError(f"interpolate takes no {', '.join(sorted(starts))}")
+    between_seeds = isinstance(first, int | np.integer)
+    if num_images < 2 or isinstance(second, int | np.integer) != between_seeds:
+        raise ValueError("interpolate between two seeds or two images, in 2 or more images")
+    if between_seeds and strength is not None:
+        raise ValueError("strength is for images: leave it unset between seeds")
+    return between_seeds
 
 
 def null_conditions(unet: UNet2DModel, count: int, device: torch.device | str) -> Conditions:
@@ -71,7 +141,8 @@ def to_label_ids(
     """Translate labels or class names into label numbers, from 0 to the number of classes - 1.
 
     Args:
-        class_labels: one or several. If a name is written like a number, the name wins.
+        class_labels: one or several. If a name is written like a number, the name wins. The case
+            of letters does not matter, unless names differ by it alone.
         unet: the denoiser; it has one class embedding more than there are classes.
         id2label: the classes' names by label, or None.
 
@@ -89,7 +160,10 @@ def to_label_ids(
     label_of |= zip(names.values(), map(int, names), strict=True)
     label_ids = []
     for label in class_labels:
-        label_id = label_of.get(label, -1) if isinstance(label, str) else label
+        label_id: Any = label
+        if isinstance(label, str):
+            alike = {x for name, x in label_of.items() if name.casefold() == label.casefold()}
+            label_id = label_of.get(label, alike.pop() if len(alike) == 1 else -1)
         if label_id not in numbers:
             known = f", or one of {', '.join(names.values())}" if names else ""
             raise ValueError(

@@ -206,6 +206,7 @@ def denoise_latents(
     guide_unet: UNet2DModel | None = None,
     generator: torch.Generator | list[torch.Generator] | None = None,
     after_step: Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+    interrupted: Callable[[], bool] = lambda: False,
 ) -> torch.Tensor:
     """Remove the noise from latents, step by step.
 
@@ -221,6 +222,7 @@ def denoise_latents(
         generator: draws the noise of stochastic schedulers.
         after_step: `after_step(i, t, latents) -> latents`, called after every step; the next step
             starts from the latents that it returns.
+        interrupted: called before every step; if it returns True, the noise that is left stays.
 
     Returns:
         `(B, c, h, w)` float, noise-free latents.
@@ -251,6 +253,8 @@ def denoise_latents(
     if "generator" in inspect.signature(scheduler.step).parameters:
         step_arguments["generator"] = generator
     for i, t in enumerate(timesteps):
+        if interrupted():
+            break
         noisy_latents = latents
         if hasattr(scheduler, "scale_model_input"):
             noisy_latents = scheduler.scale_model_input(latents, t)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModelMixin
 from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationDelete,
@@ -62,6 +62,10 @@ pipe(num_images=1).images[0].save("sample.png")
 """
 
 
+# Where `components` leaves what is not a component, as an attribute of the denoiser.
+SETTINGS = "_pipeline_settings"
+
+
 class HubFormat:
     """Saving and loading, for a `DiffusionPipeline` that is defined in `pipeline.py`.
 
@@ -78,6 +82,18 @@ class HubFormat:
             # Otherwise diffusers asks to trust that file, which is not run.
             config["_class_name"] = name[-1]
         return config
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """Models and scheduler by name; class names and guidance stay with the denoiser.
+
+        So `LatentDiffusionPipeline(**pipeline.components)` keeps them.
+        """
+        if self.unet is not None:  # type: ignore[attr-defined]
+            kept = {name: self.config.get(name) for name in ("id2label", "guidance")}  # type: ignore[attr-defined]
+            setattr(self.unet, SETTINGS, kept)  # type: ignore[attr-defined]
+        found: dict[str, Any] = super().components  # type: ignore[misc]
+        return found
 
     @classmethod
     def from_pretrained(
@@ -108,6 +124,8 @@ class HubFormat:
         elif kwargs.get("scheduler") is not None:
             trained = load_scheduler(folder)
             kwargs.setdefault("objective", get_objective(trained))  # older models lack it
+        if kwargs.get("vae") is not None:
+            _check_image_channels(folder, kwargs["vae"])
         if not {"device_map", "quantization_config"} & kwargs.keys():
             for component in saved_models(cls.load_config(folder)):  # type: ignore[attr-defined]
                 if component not in kwargs:
@@ -162,6 +180,8 @@ class HubFormat:
             ValueError: if `safe_serialization` is False, weights are not finite, or scheduler,
                 guide or guidance do not fit the denoiser.
         """
+        if None in (self.vae, self.unet):  # type: ignore[attr-defined]
+            raise ValueError("a pipeline without vae or unet cannot be saved: load it with both")
         check_sampler(self.trained_scheduler, self.scheduler)  # type: ignore[attr-defined]
         Guidance.choose(True, own=self.config.get("guidance"))  # type: ignore[attr-defined]
         guide_unet = self.guide_unet  # type: ignore[attr-defined]
@@ -222,6 +242,25 @@ class HubFormat:
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, safe_serialization, variant, max_shard_size)
             return _push(Path(folder), repo_id, variant, **kwargs)
+
+
+def kept_settings(unet: ModelMixin | None, id2label: Any, guidance: Any) -> tuple[Any, Any]:
+    """Return class names and guidance; those that are None as `components` left them."""
+    kept = getattr(unet, SETTINGS, {})
+    return (
+        kept.get("id2label") if id2label is None else id2label,
+        kept.get("guidance") if guidance is None else guidance,
+    )
+
+
+def _check_image_channels(folder: str, vae: ModelMixin) -> None:
+    """Check that an autoencoder that replaces a saved one is for images of the same channels."""
+    saved = type(vae).load_config(folder, subfolder="vae").get("in_channels")
+    if vae.config.in_channels != saved:
+        raise ValueError(
+            f"the given vae takes images of {vae.config.in_channels} channels and the model's own "
+            f"of {saved}: give the autoencoder that the denoiser was trained with"
+        )
 
 
 def _loading_options(folder: str, component: str, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,9 @@ from .conditions import (
     Conditions,
     Images,
     Labels,
+    check_interpolation,
     check_output_type,
+    check_start,
     class_conditions,
     count_images,
     keep_unmasked,
@@ -25,6 +27,7 @@ from .conditions import (
     paste_kept,
     read_images,
     read_mask,
+    refuse_arguments,
     shrink_mask,
     skipped_steps,
     slerp,
@@ -33,11 +36,10 @@ from .conditions import (
 from .decode import decode_latents
 from .denoise import Guidance, check_guide, check_latents, denoise_latents
 from .encode import downsampling_factor, encode_images
-from .hub_format import HubFormat
+from .hub_format import HubFormat, kept_settings
 from .samplers import (
     check_objective,
     check_removes_noise,
-    check_sampler,
     create_noising,
     create_sampler,
     guidance_by_step,
@@ -55,31 +57,32 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
     all of these arguments.
 
     Args:
-        vae: the autoencoder (`AutoencoderKL` or `AutoencoderTiny`).
-        unet: the denoiser; N classes have N + 1 embeddings, the last the null label's.
+        vae: the autoencoder (`AutoencoderKL` or `AutoencoderTiny`). None: only denoise.
+        unet: the denoiser; N classes have N + 1 embeddings, the last the null label's. None: only
+            encode and decode.
         scheduler: a stock scheduler of the denoiser's objective.
         id2label: the classes' names, by label.
-        guide_unet: a weaker denoiser for autoguidance, such as one trained for fewer steps, see
-            `denoise.predict`. It must have the denoiser's latents, classes, noise levels and
-            objective; only the shapes are checked. It may also be set later, on the denoiser's
-            device and before any offloading. None: classifier-free guidance.
+        guide_unet: a weaker denoiser for autoguidance, see `denoise.predict`, of the same latents,
+            classes, noise levels and objective; only the shapes are checked. It may also be set
+            later, on the denoiser's device, before any offloading. None: classifier-free guidance.
         guidance: defaults of a call's `guidance_scale` and `guidance_interval`, either or both; to
             change them later, use `register_to_config`. None: 2 at all noise levels.
         objective: the denoiser's; a scheduler of another objective raises an error. None: the
             scheduler's, see `samplers.get_objective`.
 
     Raises:
-        ValueError: if a model lacks weights, or scheduler, guide or guidance does not fit.
+        ValueError: if weights are missing or not finite, or a component or guidance does not fit.
     """
 
     # Offloading the guide would move it to the accelerator and back at every step.
     model_cpu_offload_seq = "unet->vae"
     _optional_components = ["guide_unet"]  # noqa: RUF012
+    _interrupt = False  # set it in a callback to end a call after its step, as in diffusers
 
     def __init__(
         self,
-        vae: AutoencoderKL,
-        unet: UNet2DModel,
+        vae: AutoencoderKL | None,
+        unet: UNet2DModel | None,
         scheduler: SchedulerMixin,
         id2label: dict | None = None,
         guide_unet: UNet2DModel | None = None,
@@ -88,13 +91,15 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
     ):
         """Register the components; see the class."""
         super().__init__()
-        models = {"vae": vae, "unet": unet}
-        if guide_unet is not None:
+        for name, model in {"vae": vae, "unet": unet, "guide_unet": guide_unet}.items():
+            if model is not None:
+                check_weights(name, model)
+                align_weights(model)
+        if unet is not None and vae is not None:
+            check_latents(unet, (1, vae.config.latent_channels, 0, 0))
+        if unet is not None and guide_unet is not None:
             check_guide(unet, guide_unet)
-            models["guide_unet"] = guide_unet
-        for name, model in models.items():
-            check_weights(name, model)
-            align_weights(model)
+        id2label, guidance = kept_settings(unet, id2label, guidance)
         self.register_modules(vae=vae, unet=unet, scheduler=scheduler, guide_unet=guide_unet)
         Guidance.choose(True, own=guidance)
         objective = check_objective(scheduler, objective)
@@ -104,9 +109,20 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
         self.trained_scheduler = type(scheduler).from_config(scheduler.config)
 
     @property
+    def interrupt(self) -> bool:
+        """Whether the call is to end before its next step."""
+        return self._interrupt
+
+    def _require(self, name: str) -> Any:
+        """Return a component; ValueError if the pipeline was made without it."""
+        if (component := getattr(self, name)) is None:
+            raise ValueError(f"this pipeline has no {name}: load it again without {name}=None")
+        return component
+
+    @property
     def num_classes(self) -> int | None:
         """The number of classes, or None for an unconditional model."""
-        embeddings = self.unet.config.num_class_embeds
+        embeddings = self._require("unet").config.num_class_embeds
         return None if embeddings is None else embeddings - 1
 
     @property
@@ -117,12 +133,12 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
     @property
     def latent_size(self) -> tuple[int, int]:
         """Height and width of the latents that the denoiser was trained on."""
-        size = self.unet.config.sample_size
+        size = self._require("unet").config.sample_size
         return (size, size) if isinstance(size, int) else tuple(size)
 
     def get_label_ids(self, class_labels: Labels) -> list[int]:
         """Translate labels or class names into numbers; ValueError for unknown ones."""
-        return to_label_ids(class_labels, self.unet, self.config.id2label)
+        return to_label_ids(class_labels, self._require("unet"), self.config.id2label)
 
     def use_sampler(self, sampler: str) -> None:
         """Set the sampler: euler, heun, dpm++, unipc or ddim, see `create_sampler`."""
@@ -134,7 +150,7 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
     ) -> torch.Tensor:
         """Encode images, `(B, C, H, W)` in [-1, 1] or PIL, as `encode.encode_images`."""
         pixels = read_images(self.image_processor, images).to(self._execution_device)
-        with upcast_where_needed(self.vae) as dtype:
+        with upcast_where_needed(self._require("vae")) as dtype:
             latents = encode_images(self.vae, pixels, generator, sample_posterior).to(dtype)
         self.maybe_free_model_hooks()
         return latents
@@ -176,25 +192,18 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
             mask: `(B or 1, 1, h, w)` bool, true where images are regenerated; None: everywhere.
             conditions: named tensors of B images, in place of class_labels; missing ones are null.
         """
+        check_start(latents, image_latents, mask)
         if class_labels is not None:
             label_ids = self.get_label_ids(class_labels)
             conditions = class_conditions(label_ids, len(label_ids), self._execution_device)
         guidable = conditions is not None or self.guide_unet is not None
         own = self.config.get("guidance")
         guidance = Guidance.choose(guidable, guidance_scale, guidance_interval, own)
-        check_sampler(self.trained_scheduler, self.scheduler)
         device, scheduler = self._execution_device, self.scheduler
-        noise, skipped = latents.to(device, self.unet.dtype), 0
+        noise, skipped = latents.to(device, self._require("unet").dtype), 0
         if image_latents is not None:
-            if image_latents.shape != noise.shape:
-                raise ValueError(
-                    f"image_latents have the shape {tuple(image_latents.shape)} and latents "
-                    f"{tuple(noise.shape)}: both must be equal"
-                )
             image_latents = image_latents.to(noise)
             skipped = skipped_steps(scheduler, num_inference_steps, strength)
-        elif mask is not None:
-            raise ValueError("a mask needs image_latents, which are kept outside the mask")
         check_removes_noise(self.trained_scheduler, scheduler, num_inference_steps)
         set_inference_steps(scheduler, num_inference_steps, device)
         timesteps = scheduler.timesteps[skipped:]
@@ -202,32 +211,26 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
             return image_latents
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(skipped)
+        latents = noise * getattr(scheduler, "init_noise_sigma", 1.0)
         if image_latents is not None and skipped:
             latents = mix_noise(scheduler, image_latents, noise, timesteps[:1].expand(len(noise)))
-        else:
-            latents = noise * getattr(scheduler, "init_noise_sigma", 1.0)
 
         def after(i: int, t: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
             if mask is not None and image_latents is not None:
-                next_timestep = timesteps[i + 1] if i + 1 < len(timesteps) else None
-                latents = keep_unmasked(
-                    scheduler, latents, image_latents, noise, mask, next_timestep
-                )
+                following = timesteps[i + 1] if i + 1 < len(timesteps) else None
+                latents = keep_unmasked(scheduler, latents, image_latents, noise, mask, following)
             return latents if after_step is None else after_step(i, t, latents)
 
-        scales = guidance_by_step(guidance, scheduler, timesteps)
         null = null_conditions(self.unet, len(noise), device)
         latents = denoise_latents(
-            self.unet,
-            scheduler,
-            latents,
-            self.progress_bar(timesteps),
-            null | (conditions or {}),
-            scales,
-            null,
-            self.guide_unet,
-            generator,
-            after,
+            *(self.unet, scheduler, latents, self.progress_bar(timesteps)),
+            conditions=null | (conditions or {}),
+            guidance=guidance_by_step(guidance, scheduler, timesteps),
+            null_conditions=null,
+            guide_unet=self.guide_unet,
+            generator=generator,
+            after_step=after,
+            interrupted=lambda: self._interrupt,
         )
         self.maybe_free_model_hooks()
         return latents
@@ -235,7 +238,7 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
     @torch.no_grad()
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """Decode latents `(B, c, h, w)` into images `(B, C, h*f, w*f)`, near [-1, 1]."""
-        with upcast_where_needed(self.vae) as dtype:
+        with upcast_where_needed(self._require("vae")) as dtype:
             images = decode_latents(self.vae, latents.to(self._execution_device)).to(dtype)
         self.maybe_free_model_hooks()
         return images
@@ -258,6 +261,7 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
         mask_image: Images | None = None,
         image_latents: torch.Tensor | None = None,
         guidance_interval: tuple[float, float] | None = None,
+        **others: Any,
     ) -> ImagePipelineOutput | tuple:
         """Generate images from noise, or from other images.
 
@@ -283,23 +287,26 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
             image_latents: `(B, c, h, w)` from `encode_images`, in place of `image`.
             guidance_interval: lowest and highest noise level with guidance, from 0 to 1, see
                 `denoise.Guidance`; (0, 1) is all; None: the model's own, or all.
+            others: refused; those of other diffusers pipelines with a word about what to use.
         """
-        device = self._execution_device
+        refuse_arguments(others, callback_on_step_end_tensor_inputs)
+        self._interrupt = False
+        device, unet = self._execution_device, self._require("unet")
         label_ids = None if class_labels is None else self.get_label_ids(class_labels)
-        check_output_type(self.vae, output_type)
-        if unknown := set(callback_on_step_end_tensor_inputs) - {"latents"}:
-            raise ValueError(f"callback_on_step_end_tensor_inputs has no {sorted(unknown)}")
+        if output_type != "latent":
+            check_output_type(self._require("vae"), output_type)
         if image is not None:
             if image_latents is not None:
                 raise ValueError("pass either image or image_latents, not both")
             image = read_images(self.image_processor, image)
             image_latents = self.encode_images(image, sample_posterior=False)
         if image_latents is not None:
-            check_latents(self.unet, image_latents.shape)
+            check_latents(unet, image_latents.shape)
         elif not (strength is None and mask_image is None):
             raise ValueError("strength and mask_image need an image or image_latents")
-        mask, f = None, downsampling_factor(self.vae)
+        mask, f = None, 1
         if mask_image is not None and image_latents is not None:
+            f = downsampling_factor(self._require("vae"))
             mask = read_mask(mask_image, *(f * side for side in image_latents.shape[2:]))
         if strength is None:
             strength = 0.8 if mask is None else 1.0
@@ -311,8 +318,8 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
             image_latents = image_latents.expand(num_images, -1, -1, -1)
         if latents is None:
             size = self.latent_size if image_latents is None else image_latents.shape[2:]
-            shape = (num_images, self.unet.config.in_channels, *size)
-            latents = randn_tensor(shape, generator, device, self.unet.dtype)
+            shape = (num_images, unet.config.in_channels, *size)
+            latents = randn_tensor(shape, generator, device, unet.dtype)
 
         def after_step(i: int, t: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
             if callback_on_step_end is None:
@@ -332,12 +339,12 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
             mask=None if mask is None else shrink_mask(mask, f),
             conditions=conditions,
         )
-        images = latents
-        if output_type != "latent":
-            images = self.decode_latents(latents)
-            if mask is not None and image is not None:
-                images = paste_kept(images, image, mask, f)
-            images = self.image_processor.postprocess(images, output_type)
+        images = latents if output_type == "latent" else self.decode_latents(latents)
+        if not images.isfinite().all():
+            raise ValueError("the images are not finite: lower guidance_scale, or use float32")
+        if mask is not None and image is not None and output_type != "latent":
+            images = paste_kept(images, image, mask, f)
+        images = self.image_processor.postprocess(images, output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def reconstruct(
@@ -347,7 +354,7 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
 
         `output_type` is "pt" `(B, C, H, W)` in [0, 1], "np" `(B, H, W, C)` in [0, 1], or "pil".
         """
-        check_output_type(self.vae, output_type, ("pil", "np", "pt"))
+        check_output_type(self._require("vae"), output_type, ("pil", "np", "pt"))
         reconstructions = self.decode_latents(self.encode_images(images, sample_posterior=False))
         return self.image_processor.postprocess(reconstructions, output_type)
 
@@ -372,14 +379,8 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
             generator: draws that noise, and the noise of stochastic schedulers.
             settings: as of a call, for example class_labels, except those that say where to start.
         """
-        if starts := {"latents", "image", "image_latents", "mask_image"} & settings.keys():
-            raise ValueError(f"interpolate takes no {', '.join(sorted(starts))}")
-        between_seeds = isinstance(first, int | np.integer)
-        if num_images < 2 or isinstance(second, int | np.integer) != between_seeds:
-            raise ValueError("interpolate between two seeds or two images, in 2 or more images")
-        if between_seeds and strength is not None:
-            raise ValueError("strength is for images: leave it unset between seeds")
-        shape = (1, self.unet.config.in_channels, *self.latent_size)
+        between_seeds = check_interpolation(first, second, num_images, strength, settings)
+        shape = (1, self._require("unet").config.in_channels, *self.latent_size)
         ends = [
             randn_tensor(shape, torch.Generator().manual_seed(int(end)), dtype=self.unet.dtype)
             if isinstance(end, int | np.integer)

@@ -252,12 +252,13 @@ def check_removes_noise(
 
     Args:
         trained: the trained model's scheduler.
-        scheduler: the one to sample with, see `check_sampler`.
+        scheduler: the one to sample with; it must pass `check_sampler`.
         num_inference_steps: as of `set_inference_steps`.
 
     Raises:
         ValueError: if the scheduler fails, or more than 2% of the noise is left.
     """
+    check_sampler(trained, scheduler)
     if not (is_flow(trained) or hasattr(trained, "alphas_cumprod")):
         return  # the denoiser's inputs and outputs are scaled in unknown ways, as in EDM
     name, steps = type(scheduler).__name__, num_inference_steps

@@ -16,6 +16,7 @@ from hf_latent.evaluation.features.networks import load_feature_network
 from hf_latent.evaluation.pictures import GAP
 from hf_latent.models.fold import FOLDED_MEAN, measure_latents, sum_latents, unfold_latent_scale
 from hf_latent.models.frozen import hash_weights
+from hf_latent.models.presets import IMAGE_SIZE
 from hf_latent.pipeline.encode import encode_images, encode_posteriors
 from hf_latent.training import autoencoder
 from hf_latent.training.autoencoder import train_autoencoder
@@ -303,7 +304,8 @@ def test_16_bit_images_of_48_by_80_pixels(autoencoder_config, tmp_path):
     )
     summary = train_autoencoder(config)
     vae = AutoencoderKL.from_pretrained(summary.model_dir, use_safetensors=True)
-    assert (vae.config.in_channels, vae.config.sample_size) == (1, [48, 80])
+    assert (vae.config.in_channels, vae.config.sample_size) == (1, 80)
+    assert vae.config[IMAGE_SIZE] == [48, 80]
     image = open_images(config).train[0]["images"]
     assert len(image.unique()) > 2000, "8 bits have 256 values"
     assert encode_images(vae, image[None]).shape == (1, 4, 12, 20)

@@ -24,7 +24,7 @@ from hf_latent.hub.card.text import one_line
 from hf_latent.hub.card.weights import SavedWeights, read_saved_weights
 from hf_latent.hub.model_files import AUTOENCODERS, is_file
 from hf_latent.models.load import loading
-from hf_latent.models.presets import Compression, measure_compression
+from hf_latent.models.presets import IMAGE_SIZE, Compression, measure_compression
 from hf_latent.output import read_json
 from hf_latent.pipeline.encode import downsampling_factor
 
@@ -221,7 +221,8 @@ def _measure(
     if unet_config:
         size, scale = unet_config["sample_size"], factor
     else:  # the configuration of an AutoencoderTiny has no size
-        size, scale = vae_config.get("sample_size", 32 * factor), 1
+        size = vae_config.get(IMAGE_SIZE) or vae_config.get("sample_size", 32 * factor)
+        scale = 1
     height, width = (scale * x for x in ([size, size] if isinstance(size, int) else size))
     channels, height, width = image_shape or (vae.config.in_channels, height, width)
     return measure_compression(vae, (channels, height, width))
