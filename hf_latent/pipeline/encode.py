@@ -92,6 +92,19 @@ def check_images(vae: AutoencoderKL | AutoencoderTiny, images: torch.Tensor) -> 
         )
 
 
+def check_image_channels(vae: AutoencoderKL | AutoencoderTiny, channels: int) -> None:
+    """Check that an autoencoder is for images of as many channels as the model's own.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    if vae.config.in_channels != channels:
+        raise ValueError(
+            f"the given vae takes images of {vae.config.in_channels} channels and the model's own "
+            f"of {channels}: give the autoencoder that the denoiser was trained with"
+        )
+
+
 def encode_posteriors(
     vae: AutoencoderKL | AutoencoderTiny, images: torch.Tensor
 ) -> LatentPosteriors:

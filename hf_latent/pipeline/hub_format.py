@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-import torch
-from diffusers import DiffusionPipeline, ModelMixin
+from diffusers import AutoencoderKL, DiffusionPipeline, ModelMixin
 from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationDelete,
@@ -22,8 +21,9 @@ from huggingface_hub import (
 from huggingface_hub.utils import WeakFileLock
 
 from .denoise import Guidance, check_guide
+from .encode import check_image_channels
 from .samplers import check_sampler, get_objective, load_scheduler
-from .weights import check_weights, load_exactly
+from .weights import check_weights, load_exactly, loading_options
 
 # The files saved with every model. They import each other, and nothing else of their package.
 # A glob would also find files of other local models, because these share one cache of code.
@@ -125,11 +125,12 @@ class HubFormat:
             trained = load_scheduler(folder)
             kwargs.setdefault("objective", get_objective(trained))  # older models lack it
         if kwargs.get("vae") is not None:
-            _check_image_channels(folder, kwargs["vae"])
+            saved = AutoencoderKL.load_config(folder, subfolder="vae")  # of any class
+            check_image_channels(kwargs["vae"], saved["in_channels"])
         if not {"device_map", "quantization_config"} & kwargs.keys():
             for component in saved_models(cls.load_config(folder)):  # type: ignore[attr-defined]
                 if component not in kwargs:
-                    options = _loading_options(folder, component, kwargs)
+                    options = loading_options(folder, component, kwargs)
                     kwargs[component] = load_exactly(folder, component, **options)
         pipeline = super().from_pretrained(folder, **kwargs)  # type: ignore[misc]
         if trained is not None:
@@ -244,36 +245,10 @@ class HubFormat:
             return _push(Path(folder), repo_id, variant, **kwargs)
 
 
-def kept_settings(unet: ModelMixin | None, id2label: Any, guidance: Any) -> tuple[Any, Any]:
-    """Return class names and guidance; those that are None as `components` left them."""
+def kept_settings(unet: ModelMixin | None, **given: Any) -> list[Any]:
+    """Return given settings; those that are None as `components` left them."""
     kept = getattr(unet, SETTINGS, {})
-    return (
-        kept.get("id2label") if id2label is None else id2label,
-        kept.get("guidance") if guidance is None else guidance,
-    )
-
-
-def _check_image_channels(folder: str, vae: ModelMixin) -> None:
-    """Check that an autoencoder that replaces a saved one is for images of the same channels."""
-    saved = type(vae).load_config(folder, subfolder="vae").get("in_channels")
-    if vae.config.in_channels != saved:
-        raise ValueError(
-            f"the given vae takes images of {vae.config.in_channels} channels and the model's own "
-            f"of {saved}: give the autoencoder that the denoiser was trained with"
-        )
-
-
-def _loading_options(folder: str, component: str, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return the options of a pipeline that apply to one of its models, as in diffusers."""
-    passed = ("dtype", "torch_dtype", "low_cpu_mem_usage", "disable_mmap")
-    options = {key: kwargs[key] for key in passed if key in kwargs}
-    for key in {"dtype", "torch_dtype"} & options.keys():
-        if isinstance(options[key], dict):
-            options[key] = options[key].get(component, options[key].get("default", torch.float32))
-    variant = kwargs.get("variant")
-    if variant and any(Path(folder, component).glob(f"*.{variant}*")):
-        options["variant"] = variant
-    return options
+    return [kept.get(name) if x is None else x for name, x in given.items()]
 
 
 def _push(

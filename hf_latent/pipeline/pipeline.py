@@ -99,7 +99,7 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
             check_latents(unet, (1, vae.config.latent_channels, 0, 0))
         if unet is not None and guide_unet is not None:
             check_guide(unet, guide_unet)
-        id2label, guidance = kept_settings(unet, id2label, guidance)
+        id2label, guidance = kept_settings(unet, id2label=id2label, guidance=guidance)
         self.register_modules(vae=vae, unet=unet, scheduler=scheduler, guide_unet=guide_unet)
         Guidance.choose(True, own=guidance)
         objective = check_objective(scheduler, objective)

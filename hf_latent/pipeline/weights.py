@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -42,6 +43,19 @@ def load_exactly(name: str, subfolder: str | None = None, **kwargs: Any) -> Mode
         )
     check_weights(subfolder or model_class.__name__, model)
     return model
+
+
+def loading_options(folder: str, component: str, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of a pipeline that apply to one of its models, as in diffusers."""
+    passed = ("dtype", "torch_dtype", "low_cpu_mem_usage", "disable_mmap")
+    options = {key: kwargs[key] for key in passed if key in kwargs}
+    for key in {"dtype", "torch_dtype"} & options.keys():
+        if isinstance(options[key], dict):
+            options[key] = options[key].get(component, options[key].get("default", torch.float32))
+    variant = kwargs.get("variant")
+    if variant and any(Path(folder, component).glob(f"*.{variant}*")):
+        options["variant"] = variant
+    return options
 
 
 def missing_weights(model: torch.nn.Module) -> list[str]:
