@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from hf_latent.training.denoiser import train_denoiser
-from tests.kills import KILLS
+from tests.attacks.kills import KILLS
 from tests.training.encoding import save_autoencoder
 from tests.training.run.test_log import figures
 from tests.training.test_resume import MIN_SNR, Launched, assert_same_weights

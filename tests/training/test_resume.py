@@ -21,7 +21,7 @@ from hf_latent.training.latents import posteriors
 from hf_latent.training.latents.encode import encode_latents
 from hf_latent.training.run.clock import TrainingSummary
 from tests import forked
-from tests.kills import KILLS
+from tests.attacks.kills import KILLS
 from tests.training.conftest import SHORT, short_autoencoder, short_denoiser
 from tests.training.encoding import encode_settings, save_autoencoder
 from tests.training.run.test_log import figures

@@ -14,8 +14,8 @@ import pytest
 
 from hf_latent.training.latents.encode import encode_latents
 from tests import forked
+from tests.attacks.kills import KILLS
 from tests.data.latent_caches import all_bytes
-from tests.kills import KILLS
 from tests.training.encoding import as_flags, encode_settings, save_autoencoder
 
 SCRIPT = Path(__file__).parents[3] / "train_scripts" / "encode_latents.py"
