@@ -52,6 +52,8 @@ from hf_latent.training.autoencoder import train_autoencoder
 from hf_latent.training.autoencoder_config import AutoencoderConfig
 from hf_latent.training.denoiser import train_denoiser
 from hf_latent.training.denoiser_config import DenoiserConfig
+from hf_latent.training.latents.config import EncodeConfig
+from hf_latent.training.latents.encode import encode_latents
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +64,7 @@ AUTOENCODER = {
     "adam_weight_decay": 1e-4,
     "ema_decay": 0.995,
     "kl_weight": 5e-3,
+    "fold_samples": 2000,
     "validation_steps": 1000,
 }
 DENOISER = {
@@ -74,6 +77,9 @@ RELEASED_AUTOENCODER = "fashion-mnist-f4"
 AUTOENCODER_SHARE = 0.25
 MINIMUM_MINUTES = 0.05
 SAMPLES_PER_CLASS, PAIRS = 8, 40
+BATCH_SIZE = 100
+VALIDATION_IMAGES = 512
+FINISH_SECONDS = 3.0  # to save the model, its card and the report
 GRID_IMAGE_STEPS = 80 * 20  # images times steps of the grid at the end of a denoiser's training
 
 
@@ -129,12 +135,19 @@ def reserve_evaluation(
     unet = create_denoiser("tiny", vae, splits.image_shape, splits.num_classes)
     pipeline = LatentDiffusionPipeline(vae.eval(), unet.eval(), create_scheduler("flow"))
     images = test_images[:200]
-    # All images are encoded for the latent cache, and training images for the latent scale too.
-    encoded = len(splits.train) * (2 if config.train_vae else 1) + len(splits.validation)
-    image_steps = config.evaluation_images * config.num_inference_steps + GRID_IMAGE_STEPS
+    encoded = len(splits.train) + VALIDATION_IMAGES
+    image_steps = config.evaluation_images * config.num_inference_steps
     budget.reserve_model(
-        pipeline, images, encoded, len(test_images), image_steps, config.guidance_scale
+        pipeline,
+        images,
+        encoded,
+        len(test_images),
+        image_steps,
+        config.guidance_scale,
+        ("encode", "reconstruction", "sampling"),
     )
+    budget.reserved["finish"] = FINISH_SECONDS
+    budget.reserved["finish"] += budget.reserved["sampling"] * GRID_IMAGE_STEPS / image_steps
 
 
 def train(config: QuickstartConfig, splits: ImageSplits, budget: TimeBudget) -> dict[str, Any]:
@@ -160,12 +173,18 @@ def train(config: QuickstartConfig, splits: ImageSplits, budget: TimeBudget) -> 
         vae, figures = str(autoencoder.model_dir), summary_figures("autoencoder", autoencoder)
         kl = autoencoder.held_out.kl_nats_per_latent_value
         figures["autoencoder_kl_nats_per_latent_value"] = kl
+    # Encoding is a stage of its own: the training gets what it leaves.
+    with budget.stage("encode"):
+        images = {**asdict(config.images_config()), "max_validation_samples": VALIDATION_IMAGES}
+        latents = EncodeConfig(**images, vae=vae, output_dir=str(output_dir / "denoiser/latents"))
+        _, encoded = encode_latents(latents, splits, replace_other=True)
     with budget.stage("denoiser"):
         denoiser = train_denoiser(
             DenoiserConfig(
-                **shared | DENOISER,
+                **shared | DENOISER | {"overwrite_output_dir": True},
                 output_dir=str(output_dir / "denoiser"),
                 vae=vae,
+                max_validation_samples=VALIDATION_IMAGES,
                 max_train_minutes=max(budget.minutes_left, MINIMUM_MINUTES),
             ),
             splits,
@@ -177,15 +196,18 @@ def train(config: QuickstartConfig, splits: ImageSplits, budget: TimeBudget) -> 
         "autoencoder": "trained here" if config.train_vae else RELEASED_AUTOENCODER,
         **figures,
         **summary_figures("denoiser", denoiser),
-        "encode_seconds": denoiser.encode_seconds,
-        "encode_images_per_second": denoiser.encoded_images / denoiser.encode_seconds,
+        "encode_images_per_second": encoded / budget.stage_seconds["encode_seconds"],
         "vae_hash_before": denoiser.vae_hash_before,
         "vae_hash_after": denoiser.vae_hash_after,
     }
 
 
 def measure_test_images(
-    pipeline: LatentDiffusionPipeline, test_images: torch.Tensor, box: Box, output_dir: Path
+    pipeline: LatentDiffusionPipeline,
+    test_images: torch.Tensor,
+    box: Box,
+    output_dir: Path,
+    budget: TimeBudget,
 ) -> dict[str, Any]:
     """Measure reconstructions of test images, and save reconstructions.png.
 
@@ -193,14 +215,14 @@ def measure_test_images(
         test_images: `(N, C, H, W)` float in [-1, 1].
         box: the part of an image inside its padding.
         output_dir: for the picture: each image beside its reconstruction.
+        budget: if its time ends, the rest of the images is left out.
 
     Returns:
         Figures for the report.
     """
-    originals = test_images / 2 + 0.5
-    reconstructions = torch.cat(
-        [torch.as_tensor(pipeline.reconstruct(x)).cpu() for x in test_images.split(200)]
-    )
+    batches = budget.fitting(test_images.split(200))
+    reconstructions = torch.cat([torch.as_tensor(pipeline.reconstruct(x)).cpu() for x in batches])
+    originals = test_images[: len(reconstructions)] / 2 + 0.5
     kept = asdict(measure_reconstructions([(originals, reconstructions)], box))
     channels, height, width = test_images.shape[1:]
     compression = measure_compression(pipeline.vae, (channels, height, width))
@@ -218,13 +240,14 @@ def measure_samples(
     config: QuickstartConfig,
     pipeline: LatentDiffusionPipeline,
     classifier: nn.Module,
-    now: Callable[[], float],
+    budget: TimeBudget,
 ) -> dict[str, Any]:
     """Measure the label agreement of samples, and save samples.png with a row for each class.
 
     Args:
         config: the number of samples, the sampling and the folder of the picture.
         classifier: trained on real images.
+        budget: if its time ends, the rest of the samples is left out.
 
     Returns:
         Figures for the report.
@@ -233,9 +256,15 @@ def measure_samples(
     steps = config.num_inference_steps
     shown = SAMPLES_PER_CLASS * len(labels)
     count = max(config.evaluation_images, shown)
-    start = now()
-    samples = sample_images(pipeline, labels, count, config.seed, 100, scale, steps)
-    seconds = now() - start
+    start, batches = budget.now(), []
+    asked = torch.arange(count)
+    for rows in budget.fitting(asked.split(BATCH_SIZE)):
+        batch_labels = [labels[row % len(labels)] for row in rows.tolist()]
+        seed = config.seed + int(rows[0])
+        batches.append(
+            sample_images(pipeline, batch_labels, len(rows), seed, BATCH_SIZE, scale, steps)
+        )
+    samples, seconds = torch.cat(batches), budget.now() - start
     picture = labelled_rows(samples[:shown], labels, pipeline.id2label)
     save_picture(Path(config.output_dir, "samples.png"), picture)
     scored = samples[: config.evaluation_images] * 2 - 1
@@ -247,7 +276,7 @@ def measure_samples(
         ),
         "label_agreement_images": len(scored),
         "denoiser_evaluations_per_image": count_evaluations(pipeline, steps, guidance),
-        "sampling_images_per_second": count / seconds,
+        "sampling_images_per_second": len(samples) / seconds,
     }
 
 
@@ -300,8 +329,19 @@ def run_quickstart(
         pipeline = load_pipeline(str(output_dir / "model"))
         box = splits.validation.unpadded_box()
         assert box is not None, "28x28 pixels are padded to 32x32"
-        figures = measure_test_images(pipeline, test_images, box, output_dir)
-        figures |= measure_samples(config, pipeline, classifier, now)
+        with budget.stage("reconstruction"):
+            figures = measure_test_images(pipeline, test_images, box, output_dir, budget)
+        with budget.stage("sampling"):
+            figures |= measure_samples(config, pipeline, classifier, budget)
+    for key, count in (
+        ("test_images", len(test_images)),
+        ("label_agreement_images", config.evaluation_images),
+    ):
+        if figures[key] < count:
+            logger.warning(
+                f"the machine has slowed: {key} is {figures[key]:,} instead of {count:,}, to keep "
+                f"to {config.max_minutes:g} minutes"
+            )
     report = {
         **asdict(config),
         "train_images": len(splits.train),

@@ -7,6 +7,7 @@ from PIL import Image
 
 from hf_latent.cli import main
 from hf_latent.evaluation.pictures import GAP, LABEL_WIDTH
+from hf_latent.experiments import quickstart
 from hf_latent.experiments.quickstart import QuickstartConfig, run_quickstart
 from hf_latent.experiments.time_budget import TimeBudget
 from hf_latent.hub.card.render import card_pictures, render_model_card
@@ -18,7 +19,7 @@ from tests.small import HELD_OUT, small_trainings
 
 MAX_MINUTES = 2
 TICK_SECONDS = 1.2
-STAGES = ("setup", "classifier", "reserve", "denoiser", "evaluation")
+STAGES = ("setup", "classifier", "reserve", "encode", "denoiser", "evaluation")
 CPU_SECONDS: dict[str, float] = {}
 
 
@@ -125,7 +126,7 @@ def test_train_vae_trains_the_autoencoder_too(tmp_path):
         QuickstartConfig(
             output_dir=str(folder),
             train_vae=True,
-            max_minutes=MAX_MINUTES,
+            max_minutes=2 * MAX_MINUTES,
             max_train_samples=300,
             evaluation_images=20,
             num_inference_steps=2,
@@ -169,3 +170,35 @@ def test_generate_draws_from_the_saved_model(finished, tmp_path):
     )
     main(["generate", *flags.split(), "--num_inference_steps", "2"])
     assert Image.open(output).size == (LABEL_WIDTH + 8 * 64, 3 * 64)
+
+
+@pytest.mark.slow
+def test_a_machine_that_slows_measures_less_and_keeps_the_minutes(small, tmp_path, capsys):
+    seconds = [0.0]
+
+    def now() -> float:
+        seconds[0] += TICK_SECONDS
+        return seconds[0]
+
+    class Slowing(TimeBudget):
+        def fitting(self, parts):
+            for part in super().fitting(parts):
+                yield part
+                self.slow()
+
+        def slow(self) -> None:
+            seconds[0] += 10.0  # each batch takes 10 seconds more than estimated
+
+    settings = QuickstartConfig(
+        output_dir=str(tmp_path / "run"),
+        max_minutes=MAX_MINUTES,
+        max_train_samples=300,
+        evaluation_images=500,
+        num_inference_steps=1,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quickstart, "TimeBudget", Slowing)
+        report = run_quickstart(settings, now=now)
+    assert 100 <= report["label_agreement_images"] < 500
+    assert report["total_seconds"] < 60 * MAX_MINUTES
+    assert "the machine has slowed: label_agreement_images is " in capsys.readouterr().err

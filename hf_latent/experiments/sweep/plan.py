@@ -1,5 +1,6 @@
 """How a sweep divides its time: measuring is timed and reserved, the rest is for training."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,15 @@ from hf_latent.models.presets import create_autoencoder, create_denoiser, create
 from hf_latent.output import read_json
 from hf_latent.pipeline import LatentDiffusionPipeline
 
+logger = logging.getLogger(__name__)
+
 AUTOENCODER_SHARE = 0.4  # of the training time; a denoiser needs more
 MINIMUM_MINUTES = 0.05  # of an autoencoder's training
 HELD_OUT_IMAGES = 2000  # at most, to reconstruct
 FOLD_SAMPLES = 2000  # training images to measure the latent scale on
 VALIDATION_IMAGES = 200  # held-out images to validate on after each training
 BATCH_SIZE = 100
+ADVICE = "fewer --factors, --latent_channels, --num_images or --max_train_samples save time"
 TIMED_IMAGES = 50
 SECONDS_AROUND_A_PAIR = 5.0  # to start trainings and to save, hash and load models, on a small CPU
 
@@ -90,7 +94,7 @@ def reserve_measuring(
     held_out = min(len(splits.validation), HELD_OUT_IMAGES)
     images = splits.validation.evenly_spaced(TIMED_IMAGES).read()
     encoded = len(splits.train) * (2 if config.horizontal_flip else 1)
-    encoded += min(len(splits.train), FOLD_SAMPLES) + held_out + 3 * VALIDATION_IMAGES
+    encoded += held_out + 3 * VALIDATION_IMAGES
     decoded = held_out + config.num_images + VALIDATION_IMAGES
     generated = config.num_seeds * config.num_images
     steps = generated * config.num_inference_steps + GRID_IMAGE_STEPS
@@ -98,16 +102,27 @@ def reserve_measuring(
         same = [pair for pair in pairs if pair.factor == factor]
         vae, unet = create_models(config, same[-1], splits.image_shape, splits.num_classes)
         pipeline = LatentDiffusionPipeline(vae.eval(), unet.eval(), create_scheduler("flow"))
-        counts = [len(same) * x for x in (encoded, decoded, steps)]
-        budget.reserve_model(pipeline, images, *counts)
+        count = len(same)
+        budget.reserve_model(pipeline, images, count * encoded, count * decoded, count * steps)
     pixels = to_uint8(images)
     real = held_out + 2 * config.num_images
     made = held_out + config.num_images + generated  # reconstructions, floor and samples
-    budget.reserve(lambda: extractor(pixels), (real + len(pairs) * made) / len(pixels))
+    extracted = (real + len(pairs) * made) / len(pixels)
+    budget.reserve("measuring", lambda: extractor(pixels), extracted)
     vectors = [extractor(pixels)]
     distances = 1 + len(pairs) * (2 + config.num_seeds)
-    budget.reserve(lambda: frechet_distance(vectors, vectors), distances)
-    budget.reserved_seconds += SAFETY * len(pairs) * SECONDS_AROUND_A_PAIR
+    budget.reserve("measuring", lambda: frechet_distance(vectors, vectors), distances, runs=1)
+
+
+def reserve_known(config: SweepConfig, budget: TimeBudget) -> None:
+    """Reserve the time around trainings, which needs no timing, and refuse too few minutes at once.
+
+    Raises:
+        UserError: if the minutes are too few for this number of pairs on any machine.
+    """
+    count = len(config.pairs())
+    budget.reserved["around"] = SAFETY * count * SECONDS_AROUND_A_PAIR
+    budget.check(count * MINIMUM_MINUTES / AUTOENCODER_SHARE, ADVICE)
 
 
 def divide_minutes(minutes: float, pairs: int) -> tuple[float, float]:
@@ -125,10 +140,11 @@ def make_plan(
         UserError: if the time is too short to train, or a pair cannot be created.
     """
     count = len(config.pairs())
+    logger.info("timing this machine")
     reserve_measuring(config, splits, extractor, budget)
     budget.check(
         count * MINIMUM_MINUTES / AUTOENCODER_SHARE,
-        "fewer --factors, --latent_channels, --num_images or --max_train_samples save time",
+        ADVICE,
     )
     autoencoder, denoiser = divide_minutes(budget.minutes_left, count)
     return Plan(

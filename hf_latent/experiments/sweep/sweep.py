@@ -32,6 +32,7 @@ from hf_latent.experiments.sweep.plan import (
     create_models,
     make_plan,
     read_plan,
+    reserve_known,
 )
 from hf_latent.experiments.sweep.report import describe_sweep, render_plot, render_report
 from hf_latent.experiments.time_budget import TimeBudget
@@ -83,6 +84,8 @@ def start_sweep(
                 remove_written(pair, PAIR_FILES)
             path.unlink()  # last: if the sweep is killed before, the next run removes the rest
     check_output_dir(output_dir, config.overwrite_output_dir or plan is not None)
+    if plan is None:
+        reserve_known(config, budget)
     splits = open_images(config.images_config())
     check_splits(config, splits)
     if plan is None:
