@@ -147,7 +147,7 @@ def reserve_evaluation(
         ("encode", "reconstruction", "sampling"),
     )
     budget.reserved["finish"] = FINISH_SECONDS
-    budget.reserved["finish"] += budget.reserved["sampling"] * GRID_IMAGE_STEPS / image_steps
+    budget.reserved["grid"] = budget.reserved["sampling"] * GRID_IMAGE_STEPS / image_steps
 
 
 def train(config: QuickstartConfig, splits: ImageSplits, budget: TimeBudget) -> dict[str, Any]:
@@ -190,6 +190,7 @@ def train(config: QuickstartConfig, splits: ImageSplits, budget: TimeBudget) -> 
             splits,
             now=budget.now,
         )
+    del budget.reserved["grid"]  # drawn at the end of the training
     with replaced_whole(output_dir / "model", written=MODEL_FILES) as temporary:
         denoiser.model_dir.rename(temporary)
     return {

@@ -1,6 +1,5 @@
 """Keep a command within its time limit."""
 
-import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -13,8 +12,6 @@ from hf_latent.errors import UserError
 from hf_latent.evaluation.images.sampling import sample_images
 from hf_latent.evaluation.measures.reconstruction import reconstruct
 from hf_latent.pipeline import LatentDiffusionPipeline
-
-logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 TIMED_RUNS = 3
@@ -147,8 +144,8 @@ class TimeBudget:
             image_steps / (count * TIMED_STEPS),
         )
 
-    def check(self, minimum_minutes: float, advice: str) -> None:
-        """Say how many minutes this machine needs, and check that as many are given.
+    def check(self, minimum_minutes: float, advice: str) -> float:
+        """Check that enough time is left, and return how many minutes this machine needs at least.
 
         Args:
             minimum_minutes: that must be left.
@@ -158,9 +155,9 @@ class TimeBudget:
             UserError: if less is left; the message says how many minutes this machine needs.
         """
         needed = self.max_minutes - self.minutes_left + minimum_minutes
-        logger.info(f"this machine needs at least {needed:.2f} minutes for the whole command")
         if self.minutes_left < minimum_minutes:
             raise UserError(
                 f"--max_minutes {self.max_minutes:g} leaves no time to train: this machine needs "
                 f"at least {needed:.2f} for the whole command ({advice})"
             )
+        return needed

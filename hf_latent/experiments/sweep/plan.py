@@ -142,10 +142,8 @@ def make_plan(
     count = len(config.pairs())
     logger.info("timing this machine")
     reserve_measuring(config, splits, extractor, budget)
-    budget.check(
-        count * MINIMUM_MINUTES / AUTOENCODER_SHARE,
-        ADVICE,
-    )
+    needed = budget.check(count * MINIMUM_MINUTES / AUTOENCODER_SHARE, ADVICE)
+    logger.info(f"this machine needs at least {needed:.2f} minutes of {config.max_minutes:g} given")
     autoencoder, denoiser = divide_minutes(budget.minutes_left, count)
     return Plan(
         config.settings(),

@@ -38,6 +38,7 @@ from hf_latent.experiments.sweep.report import describe_sweep, render_plot, rend
 from hf_latent.experiments.time_budget import TimeBudget
 from hf_latent.lock import locks_output
 from hf_latent.output import check_output_dir, remove_written, replaced_whole, write_json
+from hf_latent.training.next_steps import command_line, image_settings
 
 logger = logging.getLogger(__name__)
 
@@ -146,6 +147,20 @@ def sweep_pairs(
 
 
 @locks_output
+def train_command(config: SweepConfig, pair: dict[str, Any]) -> str:
+    """Return the command that trains a pair's autoencoder, given its figures."""
+    return command_line(
+        "train-autoencoder",
+        **image_settings(config.images_config()),
+        preset=config.preset,
+        latent_channels=pair["latent_channels"],
+        block_out_channels=list(config.widths(pair["factor"])),
+        reconstruction_loss="l2",
+        kl_weight=f"{pair['kl_weight_per_latent_value']:.3g}",
+        output_dir=f"{config.output_dir}-autoencoder",
+    )
+
+
 def sweep(
     config: SweepConfig,
     started: float | None = None,
@@ -201,4 +216,7 @@ def sweep(
     with replaced_whole(output_dir / "sweep.png") as temporary:
         temporary.write_bytes(render_plot(report))
     print(describe_sweep(report, str(output_dir)))
+    for pair in finished:
+        if pair["name"] == report["recommended"]:
+            print(f"train it for longer:\n{train_command(config, pair)}")
     return report

@@ -19,6 +19,7 @@ from hf_latent.experiments.sweep.plan import (
     divide_minutes,
     read_plan,
 )
+from hf_latent.experiments.time_budget import TimeBudget
 from hf_latent.models.presets import Compression
 from hf_latent.output import write_json
 from hf_latent.training.autoencoder_config import AutoencoderConfig
@@ -47,7 +48,7 @@ def test_flags_and_recipe(tmp_path):
         ({"factors": "6"}, "--factors 6 must be a power of 2"),
         ({"factors": "1"}, "--factors 1 must be a power of 2, at least 2"),
         ({"factors": "2,x"}, "--factors 2,x must be numbers above 0, as in --factors 2,4,8"),
-        ({"factors": ""}, "--factors  must be numbers"),
+        ({"factors": ""}, "--factors needs a value"),
         ({"factors": []}, r"--factors \[\] must be numbers"),
         ({"latent_channels": [0]}, r"--latent_channels \[0\] must be numbers above 0"),
         ({"latent_channels": "4,2,4"}, "--latent_channels has 4 twice"),
@@ -165,6 +166,7 @@ def test_the_parts_of_a_plan_add_up_to_the_given_time(monkeypatch):
 
         def check(self, minimum_minutes, advice):
             self.checked = minimum_minutes
+            return 45 + self.reserved_seconds / 60 + minimum_minutes
 
     class Train:
         identity = "train"
@@ -201,3 +203,10 @@ def test_a_word_means_the_same_in_a_sweep_and_in_a_training():
     assert {name: sweep[name] for name in shared} == {name: training[name] for name in shared}
     assert "numbers of latent channels" in sweep["latent_channels"]
     assert "Number of latent channels" in training["latent_channels"]
+
+
+def test_hopeless_minutes_are_refused_before_any_timing():
+    config = SweepConfig(factors="2,4", latent_channels="4", max_minutes=0.1)
+    budget = TimeBudget(config.max_minutes, now=lambda: 0.0)
+    with pytest.raises(UserError, match=r"needs at least 0\.45 for the whole command"):
+        sweep_plan.reserve_known(config, budget)

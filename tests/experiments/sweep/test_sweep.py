@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -11,8 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
+from hf_latent.command import parse_config
 from hf_latent.errors import UserError
 from hf_latent.experiments.sweep import pair as sweep_pair
 from hf_latent.experiments.sweep import plan as sweep_plan
@@ -20,6 +23,7 @@ from hf_latent.experiments.sweep import sweep as sweep_module
 from hf_latent.experiments.sweep.config import SweepConfig
 from hf_latent.experiments.sweep.report import render_plot, render_report
 from hf_latent.training import denoiser as denoiser_module
+from hf_latent.training.autoencoder_config import AutoencoderConfig
 from tests import forked
 from tests.conftest import ticking_clock
 from tests.docs.test_commands import BIN, TICKING
@@ -122,10 +126,20 @@ def test_a_sweep_end_to_end(config, trained, tmp_path, capsys):
     assert report["recommended"] in {"f4-c2", "f8-c2"}
     assert report["recommended"] in report["pareto_front"]
     output = capsys.readouterr().out.splitlines()
-    assert output[0].startswith("2 pairs: 0 s for each autoencoder")
-    assert output[1].startswith("1/2 f4-c2: ") and output[1].endswith("minutes left at most")
-    assert output[2].startswith("2/2 f8-c2: ") and output[2].endswith("0.0 minutes left at most")
-    assert output[-1] == f"{folder}/report.md, sweep.png"
+    assert output[:1] == ["timing this machine"]
+    assert output[1].startswith("this machine needs at least ") and "of 10 given" in output[1]
+    assert output[2].startswith("2 pairs: 0 s for each autoencoder")
+    assert output[3].startswith("1/2 f4-c2: ") and output[3].endswith("minutes left at most")
+    assert output[4].startswith("2/2 f8-c2: ") and output[4].endswith("0.0 minutes left at most")
+    assert output[-3] == f"{folder}/report.md, sweep.png"
+    words = shlex.split(output[-1])
+    assert words[:2] == ["hf-latent", "train-autoencoder"]
+    command = parse_config(AutoencoderConfig, words[2:])
+    run = folder / report["recommended"] / "autoencoder"
+    saved = yaml.safe_load((run / "config.yaml").read_text())
+    for name in ("data", "resize_mode", "latent_channels", "block_out_channels", "preset"):
+        assert getattr(command, name) == saved[name]
+    assert command.kl_weight == pytest.approx(saved["kl_weight"], rel=1e-2)
     assert any(line.startswith(f"Choose {report['recommended']}: ") for line in output)
     # Only the length of the trainings depends on the machine; reports have their settings.
     settings = json.loads((folder / "f8-c2" / "autoencoder" / "report.json").read_text())
