@@ -135,7 +135,7 @@ def reserve_evaluation(
     unet = create_denoiser("tiny", vae, splits.image_shape, splits.num_classes)
     pipeline = LatentDiffusionPipeline(vae.eval(), unet.eval(), create_scheduler("flow"))
     images = test_images[:200]
-    encoded = len(splits.train) + VALIDATION_IMAGES
+    encoded = len(splits.train) + min(len(splits.validation), VALIDATION_IMAGES)
     image_steps = config.evaluation_images * config.num_inference_steps
     budget.reserve_model(
         pipeline,

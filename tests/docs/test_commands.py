@@ -28,7 +28,7 @@ sys.argv = sys.argv[2:]
 with small_trainings():
     runpy.run_path(sys.argv[0], run_name="__main__")
 """
-SECONDS_A_LOOK = {"quickstart": "2", "sweep": "0.2", "train_unet.py": "0.01"}
+SECONDS_A_LOOK = {"quickstart": "1", "sweep": "0.2", "train_unet.py": "0.01"}
 SHORT = {
     "quickstart": "--max_minutes 2 --max_train_samples 300 --evaluation_images 20 "
     "--num_inference_steps 2",
