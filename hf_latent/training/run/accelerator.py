@@ -1,5 +1,6 @@
 """The settings that both trainings share, and their accelerator, optimizer and average."""
 
+import atexit
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -191,6 +192,14 @@ def check_processes(accelerator: Accelerator) -> None:
             f"{launched} processes were launched and Accelerate sees {accelerator.num_processes}: "
             "correct the launch configuration (on CPUs, set ACCELERATE_USE_CPU=1 and use torchrun)"
         )
+
+
+# Otherwise the threads of gloo and of the store still run while the interpreter ends.
+@atexit.register
+def end_process_group() -> None:
+    """End the group of processes, if there is one, when the program ends."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 @contextmanager
