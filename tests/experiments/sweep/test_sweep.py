@@ -22,6 +22,7 @@ from hf_latent.experiments.sweep import plan as sweep_plan
 from hf_latent.experiments.sweep import sweep as sweep_module
 from hf_latent.experiments.sweep.config import SweepConfig
 from hf_latent.experiments.sweep.report import render_plot, render_report
+from hf_latent.output import remove_written
 from hf_latent.training import denoiser as denoiser_module
 from hf_latent.training.autoencoder_config import AutoencoderConfig
 from tests import forked
@@ -407,3 +408,12 @@ def test_a_killed_process_is_resumed(tmp_path):
     assert files(tmp_path / "sweep" / "f2-c2") == before
     assert (tmp_path / "sweep" / "f4-c2" / "autoencoder.json").stat().st_mtime_ns == autoencoder
     check_renders(tmp_path / "sweep", json.loads((tmp_path / "sweep" / "report.json").read_text()))
+
+
+def test_a_pairs_files_are_removed_and_no_others(finished, tmp_path):
+    copy = shutil.copytree(finished[1], tmp_path / "sweep")
+    for pair in copy.glob("f*-c*"):
+        (pair / "denoiser" / "notes.txt").write_text("mine")
+        remove_written(pair, sweep_pair.PAIR_FILES)
+        left = [path for path in pair.rglob("*") if path.is_file()]
+        assert left == [pair / "denoiser" / "notes.txt"]
