@@ -10,6 +10,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 import hf_latent
 from hf_latent.cli import main
@@ -87,3 +90,48 @@ def test_type_checkers_see_the_public_names():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert project["tool"]["setuptools"]["package-data"]["hf_latent"] == ["py.typed"]
     assert (ROOT / "hf_latent" / "py.typed").exists()
+
+
+def requirements(*extras: str) -> dict[str, Requirement]:
+    """The requirements in pyproject.toml, by name, with those of extras of the package."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    waiting, found = [*project["dependencies"]], {}
+    for extra in extras:
+        waiting += project["optional-dependencies"][extra]
+    while waiting:
+        needed = Requirement(waiting.pop())
+        if needed.name == "hf-latent":
+            for extra in needed.extras:
+                waiting += project["optional-dependencies"][extra]
+        else:
+            found[canonicalize_name(needed.name)] = needed
+    return found
+
+
+def imported_packages(folder: str) -> set[str]:
+    """The names of installed packages that the files of a folder import."""
+    modules, found = set(), importlib.metadata.packages_distributions()
+    for path in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                modules |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                modules.add(node.module)
+    tops = {module.partition(".")[0] for module in modules} - {"hf_latent"}
+    return {canonicalize_name(found[top][0]) for top in tops if top in found}
+
+
+def test_all_that_is_imported_is_declared():
+    declared = requirements("features", "lpips", "inception", "heif").keys()
+    assert {"diffusers", "jinja2", "pyarrow"} <= imported_packages("hf_latent") <= declared
+    for folder in ("train_scripts", "tests", "docs"):
+        assert imported_packages(folder) <= requirements("test").keys(), folder
+
+
+def test_the_lowest_versions_that_are_tested_are_those_that_are_allowed():
+    lines = (ROOT / "constraints-lowest.txt").read_text().splitlines()[1:]
+    tested = {canonicalize_name(x.name): x.specifier for x in map(Requirement, lines)}
+    for name, requirement in requirements("features", "heif").items():
+        (lowest,) = (x.version for x in requirement.specifier)
+        (version,) = (x.version for x in tested[name])
+        assert name == "torch" or Version(version) == Version(lowest), name
