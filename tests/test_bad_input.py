@@ -403,3 +403,5 @@ def test_corrupt_files_can_be_skipped(folder, tmp_path, monkeypatch):
     data = ["--data", str(folder / "truncated"), "--output_dir", "run"]
     run_command(AutoencoderConfig, train_autoencoder, [*flags.split(), *data])
     assert (tmp_path / "run" / "model" / WEIGHTS).is_file()
+    first = (tmp_path / "run" / "config.yaml").read_text().splitlines()[0]
+    assert first.endswith(", 1 left out because they cannot be used")

@@ -126,6 +126,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "train_exact_duplicates": real.train.exact_duplicates,
         "held_out_images": len(real.held_out),
         "validation_fingerprint": splits.validation_fingerprint,
+        **splits.summary.figures(),
         "sampler": type(pipeline.scheduler).__name__,
         "guidance_scale": guidance.scale,
         "guidance_interval": guidance.interval,

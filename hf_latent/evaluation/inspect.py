@@ -173,6 +173,7 @@ def inspect_autoencoder(config: InspectConfig) -> dict[str, Any]:
         "preprocessing": held_out.preprocessing,
         "held_out_fingerprint": held_out.fingerprint,
         "validation_fingerprint": splits.validation_fingerprint,
+        **splits.summary.figures(),
         **figures,
     }
     output_dir.mkdir(parents=True, exist_ok=True)

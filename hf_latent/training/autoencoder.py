@@ -44,7 +44,6 @@ from hf_latent.training.run.checkpoints import TrainingState, resume_training, s
 from hf_latent.training.run.clock import TrainingClock, TrainingSummary
 from hf_latent.training.run.ema import ema_weights
 from hf_latent.training.run.folder import (
-    describe_counts,
     find_checkpoint,
     open_run_images,
     start_run_folder,
@@ -108,7 +107,7 @@ def train_autoencoder(
         network = load_feature_network(config.perceptual_network).to(accelerator.device)
     compression = measure_compression(vae, image_shape)
     logger.info(f"autoencoder: {compression}")
-    output_dir, counts = Path(config.output_dir), describe_counts(splits)
+    output_dir, lines = Path(config.output_dir), splits.summary.lines()
     ema = create_ema(vae, config.ema_decay, accelerator.device)
     betas = (0.9, config.adam_beta2)
     optimizer = create_optimizer(vae, config.learning_rate, config.adam_weight_decay, betas)
@@ -122,7 +121,7 @@ def train_autoencoder(
     resume_training(checkpoint, state, settings, accelerator)
     push_settings = prepare_push(config, "AutoencoderKL", accelerator)
     fingerprint = splits.validation_fingerprint
-    start_run_folder(config, checkpoint, counts, fingerprint, accelerator)
+    start_run_folder(config, checkpoint, lines, fingerprint, accelerator)
 
     rows = process_rows(config.train_batch_size, accelerator)
     done, workers = clock.step * config.gradient_accumulation_steps, config.dataloader_num_workers

@@ -161,7 +161,7 @@ def train_denoiser(
     freeze(vae).to(accelerator.device)
     frozen_vae = FrozenWeights(vae)
 
-    output_dir, counts = Path(config.output_dir), source.counts
+    output_dir, lines = Path(config.output_dir), source.summary
     ema = create_ema(unet, config.ema_decay, accelerator.device)
     settings = asdict(config)
     identity = settings | {"vae": frozen_vae.sha256}
@@ -180,7 +180,7 @@ def train_denoiser(
     resume_training(checkpoint, state, settings, accelerator)
     push_settings = prepare_push(config, "LatentDiffusionPipeline", accelerator)
     fingerprint = source.validation_fingerprint
-    start_run_folder(config, checkpoint, counts, fingerprint, accelerator)
+    start_run_folder(config, checkpoint, lines, fingerprint, accelerator)
     snapshots.remove_after(clock.step)
     source.prepare(vae)
 

@@ -89,6 +89,7 @@ def image_figures(data: str, splits: ImageSplits, compression: Compression) -> d
         "train_images": len(splits.train),
         "held_out_split_images": len(splits.validation),
         "validation_fingerprint": splits.validation_fingerprint,
+        **splits.summary.figures(),
         **vars(compression),
         "compression_ratio": compression.ratio,
     }
@@ -115,6 +116,7 @@ def denoiser_figures(
         "train_images": source.train_images,
         "held_out_split_images": source.held_out_images,
         "validation_fingerprint": source.validation_fingerprint,
+        **source.data_figures,
         **vars(compression),
         "compression_ratio": compression.ratio,
         **(encoding if source.encoded_images else {}),

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from hf_latent.command import parse_config
 from hf_latent.data.images.open import ImageSplits, open_images
+from hf_latent.data.images.summary import DataSummary
 from hf_latent.errors import UserError
 from hf_latent.evaluation.features.networks import load_feature_network
 from hf_latent.evaluation.pictures import GAP
@@ -268,7 +269,8 @@ class MadeUpImages(torch.utils.data.Dataset):
 @pytest.mark.parametrize("channels", [1, 3, 4, 6])
 def test_any_number_of_channels(autoencoder_config, channels):
     shape = (channels, 32, 32)
-    splits = ImageSplits(MadeUpImages(20, shape), MadeUpImages(9, shape), None, "0" * 16, 0)
+    train, held_out = MadeUpImages(20, shape), MadeUpImages(9, shape)
+    splits = ImageSplits(train, held_out, None, "0" * 16, DataSummary())
     config = autoencoder_config(
         **WITH_DISCRIMINATOR,
         max_train_steps=2,

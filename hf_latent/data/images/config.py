@@ -1,5 +1,6 @@
 """The settings that say which images to use, and how they become tensors."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,6 +10,8 @@ from hf_latent.command import Seed, Settings
 from hf_latent.errors import UserError
 
 LARGEST_SIDE = 2**16
+# 16,384 x 16,384, which take about 2 GB to decode.
+MAX_IMAGE_PIXELS = 2**28
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +36,19 @@ class ImagesConfig(Settings):
         crop: Which part of a training image resize_mode crop keeps. Held-out images are always
             cropped at the centre.
         horizontal_flip: Mirror a random half of the training images, another half in each epoch.
-        channels: 1 for grey, 3 for RGB, 4 for RGBA. By default those of the first training image.
+        channels: 1 for grey, 3 for RGB, 4 for RGBA. By default what most training images have; an
+            alpha that is opaque everywhere does not count.
+        value_range: The pixel values in the files that become black and white, as in 0,4095 for 12
+            bits in 16-bit files; others are clipped. By default those of the file's type. A
+            negative value needs an equals sign, as in --value_range=-1000,3000.
+        color_profile: convert colours to sRGB if a file has a colour profile (ICC), or ignore it.
         validation_fraction: Share of the images to hold out, between 0 and 1, chosen by content.
             Only used if the data has no validation or test split.
         validation_fingerprint: Stop unless the held-out images have this fingerprint, 16
             hexadecimal digits from an earlier report. By default it is not compared.
-        on_bad_image: stop lists all images that cannot be decoded, and ends; skip leaves them out.
+        on_bad_image: stop lists all images that cannot be used, and ends; skip leaves them out.
+        max_image_pixels: Images with more pixels cannot be used, because a small file can decode
+            to one that fills the memory. By default 16,384 x 16,384.
         max_train_samples: Use only this many training images, drawn at random. By default all.
         seed: Seed of all random draws. It does not change which images are held out.
     """
@@ -53,16 +63,20 @@ class ImagesConfig(Settings):
     crop: Literal["center", "random"] = "center"
     horizontal_flip: bool = False
     channels: Literal[1, 3, 4] | None = None
+    value_range: str | None = None
+    color_profile: Literal["convert", "ignore"] = "convert"
     validation_fraction: OpenUnitInterval = 0.05
     validation_fingerprint: str | None = None
     on_bad_image: Literal["stop", "skip"] = "stop"
+    max_image_pixels: PositiveInt = MAX_IMAGE_PIXELS
     max_train_samples: PositiveInt | None = None
     seed: Seed = 0
 
     def __post_init__(self) -> None:
-        """Check the resolution."""
+        """Check the values; errors name the flag."""
         super().__post_init__()
         parse_resolution(self.resolution)
+        parse_value_range(self.value_range)
 
 
 def parse_resolution(resolution: int | str) -> tuple[int, int]:
@@ -76,3 +90,26 @@ def parse_resolution(resolution: int | str) -> tuple[int, int]:
     if max(height, width) > LARGEST_SIDE:
         raise UserError(f"--resolution {resolution} is larger than {LARGEST_SIDE} pixels")
     return height, width
+
+
+def parse_value_range(value_range: str | None) -> tuple[float, float] | None:
+    """Return the pixel values that become black and white, from "LOW,HIGH"."""
+    if value_range is None:
+        return None
+    try:
+        low, high = (float(value) for value in value_range.split(","))
+    except ValueError:
+        low, high = math.nan, math.nan
+    if not -math.inf < low < high < math.inf:
+        raise UserError(
+            f'--value_range {value_range} must be two numbers "LOW,HIGH", the lower one first, as '
+            "in 0,4095"
+        )
+    return low, high
+
+
+def describe_values(config: ImagesConfig) -> str:
+    """Return what of the decoding is not by default, as the end of `ImageDataset.preprocessing`."""
+    value_range = parse_value_range(config.value_range)
+    values = "" if value_range is None else ", values {:.9g} to {:.9g}".format(*value_range)
+    return values + (", colour profiles ignored" if config.color_profile == "ignore" else "")

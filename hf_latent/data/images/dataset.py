@@ -10,14 +10,20 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from hf_latent.data.images.config import ImagesConfig, parse_resolution
+from hf_latent.data.images.config import (
+    ImagesConfig,
+    describe_values,
+    parse_resolution,
+    parse_value_range,
+)
 from hf_latent.data.images.flips import is_flipped
-from hf_latent.data.images.held_out import fingerprint
+from hf_latent.data.images.held_out import fingerprint, read_labels
 from hf_latent.data.images.pixels import (
     Box,
     decode_image,
     fit,
     padded_box,
+    stretch,
     to_channels,
     to_tensors,
     to_uint8,
@@ -107,10 +113,15 @@ class ImageDataset(torch.utils.data.Dataset):
         encoded = self.dataset[rows]["image"] if rows else []
         for key, image in zip(missing, encoded, strict=True):
             generator = np.random.default_rng((config.seed, *key, CROP)) if is_random else None
-            array = to_channels(decode_image(image["bytes"] or image["path"]), self.channels)
+            array = stretch(self._decode(image), parse_value_range(config.value_range))
+            array = to_channels(array, self.channels)
             # Copy, because a view of a crop would keep the whole image in memory.
             arrays[key] = fit(array, height, width, config.resize_mode, generator).copy()
         return [arrays[key] for key in keys]
+
+    def _decode(self, image: dict[str, Any]) -> np.ndarray:
+        config, encoded = self.config, image["bytes"] or image["path"]
+        return decode_image(encoded, config.max_image_pixels, config.color_profile)
 
     def is_mirrored(self, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
         """Return which images are mirrored in which epochs, `(n,)` bool for `(n,)` int64 each."""
@@ -148,7 +159,8 @@ class ImageDataset(torch.utils.data.Dataset):
         """Decode every image; return the box inside the padding, None if images differ in it."""
         if self.config.resize_mode != "pad":
             return None
-        sizes = {decode_row(self.dataset, row).shape[:2] for row in self.rows}
+        rows = self.rows.tolist()
+        sizes = {self._decode(self.dataset[row]["image"]).shape[:2] for row in rows}
         if len(sizes) > 1:
             return None
         image_height, image_width = sizes.pop()
@@ -164,17 +176,15 @@ class ImageDataset(torch.utils.data.Dataset):
     @cached_property
     def labels(self) -> torch.Tensor | None:
         """Class labels `(N,)` int64; None without labels."""
-        if "label" not in self.dataset.column_names:
-            return None
-        labels = self.dataset.data.column("label").to_numpy()[self.rows]
-        return torch.from_numpy(labels.astype(np.int64))
+        labels = read_labels(self.dataset, self.rows)
+        return None if labels is None else torch.from_numpy(labels)
 
     @property
     def preprocessing(self) -> str:
         """One line that says how decoded images become tensors."""
         channels, height, width = self.image_shape
-        mirrored = ", mirrored" if self.mirrored else ""
-        return f"{self.config.resize_mode} to {height}x{width}, {channels} channels{mirrored}"
+        size = f"{self.config.resize_mode} to {height}x{width}, {channels} channels"
+        return size + describe_values(self.config) + (", mirrored" if self.mirrored else "")
 
     @property
     def fingerprint(self) -> str:
@@ -195,9 +205,3 @@ class ImageDataset(torch.utils.data.Dataset):
         digest = hashlib.sha256(self.preprocessing.encode())
         digest.update(b"\n".join(self.hashes.tolist()))
         return digest.hexdigest()
-
-
-def decode_row(dataset: Dataset, row: int) -> np.ndarray:
-    """Decode the image in one row of a data set with a column `image` (`Image(decode=False)`)."""
-    encoded = dataset[int(row)]["image"]
-    return decode_image(encoded["bytes"] or encoded["path"])

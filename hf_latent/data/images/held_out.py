@@ -7,22 +7,36 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 from datasets import Dataset, Features, Value
 from datasets.fingerprint import Hasher
 from PIL import Image, UnidentifiedImageError
 
-from hf_latent.data.images.pixels import decode_image
+from hf_latent.data.images.config import ImagesConfig
+from hf_latent.data.images.pixels import DecodedImage, read_image
 from hf_latent.data.images.sources import Source
 from hf_latent.data.quiet import quiet_datasets
 from hf_latent.errors import UserError
 
-# Part of the cache's key: raise it if decode_image or content_hash returns something else.
-CHECK_VERSION = 2
+# Part of the cache's key: raise it if the check finds something else.
+CHECK_VERSION = 3
 NAMED_BAD_IMAGES = 20
+# What the check notes of each good image. `kind` names its pixels in the file; `channels` are those
+# that it needs (an opaque alpha is not needed); `is_grey` is true if red, green and blue are equal;
+# `low` and `high` are the lowest and the highest value of its colours.
+FACTS: dict[str, Any] = {
+    **{"kind": Value("string"), "profile": Value("string")},
+    **{"height": Value("int32"), "width": Value("int32"), "frames": Value("int32")},
+    **{"bits": Value("int8"), "channels": Value("int8"), "is_grey": Value("bool")},
+    **{"low": Value("float64"), "high": Value("float64")},
+}
+FOUND = Features({"hash": Value("string"), "error": Value("string"), **FACTS})
+# Pillow's names of pixel formats, in words.
+KINDS = {"1": "black and white", "L": "grey", "LA": "grey with alpha", "P": "palette"}
 
 
 @dataclass(frozen=True)
@@ -33,21 +47,24 @@ class CheckedImages:
         dataset: may have other rows too.
         rows: `(n,)` int64, ascending.
         hashes: `(n,)` ASCII bytes, the rows' content hashes (64 hexadecimal digits each).
+        facts: by name of `FACTS`, `(n,)` values of the rows.
     """
 
     dataset: Dataset
     rows: np.ndarray
     hashes: np.ndarray
+    facts: dict[str, np.ndarray]
 
     def subset(self, places: np.ndarray) -> "CheckedImages":
         """Return the images at some places, `(m,)` int64 or `(n,)` bool."""
-        return replace(self, rows=self.rows[places], hashes=self.hashes[places])
+        facts = {name: values[places] for name, values in self.facts.items()}
+        return replace(self, rows=self.rows[places], hashes=self.hashes[places], facts=facts)
 
 
 def content_hash(array: np.ndarray) -> str:
     """Return the SHA-256 of shape, dtype and pixels `(H, W, C)`, as 64 hexadecimal digits."""
     digest = hashlib.sha256(f"{array.shape} {array.dtype.name}".encode())
-    digest.update(array.tobytes())
+    digest.update(np.ascontiguousarray(array))
     return digest.hexdigest()
 
 
@@ -60,7 +77,7 @@ def fingerprint(hashes: np.ndarray) -> str:
 
 
 def check_decodable(
-    dataset: Dataset, num_proc: int | None = None
+    dataset: Dataset, config: ImagesConfig, num_proc: int | None = None
 ) -> tuple[CheckedImages, dict[int, str]]:
     """Decode every image of a data set; the result is kept in the cache folder of `datasets`.
 
@@ -68,15 +85,17 @@ def check_decodable(
 
     Args:
         dataset: has a column `image` of type `Image(decode=False)`.
+        config: says how to decode.
         num_proc: processes that decode; None: this one.
 
     Returns:
-        The images that can be decoded; by row, one line about each that cannot.
+        The images that can be used; by row, one line about each that cannot.
     """
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "hf_latent_checked_images"
     folder.mkdir(parents=True, exist_ok=True)
+    how = {"max_pixels": config.max_image_pixels, "color_profile": config.color_profile}
     # By default the cache lies beside the data, on what may be a read-only shared disk.
-    key = Hasher.hash((CHECK_VERSION, dataset._fingerprint))
+    key = Hasher.hash((CHECK_VERSION, how, dataset._fingerprint))
     # Show progress in a terminal, but not in a log file.
     with nullcontext() if sys.stderr.isatty() else quiet_datasets():
         checked = dataset.map(
@@ -84,63 +103,113 @@ def check_decodable(
             batched=True,
             batch_size=100,
             with_indices=True,
+            fn_kwargs=how,
             remove_columns=dataset.column_names,
-            features=Features({"hash": Value("string"), "error": Value("string")}),
+            features=FOUND,
             cache_file_name=str(folder / f"{key}.arrow"),
             num_proc=num_proc,
             desc="Checking every image",
         )
-    hashes, found = (checked.data.column(name).to_pylist() for name in ("hash", "error"))
-    errors = {}
-    for row in [row for row, error in enumerate(found) if error]:
-        again = _check_batch(dataset[row : row + 1], [row])
-        hashes[row], error = again["hash"][0], again["error"][0]
-        if error:
-            errors[row] = error
-    rows = np.array([row for row in range(len(dataset)) if row not in errors], np.int64)
-    return CheckedImages(dataset, rows, np.array(hashes, "S64")[rows]), errors
+    columns = {name: checked.data.column(name).to_pylist() for name in checked.column_names}
+    errors = columns["error"]
+    for row in [row for row, error in enumerate(errors) if error]:
+        (again,) = _check_batch(dataset[row : row + 1], [row], **how).to_pylist()
+        for name, value in again.items():
+            columns[name][row] = value
+    for row, bits in enumerate(columns["bits"]):
+        if bits == 32 and config.value_range is None:
+            low, high = columns["low"][row], columns["high"][row]
+            image = dataset[row]["image"]
+            errors[row] = _describe_bad_image(
+                image, row, f"its values from {low:g} to {high:g} need --value_range LOW,HIGH"
+            )
+    rows = np.array([row for row, error in enumerate(errors) if not error], np.int64)
+    facts = {name: np.array([columns[name][row] for row in rows]) for name in FACTS}
+    good = CheckedImages(dataset, rows, np.array(columns["hash"], "S64")[rows], facts)
+    return good, {row: error for row, error in enumerate(errors) if error}
 
 
-def _check_batch(batch: dict[str, list[Any]], rows: Sequence[int]) -> dict[str, list[str]]:
-    hashes, errors = [], []
+def _check_batch(
+    batch: dict[str, list[Any]], rows: Sequence[int], max_pixels: int, color_profile: Any
+) -> pa.Table:
+    """Return hash, error and facts of every image; an error is "" for a good one."""
+    found = []
     with warnings.catch_warnings():
         # Pillow only warns between its limit and twice its limit: treat both as bad images.
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         for row, image in zip(rows, batch["image"], strict=True):
             try:
-                hashes.append(content_hash(decode_image(image["bytes"] or image["path"])))
-                errors.append("")
+                decoded = read_image(image["bytes"] or image["path"], max_pixels, color_profile)
+                digest = content_hash(decoded.array)
+                found.append({"hash": digest, "error": "", **image_facts(decoded)})
             # Decoders raise many exception types for damaged files; treat them all as unreadable.
             except Exception as error:
-                hashes.append("")
-                errors.append(_describe_bad_image(image, row, error))
-    return {"hash": hashes, "error": errors}
+                line = _describe_bad_image(image, row, _describe_error(error, max_pixels))
+                found.append({"hash": "", "error": line})
+    return pa.Table.from_pylist(found, FOUND.arrow_schema)
 
 
-def _describe_bad_image(image: dict[str, Any] | None, row: int, error: Exception) -> str:
-    if image is None or not (image["bytes"] or image["path"]):
-        return f"row {row} (no image)"
-    where = f"row {row}" if image["bytes"] else image["path"]
+def image_facts(image: DecodedImage) -> dict[str, Any]:
+    """Return what the check notes of an image, by the names of `FACTS`."""
+    array = image.array
+    height, width, channels = array.shape
+    has_alpha = channels in (2, 4)
+    colour = array[:, :, :-1] if has_alpha else array
+    is_opaque = has_alpha and array[:, :, -1].min() == np.iinfo(array.dtype).max
+    is_grey = colour.shape[2] == 3 and len({*colour[height // 2, width // 2].tolist()}) == 1
+    if (
+        is_grey
+    ):  # look at all pixels only if the one in the middle is grey: few are in colour images
+        is_grey = bool((colour == colour[:, :, :1]).all())
+    kind = KINDS.get(image.mode, image.mode)
+    if image.mode[0] in "IF":
+        kind = "16-bit grey" if array.dtype == np.uint16 else "grey without a fixed range"
+    return {
+        "kind": f"opaque {kind}" if is_opaque else kind,
+        "bits": 8 * array.itemsize,
+        "profile": image.profile,
+        "height": height,
+        "width": width,
+        "channels": channels - is_opaque,
+        "frames": image.frames,
+        "is_grey": is_grey,
+        "low": float(colour.min()),
+        "high": float(colour.max()),
+    }
+
+
+def _describe_error(error: Exception, max_pixels: int) -> str:
+    if isinstance(error, Image.DecompressionBombWarning | Image.DecompressionBombError):
+        return f"more pixels than --max_image_pixels {max_pixels}"
     # Pillow's own message repeats the path, or has a memory address.
     what = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
-    return f"{where} ({' '.join(what.split())[:150] or type(error).__name__})"
+    return " ".join(what.split())[:150] or type(error).__name__
+
+
+def _describe_bad_image(image: dict[str, Any] | None, row: int, what: str) -> str:
+    if image is None or not (image["bytes"] or image["path"]):
+        return f"row {row} (no image)"
+    return f"{f'row {row}' if image['bytes'] else image['path']} ({what})"
+
+
+def read_labels(dataset: Dataset, rows: np.ndarray) -> np.ndarray | None:
+    """Return the class labels `(n,)` int64 of rows `(n,)`; None without labels."""
+    if "label" not in dataset.column_names:
+        return None
+    return dataset.data.column("label").to_numpy()[rows].astype(np.int64)
 
 
 def hold_out(
-    source: Source,
-    validation_fraction: float = 0.05,
-    on_bad_image: Literal["stop", "skip"] = "stop",
-    num_proc: int | None = None,
+    source: Source, config: ImagesConfig, num_proc: int | None = None
 ) -> tuple[CheckedImages, CheckedImages, int]:
     """Check every image, and split by content if the source has no held-out split.
 
-    Which images are held out depends only on their pixels, not on order, names or file format.
-    Equal images stay together.
+    Which images are held out depends only on their pixels and, so that every class keeps one to
+    train on, their classes; not on order, names or file format. Equal images stay together.
 
     Args:
         source: from `open_source`.
-        validation_fraction: expected share of the images to hold out, between 0 and 1.
-        on_bad_image: `stop` refuses a source with bad images, `skip` leaves them out.
+        config: says how to decode, whether to skip bad images, and how many to hold out.
         num_proc: processes that decode; None: this one.
 
     Returns:
@@ -149,12 +218,12 @@ def hold_out(
     Raises:
         UserError: if an image is bad and not skipped, or a side would be empty.
     """
-    train, bad = check_decodable(source.train, num_proc)
-    errors = list(bad.values())
+    train, bad = check_decodable(source.train, config, num_proc)
+    errors = [*source.bad_files, *bad.values()]
     if source.held_out is not None:
-        validation, bad = check_decodable(source.held_out, num_proc)
+        validation, bad = check_decodable(source.held_out, config, num_proc)
         errors += [f"held-out {error}" for error in bad.values()]
-    if errors and on_bad_image == "stop":
+    if errors and config.on_bad_image == "stop":
         rest = len(errors) - NAMED_BAD_IMAGES
         count = "1 image" if len(errors) == 1 else f"{len(errors)} images"
         raise UserError(
@@ -163,7 +232,8 @@ def hold_out(
             "Repair or remove them, or pass --on_bad_image skip"
         )
     if source.held_out is None:
-        chosen = choose_held_out(train.hashes, validation_fraction)
+        labels = read_labels(train.dataset, train.rows)
+        chosen = choose_held_out(train.hashes, config.validation_fraction, labels)
         train, validation = train.subset(~chosen), train.subset(chosen)
     if not len(train.rows) or not len(validation.rows):
         raise UserError(
@@ -173,18 +243,30 @@ def hold_out(
     return train, validation, len(errors)
 
 
-def choose_held_out(hashes: np.ndarray, fraction: float) -> np.ndarray:
+def choose_held_out(
+    hashes: np.ndarray, fraction: float, labels: np.ndarray | None = None
+) -> np.ndarray:
     """Choose the images whose hash, read as a number between 0 and 1, is below `fraction`.
 
-    If there is none, choose the smallest hash (with its duplicates).
+    The largest hash of each class is never chosen, so every class keeps an image to train on. If
+    none is chosen, choose the smallest hash that may be chosen, or else the smallest of all. Equal
+    hashes are chosen together.
 
     Args:
         hashes: `(n,)` ASCII bytes, content hashes.
         fraction: between 0 and 1.
+        labels: `(n,)` int64, the images' classes; None without classes.
 
     Returns:
         `(n,)` bool.
     """
-    digits = hashes.tolist()
-    chosen = np.array([int(x[:16], 16) / 2**64 < fraction for x in digits], bool)
-    return chosen if chosen.any() else hashes == min(digits, default=b"")
+    below = np.array([int(x[:16], 16) / 2**64 < fraction for x in hashes.tolist()], bool)
+    is_free = np.ones(len(hashes), bool)
+    if labels is not None:
+        order = np.lexsort((hashes, labels))
+        is_last = np.diff(labels[order], append=labels.max(initial=0) + 1) != 0
+        is_free = ~np.isin(hashes, hashes[order[is_last]])
+    chosen = below & is_free
+    if chosen.any():
+        return chosen
+    return hashes == min(hashes[is_free].tolist() or hashes.tolist(), default=b"")

@@ -1,64 +1,145 @@
 """Decode any image, change its channels, fit it to a size, and map it to [-1, 1].
 
-    encoded image --decode_image--> --to_channels--> --fit--> array --to_tensors--> tensor
+    file --decode_image--> --stretch--> --to_channels--> --fit--> array --to_tensors--> tensor
 
-An array is `(H, W, C)`, uint8 or uint16, with C = 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA).
-Only grey images have more than 8 bits: Pillow reads 16-bit colour as 8-bit.
+An array is `(H, W, C)` with C = 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA); it is uint8 or
+uint16, or before `stretch` float32. Only grey files have more than 8 bits: Pillow reads 16-bit
+colour as 8-bit.
 """
 
 import io
 import math
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
+from hf_latent.data.images.colour import to_srgb
+from hf_latent.data.images.config import MAX_IMAGE_PIXELS
 from hf_latent.data.images.formats import FORMATS
 
+# Most bytes of text in a PNG: image generators store their workflow, editors their history.
+MAX_TEXT_BYTES = 2**27
 # ITU-R 601-2 luma in 1/65536, as in Pillow's own conversion. The sum of 65536 keeps 16-bit pixels
 # within 32 bits.
 LUMA = np.array([19595, 38470, 7471], np.uint32)
+_LIMITS = threading.Lock()
 
 
-def decode_image(encoded: bytes | str) -> np.ndarray:
+class DecodedImage(NamedTuple):
+    """An image, and what its file says of it.
+
+    Attributes:
+        array: `(H, W, C)`, as `decode_image` returns.
+        mode: Pillow's name of the pixels' format in the file, such as RGB, L, P or I;16.
+        frames: number of pages or frames in the file; the first one is decoded.
+        profile: what was done with the colour profile, as in `to_srgb`; "" without one.
+    """
+
+    array: np.ndarray
+    mode: str
+    frames: int
+    profile: str
+
+
+def decode_image(
+    encoded: bytes | str,
+    max_image_pixels: int = MAX_IMAGE_PIXELS,
+    color_profile: Literal["convert", "ignore"] = "convert",
+) -> np.ndarray:
     """Decode one image, upright (EXIF orientation applied).
 
     Args:
         encoded: bytes or path of an image file in one of `FORMATS`.
+        max_image_pixels: a larger image is not decoded.
+        color_profile: `convert` colours to sRGB if the file has a profile, or `ignore` the profile.
 
     Returns:
-        `(H, W, C)` uint8, or uint16 for 16-bit grey; C is 1, 2, 3 or 4. The transparency of a
-        palette or a colour key becomes alpha. An animation gives its first frame.
+        `(H, W, C)` uint8, or for grey of more bits uint16; float32 for pixels without a fixed range
+        (floating point, or 32-bit integers outside 0 to 65535). C is 1, 2, 3 or 4. The transparency
+        of a palette or a colour key becomes alpha. An animation gives its first frame.
 
     Raises:
-        ValueError: if the pixels have no fixed range (floating point, or 32-bit integers outside
-            0 to 65535).
+        ValueError: if a pixel is not finite.
         Exception: any that Pillow raises for a damaged file, mostly OSError.
     """
+    return read_image(encoded, max_image_pixels, color_profile).array
+
+
+def read_image(
+    encoded: bytes | str, max_image_pixels: int, color_profile: Literal["convert", "ignore"]
+) -> DecodedImage:
+    """Decode one image as `decode_image` does, and describe it."""
     file = io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded
-    with Image.open(file, formats=FORMATS) as image:
+    with _pillow_limits(max_image_pixels), Image.open(file, formats=FORMATS) as image:
+        mode, frames = image.mode, getattr(image, "n_frames", 1)
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
-        return _to_array(image)
+        array, profile = _to_array(image, color_profile == "convert")
+        return DecodedImage(array, mode, frames, profile)
 
 
-def _to_array(image: Image.Image) -> np.ndarray:
-    if image.mode.startswith("I"):  # grey of 16 or 32 bits
+@contextmanager
+def _pillow_limits(max_image_pixels: int) -> Iterator[None]:
+    """Set Pillow's limits and restore them: they are variables of its modules, for all threads."""
+    ours = (
+        (Image, "MAX_IMAGE_PIXELS", max_image_pixels),
+        (PngImagePlugin, "MAX_TEXT_CHUNK", MAX_TEXT_BYTES),
+        (PngImagePlugin, "MAX_TEXT_MEMORY", MAX_TEXT_BYTES),
+    )
+    with _LIMITS:
+        before = [(module, name, getattr(module, name)) for module, name, _ in ours]
+        try:
+            for module, name, limit in ours:
+                setattr(module, name, limit)
+            yield
+        finally:
+            for module, name, limit in before:
+                setattr(module, name, limit)
+
+
+def _to_array(image: Image.Image, convert_profile: bool) -> tuple[np.ndarray, str]:
+    """Return the pixels, and what was done with the colour profile."""
+    if image.mode[0] in "IF":  # grey of 16 or 32 bits
         values = np.asarray(image)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError(
-                f"32-bit pixels from {values.min()} to {values.max()} do not fit in 16 bits"
-            )
-        return values.astype(np.uint16)[:, :, None]
-    if image.mode == "F":
-        raise ValueError("pixels of mode F have no fixed range: save as 8-bit, or as 16-bit grey")
+        if not np.isfinite(values).all():
+            raise ValueError("a pixel is not finite")
+        fits = image.mode != "F" and values.min() >= 0 and values.max() <= 65535
+        return values.astype(np.uint16 if fits else np.float32)[:, :, None], ""
     mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
     if image.mode[-1] in "Aa" or "transparency" in image.info:
         mode += "A"
+    profile, use = image.info.get("icc_profile"), ""
+    if profile and convert_profile:
+        own = image if image.mode in (mode, "CMYK") else image.convert(mode)
+        image, use = to_srgb(own, profile)
     array = np.asarray(image if image.mode == mode else image.convert(mode))
-    return array[:, :, None] if array.ndim == 2 else array
+    return (array[:, :, None] if array.ndim == 2 else array), use
+
+
+def stretch(array: np.ndarray, value_range: tuple[float, float] | None) -> np.ndarray:
+    """Map a range of the file's pixel values to black and white, and clip what is outside.
+
+    Args:
+        array: `(H, W, C)`, as `decode_image` returns.
+        value_range: the values that become black and white; None: those of the array's type.
+
+    Returns:
+        `(H, W, C)` uint16, or uint8 with alpha, which stays as it is.
+    """
+    if value_range is None:
+        return array
+    low, high = value_range
+    has_alpha = array.shape[2] in (2, 4)
+    colour, alpha = np.split(array, [array.shape[2] - has_alpha], axis=2)
+    dtype = np.uint8 if has_alpha else np.uint16
+    shares = ((colour.astype(np.float32) - np.float32(low)) / np.float32(high - low)).clip(0, 1)
+    stretched = np.rint(shares * np.iinfo(dtype).max).astype(dtype)
+    return np.concatenate([stretched, alpha.astype(dtype)], axis=2)
 
 
 def to_channels(array: np.ndarray, channels: int) -> np.ndarray:
@@ -110,13 +191,13 @@ def resize(
         box: left, top, right and bottom of the part to resample; None: all.
 
     Returns:
-        `(height, width, C)` of the same dtype; 16-bit values (grey only) keep their precision.
+        `(height, width, C)` of the same dtype; 16-bit values keep their precision.
     """
     if box is None and array.shape[:2] == (height, width):
         return array
     if array.dtype == np.uint16 and array.shape[2] > 1:
-        # Pillow has no 16-bit mode with several channels. Alpha needs no weights here: only 16-bit
-        # grey without alpha reaches this line, and the alpha added to it is constant.
+        # Pillow has no 16-bit mode with several channels. Alpha needs no weights here: 16-bit
+        # images have none of their own, and what `to_channels` adds is constant.
         planes = np.split(array, array.shape[2], axis=2)
         return np.concatenate([resize(plane, height, width, box) for plane in planes], axis=2)
     # Pillow weights the colour of LA and RGBA by alpha itself.

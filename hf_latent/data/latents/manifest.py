@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from hf_latent.data.images.config import ImagesConfig, parse_resolution
+from hf_latent.data.images.config import ImagesConfig, describe_values, parse_resolution
 from hf_latent.data.images.dataset import ImageDataset
 from hf_latent.data.images.open import ImageSplits
 from hf_latent.data.shards import shard_ranges
@@ -72,6 +72,7 @@ def images_manifest(splits: ImageSplits) -> dict[str, Any]:
     return {
         "image_shape": list(splits.image_shape),
         "preprocessing": train.preprocessing,
+        "data_summary": splits.summary.figures(),
         "id2label": splits.id2label and {str(k): v for k, v in splits.id2label.items()},
         "splits": {
             "train": split_manifest(train),
@@ -176,6 +177,8 @@ def check_fits(
     """
     channels, height, width = manifest["image_shape"]
     mode = manifest["preprocessing"].split(" ")[0]
+    values = manifest["preprocessing"].partition(" channels")[2]
+    own_values = describe_values(config)
     encoder, encoder_name = manifest["autoencoder_sha256"], manifest.get("autoencoder")
     held_out = manifest["splits"]["validation"]["fingerprint"]
     wanted = config.validation_fingerprint
@@ -194,6 +197,12 @@ def check_fits(
             config.resize_mode == mode,
             f"preprocessing ({mode}, the run's --resize_mode is {config.resize_mode})",
             f"pass --resize_mode {mode}",
+        ),
+        (
+            values == own_values,
+            f"preprocessing ({values[2:] or 'default values'}, the run's is "
+            f"{own_values[2:] or 'default values'})",
+            "pass the --value_range and the --color_profile that it was encoded with",
         ),
         (
             manifest["mirrored"] or not config.horizontal_flip,

@@ -200,6 +200,7 @@ def sweep(
         "train_images": len(splits.train),
         "held_out_images": len(real.held_out),
         "validation_fingerprint": splits.validation_fingerprint,
+        **splits.summary.figures(),
         "preprocessing": extractor.preprocessing,
         "planned_autoencoder_minutes": plan.autoencoder_minutes,
         "planned_denoiser_minutes": plan.denoiser_minutes,

@@ -82,8 +82,6 @@ def encode_latents(
     if splits is None:
         with accelerator.main_process_first():
             splits = open_images(config, keep_in_memory=False)
-        if splits.bad_images:
-            logger.info(f"{splits.bad_images} images that cannot be decoded are left out")
     if config.max_validation_samples is not None:
         splits = replace(
             splits, validation=splits.validation.evenly_spaced(config.max_validation_samples)

@@ -8,6 +8,7 @@ EncodedLatents    images, encoded again at every step
 
 import hashlib
 import json
+import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ from hf_latent.data.latents.manifest import check_fits, read_manifest
 from hf_latent.data.latents.store import ShardStore, open_shard_store
 from hf_latent.data.latents.stream import LatentStream, stream_batches
 from hf_latent.evaluation.machine import shown_name
+from hf_latent.hub.card.text import one_line
 from hf_latent.models.frozen import hash_autoencoder
 from hf_latent.models.load import Autoencoder
 from hf_latent.pipeline.encode import encode_posteriors
@@ -44,7 +46,9 @@ from hf_latent.training.run.batches import (
     global_batches,
     ignore_signals,
 )
-from hf_latent.training.run.folder import describe_counts, open_run_images
+from hf_latent.training.run.folder import open_run_images
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,9 @@ class LatentSource(ABC):
         data: name of the images in reports; None if unknown.
         train_images: number of training images.
         held_out_images: number of held-out images.
-        counts: a sentence about both numbers.
+        options: how a training reads the latents.
+        summary: lines about the data, for config.yaml.
+        data_figures: of the data, for reports; none of a latent cache.
         validation_fingerprint: fingerprint of the held-out images.
         identity: hash of the stored latents; None if they are not stored.
         encode_seconds: duration of the encoding before the first step.
@@ -87,7 +93,9 @@ class LatentSource(ABC):
     data: str | None
     train_images: int
     held_out_images: int
-    counts: str
+    options: ReadOptions
+    summary: list[str]
+    data_figures: dict[str, Any]
     validation_fingerprint: str
     identity: str | None = None
     encode_seconds: float = 0.0
@@ -124,7 +132,7 @@ class LatentSource(ABC):
     def _set_from_images(self, splits: ImageSplits, data: str) -> None:
         self.image_shape, self.id2label, self.data = splits.image_shape, splits.id2label, data
         self.train_images, self.held_out_images = len(splits.train), len(splits.validation)
-        self.counts = describe_counts(splits)
+        self.summary, self.data_figures = splits.summary.lines(), splits.summary.figures()
         self.validation_fingerprint = splits.validation_fingerprint
 
     def _set_from_manifest(self, manifest: dict[str, Any]) -> None:
@@ -134,10 +142,14 @@ class LatentSource(ABC):
         self.id2label = names and {int(label): name for label, name in names.items()}
         train, held_out = (manifest["splits"][name] for name in ("train", "validation"))
         self.train_images, self.held_out_images = train["rows"], held_out["rows"]
-        self.counts = (
+        line = one_line(
             f"latents of {train['rows']} training images of {self.data or 'a local folder'}, "
             f"{held_out['rows']} held out"
         )
+        logger.info(line)
+        if manifest["mirrored"] and not self.options.horizontal_flip:
+            logger.warning("the cache has mirror images too; --horizontal_flip true reads them")
+        self.summary, self.data_figures = [line], {}
         self.validation_fingerprint = held_out["fingerprint"]
         self.identity = hash_latents(manifest)
 

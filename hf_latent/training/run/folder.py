@@ -128,10 +128,7 @@ def open_run_images(
             overwrite, resume = config.overwrite_output_dir, config.resume_from_checkpoint
             check_run_folder(Path(config.output_dir), overwrite, resume)
         workers = config.dataloader_num_workers
-        splits = open_images(config, workers or None, False if workers else keep_in_memory)
-    if splits.bad_images:
-        logger.info(f"{splits.bad_images} images that cannot be decoded are left out")
-    return splits
+        return open_images(config, workers or None, False if workers else keep_in_memory)
 
 
 def check_run_folder(output_dir: Path, overwrite: bool, resume_from_checkpoint: str | None) -> None:
@@ -159,18 +156,10 @@ def _is_interrupted_start(output_dir: Path) -> bool:
     return output_dir.is_dir() and all(path.name in names for path in output_dir.iterdir())
 
 
-def describe_counts(splits: ImageSplits) -> str:
-    """Describe how many images a run has."""
-    return (
-        f"{len(splits.train)} training images, {len(splits.validation)} held out, "
-        f"{splits.bad_images} left out because they cannot be decoded"
-    )
-
-
 def start_run_folder(
     config: TrainingConfig,
     checkpoint: Path | None,
-    counts: str,
+    summary: list[str],
     validation_fingerprint: str,
     accelerator: Accelerator,
 ) -> None:
@@ -178,7 +167,7 @@ def start_run_folder(
 
     Args:
         checkpoint: where the run resumes from, loaded already; None for a new run.
-        counts: as `describe_counts` returns; the first line of config.yaml.
+        summary: lines about the data, with which config.yaml begins as comments.
         validation_fingerprint: fingerprint of the held-out images.
         accelerator: its first process writes.
 
@@ -195,8 +184,8 @@ def start_run_folder(
         for name in ("logs", "samples"):
             (output_dir / name).mkdir(parents=True, exist_ok=True)
         resolved = dump_config(config, validation_fingerprint=validation_fingerprint)
-        write_text(output_dir / "config.yaml", f"# {counts}\n{resolved}")
-        logger.info(counts)
+        comments = "".join(f"# {line}\n" for line in summary)
+        write_text(output_dir / "config.yaml", comments + resolved)
         if resume and checkpoint is None:
             logger.info("no checkpoint yet: the training starts at step 0")
     start_trackers(output_dir, asdict(config), checkpoint, accelerator)

@@ -72,7 +72,7 @@ def test_items_follow_the_contract(labelled):
     assert (len(splits.train), len(splits.validation)) == (20, 4)
     assert splits.id2label == {0: "a", 1: "b"}
     assert splits.num_classes == 2
-    assert splits.bad_images == 0
+    assert splits.summary.figures()["bad_images"] == 0
     order = [*range(0, 20, 2), *range(1, 20, 2)]  # by class folder, then by name
     for index, seed in enumerate(order):
         item = splits.train[index]
@@ -106,9 +106,11 @@ def test_built_in_data_is_the_default():
 @pytest.mark.parametrize(
     ("mode", "own"), [("L", 1), ("RGB", 3), ("RGBA", 4), ("LA", 4), ("P", 3), ("CMYK", 3), ("1", 1)]
 )
-def test_channels_default_to_those_of_the_first_image(tmp_path, mode, own):
+def test_channels_default_to_those_of_the_images(tmp_path, mode, own):
     for i in range(4):
         image = Image.fromarray(picture(i, channels=4)).convert("RGB").convert(mode)
+        if mode in ("RGBA", "LA"):
+            image.putalpha(Image.fromarray(picture(i, channels=1)))
         image.save(tmp_path / f"{i}.{'tif' if mode == 'CMYK' else 'png'}")
     assert open_images(ImagesConfig(data=str(tmp_path))).image_shape == (own, 32, 32)
 
@@ -217,7 +219,7 @@ def test_memory_avoids_decoding_unless_crops_are_random(labelled, monkeypatch):
     decoded = []
     decode_image = image_dataset.decode_image
     monkeypatch.setattr(
-        image_dataset, "decode_image", lambda x: decoded.append(x) or decode_image(x)
+        image_dataset, "decode_image", lambda x, *how: decoded.append(x) or decode_image(x, *how)
     )
     for crop, count in (("center", 20), ("random", 40)):
         train = open_images(ImagesConfig(data=labelled, resolution=8, crop=crop)).train
@@ -317,7 +319,7 @@ def test_skipped_images_leave_a_dense_index(tmp_path):
     data = write(tmp_path, {f"{i}.png": picture(i) for i in range(6)})
     (tmp_path / "2.png").write_bytes(b"no picture")
     splits = open_images(ImagesConfig(data=data, on_bad_image="skip"))
-    assert splits.bad_images == 1
+    assert splits.summary.figures()["bad_images"] == 1
     assert len(list(splits.train)) == len(splits.train)
     assert len(splits.train) + len(splits.validation) == 5
     with pytest.raises(UserError, match=r"2\.png"):

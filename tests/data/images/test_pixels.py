@@ -5,7 +5,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from PIL import EpsImagePlugin, Image, UnidentifiedImageError
+from PIL import EpsImagePlugin, Image, PngImagePlugin, UnidentifiedImageError
 
 from hf_latent.data.images.pixels import (
     covering_size,
@@ -13,6 +13,7 @@ from hf_latent.data.images.pixels import (
     fit,
     padded_box,
     resize,
+    stretch,
     to_channels,
     to_tensors,
 )
@@ -190,17 +191,50 @@ def test_eps_never_reaches_ghostscript(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "image",
+    "values",
     [
-        Image.fromarray(np.linspace(0, 1, 48, dtype=np.float32).reshape(6, 8)),
-        Image.fromarray(np.full((6, 8), 70000, np.int32)),
-        Image.fromarray(np.full((6, 8), -1, np.int32)),
+        np.linspace(0, 1, 48, dtype=np.float32).reshape(6, 8),
+        np.full((6, 8), 70000, np.int32),
+        np.full((6, 8), -1, np.int32),
     ],
     ids=["float", "above 16 bits", "negative"],
 )
-def test_pixels_without_a_fixed_range_are_refused(image):
-    with pytest.raises(ValueError, match=r"fixed range|do not fit in 16 bits"):
+def test_pixels_without_a_fixed_range_stay_as_they_are(values):
+    decoded = decode_image(encode(Image.fromarray(values), "TIFF"))
+    assert decoded.dtype == np.float32
+    assert np.array_equal(decoded[:, :, 0], values)
+
+
+def test_pixels_that_are_not_finite_are_refused():
+    image = Image.fromarray(np.array([[0, np.nan]], np.float32))
+    with pytest.raises(ValueError, match="not finite"):
         decode_image(encode(image, "TIFF"))
+
+
+def test_a_value_range_becomes_black_to_white():
+    twelve_bit = np.array([0, 1, 2048, 4095, 5000], np.uint16)[None, :, None]
+    tensor = to_tensors([stretch(twelve_bit, (0, 4095))])[0, 0, 0]
+    assert tensor.tolist() == pytest.approx([-1, 2 / 4095 - 1, 4096 / 4095 - 1, 1, 1], abs=2e-5)
+    hounsfield = np.array([-2000, -1000, 1000, 3000], np.float32)[None, :, None]
+    tensor = to_tensors([stretch(hounsfield, (-1000, 3000))])[0, 0, 0]
+    assert tensor.tolist() == pytest.approx([-1, -1, 0, 1], abs=2e-5)
+    video = to_tensors([stretch(np.array([[[16, 235, 100]]], np.uint8), (16, 235))])[0, :, 0, 0]
+    assert video.tolist() == pytest.approx([-1, 1, 168 / 219 - 1], abs=2e-5)
+
+
+def test_a_value_range_leaves_alpha():
+    stretched = stretch(RGBA, (0, 510))
+    assert stretched.dtype == np.uint8
+    assert np.array_equal(stretched[:, :, 3], ALPHA)
+    assert np.abs(stretched[:, :, :3].astype(int) - RGB / 2).max() <= 0.5
+
+
+def test_long_text_in_a_png_is_no_fault():
+    text = PngImagePlugin.PngInfo()
+    text.add_text("workflow", "node " * 600_000, zip=True)
+    before = PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY
+    assert np.array_equal(decode_image(encode(Image.fromarray(RGB), pnginfo=text)), RGB)
+    assert before == (PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY)
 
 
 def test_alpha_is_composited_on_white():
