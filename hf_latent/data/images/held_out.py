@@ -64,7 +64,7 @@ class CheckedImages:
 def content_hash(array: np.ndarray) -> str:
     """Return the SHA-256 of shape, dtype and pixels `(H, W, C)`, as 64 hexadecimal digits."""
     digest = hashlib.sha256(f"{array.shape} {array.dtype.name}".encode())
-    digest.update(np.ascontiguousarray(array))
+    digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 

@@ -120,10 +120,11 @@ def test_all_sources_have_the_same_attributes(settings, made):
         assert source.image_shape == every.image_shape == (1, 32, 32)
         assert source.id2label == every.id2label
         assert source.validation_fingerprint == every.validation_fingerprint
-        assert source.counts == "latents of 40 training images of fashion_mnist, 12 held out"
+        line = "latents of 40 training images of fashion_mnist, 12 held out"
+        assert source.summary == [line]
         assert (source.encode_seconds, source.encoded_images) == (0.0, 0)
         assert_close(source.held_out(), every.held_out())
-    assert every.counts.startswith("40 training images")
+    assert every.summary[0].startswith("fashion_mnist: 40 images to train on of ")
 
 
 def test_a_part_of_the_held_out_images_is_evenly_spaced(settings, made):
