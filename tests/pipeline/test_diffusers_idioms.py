@@ -4,6 +4,8 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
 
+from hf_latent.errors import UserError
+from hf_latent.evaluation.images.sampling import sample_images
 from hf_latent.evaluation.inspect import InspectConfig, open_fitting_images
 from hf_latent.models.presets import create_autoencoder, create_scheduler
 from hf_latent.pipeline import LatentDiffusionPipeline
@@ -139,6 +141,8 @@ def test_sampling_that_overflows_is_refused(pipeline):
     for output_type in ("pil", "latent"):
         with pytest.raises(ValueError, match="the images are not finite: lower guidance_scale"):
             pipeline([0], num_inference_steps=2, output_type=output_type)
+    with pytest.raises(UserError, match="the images are not finite"):
+        sample_images(pipeline, [0], 1, 0, 1, num_inference_steps=2)
 
 
 def test_a_non_square_autoencoder_tiles_also_in_plain_diffusers(tmp_path):

@@ -128,19 +128,25 @@ def sample_images(
 
     Returns:
         `(num_images, C, H, W)` float32 in [0, 1], on the CPU.
+
+    Raises:
+        UserError: if an image is not finite.
     """
     batches = []
     for indices in torch.arange(num_images).split(batch_size):
         labels = class_labels and [class_labels[i % len(class_labels)] for i in indices]
-        (images,) = pipeline(
-            class_labels=labels,
-            num_images=len(indices),
-            generator=[torch.Generator().manual_seed(seed + int(i)) for i in indices],
-            guidance_scale=guidance_scale,
-            num_inference_steps=num_inference_steps,
-            guidance_interval=guidance_interval,
-            output_type="pt",
-            return_dict=False,
-        )
+        try:
+            (images,) = pipeline(
+                class_labels=labels,
+                num_images=len(indices),
+                generator=[torch.Generator().manual_seed(seed + int(i)) for i in indices],
+                guidance_scale=guidance_scale,
+                num_inference_steps=num_inference_steps,
+                guidance_interval=guidance_interval,
+                output_type="pt",
+                return_dict=False,
+            )
+        except ValueError as error:
+            raise UserError(str(error)) from error
         batches.append(images.float().cpu())
     return torch.cat(batches)
