@@ -117,6 +117,7 @@ def usage() -> str:
             "",
             "hf-latent COMMAND --help lists a command's flags.",
             "hf-latent --version prints the version.",
+            "hf-latent --print_completion bash prints what completes commands in a shell.",
             "",
             "In several processes, with the same flags:",
             "  accelerate launch -m hf_latent.training.autoencoder",
@@ -171,6 +172,11 @@ def _run(arguments: list[str], started: float, is_process: bool) -> None:
         return
     if name == "--version":
         print(f"hf-latent {__version__}")
+        return
+    if name == "--print_completion":
+        from hf_latent.completion import completion_script
+
+        print(completion_script(COMMANDS, rest[0] if rest else "bash"))
         return
     if name not in COMMANDS:
         raise UserError(f"no command {name!r}: use one of {', '.join(COMMANDS)}")

@@ -3,9 +3,10 @@
 import logging
 import os
 import sys
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from tqdm import tqdm
+if TYPE_CHECKING:  # `hf-latent --version` imports nothing that must be installed
+    from tqdm import tqdm
 
 Verbosity = Literal["debug", "info", "warning", "error"]
 SECONDS_BETWEEN_LINES = 60.0  # of a progress bar that is no bar
@@ -20,6 +21,8 @@ class MessageHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a message."""
+        from tqdm import tqdm
+
         if os.environ.get("RANK", "0") != "0" and record.levelno < logging.ERROR:
             return
         file = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
@@ -60,7 +63,7 @@ class _ProgressLines:
                 pass
 
 
-def progress_bar(**settings: Any) -> tqdm:
+def progress_bar(**settings: Any) -> "tqdm":
     """Return tqdm's bar; if stderr is no terminal, it prints a line a minute instead.
 
     Work of less than a minute then prints nothing.

@@ -92,3 +92,35 @@ def test_an_unknown_command_is_one_line_and_status_2(capsys):
         "quickstart, train-autoencoder, encode, train-denoiser, generate, inspect, evaluate, "
         "sweep, export, push, bench\n"
     )
+
+
+def test_bash_completes_commands_flags_and_values(tmp_path, capsys):
+    main(["--print_completion", "bash"])
+    script = tmp_path / "completion.sh"
+    script.write_text(capsys.readouterr().out)
+    (tmp_path / "photos").mkdir()
+
+    def completions(line: str) -> set[str]:
+        words = line.split(" ")
+        code = (
+            f"source {script}; COMP_WORDS=({' '.join(map(repr, words))}); "
+            f"COMP_CWORD={len(words) - 1}; $(complete -p hf-latent | sed 's/.*-F //; s/ .*//'); "
+            'printf "%s\\n" "${COMPREPLY[@]}"'
+        )
+        found = subprocess.run(
+            ["bash", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        return set(found.stdout.split())
+
+    assert {"train-autoencoder", "train-denoiser"} <= completions("hf-latent train-")
+    assert completions("hf-latent train-denoiser --laten") == {"--latents", "--latents_revision"}
+    assert completions("hf-latent inspect --resize_mode ") == {"crop", "pad"}
+    assert completions("hf-latent quickstart --train_vae ") == {"true", "false"}
+    assert completions("hf-latent inspect --data ph") == {"photos"}
+
+
+def test_completion_for_no_shell_is_refused(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--print_completion", "cmd"])
+    assert stop.value.code == 2
+    assert "must be one of bash" in capsys.readouterr().err

@@ -22,7 +22,7 @@ LAYERS = [
     ("hub",),
     ("training",),
     ("experiments",),
-    ("cli",),
+    ("cli", "completion"),
     ("__main__",),
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

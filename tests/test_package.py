@@ -122,7 +122,7 @@ def imported_packages(folder: str) -> set[str]:
 
 
 def test_all_that_is_imported_is_declared():
-    declared = requirements("features", "lpips", "inception", "heif").keys()
+    declared = requirements("completion", "features", "lpips", "inception", "heif").keys()
     assert {"diffusers", "jinja2", "pyarrow"} <= imported_packages("hf_latent") <= declared
     for folder in ("train_scripts", "tests", "docs"):
         assert imported_packages(folder) <= requirements("test").keys(), folder
