@@ -117,7 +117,7 @@ def comparable(metrics: dict) -> dict:
 
 
 def real_pixels(config: EvaluateConfig) -> set[bytes]:
-    splits = open_images(config.images_config((32, 32), 1))
+    splits = open_images(config.images_config((32, 32)))
     real = RealImages.choose(splits, IMAGES, config.seed)
     train = real.train.read_uint8(torch.arange(TRAIN))
     held_out = real.held_out.read_uint8(torch.arange(HELD_OUT))
@@ -163,7 +163,7 @@ def test_figures_compare_the_sets_that_they_name(config, extract_with):
     extractor = extract_with(ShortVectors())
     metrics = evaluate(replace(config, guidance_scale=0.0))
     assert metrics["guidance_scale"] == 0
-    splits = open_images(config.images_config((32, 32), 1))
+    splits = open_images(config.images_config((32, 32)))
     real = RealImages.choose(splits, IMAGES, config.seed)
     samples = Shards(f"{config.output_dir}/generated", IMAGES, shards.SHARD_ROWS)
     wanted = {
