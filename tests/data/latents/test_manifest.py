@@ -187,6 +187,11 @@ def test_a_cache_fits_a_training_with_its_settings(folder, changes):
         ({"channels": 3}, "another number of channels (1, the run's is 3): leave out --channels"),
         ({"resize_mode": "crop"}, "another preprocessing (pad, the run's --resize_mode is crop)"),
         (
+            {"value_range": "0,4095"},
+            "another preprocessing (default values, the run's is values 0 to 4095): pass",
+        ),
+        ({"color_profile": "ignore"}, "(default values, the run's is colour profiles ignored)"),
+        (
             {"validation_fingerprint": "f" * 16},
             "another set of held-out images (fingerprint 0123456789abcdef, not ffffffffffffffff)",
         ),

@@ -194,6 +194,15 @@ def test_a_cache_of_another_autoencoder_is_refused(settings, made, tmp_path, str
 
 
 @pytest.mark.parametrize("stream", [{}, STREAM])
+def test_mirror_images_that_are_not_read_are_a_warning(settings, made, capsys, stream):
+    line = "warning: the cache has mirror images too; --horizontal_flip true reads them"
+    open_source(settings(latents=made, horizontal_flip=False, **stream))
+    assert line in capsys.readouterr().err
+    open_source(settings(latents=made, **stream))
+    assert line not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stream", [{}, STREAM])
 def test_with_flips_a_cache_without_mirror_images_is_refused(
     settings, vae_folder, tmp_path, stream
 ):
