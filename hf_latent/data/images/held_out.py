@@ -157,9 +157,8 @@ def image_facts(image: DecodedImage) -> dict[str, Any]:
     colour = array[:, :, :-1] if has_alpha else array
     is_opaque = has_alpha and array[:, :, -1].min() == np.iinfo(array.dtype).max
     is_grey = colour.shape[2] == 3 and len({*colour[height // 2, width // 2].tolist()}) == 1
-    if (
-        is_grey
-    ):  # look at all pixels only if the one in the middle is grey: few are in colour images
+    # Look at all pixels only if the one in the middle is grey: few are in colour images.
+    if is_grey:
         is_grey = bool((colour == colour[:, :, :1]).all())
     kind = KINDS.get(image.mode, image.mode)
     if image.mode[0] in "IF":

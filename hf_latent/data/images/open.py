@@ -43,6 +43,11 @@ class ImageSplits:
         """`(C, H, W)` of every image."""
         return self.train.image_shape
 
+    @property
+    def bad_images(self) -> int:
+        """Number of images that cannot be used and are left out."""
+        return int(self.summary.figures()["bad_images"])
+
 
 def open_images(
     config: ImagesConfig, num_proc: int | None = None, keep_in_memory: bool | None = None

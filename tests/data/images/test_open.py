@@ -72,7 +72,7 @@ def test_items_follow_the_contract(labelled):
     assert (len(splits.train), len(splits.validation)) == (20, 4)
     assert splits.id2label == {0: "a", 1: "b"}
     assert splits.num_classes == 2
-    assert splits.summary.figures()["bad_images"] == 0
+    assert splits.bad_images == 0
     order = [*range(0, 20, 2), *range(1, 20, 2)]  # by class folder, then by name
     for index, seed in enumerate(order):
         item = splits.train[index]
@@ -319,7 +319,7 @@ def test_skipped_images_leave_a_dense_index(tmp_path):
     data = write(tmp_path, {f"{i}.png": picture(i) for i in range(6)})
     (tmp_path / "2.png").write_bytes(b"no picture")
     splits = open_images(ImagesConfig(data=data, on_bad_image="skip"))
-    assert splits.summary.figures()["bad_images"] == 1
+    assert splits.bad_images == 1
     assert len(list(splits.train)) == len(splits.train)
     assert len(splits.train) + len(splits.validation) == 5
     with pytest.raises(UserError, match=r"2\.png"):
