@@ -127,7 +127,8 @@ def test_a_sweep_end_to_end(config, trained, tmp_path, capsys):
     assert report["recommended"] in {"f4-c2", "f8-c2"}
     assert report["recommended"] in report["pareto_front"]
     output = capsys.readouterr().out.splitlines()
-    assert output[:1] == ["timing this machine"]
+    assert output[0].startswith("fashion_mnist: 60 images to train on of 13,000")
+    output = output[output.index("timing this machine") :]
     assert output[1].startswith("this machine needs at least ") and "of 10 given" in output[1]
     assert output[2].startswith("2 pairs: 0 s for each autoencoder")
     assert output[3].startswith("1/2 f4-c2: ") and output[3].endswith("minutes left at most")
