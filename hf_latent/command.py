@@ -90,7 +90,7 @@ def _check_value(name: str, value: Any) -> None:
         if not value.isascii() and value.encode(errors="ignore").decode() != value:
             shown = value.encode(errors="backslashreplace").decode()
             raise UserError(f"--{name} {shown} is no UTF-8: rename it")
-    if isinstance(value, int | float) and abs(value) > LARGEST and value != math.inf:
+    if isinstance(value, int | float) and LARGEST < abs(value) < math.inf:
         raise UserError(f"--{name} {value} is too large: the largest number is {LARGEST}")
 
 

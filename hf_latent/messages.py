@@ -73,7 +73,9 @@ def progress_bar(**settings: Any) -> "tqdm":
     """
     from tqdm.auto import tqdm  # a widget in a notebook
 
-    if not sys.stderr.isatty() and "ipykernel" not in sys.modules:
+    ipython = sys.modules.get("IPython")
+    in_notebook = ipython is not None and ipython.get_ipython() is not None
+    if not (in_notebook or sys.stderr.isatty()):
         seconds = SECONDS_BETWEEN_LINES
         settings |= {"file": _ProgressLines(), "mininterval": seconds, "delay": seconds}
         settings |= {"miniters": 0}  # look at the time at each update

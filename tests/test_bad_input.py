@@ -34,7 +34,7 @@ GOOD = {
     "generate": "--model model --output OUT.png",
     "inspect": "--vae vae --data photos --output_dir OUT --feature_extractor none",
     "evaluate": "--model model --data photos --output_dir OUT",
-    "sweep": "--data photos --output_dir OUT --max_minutes 1",
+    "sweep": "--data photos --output_dir OUT --max_minutes 1000",
     "export": "--model model --output_dir OUT",
     "push": "--model model --repo_id ada/model",
     "bench": "--what cache --output_dir OUT --num_latents 100 --rounds 1 --steps 1",

@@ -162,8 +162,10 @@ def to_label_ids(
     for label in class_labels:
         label_id: Any = label
         if isinstance(label, str):
+            label_id = label_of.get(label, -1)
+        if label_id == -1 and isinstance(label, str):
             alike = {x for name, x in label_of.items() if name.casefold() == label.casefold()}
-            label_id = label_of.get(label, alike.pop() if len(alike) == 1 else -1)
+            label_id = alike.pop() if len(alike) == 1 else -1
         if label_id not in numbers:
             known = f", or one of {', '.join(names.values())}" if names else ""
             raise ValueError(

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from math import inf
+from math import inf, isfinite
 from typing import Any
 
 import torch
@@ -222,7 +222,7 @@ def denoise_latents(
         generator: draws the noise of stochastic schedulers.
         after_step: `after_step(i, t, latents) -> latents`, called after every step; the next step
             starts from the latents that it returns.
-        interrupted: called before every step; if it returns True, the noise that is left stays.
+        interrupted: called after every step; if it returns True, the noise that is left stays.
 
     Returns:
         `(B, c, h, w)` float, noise-free latents.
@@ -240,11 +240,13 @@ def denoise_latents(
     scales = guidance if isinstance(guidance, Sequence) else [guidance] * len(timesteps)
     if len(scales) != len(timesteps):
         raise ValueError(f"{len(scales)} guidance scales do not fit {len(timesteps)} timesteps")
-    for scale in {*scales} - {None}:
-        Guidance(scale)
+    given = {*scales} - {None}
+    if not (isfinite(sum(given)) and min(given, default=0) >= 0):
+        for scale in given:
+            Guidance(scale)  # raises an error for one of them
     if guide_unet is not None:
         check_guide(unet, guide_unet)
-    elif not (conditions and null_conditions) and set(scales) - {None, 1}:
+    elif not (conditions and null_conditions) and given - {1}:
         raise ValueError(
             "guidance needs conditions, such as class labels, and their null_conditions, or a "
             "guide_unet"
@@ -253,8 +255,6 @@ def denoise_latents(
     if "generator" in inspect.signature(scheduler.step).parameters:
         step_arguments["generator"] = generator
     for i, t in enumerate(timesteps):
-        if interrupted():
-            break
         noisy_latents = latents
         if hasattr(scheduler, "scale_model_input"):
             noisy_latents = scheduler.scale_model_input(latents, t)
@@ -265,4 +265,6 @@ def denoise_latents(
         latents = stepped.to(latents.dtype)  # a few schedulers compute in float64
         if after_step is not None:
             latents = after_step(i, t, latents)
+        if interrupted():
+            break
     return latents

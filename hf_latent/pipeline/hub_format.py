@@ -62,7 +62,7 @@ pipe(num_images=1).images[0].save("sample.png")
 """
 
 
-# Where `components` leaves what is not a component, as an attribute of the denoiser.
+# The denoiser's attribute for what is not a component, so that `components` brings it along.
 SETTINGS = "_pipeline_settings"
 
 
@@ -83,17 +83,16 @@ class HubFormat:
             config["_class_name"] = name[-1]
         return config
 
-    @property
-    def components(self) -> dict[str, Any]:
-        """Models and scheduler by name; class names and guidance stay with the denoiser.
+    def register_to_config(self, **settings: Any) -> None:
+        """Set settings; class names and guidance stay with the denoiser too.
 
         So `LatentDiffusionPipeline(**pipeline.components)` keeps them.
         """
-        if self.unet is not None:  # type: ignore[attr-defined]
+        super().register_to_config(**settings)  # type: ignore[misc]
+        unet = vars(self).get("unet")
+        if unet is not None and not settings.keys().isdisjoint(("id2label", "guidance")):
             kept = {name: self.config.get(name) for name in ("id2label", "guidance")}  # type: ignore[attr-defined]
-            setattr(self.unet, SETTINGS, kept)  # type: ignore[attr-defined]
-        found: dict[str, Any] = super().components  # type: ignore[misc]
-        return found
+            setattr(unet, SETTINGS, kept)
 
     @classmethod
     def from_pretrained(
@@ -246,7 +245,7 @@ class HubFormat:
 
 
 def kept_settings(unet: ModelMixin | None, **given: Any) -> list[Any]:
-    """Return given settings; those that are None as `components` left them."""
+    """Return given settings; None becomes what the denoiser's earlier pipeline had."""
     kept = getattr(unet, SETTINGS, {})
     return [kept.get(name) if x is None else x for name, x in given.items()]
 

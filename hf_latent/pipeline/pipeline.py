@@ -1,7 +1,7 @@
 """The pipeline: the four steps generate images from class labels, noise or other images."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 import torch
@@ -113,16 +113,13 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
         """Whether the call is to end before its next step."""
         return self._interrupt
 
-    def _require(self, name: str) -> Any:
-        """Return a component; ValueError if the pipeline was made without it."""
-        if (component := getattr(self, name)) is None:
-            raise ValueError(f"this pipeline has no {name}: load it again without {name}=None")
-        return component
+    def _lacks(self, name: str) -> NoReturn:
+        raise ValueError(f"this pipeline has no {name}: load it again without {name}=None")
 
     @property
     def num_classes(self) -> int | None:
         """The number of classes, or None for an unconditional model."""
-        embeddings = self._require("unet").config.num_class_embeds
+        embeddings = (self.unet or self._lacks("unet")).config.num_class_embeds
         return None if embeddings is None else embeddings - 1
 
     @property
@@ -133,12 +130,12 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
     @property
     def latent_size(self) -> tuple[int, int]:
         """Height and width of the latents that the denoiser was trained on."""
-        size = self._require("unet").config.sample_size
+        size = (self.unet or self._lacks("unet")).config.sample_size
         return (size, size) if isinstance(size, int) else tuple(size)
 
     def get_label_ids(self, class_labels: Labels) -> list[int]:
         """Translate labels or class names into numbers; ValueError for unknown ones."""
-        return to_label_ids(class_labels, self._require("unet"), self.config.id2label)
+        return to_label_ids(class_labels, self.unet or self._lacks("unet"), self.config.id2label)
 
     def use_sampler(self, sampler: str) -> None:
         """Set the sampler: euler, heun, dpm++, unipc or ddim, see `create_sampler`."""
@@ -150,7 +147,7 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
     ) -> torch.Tensor:
         """Encode images, `(B, C, H, W)` in [-1, 1] or PIL, as `encode.encode_images`."""
         pixels = read_images(self.image_processor, images).to(self._execution_device)
-        with upcast_where_needed(self._require("vae")) as dtype:
+        with upcast_where_needed(self.vae or self._lacks("vae")) as dtype:
             latents = encode_images(self.vae, pixels, generator, sample_posterior).to(dtype)
         self.maybe_free_model_hooks()
         return latents
@@ -192,7 +189,8 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
             mask: `(B or 1, 1, h, w)` bool, true where images are regenerated; None: everywhere.
             conditions: named tensors of B images, in place of class_labels; missing ones are null.
         """
-        check_start(latents, image_latents, mask)
+        if not (image_latents is None and mask is None):
+            check_start(latents, image_latents, mask)
         if class_labels is not None:
             label_ids = self.get_label_ids(class_labels)
             conditions = class_conditions(label_ids, len(label_ids), self._execution_device)
@@ -200,7 +198,7 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
         own = self.config.get("guidance")
         guidance = Guidance.choose(guidable, guidance_scale, guidance_interval, own)
         device, scheduler = self._execution_device, self.scheduler
-        noise, skipped = latents.to(device, self._require("unet").dtype), 0
+        noise, skipped = latents.to(device, (self.unet or self._lacks("unet")).dtype), 0
         if image_latents is not None:
             image_latents = image_latents.to(noise)
             skipped = skipped_steps(scheduler, num_inference_steps, strength)
@@ -238,7 +236,7 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
     @torch.no_grad()
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """Decode latents `(B, c, h, w)` into images `(B, C, h*f, w*f)`, near [-1, 1]."""
-        with upcast_where_needed(self._require("vae")) as dtype:
+        with upcast_where_needed(self.vae or self._lacks("vae")) as dtype:
             images = decode_latents(self.vae, latents.to(self._execution_device)).to(dtype)
         self.maybe_free_model_hooks()
         return images
@@ -289,12 +287,15 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
                 `denoise.Guidance`; (0, 1) is all; None: the model's own, or all.
             others: refused; those of other diffusers pipelines with a word about what to use.
         """
-        refuse_arguments(others, callback_on_step_end_tensor_inputs)
+        if others or {*callback_on_step_end_tensor_inputs} - {"latents"}:
+            refuse_arguments(others, callback_on_step_end_tensor_inputs)
         self._interrupt = False
-        device, unet = self._execution_device, self._require("unet")
-        label_ids = None if class_labels is None else self.get_label_ids(class_labels)
+        device, unet = self._execution_device, self.unet or self._lacks("unet")
+        label_ids = None
+        if class_labels is not None:
+            label_ids = to_label_ids(class_labels, unet, self.config.id2label)
         if output_type != "latent":
-            check_output_type(self._require("vae"), output_type)
+            check_output_type(self.vae or self._lacks("vae"), output_type)
         if image is not None:
             if image_latents is not None:
                 raise ValueError("pass either image or image_latents, not both")
@@ -306,7 +307,7 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
             raise ValueError("strength and mask_image need an image or image_latents")
         mask, f = None, 1
         if mask_image is not None and image_latents is not None:
-            f = downsampling_factor(self._require("vae"))
+            f = downsampling_factor(self.vae or self._lacks("vae"))
             mask = read_mask(mask_image, *(f * side for side in image_latents.shape[2:]))
         if strength is None:
             strength = 0.8 if mask is None else 1.0
@@ -354,7 +355,7 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
 
         `output_type` is "pt" `(B, C, H, W)` in [0, 1], "np" `(B, H, W, C)` in [0, 1], or "pil".
         """
-        check_output_type(self._require("vae"), output_type, ("pil", "np", "pt"))
+        check_output_type(self.vae or self._lacks("vae"), output_type, ("pil", "np", "pt"))
         reconstructions = self.decode_latents(self.encode_images(images, sample_posterior=False))
         return self.image_processor.postprocess(reconstructions, output_type)
 
@@ -380,7 +381,7 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
             settings: as of a call, for example class_labels, except those that say where to start.
         """
         between_seeds = check_interpolation(first, second, num_images, strength, settings)
-        shape = (1, self._require("unet").config.in_channels, *self.latent_size)
+        shape = (1, (self.unet or self._lacks("unet")).config.in_channels, *self.latent_size)
         ends = [
             randn_tensor(shape, torch.Generator().manual_seed(int(end)), dtype=self.unet.dtype)
             if isinstance(end, int | np.integer)

@@ -151,6 +151,7 @@ def train_autoencoder(
             figures = validate_autoencoder(
                 vae, held_out_loader, config.reconstruction_loss, picture, network
             )
+            clock.check_validation_loss(figures.loss)
             adversarial = adversary.figures()
             clock.log_validation_loss(figures.loss, **figures.scalars(), **adversarial)
             for level, line in diagnose(figures, previous, adversarial):

@@ -196,6 +196,7 @@ def train_denoiser(
             loss, figures = measure_held_out_loss(
                 unet, scheduler, held_out, rows.batch_size, config.seed
             )
+            clock.check_validation_loss(loss)
             save_samples(pipeline, picture, config.seed)
             clock.log_validation_loss(loss, **figures)
 

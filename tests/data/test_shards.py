@@ -281,10 +281,10 @@ def test_the_hash_of_a_file_is_its_sha256(tmp_path):
 
 
 def test_a_full_disk_is_one_line_that_names_the_manifest(tmp_path, monkeypatch):
-    def full(path, values):
+    def full(path, text, encoding):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(shards, "write_json", full)
+    monkeypatch.setattr(Path, "write_text", full)
     assert_user_error(
         lambda: write_manifest(tmp_path, {"format": "f"}, {}),
         f"{tmp_path}/manifest.json cannot be written (No space left on device): make room",

@@ -46,6 +46,9 @@ KEYS = {
     *(f"{x}_seconds" for x in ("distances", "memorisation_by_features", "memorisation_by_latents")),
     *("pictures_seconds", "total_seconds", "peak_memory_mb", "cpu_cores", "torch_threads"),
     *("python_version", "torch_version", "diffusers_version"),
+    *("bad_images", "held_out_from", "image_modes", "smallest_image", "median_image"),
+    *("largest_image", "dropped_frames", "converted_profiles", "ignored_profiles", "classes"),
+    *("smallest_class_images", "largest_class_images"),
 }
 CLASS_KEYS = {
     *("label_agreement", "label_agreement_judge_train_images"),

@@ -16,7 +16,7 @@ from hf_latent.training.run.accelerator import create_ema, create_optimizer
 from hf_latent.training.run.checkpoints import TrainingState, resume_training, save_checkpoint
 from tests.conftest import make_autoencoder
 
-DIVERGING = {"learning_rate": 1e30, "lr_warmup_ratio": 0.0, "validation_steps": 100}
+DIVERGING = {"learning_rate": 1e15, "lr_warmup_ratio": 0.0, "validation_steps": 100}
 
 
 @pytest.mark.parametrize("value", [math.inf, math.nan, -math.inf])
@@ -77,5 +77,5 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
     weights = load_file(file)
     weights["encoder.conv_in.bias"][0] = math.inf
     save_file(weights, file)
-    with pytest.raises(UserError, match=r"checkpoint-1 is damaged .* are not finite"):
+    with pytest.raises(UserError, match=r"model.safetensors is damaged, its checksum differs"):
         resume_training(tmp_path / "checkpoint-1", state, {}, accelerator)

@@ -253,12 +253,12 @@ def test_a_failed_picture_does_not_stop_the_card(autoencoder_config, tmp_path, c
     assert f"{tmp_path}/na?me; its card could not be made (UserError: " in capsys.readouterr().err
 
 
-def test_names_that_are_not_utf8_are_accepted(autoencoder_config, tmp_path, capsys):
+def test_data_whose_name_is_not_utf8_is_accepted(autoencoder_config, tmp_path, capsys):
     vae = make_autoencoder()
     figures = {"steps": 1, "train_images": 2, "image_shape": [1, 32, 32], "data": "im\udcffages"}
     figures["vae_weights_sha256"] = hash_weights(vae)
-    config = autoencoder_config(data="im\udcffages")
-    save_model(vae, tmp_path, portable_settings(config), figures, "samples.png")
+    settings = portable_settings(autoencoder_config())
+    save_model(vae, tmp_path, settings, figures, "samples.png")
     assert capsys.readouterr().err == ""
     card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
     assert "2 training images of im?ages" in card and is_unedited(card)

@@ -242,21 +242,25 @@ class TrainingClock:
             values = {name: x for name, x in values.items() if math.isfinite(x)}
             self._write({"train_loss": self.train_loss, **values})
 
-    def log_validation_loss(self, loss: float, **figures: float) -> None:
-        """Log the held-out loss after the current step.
-
-        Args:
-            loss: of the averaged weights.
-            figures: other figures for the same line, with units in their names.
+    def check_validation_loss(self, loss: float) -> None:
+        """Check the held-out loss after the current step, before anything is saved.
 
         Raises:
-            UserError: if the loss is not finite, so that nothing is saved.
+            UserError: if it is not finite.
         """
         if not math.isfinite(loss):
             raise UserError(
                 f"the held-out loss is {loss} after step {self.step}: the training diverged, and "
                 "its model is not saved; lower --learning_rate, or resume from a checkpoint before"
             )
+
+    def log_validation_loss(self, loss: float, **figures: float) -> None:
+        """Log the held-out loss after the current step.
+
+        Args:
+            loss: of the averaged weights.
+            figures: other figures for the same line, with units in their names.
+        """
         self.validation_losses[self.step] = loss
         self._write({"validation_loss": loss, **figures})
 
