@@ -2,6 +2,7 @@ import time
 
 import pytest
 
+from hf_latent import messages
 from hf_latent.evaluation.stages import Stages
 
 
@@ -19,7 +20,8 @@ def test_each_stage_is_timed_and_their_sum_is_the_total():
     assert report["total_seconds"] == pytest.approx(stage_seconds)
 
 
-def test_bars_say_which_stage_of_how_many_and_how_many_images(capsys):
+def test_bars_say_which_stage_of_how_many_and_how_many_images(capsys, monkeypatch):
+    monkeypatch.setattr(messages, "SECONDS_BETWEEN_LINES", 0)
     stages = Stages(2)
     with stages.stage("sampling", 7) as bar:
         bar.update(7)
