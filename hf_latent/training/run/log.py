@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hf_latent.errors import UserError
 from hf_latent.output import full_disk_in_one_line, write_text
 
 
@@ -15,10 +16,18 @@ def append_line(output_dir: str | Path, line: dict[str, Any]) -> None:
 
 
 def read_lines(output_dir: str | Path) -> list[dict[str, Any]]:
-    """Return the lines; none if there is no log."""
+    """Return the lines; none if there is no log.
+
+    Raises:
+        UserError: if it is damaged.
+    """
     path = _path(output_dir)
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(x) for x in lines if x.endswith("\n")]  # a killed run may cut the last line
+    try:
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        # A killed run may cut the last line.
+        return [json.loads(x) for x in lines if x.endswith("\n")]
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): move it away, and resume again") from error
 
 
 def remove_lines_after(output_dir: str | Path, state: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from hf_latent.errors import UserError
 from hf_latent.training.autoencoder import train_autoencoder
 from hf_latent.training.denoiser import train_denoiser
 from hf_latent.training.run.clock import TrainingClock
@@ -89,3 +90,12 @@ def test_a_killed_and_resumed_run_logs_the_same_as_an_uninterrupted_one(training
     assert steps == [3, 6, 8, 9, 10]
     reports = [json.loads((x / "model" / "training.json").read_text()) for x in (run, whole)]
     assert reports[0]["train_loss"] == reports[1]["train_loss"] is not None
+
+
+@pytest.mark.parametrize("content", [b"\x83\xff\n", b'{"step": \n', bytes(20) + b"\n"])
+def test_a_damaged_log_is_one_line_that_names_it(tmp_path, content):
+    log = tmp_path / "logs" / "losses.jsonl"
+    log.parent.mkdir()
+    log.write_bytes(content)
+    with pytest.raises(UserError, match=r"losses\.jsonl is damaged .*: move it away"):
+        read_lines(tmp_path)
