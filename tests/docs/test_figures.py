@@ -38,6 +38,19 @@ def test_of_the_quickstart():
         assert figure in trained, figure
 
 
+def test_of_the_attacks():
+    report = load(REPORTS / "attacks.json")
+    for name, start in (
+        ("bad_input", "bad inputs"),
+        ("kill", "kills"),
+        ("corruption", "damaged files"),
+        ("plant", "planted files"),
+    ):
+        failed = report[f"{name}_failures"]
+        counts = f"| {report[name + 's']} | {len(failed) if isinstance(failed, list) else failed} |"
+        assert counts in row("reliability.md", start), counts
+
+
 @pytest.mark.parametrize("name", ["fashion-mnist-f4", "emoji"])
 def test_of_the_released_autoencoders(name):
     metrics = load(CARDS / name / "metrics.json")
