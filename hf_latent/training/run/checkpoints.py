@@ -195,9 +195,10 @@ def check_files(checkpoint: Path) -> None:
     if "saved_at" in values:  # of an older version
         return
     damaged = [] if values.pop("sha256", None) == _hash_values(values) else ["state.json"]
+    # Only files found here are read: a name in state.json may lead anywhere.
+    found = {x.relative_to(checkpoint).as_posix(): x for x in checkpoint.rglob("*") if x.is_file()}
     for name, sha256 in values.get("files", {}).items():
-        path = checkpoint / name
-        if not path.is_file() or hash_file(path) != sha256:
+        if name not in found or hash_file(found[name]) != sha256:
             damaged.append(name)
     if damaged:
         others = [str(x) for x in list_checkpoints(checkpoint.parent) if x.name != checkpoint.name]
