@@ -39,9 +39,10 @@ from hf_latent.training.run.accelerator import (
     process_rows,
     start_accelerator,
 )
-from hf_latent.training.run.batches import global_batches, ignore_signals, seeded_generator
+from hf_latent.training.run.batches import global_batches, ignore_signals
 from hf_latent.training.run.checkpoints import TrainingState, resume_training, save_checkpoint
 from hf_latent.training.run.clock import TrainingClock, TrainingSummary
+from hf_latent.training.run.draws import ShardedDraws
 from hf_latent.training.run.ema import ema_weights
 from hf_latent.training.run.folder import (
     find_checkpoint,
@@ -124,6 +125,7 @@ def train_autoencoder(
     start_run_folder(config, checkpoint, lines, fingerprint, accelerator)
 
     rows = process_rows(config.train_batch_size, accelerator)
+    draws = ShardedDraws(config.seed, "posterior", rows, accelerator.device)
     done, workers = clock.step * config.gradient_accumulation_steps, config.dataloader_num_workers
     batches = global_batches(splits.train, rows, config.seed, done, workers)
     held_out_images = splits.validation.evenly_spaced(config.max_validation_samples)
@@ -167,9 +169,7 @@ def train_autoencoder(
         batch: dict[str, torch.Tensor] = {}
         for micro_step in range(config.gradient_accumulation_steps):
             images = next(batches)["images"].to(accelerator.device)
-            generator = seeded_generator(config.seed, "posterior", step, micro_step)
-            noise = torch.randn(rows.global_size, *compression.latent_shape, generator=generator)
-            noise = rows.select(noise).to(accelerator.device)
+            noise = draws.normal((step, micro_step), *compression.latent_shape)
             batch |= {f"images_{micro_step}": images, f"noise_{micro_step}": noise}
             with accelerator.accumulate(model, *adversary.wrapped):
                 reconstructions, mean, logvar = model(images, noise)

@@ -25,7 +25,7 @@ from hf_latent.pipeline.conditions import Conditions, drop_conditions, null_cond
 from hf_latent.training.averages.snapshots import EmaSnapshots
 from hf_latent.training.denoiser_config import DenoiserConfig
 from hf_latent.training.latents.sources import open_latent_source
-from hf_latent.training.losses import denoising_loss, draw_timesteps
+from hf_latent.training.losses import choose_timesteps, denoising_loss, normal_to_uniform
 from hf_latent.training.next_steps import after_denoiser
 from hf_latent.training.push import prepare_push, push_model
 from hf_latent.training.reports import (
@@ -40,7 +40,7 @@ from hf_latent.training.run.accelerator import (
     process_rows,
     start_accelerator,
 )
-from hf_latent.training.run.batches import ProcessRows, seed_torch, seeded_generator
+from hf_latent.training.run.batches import seed_torch
 from hf_latent.training.run.checkpoints import (
     HasState,
     TrainingState,
@@ -48,6 +48,7 @@ from hf_latent.training.run.checkpoints import (
     save_checkpoint,
 )
 from hf_latent.training.run.clock import TrainingClock, TrainingSummary
+from hf_latent.training.run.draws import ShardedDraws
 from hf_latent.training.run.ema import ema_weights
 from hf_latent.training.run.folder import find_checkpoint, start_run_folder
 from hf_latent.training.run.guard import NonFiniteGuard
@@ -82,44 +83,38 @@ def draw_batch(
     scheduler: SchedulerMixin,
     batch: LatentBatch,
     null: Conditions,
-    rows: ProcessRows,
+    draws: ShardedDraws,
     place: tuple[int, int],
 ) -> tuple[NoisedLatents, Conditions]:
     """Draw one process's rows of a training batch.
 
-    All random values are drawn for the global batch from (seed, step, micro-step). Then this
-    process's rows are selected, so that a row does not depend on the number of processes.
+    Each row takes its posterior sample, its noise, its timestep and whether its conditions are
+    dropped from one row of standard normal values.
 
     Args:
-        config: the seed and the distributions.
+        config: the distributions.
         scheduler: determines the objective.
-        batch: this process's images, on the device of the result.
+        batch: this process's images, on the device of the draws.
         null: the null conditions of as many images.
-        rows: of this process.
+        draws: of this process.
         place: step and micro-step, from 0.
 
     Returns:
         The noised latents and their conditions, some of them replaced by the null conditions.
     """
-    posteriors = batch.posteriors
-    device = posteriors.mean.device
-    generator = seeded_generator(config.seed, "denoiser", *place)
-    shape = (rows.global_size, *posteriors.mean.shape[1:])
-    posterior_noise, noise = torch.randn(2, *shape, generator=generator)
-    timesteps = draw_timesteps(
+    shape = batch.posteriors.mean.shape
+    values = draws.normal(place, 2 * shape[1:].numel() + 2)
+    posterior_noise, noise = values[:, 2:].view(len(values), 2, *shape[1:]).unbind(1)
+    timesteps = choose_timesteps(
         scheduler,
-        rows.global_size,
-        generator,
+        values[:, 0],
         config.timestep_logit_mean,
         config.timestep_logit_std,
         config.timestep_sampling,
     )
-    dropped = torch.rand(rows.global_size, generator=generator) < config.label_dropout
+    dropped = normal_to_uniform(values[:, 1]) < config.label_dropout
 
-    posterior_noise, noise, timesteps, dropped = (
-        rows.select(x).to(device) for x in (posterior_noise, noise, timesteps, dropped)
-    )
-    latents = posteriors.sample(posterior_noise)
+    latents = batch.posteriors.sample(posterior_noise)
     noised = add_noise(scheduler, latents, noise, timesteps, config.snr_gamma)
     return noised, drop_conditions(batch.conditions, null, dropped)
 
@@ -185,6 +180,7 @@ def train_denoiser(
     source.prepare(vae)
 
     rows = process_rows(config.train_batch_size, accelerator)
+    draws = ShardedDraws(config.seed, "denoiser", rows, accelerator.device)
     batches = source.batches(clock.step * config.gradient_accumulation_steps)
     null = null_conditions(unet, rows.batch_size, accelerator.device)
     held_out = source.held_out()
@@ -208,7 +204,7 @@ def train_denoiser(
         for micro_step in range(config.gradient_accumulation_steps):
             latents = next(batches).to(accelerator.device)
             noised, conditions = draw_batch(
-                config, scheduler, latents, null, rows, (step, micro_step)
+                config, scheduler, latents, null, draws, (step, micro_step)
             )
             batch |= {f"{k}_{micro_step}": tensor for k, tensor in vars(noised).items()}
             if unet.config.dropout:  # other masks in each process

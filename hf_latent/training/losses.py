@@ -1,11 +1,11 @@
 """The losses of both trainings, and the timesteps that the denoiser trains on."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from diffusers.training_utils import compute_density_for_timestep_sampling
 
 from hf_latent.evaluation.measures.reconstruction import BACKGROUNDS, composite
 from hf_latent.pipeline.add_noise import is_flow
@@ -147,39 +147,42 @@ def denoising_loss(
     return (weights * (model_output.float() - target.float()).square().mean((1, 2, 3))).mean()
 
 
-def draw_timesteps(
+def normal_to_uniform(normal: torch.Tensor) -> torch.Tensor:
+    """Map standard normal values to uniform ones in [0, 1], by the normal distribution function."""
+    return 0.5 * torch.erfc(normal * -math.sqrt(0.5))
+
+
+def choose_timesteps(
     scheduler: SchedulerMixin,
-    count: int,
-    generator: torch.Generator,
+    normal: torch.Tensor,
     logit_mean: float = 0.0,
     logit_std: float = 1.0,
     sampling: TimestepSampling | None = None,
 ) -> torch.Tensor:
-    """Draw the timesteps of a training batch.
+    """Turn standard normal values into the timesteps of a training batch.
 
     For flow, sigma is logit-normal (Esser et al. 2024, section 3.1), or uniform as in rectified
     flow (Liu et al. 2023, equation 1). For other objectives, the discrete timesteps are uniform.
 
     Args:
         scheduler: determines the objective.
-        count: number of timesteps.
-        generator: on the CPU.
+        normal: `(B,)` float32, a standard normal value for each timestep.
         logit_mean: mean of sigma's logit; a larger mean gives more noise.
         logit_std: standard deviation of sigma's logit.
         sampling: None means logit_normal for flow, uniform otherwise.
 
     Returns:
-        `(count,)` on the CPU: float32 in [0, num_train_timesteps] for flow, otherwise int64.
+        `(B,)`: float32 in [0, num_train_timesteps] for flow, otherwise int64.
 
     Raises:
         ValueError: if discrete timesteps are to be logit_normal.
     """
     num_train_timesteps = scheduler.config.num_train_timesteps
-    if is_flow(scheduler):
-        sigmas = compute_density_for_timestep_sampling(
-            sampling or "logit_normal", count, logit_mean, logit_std, generator=generator
-        )
-        return sigmas * num_train_timesteps
-    if sampling == "logit_normal":
-        raise ValueError("logit_normal timesteps are defined for the flow objective only")
-    return torch.randint(num_train_timesteps, (count,), generator=generator)
+    if not is_flow(scheduler):
+        if sampling == "logit_normal":
+            raise ValueError("logit_normal timesteps are defined for the flow objective only")
+        timesteps = (normal_to_uniform(normal) * num_train_timesteps).long()
+        return timesteps.clamp(max=num_train_timesteps - 1)
+    if sampling == "uniform":
+        return normal_to_uniform(normal) * num_train_timesteps
+    return torch.sigmoid(logit_mean + logit_std * normal) * num_train_timesteps

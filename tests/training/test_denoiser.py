@@ -17,6 +17,7 @@ from hf_latent.pipeline.encode import LatentPosteriors
 from hf_latent.training import denoiser
 from hf_latent.training.denoiser import draw_batch, train_denoiser
 from hf_latent.training.run.batches import ProcessRows
+from hf_latent.training.run.draws import ShardedDraws
 from tests.conftest import make_autoencoder
 from tests.training.conftest import short_denoiser
 
@@ -153,19 +154,20 @@ def test_rows_of_a_batch_do_not_depend_on_the_number_of_processes(denoiser_confi
     batch = LatentBatch(posteriors, {"class_labels": torch.arange(8) % 10})
     scheduler = create_scheduler("flow")
 
-    def draw(rows, batch):
-        null = {"class_labels": torch.full((len(batch),), 10)}
-        return draw_batch(config, scheduler, batch, null, rows, (5, 0))
+    def draw(rows):
+        null = {"class_labels": torch.full((rows.batch_size,), 10)}
+        draws = ShardedDraws(config.seed, "denoiser", rows, torch.device("cpu"))
+        share = batch.rows(rows.first, rows.first + rows.batch_size)
+        return draw_batch(config, scheduler, share, null, draws, (5, 0))
 
-    whole, conditions = draw(ProcessRows(8), batch)
-    shares = [
-        draw(ProcessRows(4, rank, 2), batch.rows(4 * rank, 4 * rank + 4)) for rank in range(2)
-    ]
+    whole, conditions = draw(ProcessRows(8))
     labels = conditions["class_labels"]
-    for name in ("noisy_latents", "timesteps", "target", "weights"):
-        joined = torch.cat([getattr(noised, name) for noised, _ in shares])
-        assert torch.equal(joined, getattr(whole, name)), name
-    assert torch.equal(torch.cat([share["class_labels"] for _, share in shares]), labels)
+    for processes in (2, 4):
+        shares = [draw(ProcessRows(8 // processes, rank, processes)) for rank in range(processes)]
+        for name in ("noisy_latents", "timesteps", "target", "weights"):
+            joined = torch.cat([getattr(noised, name) for noised, _ in shares])
+            assert torch.equal(joined, getattr(whole, name)), name
+        assert torch.equal(torch.cat([share["class_labels"] for _, share in shares]), labels)
     assert set(labels.tolist()) - set(range(8)) == {10}
     assert set(labels.tolist()) & set(range(8))
 
@@ -175,8 +177,10 @@ def test_every_step_and_micro_step_draws_a_new_sample(denoiser_config):
     posteriors = LatentPosteriors(torch.full((8, 4, 8, 8), 3.0), torch.full((8, 4, 8, 8), 0.5))
     batch = LatentBatch(posteriors, {"class_labels": torch.zeros(8, dtype=torch.int64)})
 
+    draws = ShardedDraws(config.seed, "denoiser", ProcessRows(8), torch.device("cpu"))
+
     def latents(place) -> torch.Tensor:
-        noised, conditions = draw_batch(config, scheduler, batch, {}, ProcessRows(8), place)
+        noised, conditions = draw_batch(config, scheduler, batch, {}, draws, place)
         assert conditions == {}, "an unconditional denoiser"
         sigmas = (noised.timesteps / 1000).view(-1, 1, 1, 1)
         return noised.noisy_latents - sigmas * noised.target

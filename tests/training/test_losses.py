@@ -6,9 +6,9 @@ from hf_latent.models.presets import create_scheduler
 from hf_latent.training.losses import (
     adaptive_weight,
     as_seen,
+    choose_timesteps,
     denoising_loss,
     discriminator_hinge_loss,
-    draw_timesteps,
     generator_hinge_loss,
     kl_per_latent_value,
     perceptual_loss,
@@ -132,43 +132,33 @@ def test_denoising_loss_weighs_images():
     torch.testing.assert_close(loss, torch.nn.functional.mse_loss(output[1], target[1]))
 
 
+NORMAL = torch.randn(20_000, generator=torch.Generator().manual_seed(0))
+
+
 def test_flow_timesteps_are_logit_normal():
-    generator = torch.Generator().manual_seed(0)
-    timesteps = draw_timesteps(create_scheduler("flow"), 20_000, generator, 0.5, 1.2)
+    timesteps = choose_timesteps(create_scheduler("flow"), NORMAL, 0.5, 1.2)
     assert timesteps.dtype == torch.float32
-    logits = torch.logit(timesteps / 1000)
-    assert abs(logits.mean() - 0.5) < 0.03
-    assert abs(logits.std() - 1.2) < 0.03
+    torch.testing.assert_close(torch.logit(timesteps / 1000), 0.5 + 1.2 * NORMAL)
 
 
-def test_discrete_timesteps_are_uniform():
-    generator = torch.Generator().manual_seed(0)
-    timesteps = draw_timesteps(create_scheduler("epsilon"), 20_000, generator)
-    assert timesteps.dtype == torch.int64
-    assert (timesteps.min(), timesteps.max()) == (0, 999)
-    counts = torch.histc(timesteps.float(), bins=10, min=0, max=1000)
-    assert (counts - 2000).abs().max() < 200
+@pytest.mark.parametrize(("objective", "dtype"), [("flow", torch.float32), ("sample", torch.int64)])
+def test_timesteps_can_be_uniform(objective, dtype):
+    timesteps = choose_timesteps(create_scheduler(objective), NORMAL, sampling="uniform")
+    assert timesteps.dtype == dtype
+    assert 0 <= timesteps.min() < 1
+    assert 999 <= timesteps.max() <= 1000
+    counts = torch.histc(timesteps.float(), bins=50, min=0, max=1000)
+    assert ((counts - 400).square() / 400).sum() < 86, "chi squared: 49 values, 1 in 1,000"
 
 
-def test_draws_are_reproducible():
-    for objective in ("flow", "epsilon"):
-        a, b = (
-            draw_timesteps(create_scheduler(objective), 9, torch.Generator().manual_seed(4))
-            for _ in range(2)
-        )
-        assert torch.equal(a, b)
-
-
-def test_flow_timesteps_can_be_uniform():
-    generator = torch.Generator().manual_seed(0)
-    timesteps = draw_timesteps(create_scheduler("flow"), 20_000, generator, sampling="uniform")
-    assert timesteps.dtype == torch.float32
-    assert timesteps.min() >= 0
-    assert timesteps.max() <= 1000
-    counts = torch.histc(timesteps, bins=10, min=0, max=1000)
-    assert (counts - 2000).abs().max() < 200
+def test_discrete_timesteps_are_uniform_by_default_and_all_exist():
+    scheduler = create_scheduler("epsilon")
+    extreme = torch.tensor([-40.0, -5.0, 0.0, 5.0, 40.0])
+    assert choose_timesteps(scheduler, extreme).tolist() == [0, 0, 500, 999, 999]
+    each = torch.special.ndtri((torch.arange(1000, dtype=torch.float64) + 0.5) / 1000).float()
+    assert choose_timesteps(scheduler, each).tolist() == list(range(1000))
 
 
 def test_logit_normal_is_refused_for_discrete_timesteps():
     with pytest.raises(ValueError, match="for the flow objective only"):
-        draw_timesteps(create_scheduler("sample"), 2, torch.Generator(), sampling="logit_normal")
+        choose_timesteps(create_scheduler("sample"), NORMAL, sampling="logit_normal")

@@ -3,14 +3,15 @@
 import pytest
 import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
-from diffusers.training_utils import compute_density_for_timestep_sampling, compute_snr
+from diffusers.training_utils import compute_snr
 
 from hf_latent.data.latents.cache import LatentBatch
 from hf_latent.models.presets import create_scheduler
 from hf_latent.pipeline.encode import LatentPosteriors
 from hf_latent.training.denoiser import draw_batch
 from hf_latent.training.losses import denoising_loss
-from hf_latent.training.run.batches import ProcessRows, seeded_generator
+from hf_latent.training.run.batches import ProcessRows
+from hf_latent.training.run.draws import ShardedDraws
 
 COUNT, SHAPE = 64, (4, 3, 5)
 PLACE = (7, 1)
@@ -25,16 +26,17 @@ def make_posteriors() -> LatentPosteriors:
 
 
 def draw(config):
-    """Return a training batch, and the latents and the noise in it."""
+    """Return a training batch, the latents and the noise in it, and what its timesteps are from."""
     scheduler = create_scheduler(config.objective, config.zero_terminal_snr)
     posteriors = make_posteriors()
     batch = LatentBatch(posteriors, {})
-    noised, conditions = draw_batch(config, scheduler, batch, {}, ProcessRows(COUNT), PLACE)
+    draws = ShardedDraws(config.seed, "denoiser", ProcessRows(COUNT), torch.device("cpu"))
+    noised, conditions = draw_batch(config, scheduler, batch, {}, draws, PLACE)
     assert conditions == {}
-    generator = seeded_generator(config.seed, "denoiser", *PLACE)
-    posterior_noise, noise = torch.randn(2, COUNT, *SHAPE, generator=generator)
+    values = draws.normal(PLACE, 2 + 2 * torch.Size(SHAPE).numel())
+    posterior_noise, noise = values[:, 2:].reshape(COUNT, 2, *SHAPE).unbind(1)
     latents = posteriors.mean + posteriors.std * posterior_noise
-    return noised, latents, noise, generator
+    return noised, latents, noise, values[:, 0]
 
 
 def alphas_cumprod(zero_terminal_snr: bool) -> torch.Tensor:
@@ -66,8 +68,9 @@ def test_discrete_objectives(denoiser_config, objective, zero_terminal_snr, snr_
     config = denoiser_config(
         objective=objective, zero_terminal_snr=zero_terminal_snr, snr_gamma=snr_gamma
     )
-    noised, latents, noise, generator = draw(config)
-    assert torch.equal(noised.timesteps, torch.randint(1000, (COUNT,), generator=generator))
+    noised, latents, noise, normal = draw(config)
+    expected = (1000 * torch.special.ndtr(normal.double())).floor().long()
+    assert torch.equal(noised.timesteps, expected)
 
     signal = alphas_cumprod(zero_terminal_snr)[noised.timesteps]
     alpha, sigma = (x.sqrt().float().view(-1, 1, 1, 1) for x in (signal, 1 - signal))
@@ -99,37 +102,31 @@ def test_discrete_objectives(denoiser_config, objective, zero_terminal_snr, snr_
         expected = torch.minimum(snr, torch.full_like(snr, snr_gamma)) / divisor
         torch.testing.assert_close(noised.weights, expected)
 
-    output = torch.randn(COUNT, *SHAPE, generator=generator)
+    output = torch.randn(COUNT, *SHAPE)
     found = denoising_loss(output, noised.target, noised.weights)
     each = torch.nn.functional.mse_loss(output, target, reduction="none").flatten(1).mean(1)
     torch.testing.assert_close(found, (each * weights.float()).mean(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("changes", "scheme"),
+    ("changes", "sigmas_of"),
     [
-        ({}, "logit_normal"),
+        ({}, torch.sigmoid),
         (
             {
                 "timestep_sampling": "logit_normal",
                 "timestep_logit_mean": 0.5,
                 "timestep_logit_std": 1.5,
             },
-            "logit_normal",
+            lambda normal: torch.sigmoid(0.5 + 1.5 * normal),
         ),
-        ({"timestep_sampling": "uniform"}, "none"),  # the name in diffusers
+        ({"timestep_sampling": "uniform"}, torch.special.ndtr),
     ],
 )
-def test_flow(denoiser_config, changes, scheme):
+def test_flow(denoiser_config, changes, sigmas_of):
     config = denoiser_config(**changes)
-    noised, latents, noise, generator = draw(config)
-    sigmas = compute_density_for_timestep_sampling(
-        scheme,
-        COUNT,
-        config.timestep_logit_mean,
-        config.timestep_logit_std,
-        generator=generator,
-    )
+    noised, latents, noise, normal = draw(config)
+    sigmas = sigmas_of(normal)
     torch.testing.assert_close(noised.timesteps, sigmas * 1000)
     sigmas = sigmas.view(-1, 1, 1, 1)
     torch.testing.assert_close(noised.noisy_latents, (1 - sigmas) * latents + sigmas * noise)
@@ -141,6 +138,6 @@ def test_flow(denoiser_config, changes, scheme):
     ended = theirs.step(noise - latents, theirs.timesteps[0], noise).prev_sample
     torch.testing.assert_close(ended, latents, rtol=0, atol=1e-6)
 
-    output = torch.randn(COUNT, *SHAPE, generator=generator)
+    output = torch.randn(COUNT, *SHAPE)
     found = denoising_loss(output, noised.target, noised.weights)
     torch.testing.assert_close(found, torch.nn.functional.mse_loss(output, noise - latents))

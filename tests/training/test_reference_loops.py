@@ -11,7 +11,8 @@ from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.training.autoencoder import train_autoencoder
 from hf_latent.training.denoiser import train_denoiser
 from hf_latent.training.discriminator import PatchDiscriminator
-from hf_latent.training.run.batches import GlobalBatchSampler, ProcessRows, seeded_generator
+from hf_latent.training.run.batches import GlobalBatchSampler, ProcessRows
+from hf_latent.training.run.draws import ShardedDraws
 from tests.conftest import make_autoencoder
 
 STEPS, BATCH, RATE, CLIP = 4, 8, 0.02, 0.05
@@ -22,6 +23,10 @@ SETTINGS = {
     "ema_decay": 0.3,
     "adam_weight_decay": 0.1,
 }
+
+
+def draws(purpose: str) -> ShardedDraws:
+    return ShardedDraws(0, purpose, ProcessRows(BATCH), torch.device("cpu"))
 
 
 def bare_loop(model, images, loss_of):
@@ -54,8 +59,7 @@ def test_autoencoder(autoencoder_config):
 
     def loss_of(step, batch, labels):
         posterior = vae.encode(batch).latent_dist
-        generator = seeded_generator(0, "posterior", step, 0)
-        noise = torch.randn(BATCH, 4, 8, 8, generator=generator)
+        noise = draws("posterior").normal((step, 0), 4, 8, 8)
         reconstructions = vae.decode(posterior.mean + posterior.std * noise).sample
         kl = posterior.kl().mean() / (4 * 8 * 8)
         return torch.nn.functional.l1_loss(reconstructions, batch) + 0.5 * kl
@@ -92,7 +96,7 @@ def test_autoencoder_and_discriminator(autoencoder_config, tmp_path):
 
     def loss_of(step, batch, labels):
         posterior = vae.encode(batch).latent_dist
-        noise = torch.randn(BATCH, 4, 8, 8, generator=seeded_generator(0, "posterior", step, 0))
+        noise = draws("posterior").normal((step, 0), 4, 8, 8)
         reconstructions = vae.decode(posterior.mean + posterior.std * noise).sample
         fidelity = torch.nn.functional.l1_loss(reconstructions, batch)
         loss = fidelity + 1e-3 * posterior.kl().mean() / (4 * 8 * 8)
@@ -140,10 +144,9 @@ def test_denoiser(denoiser_config, tmp_path):
     scheduler = create_scheduler("flow")
 
     def loss_of(step, batch, labels):
-        generator = seeded_generator(0, "denoiser", step, 0)
-        posterior_noise, noise = torch.randn(2, BATCH, 4, 8, 8, generator=generator)
-        sigmas = torch.normal(0.0, 1.0, (BATCH,), generator=generator).sigmoid()
-        dropped = torch.rand(BATCH, generator=generator) < 0.5
+        values = draws("denoiser").normal((step, 0), 2 + 2 * 4 * 8 * 8)
+        posterior_noise, noise = values[:, 2:].reshape(BATCH, 2, 4, 8, 8).unbind(1)
+        sigmas, dropped = values[:, 0].sigmoid(), values[:, 1] < 0  # half of a normal distribution
         with torch.no_grad():
             posterior = vae.encode(batch).latent_dist
         latents = posterior.mean + posterior.std * posterior_noise

@@ -15,28 +15,31 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 
-def seeded_generator(seed: int, purpose: str, *place: int) -> torch.Generator:
-    """Create the CPU generator for one purpose at one place of a training.
+def draw_seeds(seed: int, purpose: str, *place: int, count: int = 1) -> list[int]:
+    """Return the seeds of one purpose at one place of a training.
 
     Args:
         purpose: names what is drawn. Two purposes never share random numbers.
         place: for example step and micro-step, or the epoch.
+        count: the number of seeds.
     """
-    entropy = (seed, crc32(purpose.encode()), *place)
-    state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state))
+    sequence = np.random.SeedSequence((seed, crc32(purpose.encode()), *place))
+    return sequence.generate_state(count, np.uint64).tolist()
+
+
+def seeded_generator(seed: int, purpose: str, *place: int) -> torch.Generator:
+    """Create the CPU generator for one purpose at one place of a training; see `draw_seeds`."""
+    return torch.Generator().manual_seed(draw_seeds(seed, purpose, *place)[0])
 
 
 def seed_torch(seed: int, purpose: str, *place: int) -> None:
     """Seed torch's global generators as `seeded_generator`, for dropout, which uses no other."""
-    torch.manual_seed(seeded_generator(seed, purpose, *place).initial_seed())
+    torch.manual_seed(draw_seeds(seed, purpose, *place)[0])
 
 
 @dataclass(frozen=True)
 class ProcessRows:
     """The rows of every global batch that this process takes.
-
-    The random numbers of a step are drawn for the global batch; each process selects its rows.
 
     Attributes:
         batch_size: rows of one process.
@@ -53,9 +56,10 @@ class ProcessRows:
         """Number of rows in a global batch."""
         return self.batch_size * self.num_processes
 
-    def select(self, global_batch: torch.Tensor) -> torch.Tensor:
-        """Return this process's rows, `(batch_size, ...)`, of a batch `(global_size, ...)`."""
-        return global_batch[self.process_index * self.batch_size :][: self.batch_size]
+    @property
+    def first(self) -> int:
+        """This process's first row in a global batch."""
+        return self.process_index * self.batch_size
 
 
 def ignore_signals(worker: int) -> None:
@@ -107,7 +111,7 @@ class GlobalBatchSampler:
 
     def epochs_and_indices(self, batch: int) -> tuple[np.ndarray, np.ndarray]:
         """Return epoch and index, `(batch_size,)` int64 each, of this process's rows of a batch."""
-        first = batch * self.rows.global_size + self.rows.process_index * self.rows.batch_size
+        first = batch * self.rows.global_size + self.rows.first
         epochs, places = np.divmod(first + np.arange(self.rows.batch_size), self.num_samples)
         indices = np.empty_like(places)
         for epoch in range(epochs[0], epochs[-1] + 1):
