@@ -2,7 +2,11 @@
 
 import hashlib
 import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from huggingface_hub import RepoCard
 
@@ -29,7 +33,8 @@ from hf_latent.hub.model_files import (
     model_files,
 )
 from hf_latent.hub.remote import RemoteFiles
-from hf_latent.pipeline.hub_format import MODULES, RETIRED_MODULES
+from hf_latent.models.load import find_model, is_own, released_models
+from hf_latent.pipeline.hub_format import MODULES, RETIRED_MODULES, add_code
 
 SHOWN_NAMES = 5
 _SHARD = re.compile(r"(train|validation)-\d{6}\.safetensors")
@@ -107,10 +112,10 @@ class ModelContents(_Contents):
     """A model, each file checked.
 
     Args:
-        folder: of the model, or of the run that trained it.
+        folder: of the model, as `whole_model` yields it.
         repo_id: of the model on the Hub, for the card.
         license: for the card; None if the card was edited.
-        checkpoints: send the run's checkpoints too.
+        run: the folder of the run whose checkpoints are sent too; None: of none.
 
     Raises:
         UserError: if the model is not whole, or its card cannot be read.
@@ -118,17 +123,16 @@ class ModelContents(_Contents):
 
     kind, what = "model", "model"
 
-    def __init__(self, folder: Path, repo_id: str, license: str | None, checkpoints: bool):
+    def __init__(self, folder: Path, repo_id: str, license: str | None, run: Path | None):
         """Check and hash every file."""
-        model, self.repo_id = _find_model(folder), repo_id
-        self.entry, self.class_name, names = model_files(model)
-        files = {name: model / name for name in names}
-        if checkpoints:
-            files |= {name: folder / name for name in checkpoint_files(folder)}
-        super().__init__(model, files, {name: hash_file(path) for name, path in files.items()})
+        self.entry, self.class_name, names = model_files(folder)
+        files, self.repo_id = {name: folder / name for name in names}, repo_id
+        if run is not None:
+            files |= {name: run / name for name in checkpoint_files(run)}
+        super().__init__(folder, files, {name: hash_file(path) for name, path in files.items()})
         self._edited, self._cards = self._edited_card(license), dict[str | None, str]()
         shown = self.pictures(self.card(license))
-        self.left_out = _left_out(model, {*names, self.entry, "README.md", *shown})
+        self.left_out = _left_out(folder, {*names, self.entry, "README.md", *shown})
 
     def __str__(self) -> str:
         """Return what a push prints."""
@@ -211,17 +215,37 @@ def check_remote_class(repo_id: str, remote: RemoteFiles, class_name: str) -> No
         )
 
 
-def _find_model(folder: Path) -> Path:
-    """Return the folder of a model: the given one, or `model` in a run's folder."""
+@contextmanager
+def whole_model(name: str) -> Iterator[Path]:
+    """Yield the folder of a model with everything that a push sends.
+
+    A released pipeline lies in the package without the code that the package has already. So a copy
+    of it gets the code, and is removed afterwards.
+
+    Args:
+        name: as of `find_model`, but no id on the Hub.
+
+    Raises:
+        UserError: if there is no such model.
+    """
+    folder = Path(find_model(name))
     if not folder.is_dir():
-        raise UserError(f"--model {folder} is not a folder")
-    for place in (folder, folder / "model"):
-        if any((place / entry).is_file() for entry in ENTRIES):
-            return place
-    raise UserError(
-        f"--model {folder} holds no model, neither model_index.json nor config.json: pass a "
-        "model's folder"
-    )
+        raise UserError(
+            f"--model {name} is not a folder, nor a released model ({', '.join(released_models())})"
+        )
+    if not any((folder / entry).is_file() for entry in ENTRIES):
+        raise UserError(
+            f"--model {name} holds no model, neither model_index.json nor config.json: pass a "
+            "model's folder"
+        )
+    if is_own(name) or not (folder / "model_index.json").is_file():
+        yield folder
+        return
+    with TemporaryDirectory() as temporary:
+        copy = Path(temporary, folder.name)
+        shutil.copytree(folder, copy, copy_function=shutil.copyfile)
+        add_code(copy, PIPELINE)
+        yield copy
 
 
 def _left_out(folder: Path, sent: set[str]) -> str:

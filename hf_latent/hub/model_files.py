@@ -87,7 +87,7 @@ def checkpoint_files(run: Path) -> list[str]:
         UserError: if there is no checkpoint, or one is damaged.
     """
     names = []
-    for checkpoint in sorted(run.iterdir()):
+    for checkpoint in sorted(run.glob("checkpoint-*")):
         if not _CHECKPOINT.fullmatch(checkpoint.name):
             continue
         names.append(f"{checkpoint.name}/state.json")

@@ -15,7 +15,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Re
 from hf_latent.command import Settings
 from hf_latent.errors import UserError
 from hf_latent.hub.card.signature import is_unedited
-from hf_latent.hub.contents import CacheContents, ModelContents, check_remote_class
+from hf_latent.hub.contents import CacheContents, ModelContents, check_remote_class, whole_model
 from hf_latent.hub.remote import (
     PULL_REQUEST,
     RemoteFiles,
@@ -32,9 +32,9 @@ class PushConfig(Settings):
     """Send a model or a latent cache, with its card, to the Hub.
 
     Attributes:
-        model: The folder of a pipeline, of an autoencoder, or of the run that trained one. The push
-            sends configurations, safetensors, code, figures, the card and its pictures, and nothing
-            else.
+        model: The folder of a pipeline, of an autoencoder, or of the run that trained one; or the
+            name of a released model. The push sends configurations, safetensors, code, figures, the
+            card and its pictures, and nothing else.
         cache: The folder of a latent cache, in place of a model. The push sends its shards and
             manifest.json, and nothing else, to a data set.
         repo_id: The repository on the Hub, user/name. It is created if it is missing.
@@ -81,15 +81,18 @@ def push(config: PushConfig) -> str:
     Raises:
         UserError: if the model or cache is not whole, or the Hub cannot be reached or refuses.
     """
-    contents: ModelContents | CacheContents
-    if config.model is not None:
-        contents = ModelContents(
-            Path(config.model), config.repo_id, config.license, config.checkpoints
-        )
+    if config.model is None:
+        return _push(config, CacheContents(Path(config.cache or ""), config.repo_id))
+    run = Path(config.model) if config.checkpoints else None
+    with whole_model(config.model) as folder:
+        contents = ModelContents(folder, config.repo_id, config.license, run)
         if contents.left_out:
             logger.warning(f"not sent, not part of the model: {contents.left_out}")
-    else:
-        contents = CacheContents(Path(config.cache or ""), config.repo_id)
+        return _push(config, contents)
+
+
+def _push(config: PushConfig, contents: ModelContents | CacheContents) -> str:
+    """Send what the Hub lacks, print the address and return it."""
     revision, is_sent, is_card_kept = retry(partial(_send, config, contents), config.repo_id)
     if is_card_kept:
         logger.warning(

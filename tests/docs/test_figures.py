@@ -10,7 +10,7 @@ from hf_latent.experiments.sweep.report import render_report as render_sweep
 from hf_latent.training.denoiser_config import DenoiserConfig
 from tests.docs.pages import REPORTS, ROOT, prose, read, row
 
-CARDS = ROOT / "model_cards"
+RELEASED = ROOT / "hf_latent" / "models" / "pretrained"
 GPU_GFLOPS_PER_SECOND = 30_000  # a guess, as the page says
 
 
@@ -53,7 +53,7 @@ def test_of_the_attacks():
 
 @pytest.mark.parametrize("name", ["fashion-mnist-f4", "emoji"])
 def test_of_the_released_autoencoders(name):
-    metrics = load(CARDS / name / "metrics.json")
+    metrics = load(RELEASED / name / "metrics.json")
     released = row("README.md", f"[`{name}`]")
     for figure in (
         "x".join(map(str, metrics["latent_shape"])),
@@ -78,8 +78,8 @@ def test_of_the_released_autoencoders(name):
 
 
 def test_of_the_released_model():
-    x, training = (load(CARDS / "fashion-mnist" / f"{y}.json") for y in ("metrics", "training"))
-    weights = (ROOT / "hf_latent/models/pretrained/fashion-mnist").rglob("*.safetensors")
+    x, training = (load(RELEASED / "fashion-mnist" / f"{y}.json") for y in ("metrics", "training"))
+    weights = (RELEASED / "fashion-mnist").rglob("*.safetensors")
     for figure in (
         f"trained in {training['seconds'] / 60:.0f} minutes",
         f"{sum(path.stat().st_size for path in weights) / 1e6:.1f} MB",

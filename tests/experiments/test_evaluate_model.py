@@ -78,7 +78,7 @@ def test_the_card_gets_the_figures(config, tmp_path, capsys):
     metrics = evaluate_model(replace(config, model=str(tmp_path)))  # the run's folder
     folder = tmp_path / "model"
     assert {path.name for path in folder.iterdir()} >= FILES
-    for name in ("metrics.json", "samples.png", "closest_by_latents.png"):
+    for name in ("metrics.json", *PICTURES):
         if name.endswith(".json"):
             written = json.loads((folder / name).read_text())
             assert written == json.loads((tmp_path / "out" / name).read_text())
@@ -89,7 +89,7 @@ def test_the_card_gets_the_figures(config, tmp_path, capsys):
     assert is_unedited(card)
     assert f"| {metrics['fd']:.2f} | {metrics['real_fd']:.2f} |" in card
     assert "efficientnet-lite0 features" in card
-    assert card_pictures(card) == ["samples.png", "closest_by_latents.png"]
+    assert card_pictures(card) == list(PICTURES)
     assert "Not measured" not in card
     assert '"ada/clothes"' in card and "license: mit" in card
     assert str(tmp_path) not in card + (folder / "metrics.json").read_text()

@@ -93,14 +93,14 @@ def check_ablation(runs: list[str], fingerprint: str) -> None:
 
 
 def measure_ablation(
-    runs: list[str], dataset: ImageDataset, card_dir: Path
+    runs: list[str], dataset: ImageDataset, model_dir: Path
 ) -> list[dict[str, Any]]:
     """Measure short runs on the same images, and save ablation.png with a row for each.
 
     Args:
         runs: NAME=FOLDER of each.
         dataset: held-out images.
-        card_dir: for the picture.
+        model_dir: for the picture.
 
     Returns:
         The figures of each run.
@@ -117,7 +117,7 @@ def measure_ablation(
         kept = {k: figures[f"test_{k}"] for k in ("psnr_db", "ssim", "perceptual_distance")}
         rows.append({"name": name, "steps": report["steps"], **kept})
     picture = image_grid(torch.cat(shown) / 2 + 0.5, ABLATION_IMAGES, names)
-    save_picture(card_dir / "ablation.png", picture)
+    save_picture(model_dir / "ablation.png", picture)
     return rows
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from hf_latent.models.load import PRETRAINED
 from hf_latent.models.presets import (
     Preset,
     create_autoencoder,
@@ -22,7 +23,7 @@ from hf_latent.models.presets import (
 from hf_latent.output import write_json
 
 ROOT = Path(__file__).parents[2]
-RELEASED = ROOT / "model_cards" / "fashion-mnist" / "training.json"
+RELEASED = PRETRAINED / "fashion-mnist" / "training.json"
 # Each preset with its usual resolutions.
 PRESETS: list[tuple[Preset, int]] = [("tiny", 32), ("small", 64), ("small", 128), ("base", 256)]
 PRESETS += [("ldm-f4", 256), ("ldm-f8", 256), ("ldm-f8", 512)]

@@ -1,4 +1,4 @@
-"""Release a measured model: copy its weights into the package, and write its card.
+"""Release a measured model: copy it and its reports into the package, and write its card.
 
     python train_scripts/release/release_pipeline.py --model MODEL --about CARD.yaml
 
@@ -16,11 +16,9 @@ from hf_latent.command import Settings, run_command
 from hf_latent.errors import UserError
 from hf_latent.evaluation.images.sampling import load_pipeline
 from hf_latent.hub.card.facts import PICTURES, read_model_facts
-from hf_latent.hub.card.render import CARD, render_model_card
-from hf_latent.hub.model_files import MODEL_FILES, model_files
-from hf_latent.output import read_json, replaced_whole, write_json, write_text
-
-REPORTS = ("training.json", "config.yaml")
+from hf_latent.hub.model_files import CODE, MODEL_FILES, is_file, model_files
+from hf_latent.output import read_json, replaced_whole, write_json
+from released_card import write_released_card
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +29,8 @@ class ReleasePipelineConfig(Settings):
         model: The model's folder, with training.json and the metrics.json of hf-latent evaluate.
         about: YAML with name and license, and optionally summary, datasets, data_name, data_text
             and limits_text.
-        pretrained_dir: The model goes to a subfolder with its name.
-        cards_dir: The card, its pictures and reports go to a subfolder with its name.
+        pretrained_dir: The model, its reports and pictures go to a subfolder with its name.
+        cards_dir: The card and its pictures go to a subfolder with its name.
     """
 
     model: str
@@ -62,26 +60,21 @@ def release_pipeline(config: ReleasePipelineConfig) -> dict[str, Any]:
         )
     about = yaml.safe_load(Path(config.about).read_text(encoding="utf-8"))
     model_dir = Path(config.pretrained_dir) / about["name"]
-    card_dir = Path(config.cards_dir) / about["name"]
-    card_dir.mkdir(parents=True, exist_ok=True)
     load_pipeline(config.model)  # raises an error if weights are missing or damaged
-    with replaced_whole(model_dir, written=MODEL_FILES) as temporary:
-        _copy_without_code(model, temporary)
-    for name in (*REPORTS, *PICTURES):
-        if (model / name).is_file():
-            shutil.copyfile(model / name, card_dir / name)
     metrics = read_json(model / "metrics.json")
     metrics |= about | {"load_from": f"hf_latent/models/pretrained/{about['name']}"}
-    write_json(card_dir / "metrics.json", metrics)
-    card = render_model_card(model_dir, license=about["license"], reports=card_dir)
-    write_text(card_dir / CARD, card)
+    with replaced_whole(model_dir, written=MODEL_FILES) as temporary:
+        _copy_without_code(model, temporary)
+        write_json(temporary / "metrics.json", metrics)
+    write_released_card(model_dir, Path(config.cards_dir) / about["name"])
     return metrics
 
 
 def _copy_without_code(model: Path, folder: Path) -> None:
-    """Copy a saved pipeline's components and index in their dtype; the package has its code."""
+    """Copy a saved pipeline and its pictures, in its dtype; the package has its code."""
     entry, class_name, names = model_files(model)
-    for name in (name for name in names if "/" in name):  # components
+    pictures = [name for name in PICTURES if is_file(model / name)]
+    for name in (*(name for name in names if name not in CODE), *pictures):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(model / name, folder / name)
     write_json(folder / entry, read_json(model / entry) | {"_class_name": class_name})

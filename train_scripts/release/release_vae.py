@@ -22,14 +22,14 @@ from hf_latent.data.images.open import open_images
 from hf_latent.errors import UserError
 from hf_latent.evaluation.measures.reconstruction import reconstruct
 from hf_latent.evaluation.pictures import image_grid, interleave, save_picture
-from hf_latent.hub.card.render import render_model_card
 from hf_latent.hub.model_files import MODEL_FILES
 from hf_latent.models.frozen import hash_weights
 from hf_latent.models.load import load_autoencoder
 from hf_latent.models.presets import measure_compression
-from hf_latent.output import read_json, replaced_whole, write_json, write_text
+from hf_latent.output import read_json, replaced_whole, write_json
 from hf_latent.training.autoencoder_config import AutoencoderConfig
 from hf_latent.training.run.checkpoints import SETTINGS_WITHOUT_EFFECT
+from released_card import write_released_card
 
 PAIRS, COLUMNS = 40, 16
 
@@ -44,8 +44,8 @@ class ReleaseConfig(Settings):
         recipe: The run's recipe, for the card.
         ablation: NAME=FOLDER of short runs to compare with each other.
         comparison: A comparison.json of compare_models.py, for the card.
-        pretrained_dir: The model goes to a subfolder with its name.
-        cards_dir: The card, its pictures and metrics.json go to a subfolder with its name.
+        pretrained_dir: The model, its pictures and metrics.json go to a subfolder with its name.
+        cards_dir: The card and its pictures go to a subfolder with its name.
     """
 
     run: str
@@ -84,15 +84,13 @@ def release_autoencoder(config: ReleaseConfig) -> dict[str, Any]:
     if config.ablation:
         check_ablation(config.ablation, splits.validation_fingerprint)
     vae = load_autoencoder(str(run / "model"))
-    card_dir = Path(config.cards_dir) / about["name"]
-    card_dir.mkdir(parents=True, exist_ok=True)
     model_dir = Path(config.pretrained_dir) / about["name"]
     with replaced_whole(model_dir, written=MODEL_FILES) as temporary:
         vae.save_pretrained(temporary)
 
     images = splits.validation.evenly_spaced(PAIRS).read()
     pairs = interleave(images, reconstruct(vae, images)) / 2 + 0.5
-    save_picture(card_dir / "reconstructions.png", image_grid(pairs, COLUMNS, group=2))
+    save_picture(model_dir / "reconstructions.png", image_grid(pairs, COLUMNS, group=2))
     compression = measure_compression(vae, splits.image_shape)
     weights = model_dir / "diffusion_pytorch_model.safetensors"
     metrics = {
@@ -131,13 +129,12 @@ def release_autoencoder(config: ReleaseConfig) -> dict[str, Any]:
         },
     }
     if config.ablation:
-        metrics["ablation"] = measure_ablation(config.ablation, splits.validation, card_dir)
+        metrics["ablation"] = measure_ablation(config.ablation, splits.validation, model_dir)
     if config.comparison:
         metrics["comparison"] = comparison_rows(Path(config.comparison))
-    write_json(card_dir / "metrics.json", metrics)
-    metrics = read_json(card_dir / "metrics.json")
-    card = render_model_card(model_dir, license=about["license"], reports=card_dir)
-    write_text(card_dir / "README.md", card)
+    write_json(model_dir / "metrics.json", metrics)
+    metrics = read_json(model_dir / "metrics.json")
+    write_released_card(model_dir, Path(config.cards_dir) / about["name"])
     print(f"{about['name']}: {metrics['test_psnr_db']:.2f} dB, {metrics['test_ssim']:.4f} SSIM")
     return metrics
 

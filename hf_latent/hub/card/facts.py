@@ -149,18 +149,15 @@ def hub_id(data: Any) -> str | None:
     return name if _HUB_ID.fullmatch(name) else None
 
 
-def read_model_facts(folder: Path, reports: Path | None = None) -> ModelFacts:
+def read_model_facts(folder: Path) -> ModelFacts:
     """Read the facts of a model folder.
 
     Args:
         folder: of a pipeline or of an autoencoder.
-        reports: folder of training.json, config.yaml, metrics.json and the pictures; None: the
-            same folder.
 
     Raises:
         UserError: if there is no such model, or a report cannot be read.
     """
-    reports = reports or folder
     is_pipeline = (folder / "model_index.json").is_file()
     parts = {"vae": folder / "vae", "unet": folder / "unet"} if is_pipeline else {"vae": folder}
     index = _read_json(folder / "model_index.json")
@@ -172,8 +169,8 @@ def read_model_facts(folder: Path, reports: Path | None = None) -> ModelFacts:
         raise UserError(f"{folder} holds neither a pipeline nor an autoencoder of diffusers")
     weights = {name: read_saved_weights(path) for name, path in parts.items()}
     trained = {name: saved for name, saved in weights.items() if name != "guide_unet"}
-    training = _read_report(reports / "training.json", trained)
-    metrics = _read_report(reports / "metrics.json", weights)
+    training = _read_report(folder / "training.json", trained)
+    metrics = _read_report(folder / "metrics.json", weights)
     unet_config = _read_json(parts["unet"] / "config.json") if is_pipeline else {}
     scheduler = _read_json(folder / "scheduler" / "scheduler_config.json")
     with loading(str(folder), "model"):
@@ -185,7 +182,7 @@ def read_model_facts(folder: Path, reports: Path | None = None) -> ModelFacts:
         class_names = {int(label): str(names[label]) for label in sorted(names, key=int)}
     scheduler_class = scheduler.get("_class_name")
     is_flow = str(scheduler_class).startswith("FlowMatch")
-    known, recipe = {"training": training, "metrics": metrics}, reports / "config.yaml"
+    known, recipe = {"training": training, "metrics": metrics}, folder / "config.yaml"
     return ModelFacts(
         kind="pipeline" if is_pipeline else "autoencoder",
         compression=compression,
@@ -206,7 +203,7 @@ def read_model_facts(folder: Path, reports: Path | None = None) -> ModelFacts:
         pictures=[
             name
             for name, needed in PICTURES.items()
-            if is_file(reports / name) and any(known[report] for report in needed)
+            if is_file(folder / name) and any(known[report] for report in needed)
         ],
     )
 

@@ -74,7 +74,6 @@ def render_model_card(
     folder: Path,
     repo_id: str | None = None,
     license: str | None = None,
-    reports: Path | None = None,
 ) -> str:
     """Render a model's card.
 
@@ -83,7 +82,6 @@ def render_model_card(
         repo_id: of the model on the Hub, for the examples; None: from the folder's unedited card,
             else a placeholder.
         license: by the Hub's name; None: from the folder's unedited card, else from metrics.json.
-        reports: folder of the reports and pictures; None: the same folder.
 
     Returns:
         The card: metadata as YAML, then Markdown, then the signature.
@@ -91,8 +89,8 @@ def render_model_card(
     Raises:
         UserError: if there is no model, a report cannot be read, or the Hub allows no such name.
     """
-    facts = read_model_facts(folder, reports)
-    kept_license, kept_repo_id = _kept(Path(reports or folder) / CARD)
+    facts = read_model_facts(folder)
+    kept_license, kept_repo_id = _kept(folder / CARD)
     repo_id = repo_id or kept_repo_id
     if repo_id:
         try:

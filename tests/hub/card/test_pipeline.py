@@ -15,7 +15,7 @@ from tests.conftest import make_denoiser
 from tests.hub.saved_models import blocks, measured, results, section, unlisted, write_reports
 
 SHOWN_CLASSES = 100
-PICTURES = ("samples.png", "closest_by_latents.png")
+PICTURES = ("samples.png", "reconstructions.png", "closest_by_latents.png")
 
 
 @pytest.fixture
