@@ -23,12 +23,6 @@ ROOMS = {
     "experiments": "Quickstart, generate, sweep, benchmark.",
 }
 STEPS = ("encode", "add_noise", "denoise", "decode", "pipeline")
-TRAININGS = {
-    "train_vae.py": ("hf_latent.training.autoencoder_config", "AutoencoderConfig"),
-    "encode_latents.py": ("hf_latent.training.latents.encode", "EncodeConfig"),
-    "train_unet.py": ("hf_latent.training.denoiser_config", "DenoiserConfig"),
-    "synthesize_ema.py": ("hf_latent.training.averages.synthesize", "SynthesizeEmaConfig"),
-}
 
 
 def room_page(room: str, summary: str) -> str:
@@ -78,7 +72,7 @@ def cell(text: str) -> str:
 
 
 def commands_page() -> str:
-    """Return the Markdown of all commands and scripts."""
+    """Return the Markdown of all commands."""
     sections = [
         command_section(
             f"hf-latent {name}",
@@ -87,12 +81,12 @@ def commands_page() -> str:
         )
         for name, command in COMMANDS.items()
     ]
-    for script, (module, name) in TRAININGS.items():
-        config = getattr(import_module(module), name)
-        summary = (config.__doc__ or "").partition("\n")[0]
-        sections.append(command_section(f"train_scripts/{script}", config, summary))
     start = "Every setting is a flag, and a line of the YAML file that `--config` reads. Flags win."
-    return "\n".join(["# Commands", "", start, "", *sections])
+    scripts = (
+        "In `train_scripts/`, `train_vae.py` is `hf-latent train-autoencoder`, `encode_latents.py` "
+        "is `encode`, `train_unet.py` is `train-denoiser`, `synthesize_ema.py` is `synthesize-ema`."
+    )
+    return "\n".join(["# Commands", "", start, "", scripts, "", *sections])
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

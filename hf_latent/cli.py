@@ -1,13 +1,16 @@
 """The `hf-latent` command: a table of subcommands, whose modules are imported when called."""
 
 import gc
+import os
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from importlib import import_module
 from inspect import signature
+from types import FrameType
 from typing import NamedTuple
 
 from hf_latent import __version__
@@ -57,6 +60,12 @@ COMMANDS = {
         "DenoiserConfig",
         "run",
         "train a denoiser in the latent space of an autoencoder",
+    ),
+    "synthesize-ema": Command(
+        "hf_latent.training.averages.synthesize",
+        "SynthesizeEmaConfig",
+        "synthesize_ema",
+        "make a model with another weight average of a denoiser's run",
     ),
     "generate": Command(
         "hf_latent.experiments.generate",
@@ -119,43 +128,54 @@ def usage() -> str:
             "hf-latent --version prints the version.",
             "hf-latent --print_completion bash prints what completes commands in a shell.",
             "",
-            "In several processes, with the same flags:",
-            "  accelerate launch -m hf_latent.training.autoencoder",
-            "  accelerate launch -m hf_latent.training.latents.encode",
-            "  accelerate launch -m hf_latent.training.denoiser",
+            "In several processes (train-autoencoder, encode, train-denoiser):",
+            "  accelerate launch -m hf_latent COMMAND [--flags]",
         ]
     )
 
 
 @contextmanager
-def garbage_collection_disabled() -> Iterator[None]:
-    """Disable garbage collection while importing, and exempt what was imported from it.
+def importing() -> Iterator[None]:
+    """Import without garbage collection, and end at once on Ctrl-C.
 
     The collector takes a quarter of the time of importing torch and diffusers, and finds little.
-    `gc.freeze` exempts all objects of the process, so only the command's own process may call this.
+    `gc.freeze` exempts what was imported from it. In the middle of an import KeyboardInterrupt is
+    no use: modules written in C turn it into another error, abort, or lose it. Both concern the
+    whole process, so only the command's own process may call this.
     """
-    enabled = gc.isenabled()
+    enabled, before = gc.isenabled(), signal.getsignal(signal.SIGINT)
     gc.disable()
+    if before is signal.default_int_handler:  # otherwise Ctrl-C is ignored, as in the background
+        signal.signal(signal.SIGINT, _end_at_once)
     try:
         yield
         gc.freeze()
     finally:
+        signal.signal(signal.SIGINT, before)
         if enabled:
             gc.enable()
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the subcommand that the command line names.
+def _end_at_once(number: int, frame: FrameType | None) -> None:
+    with suppress(OSError):  # stderr may be closed
+        os.write(2, b"error: interrupted\n")
+    os._exit(130)
+
+
+def main(arguments: Sequence[str] | None = None, command: str | None = None) -> None:
+    """Run a subcommand.
 
     Args:
         arguments: the command line without the program; None: the process's own.
+        command: the subcommand; None: the command line begins with it.
 
     Raises:
         SystemExit: with status 2 after a user error, 130 after Ctrl-C.
     """
     started = time.perf_counter()
     with command_output():
-        _run(list(sys.argv[1:] if arguments is None else arguments), started, arguments is None)
+        words = sys.argv[1:] if arguments is None else arguments
+        _run([command, *words] if command else list(words), started, arguments is None)
 
 
 def _run(arguments: list[str], started: float, is_process: bool) -> None:
@@ -183,7 +203,7 @@ def _run(arguments: list[str], started: float, is_process: bool) -> None:
     command = COMMANDS[name]
     if command.positional and rest and not rest[0].startswith("-"):
         rest.insert(0, f"--{command.positional}")
-    with garbage_collection_disabled() if is_process else nullcontext():
+    with importing() if is_process else nullcontext():
         from hf_latent.command import run_command
 
         module = import_module(command.module)

@@ -239,8 +239,9 @@ def parse_config(
         if action.dest == "print_config":
             action.metavar, action.help = "", "print the configuration as YAML and exit"
         if action.required:
-            required.append(f"{action.option_strings[0]} {action.dest.upper()} ")
-    parser.usage = f"%(prog)s {''.join(required)}[--flags]"
+            required.append(f"{action.option_strings[0]} {action.dest.upper()}")
+    words = " ".join([parser.prog, *required, "[--flags]"])
+    parser.usage = textwrap.fill(words, 72, subsequent_indent="  ", break_on_hyphens=False)
     try:
         values = parser.parse_args(arguments).as_dict()
     except UnicodeDecodeError as error:

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from hf_latent import AutoencoderConfig, DenoiserConfig
-from hf_latent.cli import COMMANDS, garbage_collection_disabled, main, usage
+from hf_latent.cli import COMMANDS, importing, main, usage
 from hf_latent.command import parse_config
 from tests import forked
 
@@ -58,10 +58,10 @@ def test_importing_leaves_garbage_collection_as_it_was():
     try:
         for enabled in (True, False):
             (gc.enable if enabled else gc.disable)()
-            with garbage_collection_disabled():
+            with importing():
                 assert not gc.isenabled()
             assert gc.isenabled() == enabled
-            with pytest.raises(ImportError), garbage_collection_disabled():
+            with pytest.raises(ImportError), importing():
                 raise ImportError
             assert gc.isenabled() == enabled
         assert gc.get_freeze_count() > before
@@ -89,8 +89,8 @@ def test_an_unknown_command_is_one_line_and_status_2(capsys):
     assert stop.value.code == 2
     assert capsys.readouterr().err == (
         "error: no command 'quickstrat': use one of "
-        "quickstart, train-autoencoder, encode, train-denoiser, generate, inspect, evaluate, "
-        "sweep, export, push, bench\n"
+        "quickstart, train-autoencoder, encode, train-denoiser, synthesize-ema, generate, inspect, "
+        "evaluate, sweep, export, push, bench\n"
     )
 
 

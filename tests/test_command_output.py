@@ -19,6 +19,7 @@ from hf_latent.training.latents.config import EncodeConfig
 from hf_latent.training.latents.encode import encode_latents
 from tests import forked
 
+ROOT = Path(__file__).parents[1]
 BIG = str(10**22)
 TRAINING = (AutoencoderConfig, train_autoencoder, "--output_dir", "run", "--max_train_steps", "1")
 ENCODING = (EncodeConfig, encode_latents, "--vae", "vae", "--output_dir", "cache")
@@ -182,7 +183,7 @@ def test_a_closed_output_does_not_end_a_command(tmp_path, redirect):
     process = subprocess.run(
         ["bash", "-c", words],
         cwd=tmp_path,
-        env=os.environ | {"CODE": PRINTING, "PYTHONPATH": str(Path(__file__).parents[1])},
+        env=os.environ | {"CODE": PRINTING, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
     )
@@ -199,18 +200,21 @@ def test_help_ends_quietly_when_its_reader_is_gone(arguments):
     assert process.stderr == ""
 
 
-def test_ctrl_c_while_importing_is_one_line():
+@pytest.mark.parametrize("words", [["generate"], ["train_scripts/train_unet.py", "--vae", "x"]])
+def test_ctrl_c_while_importing_is_one_line(words):
+    # Modules written in C make another error of KeyboardInterrupt, or lose it.
     code = (
-        "import sys, signal, time; sys.path.insert(0, '.')\n"
-        "from hf_latent.cli import main\n"
-        "import importlib, hf_latent.cli as cli\n"
+        "import sys, runpy, time; sys.path.insert(0, '.')\n"
+        "import hf_latent.cli as cli\n"
         "def import_module(name):\n"
-        "    print('importing', flush=True); time.sleep(60)\n"
+        "    print('importing', flush=True)\n"
+        "    try: time.sleep(60)\n"
+        "    except BaseException: raise ImportError('cannot load module twice')\n"
         "cli.import_module = import_module\n"
-        "sys.argv[1:] = ['generate']\n"
-        "main()"
+        "script = sys.argv.pop(1) if sys.argv[1].endswith('.py') else None\n"
+        "runpy.run_path(script, run_name='__main__') if script else cli.main()"
     )
-    process = forked.start([sys.executable, "-c", code])
+    process = forked.start([sys.executable, "-c", code, *words], cwd=ROOT)
     assert process.stdout.readline() == "importing\n"
     time.sleep(0.1)
     process.send_signal(signal.SIGINT)

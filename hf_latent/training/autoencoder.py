@@ -13,7 +13,6 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch.utils.data import DataLoader
 
-from hf_latent.command import run_command
 from hf_latent.data.images.open import ImageSplits
 from hf_latent.evaluation.features.networks import load_feature_network
 from hf_latent.lock import locks_output
@@ -203,7 +202,7 @@ def train_autoencoder(
             limit = config.checkpoints_total_limit
             save_checkpoint(output_dir, clock.step, state, settings, limit, accelerator)
         if stop is not None and stopping:
-            exit_after_checkpoint(stop, output_dir, "autoencoder", accelerator)
+            exit_after_checkpoint(stop, output_dir, "train-autoencoder", accelerator)
 
     if stop is not None:
         stop.release()
@@ -241,7 +240,3 @@ def run(config: AutoencoderConfig) -> None:
     """Train until the end or a signal, then say where the model is and what comes next."""
     train_autoencoder(config, stop=StopSignal())
     logger.info(after_autoencoder(config))
-
-
-if __name__ == "__main__":
-    run_command(AutoencoderConfig, run)

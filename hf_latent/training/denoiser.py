@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from hf_latent.command import run_command
 from hf_latent.data.images.open import ImageSplits
 from hf_latent.data.latents.cache import LatentBatch
 from hf_latent.lock import locks_output
@@ -231,7 +230,7 @@ def train_denoiser(
             limit = config.checkpoints_total_limit
             save_checkpoint(output_dir, clock.step, state, settings, limit, accelerator)
         if stop is not None and stopping:
-            exit_after_checkpoint(stop, output_dir, "denoiser", accelerator)
+            exit_after_checkpoint(stop, output_dir, "train-denoiser", accelerator)
 
     if stop is not None:
         stop.release()
@@ -272,7 +271,3 @@ def run(config: DenoiserConfig) -> None:
     """Train until the end or a signal, then say where the model is and what comes next."""
     train_denoiser(config, stop=StopSignal())
     logger.info(after_denoiser(config))
-
-
-if __name__ == "__main__":
-    run_command(DenoiserConfig, run)

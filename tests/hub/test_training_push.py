@@ -209,7 +209,7 @@ def test_the_first_of_two_processes_pushes(hub, tmp_path):
     # Standalone: at a port of its own, as other tests may do the same at the same time.
     torchrun = [str(Path(sys.executable).with_name("torchrun")), "--standalone"]
     torchrun += ["--nproc_per_node", "2"]
-    training = ["-m", "hf_latent.training.autoencoder", *SHORT, "--push_to_hub"]
+    training = ["-m", "hf_latent", "train-autoencoder", *SHORT, "--push_to_hub"]
     process = subprocess.run(
         [*torchrun, *training, "--output_dir", str(tmp_path / "both")],
         env=environment,

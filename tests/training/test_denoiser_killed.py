@@ -20,7 +20,7 @@ def launch(config, *flags: str) -> Launched:
     run = Path(config.output_dir)
     recipe = run.with_suffix(".yaml")
     recipe.write_text(yaml.safe_dump(asdict(config)))
-    module = ("-m", "tests.small", "hf_latent.training.denoiser")
+    module = ("-m", "tests.small", "hf_latent", "train-denoiser")
     return Launched(run, *module, "--config", str(recipe), *flags)
 
 

@@ -117,7 +117,7 @@ def test_an_interrupted_autoencoder_ends_bit_for_bit_as_an_uninterrupted_one(
             with pytest.raises(SystemExit) as stopped:
                 train_autoencoder(resumed, stop=StopAfter(after))
             assert stopped.value.code == 143
-            assert "hf_latent.training.autoencoder --config" in capsys.readouterr().out
+            assert "-m hf_latent train-autoencoder --config" in capsys.readouterr().out
         summary = train_autoencoder(resumed)
         assert summary.steps == 5
         run = Path(config.output_dir)
@@ -365,7 +365,7 @@ class LaunchedTrainings:
         return ("--config", str(self.recipe), "--output_dir", str(run))
 
     def start(self, run: Path, *flags: str) -> Launched:
-        module = ("-m", "hf_latent.training.autoencoder")
+        module = ("-m", "hf_latent", "train-autoencoder")
         return Launched(run, *module, *self.settings(run), *flags)
 
     def assert_same_end(self, run: Path, folders: list[str]) -> None:
@@ -433,7 +433,7 @@ def test_sigterm_and_ctrl_c_save_a_checkpoint_and_say_how_to_resume(launched_tra
         config = str(run / "config.yaml")
         assert shlex.split(command) == [
             "-m",
-            "hf_latent.training.autoencoder",
+            *("hf_latent", "train-autoencoder"),
             "--config",
             config,
             "--resume_from_checkpoint",

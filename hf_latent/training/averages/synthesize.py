@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from jsonargparse.typing import PositiveInt
 
-from hf_latent.command import Settings, run_command
+from hf_latent.command import Settings
 from hf_latent.errors import UserError
 from hf_latent.evaluation.images.sampling import load_pipeline
 from hf_latent.hub.card.facts import read_model_facts
@@ -130,7 +130,3 @@ def _read_report(model: Path) -> dict[str, Any]:
             "that is unchanged since its training"
         )
     return read_json(model / "training.json")
-
-
-if __name__ == "__main__":
-    run_command(SynthesizeEmaConfig, synthesize_ema)

@@ -89,21 +89,21 @@ class StopSignal:
 
 
 def exit_after_checkpoint(
-    stop: StopSignal, output_dir: Path, name: str, accelerator: Accelerator
+    stop: StopSignal, output_dir: Path, command: str, accelerator: Accelerator
 ) -> None:
     """Print how to resume, and exit with the status of the signal.
 
     Args:
         stop: got the signal.
         output_dir: the run's folder, in which a checkpoint was just saved.
-        name: the training's module: autoencoder or denoiser.
+        command: train-autoencoder or train-denoiser.
         accelerator: all its processes call this.
     """
     accelerator.end_training()
     launcher = "accelerate launch" if accelerator.num_processes > 1 else "python"
     config = shlex.quote(str(output_dir / "config.yaml"))
     logger.info(
-        f"stopped after saving a checkpoint; to resume: {launcher} -m hf_latent.training.{name} "
+        f"stopped after saving a checkpoint; to resume: {launcher} -m hf_latent {command} "
         f"--config {config} --resume_from_checkpoint latest"
     )
     raise SystemExit(stop.status)

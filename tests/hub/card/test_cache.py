@@ -127,7 +127,7 @@ def test_the_python_blocks_run_as_they_stand(hub, process, cache, manifest):
 def test_the_training_command(manifest):
     (command,) = blocks(render_cache_card(manifest, "ada/latents"), "bash")
     assert command == (
-        "accelerate launch -m hf_latent.training.denoiser --latents ada/latents "
+        "accelerate launch -m hf_latent train-denoiser --latents ada/latents "
         "--vae fashion-mnist-f4 --resolution 8 --resize_mode pad --output_dir runs/unet\n"
     )
     mirrored = render_cache_card(manifest | {"mirrored": True, "preprocessing": "crop to 8x8"})
@@ -175,7 +175,7 @@ def test_an_edit_is_noticed(tmp_path, manifest):
 def test_the_training_command_is_one_that_the_cache_fits(manifest, changes):
     manifest = manifest | changes
     (command,) = blocks(render_cache_card(manifest, "ada/latents"), "bash")
-    flags = shlex.split(command)[4:]
+    flags = shlex.split(command)[5:]
     given = dict(zip(flags[::2], flags[1::2], strict=True))
     known = ("--resolution", "--resize_mode", "--horizontal_flip")
     flags = [f"{name}={given[name]}" for name in known if name in given]

@@ -1,7 +1,5 @@
 import json
-import runpy
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from hf_latent import cli
 from hf_latent.command import parse_config
 from hf_latent.errors import UserError
 from hf_latent.hub.card.facts import read_model_facts
@@ -35,7 +34,6 @@ from tests.conftest import NARROW_DENOISER
 from tests.training.conftest import SHORT as SHORT_TRAINING
 from tests.training.encoding import save_autoencoder
 
-SCRIPT = Path(__file__).parents[3] / "train_scripts" / "synthesize_ema.py"
 SHORT, LONG = gamma_from_sigma_rel(0.05), gamma_from_sigma_rel(0.10)
 EVERY, STEPS = 25, 300
 PROFILES = [(t, gamma) for t in range(EVERY, STEPS + 1, EVERY) for gamma in (SHORT, LONG)]
@@ -210,10 +208,9 @@ def config(run, tmp_path):
     return SynthesizeEmaConfig(run=str(run), sigma_rel=0.08, output_dir=str(tmp_path / "new/one"))
 
 
-def test_the_command_saves_a_complete_model(run, config, tmp_path, monkeypatch, capsys):
+def test_the_command_saves_a_complete_model(run, config, tmp_path, capsys):
     given = ["--run", str(run), "--sigma_rel", "0.08", "--output_dir", config.output_dir]
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *given])
-    runpy.run_path(str(SCRIPT), run_name="__main__")
+    cli.main(["synthesize-ema", *given])
     folder = Path(config.output_dir)
     assert f"at step 6, of 6 snapshots: {folder} (relative residual" in capsys.readouterr().out
     plan = plan_synthesis(list_snapshots(run), 0.08, 6)

@@ -92,11 +92,11 @@ def test_exit_after_checkpoint_says_how_to_resume(capsys, processes, launcher):
     accelerator = SimpleNamespace(num_processes=processes, end_training=list)
     with pytest.raises(SystemExit) as left:
         stop = SimpleNamespace(status=130)
-        exit_after_checkpoint(stop, Path("runs/a b"), "autoencoder", accelerator)
+        exit_after_checkpoint(stop, Path("runs/a b"), "train-autoencoder", accelerator)
     assert left.value.code == 130
     said, command = capsys.readouterr().out.strip().split("; to resume: ")
     assert said == "stopped after saving a checkpoint"
     assert shlex.split(command) == [
-        *(*launcher, "-m", "hf_latent.training.autoencoder"),
+        *(*launcher, "-m", "hf_latent", "train-autoencoder"),
         *("--config", "runs/a b/config.yaml", "--resume_from_checkpoint", "latest"),
     ]
