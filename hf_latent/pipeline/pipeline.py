@@ -61,12 +61,12 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
         unet: the denoiser; N classes have N + 1 embeddings, the last the null label's. None: only
             encode and decode.
         scheduler: a stock scheduler of the denoiser's objective.
-        id2label: the classes' names, by label.
+        id2label: the classes' names, by label. None: those of the denoiser's last pipeline, if any.
         guide_unet: a weaker denoiser for autoguidance, see `denoise.predict`, of the same latents,
             classes, noise levels and objective; only the shapes are checked. It may also be set
             later, on the denoiser's device, before any offloading. None: classifier-free guidance.
         guidance: defaults of a call's `guidance_scale` and `guidance_interval`, either or both; to
-            change them later, use `register_to_config`. None: 2 at all noise levels.
+            change them later, use `register_to_config`. None: as for id2label; {}: 2 at all levels.
         objective: the denoiser's; a scheduler of another objective raises an error. None: the
             scheduler's, see `samplers.get_objective`.
 

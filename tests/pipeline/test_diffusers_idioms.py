@@ -37,6 +37,16 @@ def test_a_pipeline_of_the_same_parts_keeps_names_and_guidance(guided, way):
     assert (other.id2label, other.config.guidance) == ({0: "a"}, {})
 
 
+def test_a_pipeline_has_the_names_it_is_given_else_those_of_the_denoisers_last_pipeline(guided):
+    others = {"id2label": {0: "a", 1: "b", 2: "c"}, "guidance": {"guidance_scale": 1.5}}
+    parts = (guided.vae, guided.unet, guided.scheduler)
+    other = LatentDiffusionPipeline(*parts, **others)
+    assert (other.id2label, other.config.guidance) == tuple(others.values())
+    assert guided.id2label == {0: "cat", 1: "dog", 2: "owl"} and guided.config.guidance == GUIDANCE
+    assert LatentDiffusionPipeline(*parts).id2label == other.id2label
+    assert LatentDiffusionPipeline(*parts, id2label={}).id2label == {}
+
+
 def test_what_is_kept_with_the_denoiser_is_not_saved_with_it(guided, tmp_path):
     names = guided.components.keys()
     guided.save_pretrained(tmp_path)

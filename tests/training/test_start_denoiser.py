@@ -13,6 +13,7 @@ from tests.conftest import make_autoencoder
 
 SHAPE = (1, 32, 32)
 CLASSES = 10
+OTHER_NAMES = {label: f"other {label}" for label in range(CLASSES)}
 # The first warm-up step has a learning rate of 0, so the weights do not change.
 ONE_STEP_AT_RATE_0 = {"max_train_steps": 1, "lr_warmup_ratio": 0.5}
 
@@ -31,7 +32,8 @@ def save_denoiser(saved_vae, tmp_path):
     def save(in_pipeline=False, objective="flow", num_classes=CLASSES, dtype=None, **changes):
         torch.manual_seed(99)
         unet = create_denoiser("tiny", saved_vae, SHAPE, num_classes, **changes).to(dtype)
-        saved = LatentDiffusionPipeline(saved_vae, unet, create_scheduler(objective))
+        settings = {"id2label": OTHER_NAMES, "guidance": {"guidance_scale": 7.0}}
+        saved = LatentDiffusionPipeline(saved_vae, unet, create_scheduler(objective), **settings)
         (saved if in_pipeline else unet).save_pretrained(tmp_path / "pretrained")
         return unet
 
@@ -72,8 +74,11 @@ def test_a_warm_start_begins_with_the_pretrained_weights(
     assert unet.config._name_or_path == "", "no path of this machine is saved"
 
     config = warm_config(**ONE_STEP_AT_RATE_0, checkpointing_steps=1)
-    saved = UNet2DModel.from_pretrained(train_denoiser(config).model_dir / "unet")
-    assert_equal_weights(saved, pretrained)
+    saved = LatentDiffusionPipeline.from_pretrained(train_denoiser(config).model_dir)
+    assert_equal_weights(saved.unet, pretrained)
+    # Names and guidance are those of this training.
+    assert len(saved.id2label) == CLASSES and saved.id2label[9] == "Ankle boot"
+    assert saved.config.guidance is None
     average = load_file(
         tmp_path / "denoiser/checkpoint-1/unet_ema/diffusion_pytorch_model.safetensors"
     )
