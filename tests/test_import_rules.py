@@ -2,6 +2,7 @@
 
 import ast
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,21 @@ def test_the_pipeline_imports_only_saved_files_and_relatively():
             # Libraries that diffusers itself needs.
             allowed = {"", "torch", "diffusers", "huggingface_hub", "numpy", "PIL"}
             assert top in allowed or top in sys.stdlib_module_names, module
+
+
+def test_the_saved_files_ask_an_installed_package_for_two_functions_only():
+    asked = set()
+    for name in TRAVELLING:
+        path = PACKAGE / "pipeline" / f"{name}.py"
+        calls = [x for x in ast.walk(ast.parse(path.read_text())) if isinstance(x, ast.Call)]
+        names = [ast.unparse(call.func) for call in calls]
+        imports = [x for x in names if "import" in x]
+        assert imports == (["importlib.import_module"] if name == "hub_format" else []), name
+        for call in (call for call, x in zip(calls, names, strict=True) if x == "_installed"):
+            asked.add(tuple(argument.value for argument in call.args))
+    assert asked == {("models.load", "find_model"), ("hub.card.render", "write_model_card")}
+    for module, name in asked:
+        assert callable(getattr(import_module(f"hf_latent.{module}"), name))
 
 
 def test_the_saved_files_are_those_that_the_pipeline_imports():

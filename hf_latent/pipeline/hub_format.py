@@ -114,8 +114,8 @@ class HubFormat:
         if not kwargs.setdefault("use_safetensors", True):
             raise ValueError("weights are read from safetensors only: leave use_safetensors unset")
         name = os.fspath(pretrained_model_name_or_path)
-        if (load := _import_installed("models.load")) is not None:
-            name = load.find_model(name)
+        if (find_model := _installed("models.load", "find_model")) is not None:
+            name = find_model(name)
         folder = name if os.path.isdir(name) else str(cls.download(name, **kwargs))  # type: ignore[attr-defined]
         trained = None  # the saved scheduler, if another one replaces it
         if kwargs.get("unet") is not None:
@@ -284,18 +284,22 @@ def _push(
 
 def _write_card(folder: Path, repo_id: str) -> None:
     """Write the card of a saved pipeline, but keep one that was edited."""
-    if (render := _import_installed("hub.card.render")) is not None:
-        render.write_model_card(folder, repo_id)
+    write_model_card = _installed("hub.card.render", "write_model_card")
+    if write_model_card is not None:
+        write_model_card(folder, repo_id)
     elif not (folder / "README.md").exists():
         title = repo_id.rpartition("/")[2]
         card = SHORT_CARD.format(title=title, diffusers=MINIMUM_DIFFUSERS, repo_id=repo_id)
         (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def _import_installed(module: str) -> Any:
-    """Import a module of hf_latent, or return None: these files also work without it."""
+def _installed(module: str, name: str) -> Any:
+    """Return a function of hf_latent, or None if it is not installed, or without that function.
+
+    These files also work alone, or beside another version than theirs.
+    """
     try:
-        return importlib.import_module(f"hf_latent.{module}")
+        return getattr(importlib.import_module(f"hf_latent.{module}"), name, None)
     except ImportError:
         return None
 

@@ -6,7 +6,7 @@ from huggingface_hub import ModelCard
 from hf_latent.hub.card.render import render_model_card
 from hf_latent.hub.card.signature import is_unedited
 from hf_latent.models.frozen import hash_weights
-from hf_latent.pipeline.hub_format import MODULES
+from hf_latent.pipeline.hub_format import MINIMUM_DIFFUSERS, MODULES, SHORT_CARD
 from tests.hub.conftest import TOKEN
 
 LOADING = """
@@ -16,6 +16,19 @@ from hf_latent.pipeline import LatentDiffusionPipeline
 pipe = LatentDiffusionPipeline.from_pretrained({name!r}, **{options!r})
 print(hash_weights(pipe.unet), pipe.config._name_or_path)
 """
+# Of a model's own copy of the code, with hf_latent, with one of another version and without it.
+COPY = """
+import sys
+from diffusers import DiffusionPipeline
+pipe = DiffusionPipeline.from_pretrained({folder!r}, trust_remote_code=True, use_safetensors=True)
+{installed}
+print(type(pipe).__module__, pipe.push_to_hub("ada/model"))
+"""
+INSTALLED = {
+    "this version": "",
+    "another version": "import hf_latent.hub.card.render as x; del x.write_model_card",
+    "none": "sys.modules |= dict.fromkeys(x for x in sys.modules if x.startswith('hf_latent'))",
+}
 PUSHING = """
 from hf_latent.pipeline import LatentDiffusionPipeline
 pipe = LatentDiffusionPipeline.from_pretrained({folder!r})
@@ -75,6 +88,18 @@ def test_a_push_sends_all_that_is_needed_and_the_packages_card(
     assert ModelCard(card).data.library_name == "diffusers"
     loaded = load(process, "ada/model", {"HF_TOKEN": TOKEN})
     assert loaded == f"{hash_weights(pipeline.unet)} ada/model"
+
+
+@pytest.mark.parametrize("installed", INSTALLED)
+def test_a_models_own_code_pushes_it_whatever_is_installed(hub, process, saved, installed):
+    code = COPY.format(folder=str(saved), installed=INSTALLED[installed])
+    assert run(process, code, token=TOKEN).startswith("diffusers_modules.")
+    files = hub.repos["models", "ada/model"].files("main")
+    assert set(files) - {".gitattributes"} == WHOLE | {"README.md"}
+    card = files["README.md"].data.decode()
+    short = SHORT_CARD.format(title="model", diffusers=MINIMUM_DIFFUSERS, repo_id="ada/model")
+    whole = render_model_card(saved, "ada/model")
+    assert card == (whole if installed == "this version" else short)
 
 
 @pytest.mark.parametrize(
