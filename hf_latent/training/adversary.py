@@ -19,6 +19,7 @@ from hf_latent.training.losses import (
 )
 from hf_latent.training.run.accelerator import create_optimizer
 from hf_latent.training.run.checkpoints import TrainingState
+from hf_latent.training.run.late import LateValues
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +68,8 @@ class Adversary:
         """Create the discriminator and its optimizer; see the class."""
         self.config, self.accelerator = config, accelerator
         self.last_layer = vae.decoder.conv_out.weight
-        self.weight = 0.0
+        self.weight = torch.zeros((), device=accelerator.device)
+        self._late = LateValues(accelerator.device)
         self.logits: tuple[torch.Tensor, torch.Tensor] | None = None
         self.wrapped: tuple[nn.Module, ...] = ()
         if config.discriminator_weight == 0:
@@ -145,30 +147,31 @@ class Adversary:
         if not self.is_active(step + 1):
             return
         gradients = self.accelerator.reduce(self._gradients, "mean")
-        if gradients.isfinite().all():
-            self.weight = self.config.discriminator_weight * adaptive_weight(*gradients)
-        else:
-            logger.warning(
-                f"step {step + 1}: the gradients that weigh the adversarial loss are not finite; "
-                f"its weight stays {self.weight:g}"
-            )
+        finite = gradients.isfinite().all()
+        weight = self.config.discriminator_weight * adaptive_weight(*gradients)
+        self.weight = torch.where(finite, weight, self.weight)
         self._gradients.zero_()
+        if self._late.exchange(finite.view(1)) == [False]:
+            logger.warning(
+                f"step {step}: the gradients that weigh the adversarial loss are not finite; its "
+                "weight stays as it was"
+            )
 
     def figures(self) -> dict[str, float]:
         """Return the last batch's mean logits and the weight; nothing before the first loss."""
         if self.logits is None:
             return {}
-        real, fake = (logit.item() for logit in self.logits)
+        real, fake, weight = torch.stack([*self.logits, self.weight]).tolist()
         return {
             "discriminator_real_logit": real,
             "discriminator_fake_logit": fake,
-            "adversarial_weight": self.weight,
+            "adversarial_weight": weight,
         }
 
     def state(self) -> dict[str, float]:
         """Return what a checkpoint keeps besides the weights."""
-        return {"adversarial_weight": self.weight}
+        return {"adversarial_weight": self.weight.item()}
 
     def load_state(self, state: dict[str, float]) -> None:
         """Resume from a checkpoint's `state`."""
-        self.weight = state["adversarial_weight"]
+        self.weight.fill_(state["adversarial_weight"])

@@ -13,6 +13,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch.utils.data import DataLoader
 
+from hf_latent.data.device import to_device
 from hf_latent.data.images.open import ImageSplits
 from hf_latent.evaluation.features.networks import load_feature_network
 from hf_latent.lock import locks_output
@@ -135,13 +136,13 @@ def train_autoencoder(
     count = 0 if config.train_decoder_only else config.fold_samples or len(splits.train)
     measured_on = splits.train.evenly_spaced(count)
     if config.max_train_minutes and clock.reserved_seconds is None:
-        images = len(measured_on) + len(held_out_images)
-        seconds = estimate_seconds(vae, splits.train, images, config, accelerator, now)
+        count = len(measured_on) + len(held_out_images)
+        seconds = estimate_seconds(vae, splits.train, count, config, accelerator, now)
         clock.reserve(seconds)
         minutes = config.max_train_minutes - seconds / 60
         logger.info(
             f"{minutes:.2f} minutes of training, then {seconds / 60:.2f} to measure the latent "
-            f"scale on {images:,} images"
+            f"scale on {count:,} images"
         )
     previous: HeldOutFigures | None = None
 
@@ -167,7 +168,7 @@ def train_autoencoder(
         losses: list[torch.Tensor] = []
         batch: dict[str, torch.Tensor] = {}
         for micro_step in range(config.gradient_accumulation_steps):
-            images = next(batches)["images"].to(accelerator.device)
+            images = to_device(next(batches)["images"], accelerator.device)
             noise = draws.normal((step, micro_step), *compression.latent_shape)
             batch |= {f"images_{micro_step}": images, f"noise_{micro_step}": noise}
             with accelerator.accumulate(model, *adversary.wrapped):
@@ -187,9 +188,9 @@ def train_autoencoder(
                     losses.append(discriminator_loss.detach())
         norms = state.clip_gradients(trained, config.max_grad_norm, accelerator)
         clock.log_gradient_norm(norms[0])
-        if guard.allows(step, torch.stack(losses).sum(), norms, batch):
-            state.step_optimizers(trained, accelerator)
-            ema.step(vae.parameters())
+        skip = guard.check(step, torch.stack(losses).sum(), norms, batch)
+        state.step_optimizers(trained, skip, accelerator)
+        ema.step(vae.parameters())
         adversary.update_weight(step)
         for name in trained:
             state.optimizers[name].zero_grad()
@@ -199,11 +200,13 @@ def train_autoencoder(
         stopping = stop is not None and stop.requested(accelerator)
         if stopping or clock.checkpoint_is_due:
             clock.log_pending_losses()
+            guard.catch_up()
             limit = config.checkpoints_total_limit
             save_checkpoint(output_dir, clock.step, state, settings, limit, accelerator)
         if stop is not None and stopping:
             exit_after_checkpoint(stop, output_dir, "train-autoencoder", accelerator)
 
+    guard.catch_up()
     if stop is not None:
         stop.release()
     ema.copy_to(vae.parameters())

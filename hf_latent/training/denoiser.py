@@ -216,9 +216,9 @@ def train_denoiser(
                 accelerator.backward(loss)
         norms = state.clip_gradients(["unet"], config.max_grad_norm, accelerator)
         clock.log_gradient_norm(norms[0])
-        if guard.allows(step, torch.stack(losses).sum(), norms, batch):
-            state.step_optimizers(["unet"], accelerator)
-            ema.step(unet.parameters())
+        skip = guard.check(step, torch.stack(losses).sum(), norms, batch)
+        state.step_optimizers(["unet"], skip, accelerator)
+        ema.step(unet.parameters())
         snapshots.step(clock.step)
         optimizer.zero_grad()
         if clock.validation_is_due and accelerator.is_main_process:
@@ -227,11 +227,13 @@ def train_denoiser(
         stopping = stop is not None and stop.requested(accelerator)
         if stopping or clock.checkpoint_is_due:
             clock.log_pending_losses()
+            guard.catch_up()
             limit = config.checkpoints_total_limit
             save_checkpoint(output_dir, clock.step, state, settings, limit, accelerator)
         if stop is not None and stopping:
             exit_after_checkpoint(stop, output_dir, "train-denoiser", accelerator)
 
+    guard.catch_up()
     if stop is not None:
         stop.release()
     snapshots.save(clock.step)

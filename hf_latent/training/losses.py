@@ -104,19 +104,18 @@ def generator_hinge_loss(fake_logits: torch.Tensor) -> torch.Tensor:
 
 def adaptive_weight(
     fidelity_gradient: torch.Tensor, adversarial_gradient: torch.Tensor, maximum: float = 1e4
-) -> float:
-    """Return the weight that gives both losses gradients of equal norm at the decoder's last layer.
+) -> torch.Tensor:
+    """Return the weight, a scalar, that gives both losses gradients of equal norm.
 
-    `|grad fidelity| / (|grad adversarial| + 1e-4)`, at most `maximum` (Esser et al. 2021, equation
-    7, with LDM's constants).
+    `|grad fidelity| / (|grad adversarial| + 1e-4)` at the decoder's last layer, at most `maximum`
+    (Esser et al. 2021, equation 7, with LDM's constants).
 
     Args:
         fidelity_gradient: gradient of the reconstruction and perceptual loss, any shape.
         adversarial_gradient: gradient of `generator_hinge_loss`, the same shape.
         maximum: the largest weight.
     """
-    weight = fidelity_gradient.norm() / (adversarial_gradient.norm() + 1e-4)
-    return min(weight.item(), maximum)
+    return (fidelity_gradient.norm() / (adversarial_gradient.norm() + 1e-4)).clamp(max=maximum)
 
 
 def kl_per_latent_value(mean: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:

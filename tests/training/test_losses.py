@@ -96,10 +96,10 @@ def test_hinge_losses():
 
 def test_adaptive_weight_is_the_clamped_ratio_of_the_norms():
     fidelity, adversarial = torch.tensor([3.0, 4.0]), torch.tensor([0.0, 2.0])
-    assert adaptive_weight(fidelity, adversarial) == pytest.approx(5 / 2.0001)
+    assert adaptive_weight(fidelity, adversarial).item() == pytest.approx(5 / 2.0001)
     assert adaptive_weight(fidelity, adversarial, maximum=1.5) == 1.5
     assert adaptive_weight(fidelity, adversarial * 0) == 1e4
-    assert adaptive_weight(fidelity * 1e-3, adversarial * 0) == pytest.approx(50)
+    assert adaptive_weight(fidelity * 1e-3, adversarial * 0).item() == pytest.approx(50)
     assert adaptive_weight(fidelity * 0, adversarial) == 0
 
 

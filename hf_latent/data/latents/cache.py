@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from hf_latent.data.device import to_device
 from hf_latent.data.latents.download import download_cache
 from hf_latent.data.latents.manifest import condition_shapes, read_manifest
 from hf_latent.data.shards import Shards, hash_file
@@ -44,9 +45,10 @@ class LatentBatch:
         return len(self.posteriors)
 
     def to(self, device: torch.device) -> "LatentBatch":
-        """Move all tensors to a device."""
-        conditions = {name: x.to(device) for name, x in self.conditions.items()}
-        return LatentBatch(self.posteriors.to(device), conditions)
+        """Copy all tensors to a device; see `to_device`."""
+        moments = (to_device(x, device) for x in (self.posteriors.mean, self.posteriors.std))
+        conditions = {name: to_device(x, device) for name, x in self.conditions.items()}
+        return LatentBatch(LatentPosteriors(*moments), conditions)
 
     def rows(self, start: int, stop: int) -> "LatentBatch":
         """Return some of the images, as views."""

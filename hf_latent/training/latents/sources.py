@@ -22,6 +22,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch.utils.data import DataLoader
 
+from hf_latent.data.device import to_device
 from hf_latent.data.images.config import ImagesConfig
 from hf_latent.data.images.flips import is_flipped
 from hf_latent.data.images.open import ImageSplits
@@ -307,7 +308,7 @@ class EncodedLatents(LatentSource):
 
     @torch.no_grad()
     def _encode(self, batch: dict[str, torch.Tensor]) -> LatentBatch:
-        images = batch.pop("images").to(self._vae.device)
+        images = to_device(batch.pop("images"), self._vae.device)
         return LatentBatch(encode_posteriors(self._vae, images), batch)
 
     def held_out(self) -> LatentBatch:

@@ -90,17 +90,20 @@ class TrainingState:
             for name in names
         ]
 
-    def step_optimizers(self, names: list[str], accelerator: Accelerator) -> None:
-        """Update the weights of the named models."""
-        if accelerator.scaler is None:
-            for name in names:
-                self.optimizers[name].step()
-            return
-        # Accelerate's optimizers update the scale at each step, and the scaler then forgets which
-        # gradients are unscaled already. So all models step first, then the scale is updated once.
+    def step_optimizers(
+        self, names: list[str], skip: torch.Tensor, accelerator: Accelerator
+    ) -> None:
+        """Update the weights of the named models, whose gradients are unscaled.
+
+        Args:
+            skip: a scalar on the device; if it is 1, weights and moments stay as they are.
+        """
         for name in names:
-            accelerator.scaler.step(self.optimizers[name].optimizer)
-        accelerator.scaler.update()
+            optimizer = self.optimizers[name].optimizer
+            optimizer.found_inf = skip  # read on the device by a fused step, as torch's GradScaler
+            optimizer.step()
+        if accelerator.scaler is not None:
+            accelerator.scaler.update()
 
 
 def _moments(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
 
 from hf_latent.errors import UserError
 from hf_latent.messages import progress_bar
 from hf_latent.training.run.accelerator import TrainingConfig
+from hf_latent.training.run.late import LateValues
 from hf_latent.training.run.log import append_line
 from hf_latent.training.run.trackers import log_to_trackers
 
@@ -95,7 +95,7 @@ class TrainingClock:
         self._start, self._validation_seconds = self._now(), 0.0
         self._seconds_before, self._steps_before = 0.0, 0
         self._end: float | None = None
-        self._progress_at = (-1, 0.0)
+        self._progress_at, self._late = (-1, 0.0), LateValues(accelerator.device)
         settings: dict[str, Any] = {"total": config.max_train_steps}
         if config.max_train_minutes:
             settings = {"total": config.max_train_minutes, "bar_format": self.MINUTES_BAR}
@@ -139,8 +139,14 @@ class TrainingClock:
             return self.step / self.config.max_train_steps
         if self._progress_at[0] != self.step:
             limit = 60 * self.config.max_train_minutes - (self.reserved_seconds or 0.0)
-            elapsed = torch.tensor(self.seconds / limit)
-            progress = broadcast(elapsed.to(self.accelerator.device)).item()
+            progress = self.seconds / limit
+            if self.accelerator.num_processes > 1:  # the first one's time, of the step before
+                own = progress if self.accelerator.is_main_process else 0.0
+                shared = torch.full((1,), own, device=self.accelerator.device)
+                shared = self.accelerator.reduce(shared, "sum")
+                # The first call has no step before, and takes its own value.
+                late = self._late.exchange(shared) or self._late.exchange(shared) or []
+                (progress,) = late
             self._progress_at = (self.step, progress)
         return self._progress_at[1]
 
@@ -228,15 +234,17 @@ class TrainingClock:
         """
         if not self._losses:
             return
-        losses, norms = torch.stack(self._losses), torch.stack(self._gradient_norms)
-        self._losses.clear()
-        self._gradient_norms.clear()
-        finite = losses.isfinite()  # skipped steps have losses that are not
-        sums = torch.stack([losses.where(finite, 0).sum(), finite.sum().to(losses)])
-        total, count = self.accelerator.reduce(sums, "sum").tolist()
+        sums = []
+        for collected in (self._losses, self._gradient_norms):
+            each = torch.stack(collected)
+            finite = each.isfinite()  # those of skipped steps are not
+            sums += [each.where(finite, 0).sum(), finite.sum().to(each)]
+            collected.clear()
+        # All are read at once, since reading waits for the device.
+        total, count, norms, steps = self.accelerator.reduce(torch.stack(sums), "sum").tolist()
         if count:
             self.train_loss = total / count
-            norm = norms[norms.isfinite()].mean().item()
+            norm = norms / steps if steps else math.nan
             values = {"learning_rate": self._learning_rate, "gradient_norm": norm}
             values["images_per_second"] = self.images_per_second
             values = {name: x for name, x in values.items() if math.isfinite(x)}

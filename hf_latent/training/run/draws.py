@@ -27,7 +27,7 @@ class ShardedDraws:
     def __init__(self, seed: int, purpose: str, rows: ProcessRows, device: torch.device):
         """Draw nothing yet."""
         self.seed, self.purpose, self.rows = seed, purpose, rows
-        self.generator = torch.Generator(device)
+        self.device, self.generator = device, torch.Generator(device)
 
     def normal(self, place: tuple[int, int], *shape: int) -> torch.Tensor:
         """Draw `(batch_size, *shape)` float32 values from a standard normal distribution.
@@ -40,7 +40,7 @@ class ShardedDraws:
         first, start = divmod(self.rows.first, size)
         last = (self.rows.first + self.rows.batch_size - 1) // size
         seeds = draw_seeds(self.seed, self.purpose, *place, count=SHARDS)[first : last + 1]
-        values = torch.empty(len(seeds), size, *shape, device=self.generator.device)
+        values = torch.empty(len(seeds), size, *shape, device=self.device)
         for shard, seed in zip(values, seeds, strict=True):
             shard.normal_(generator=self.generator.manual_seed(seed))
         return values.flatten(0, 1)[start : start + self.rows.batch_size]

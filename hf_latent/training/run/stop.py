@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from hf_latent.training.run.batches import end_readers
+from hf_latent.training.run.late import LateValues
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ class StopSignal:
         """Install the handlers; only a program's main thread can."""
         self._message, self._deferred = message, False
         self._received: int | None = None
+        self._late: LateValues | None = None
         self._process = os.getpid()
         is_launched = "ACCELERATE_MIXED_PRECISION" in os.environ  # set by the launcher
         self._launcher = os.getppid() if is_launched else None
@@ -64,7 +66,7 @@ class StopSignal:
     def defer(self, accelerator: Accelerator) -> None:
         """From here on only note signals; all processes must call it."""
         accelerator.wait_for_everyone()
-        self._deferred = True
+        self._deferred, self._late = True, LateValues(accelerator.device)
         for number in self._before:
             signal.signal(number, self._receive)
 
@@ -74,13 +76,16 @@ class StopSignal:
             signal.signal(number, handler)
 
     def requested(self, accelerator: Accelerator) -> bool:
-        """Return whether any process got a signal; all processes must call it."""
+        """Return whether any process got a signal; all processes must call it after each step.
+
+        With several processes, a signal is known one step later, in all of them at the same step.
+        """
         launcher_ended = self._launcher not in (None, os.getppid())
         received = self._received is not None or launcher_ended
-        if accelerator.num_processes == 1:
+        if accelerator.num_processes == 1 or self._late is None:
             return received
-        flag = torch.tensor(float(received), device=accelerator.device)
-        return bool(accelerator.reduce(flag, "sum") > 0)
+        flag = torch.full((1,), float(received), device=accelerator.device)
+        return any(self._late.exchange(accelerator.reduce(flag, "sum")) or [])
 
     @property
     def status(self) -> int:

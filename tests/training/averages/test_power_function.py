@@ -229,11 +229,12 @@ def test_snapshots_of_another_training_are_not_mixed_with_its_own(config, tmp_pa
 
 def test_a_skipped_step_counts_too(config, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "hf_latent.training.denoiser.NonFiniteGuard.allows", lambda *given: given[1] != 2
+        "hf_latent.training.denoiser.NonFiniteGuard.check",
+        lambda *given: torch.tensor(float(given[1] == 2)),
     )
     train_denoiser(config)
     state = json.loads((tmp_path / "denoiser" / "checkpoint-5" / "state.json").read_text())
-    assert state["average_steps"] == {"unet": 4, "unet_ema_050": 5, "unet_ema_100": 5}
+    assert state["average_steps"] == {"unet": 5, "unet_ema_050": 5, "unet_ema_100": 5}
 
 
 def test_zero_steps_between_snapshots_are_refused(denoiser_config):

@@ -454,7 +454,7 @@ def test_with_a_gradient_scaler_both_models_step_with_unscaled_gradients(config)
         for loss in losses.values():
             scaler.scale(loss).backward()
         norms = state.clip_gradients(list(models), 1e9, accelerator)
-        state.step_optimizers(list(models), accelerator)
+        state.step_optimizers(list(models), torch.zeros(()), accelerator)
         for name, norm in zip(models, norms, strict=True):
             together = torch.cat([gradient.flatten() for gradient in expected[name]])
             torch.testing.assert_close(norm, together.norm())

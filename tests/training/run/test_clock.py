@@ -78,6 +78,28 @@ def test_a_time_limit_sets_the_end_and_the_learning_rate(tmp_path, optimizer):
     assert clock.seconds == pytest.approx(60, abs=1)
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_several_processes_follow_the_time_of_the_first_one_step_later(
+    tmp_path, optimizer, monkeypatch, rank
+):
+    sent = iter(range(1, 100))  # seconds of the first process
+
+    def reduce(self, share, reduction):
+        seconds = next(sent)
+        return share if rank == 0 else share + seconds / 60
+
+    monkeypatch.setattr(Accelerator, "num_processes", 2)
+    monkeypatch.setattr(Accelerator, "is_main_process", rank == 0)
+    monkeypatch.setattr(Accelerator, "reduce", reduce)
+    now = clock_of_seconds() if rank == 0 else lambda: 0.0
+    clock = start_clock(tmp_path, now, max_train_minutes=1.0, learning_rate=1.0)
+    rates = []
+    for _ in clock.steps(optimizer):
+        rates.append(optimizer.param_groups[0]["lr"])
+    seconds = [1, *range(1, 60)]
+    assert rates == [pytest.approx(cosine_with_warmup(s / 60, 0.05), abs=1e-5) for s in seconds]
+
+
 def run_to(clock: TrainingClock, optimizer, last: int) -> list[float]:
     """Run up to a step and log a loss and a held-out loss in each; return the learning rates."""
     rates = []

@@ -80,9 +80,11 @@ def test_a_signal_in_another_process_stops_this_one_too(stop, others, wanted):
 
     assert stop.status == 143
     two = SimpleNamespace(num_processes=2, device=torch.device("cpu"), reduce=reduce)
+    assert stop.requested(two) is False, "a signal is known one step later"
     assert stop.requested(two) is wanted
     os.kill(os.getpid(), signal.SIGTERM)
-    assert stop.requested(two)
+    assert stop.requested(two) is wanted
+    assert stop.requested(two) is True
 
 
 @pytest.mark.parametrize(
