@@ -131,7 +131,7 @@ def test_all_that_is_imported_is_declared():
 def test_the_lowest_versions_that_are_tested_are_those_that_are_allowed():
     lines = (ROOT / "constraints-lowest.txt").read_text().splitlines()[1:]
     tested = {canonicalize_name(x.name): x.specifier for x in map(Requirement, lines)}
-    for name, requirement in requirements("features", "heif").items():
+    for name, requirement in requirements("completion", "features", "heif").items():
         (lowest,) = (x.version for x in requirement.specifier)
         (version,) = (x.version for x in tested[name])
         assert name == "torch" or Version(version) == Version(lowest), name

@@ -209,7 +209,9 @@ def split(*levels):
 @pytest.mark.parametrize("kind", ["saved", "parquet"])
 def test_empty_and_lacking_splits(tmp_path, sizes, expected, kind):
     if kind == "saved":
-        DatasetDict({x: split(*range(n)) for x, n in sizes.items()}).save_to_disk(tmp_path / "data")
+        splits = DatasetDict({x: split(*range(n)) for x, n in sizes.items()})
+        # datasets 5.1 divides by 0 where it chooses the number of files of an empty split.
+        splits.save_to_disk(tmp_path / "data", num_shards=dict.fromkeys(sizes, 1))
     else:
         (tmp_path / "data").mkdir()
         for name, size in sizes.items():
