@@ -8,8 +8,8 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from PIL import Image as PILImage
 
-from hf_latent.data.images.sources import Choice, open_source
 from hf_latent.errors import UserError
+from tests.data.images.image_folders import opened
 
 
 def png(value):
@@ -22,10 +22,6 @@ def write(file, count, **columns):
     table = {"image": [png(value) for value in range(count)], **columns}
     pq.write_table(pa.table(table), file)
     return file
-
-
-def opened(file, **choice):
-    return open_source(str(file), Choice(**choice))
 
 
 def found(tmp_path, label, **choice):

@@ -1,22 +1,9 @@
 import os
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from hf_latent.data.images.sources import Choice, open_source
 from hf_latent.errors import UserError
-
-
-def write(root, *paths):
-    for path in paths:
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.zeros((4, 4), np.uint8)).save(root / path)
-    return root
-
-
-def opened(folder, **choice):
-    return open_source(str(folder), Choice(**choice))
+from tests.data.images.image_folders import opened, write
 
 
 def names(split, folder):

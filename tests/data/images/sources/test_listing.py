@@ -12,13 +12,7 @@ from hf_latent.data.images.sources import listing as module
 from hf_latent.data.images.sources import open_source
 from hf_latent.data.images.sources.listing import list_files
 from hf_latent.errors import UserError
-
-
-def write(root, *paths):
-    for path in paths:
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.zeros((4, 4), np.uint8)).save(root / path, "PNG")
-    return root
+from tests.data.images.image_folders import write
 
 
 def listed(folder):

@@ -1,20 +1,11 @@
 import json
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
-from hf_latent.data.images.sources import Choice, open_source
 from hf_latent.errors import UserError
-
-
-def write(root, *paths):
-    for path in paths:
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.zeros((4, 4), np.uint8)).save(root / path)
-    return root
+from tests.data.images.image_folders import opened, write
 
 
 def write_metadata(file, **columns):
@@ -29,10 +20,6 @@ def write_metadata(file, **columns):
     else:
         lines = [",".join(columns), *(",".join(map(str, row.values())) for row in rows)]
         file.write_text("\n".join(lines), encoding="utf-8-sig")
-
-
-def opened(folder, **choice):
-    return open_source(str(folder), Choice(**choice))
 
 
 def classes(split):
