@@ -38,6 +38,8 @@ class DenoiserConfig(TrainingConfig):
         stream_lanes: Number of places in the cache that a stream reads at once. More mix better. It
             must be a multiple of processes times workers, and must divide the global batch.
         stream_buffer_rows: Number of images that a stream shuffles together.
+        latents_on_device: Keep all latents in the memory of the device that trains. auto: on a GPU,
+            if they take at most a third of its free memory.
         encode_every_step: Encode the images again at every step and keep no latents. Random crops
             need this.
         timestep_sampling: Distribution of the noise levels in training: logit_normal (mostly middle
@@ -73,6 +75,7 @@ class DenoiserConfig(TrainingConfig):
     stream_latents: bool = False
     stream_lanes: PositiveInt = 8
     stream_buffer_rows: PositiveInt = 65_536
+    latents_on_device: bool | Literal["auto"] = "auto"
     encode_every_step: bool = False
     timestep_sampling: TimestepSampling | None = None
     timestep_logit_mean: float = 0.0
@@ -94,6 +97,9 @@ class DenoiserConfig(TrainingConfig):
             )
         if self.encode_every_step and self.latents:
             raise UserError("--encode_every_step reads no --latents: remove one of them")
+        if self.latents_on_device is True and (self.encode_every_step or self.stream_latents):
+            other = "--encode_every_step" if self.encode_every_step else "--stream_latents"
+            raise UserError(f"--latents_on_device does not go with {other}: remove one of them")
         if self.stream_latents and not self.latents:
             raise UserError("--stream_latents needs the cache to read: pass --latents")
         if self.latents and self.max_train_samples is not None:

@@ -176,7 +176,9 @@ def test_another_discriminator_is_refused(autoencoder_config, copied_run):
 STREAM = {"stream_latents": True, "stream_lanes": 4, "stream_buffer_rows": 16}
 
 
-@pytest.mark.parametrize("latents", ["of the run", "of a cache", "streamed", "of every step"])
+@pytest.mark.parametrize(
+    "latents", ["of the run", "of a cache", "on the device", "streamed", "of every step"]
+)
 def test_an_interrupted_denoiser_ends_bit_for_bit_as_an_uninterrupted_one(
     denoiser_config, tmp_path, monkeypatch, latents
 ):
@@ -188,6 +190,8 @@ def test_an_interrupted_denoiser_ends_bit_for_bit_as_an_uninterrupted_one(
     if latents == "streamed":
         config = replace(config, **STREAM)
     train_denoiser(replace(config, output_dir=str(tmp_path / "whole")))
+    if latents == "on the device":
+        config = replace(config, latents_on_device=True)
     for after in (1, 2):
         with pytest.raises(SystemExit) as stopped:
             train_denoiser(replace(config, resume_from_checkpoint="latest"), stop=StopAfter(after))

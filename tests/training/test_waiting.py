@@ -47,6 +47,7 @@ def test_the_stand_in_device_counts_what_waits():
     ("name", "changes"),
     [
         ("denoiser", {"ema_snapshot_steps": 1000}),
+        ("denoiser", {"latents_on_device": True}),
         ("denoiser", {"encode_every_step": True, "objective": "v_prediction", "snr_gamma": 5.0}),
         (
             "autoencoder",

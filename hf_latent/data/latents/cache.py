@@ -79,6 +79,9 @@ class LatentSplit:
         views = 2 if manifest["mirrored"] and name == "train" else 1
         moments = dict.fromkeys(("mean", "std"), (views, *self.latent_shape))
         self._conditions = condition_shapes(manifest)
+        entries = (manifest.get("shards") or {}).items()
+        # Of the split's files. In memory the latents take about as many.
+        self.stored_bytes: int = sum(x["bytes"] for file, x in entries if file.startswith(name))
         self._shards = Shards(
             folder,
             manifest["splits"][name]["rows"],
@@ -106,6 +109,10 @@ class LatentSplit:
         found = self._shards.read_named(names, indices)
         posteriors = LatentPosteriors(found.pop("mean").float(), found.pop("std").float())
         return LatentBatch(posteriors, found)
+
+    def read_stored(self, indices: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Read `mean` and `std` `(B, views, c, h, w)` and the conditions, as they are stored."""
+        return self._shards.read_named(dict.fromkeys(["mean", "std", *self._conditions]), indices)
 
     def read_evenly(self, count: int) -> LatentBatch:
         """Read `count` images, evenly spaced, or all if there are fewer."""

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -29,6 +29,7 @@ from hf_latent.data.images.open import ImageSplits
 from hf_latent.data.latents.cache import LatentBatch, LatentCache, concatenate
 from hf_latent.data.latents.download import pin_revision
 from hf_latent.data.latents.manifest import check_fits, read_manifest
+from hf_latent.data.latents.resident import ResidentSplit, fits_on_device
 from hf_latent.data.latents.store import ShardStore, open_shard_store
 from hf_latent.data.latents.stream import LatentStream, stream_batches
 from hf_latent.evaluation.machine import shown_name
@@ -62,6 +63,7 @@ class ReadOptions:
         horizontal_flip: mirror half of the images.
         num_workers: number of reading processes.
         max_held_out: the highest number of held-out images, which are evenly spaced.
+        on_device: whether to keep a cache on the device that trains; auto: if it fits.
     """
 
     rows: ProcessRows
@@ -69,6 +71,7 @@ class ReadOptions:
     horizontal_flip: bool
     num_workers: int
     max_held_out: int
+    on_device: bool | Literal["auto"]
 
 
 class LatentSource(ABC):
@@ -181,7 +184,7 @@ class CachedLatents(LatentSource):
 
     def batches(self, start_batch: int) -> Iterator[LatentBatch]:
         """Read batches in the global order."""
-        split, seed = self.cache.train, self.options.seed
+        split, seed, device = self.cache.train, self.options.seed, self.accelerator.device
         sampler = GlobalBatchSampler(len(split), self.options.rows, seed)
 
         def keys() -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
@@ -192,7 +195,12 @@ class CachedLatents(LatentSource):
                     mirrored = torch.from_numpy(is_flipped(seed, epochs, indices, len(split)))
                 yield torch.from_numpy(indices), mirrored
 
-        return split.read_batches(keys())
+        on_device = self.options.on_device
+        if not (fits_on_device(split, device) if on_device == "auto" else on_device):
+            return split.read_batches(keys())
+        logger.info(f"{len(split):,} latents are kept on {device}: {split.stored_bytes:,} bytes")
+        resident = ResidentSplit(split, device)
+        return (resident.read(*key) for key in keys())
 
 
 class EncodedOnce(CachedLatents):
@@ -348,6 +356,7 @@ def open_latent_source(
         config.horizontal_flip,
         config.dataloader_num_workers,
         config.max_validation_samples,
+        config.latents_on_device,
     )
     if config.latents is None:
         # Images that are encoded once are read once.

@@ -46,6 +46,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 # Settings that do not change what a training computes.
 SETTINGS_WITHOUT_EFFECT = STORAGE_SETTINGS | {
     *("checkpointing_steps", "checkpoints_total_limit", "dataloader_num_workers", "latents"),
+    "latents_on_device",
     *("validation_fingerprint", "validation_steps", "max_validation_samples"),
 }
 

@@ -43,6 +43,14 @@ def test_rare_settings_are_unset_by_default():
         ({"crop": "random"}, "--crop random does not go with latents that are encoded once"),
         ({"crop": "random", "latents": "cache"}, "--crop random does not go"),
         ({"encode_every_step": True, "latents": "cache"}, "--encode_every_step reads no --latents"),
+        (
+            {"stream_latents": True, "latents": "cache", "latents_on_device": True},
+            "--latents_on_device does not go with --stream_latents: remove one of them",
+        ),
+        (
+            {"encode_every_step": True, "latents_on_device": True},
+            "--latents_on_device does not go with --encode_every_step: remove one of them",
+        ),
         ({"stream_latents": True}, "--stream_latents needs the cache to read: pass --latents"),
         ({"latents": "cache", "max_train_samples": 5}, "--max_train_samples does not go with"),
         ({"stream_lanes": 0}, "--stream_lanes must be a whole number above 0"),
@@ -59,3 +67,11 @@ def test_a_training_refuses_settings_that_exclude_each_other(changes, message):
 def test_random_crops_are_allowed_if_images_are_encoded_at_every_step():
     DenoiserConfig(**NEEDED, crop="random", encode_every_step=True)
     DenoiserConfig(**NEEDED, latents="cache", stream_latents=True)
+
+
+@pytest.mark.parametrize(("given", "value"), [("auto", "auto"), ("true", True), ("false", False)])
+def test_latents_on_device_is_auto_or_a_switch(given, value):
+    words = ["--vae", "v", "--output_dir", "o"]
+    assert parse_config(DenoiserConfig, words).latents_on_device == "auto"
+    config = parse_config(DenoiserConfig, [*words, "--latents_on_device", given])
+    assert config.latents_on_device == value
