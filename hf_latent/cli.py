@@ -1,4 +1,7 @@
-"""The `hf-latent` command: a table of subcommands, whose modules are imported when called."""
+"""The `hf-latent` command: a table of subcommands, whose modules are imported when called.
+
+A subcommand has one word or two, as in `hf-latent bench space`.
+"""
 
 import gc
 import os
@@ -26,14 +29,12 @@ class Command(NamedTuple):
         config: the name of its configuration class in the module.
         function: the name of its function in the module.
         summary: its line in `hf-latent --help`, at most 60 characters.
-        positional: the flag that may be given by its value alone, right after the subcommand.
     """
 
     module: str
     config: str
     function: str
     summary: str
-    positional: str | None = None
 
 
 COMMANDS = {
@@ -103,12 +104,23 @@ COMMANDS = {
         "push",
         "send a model or a latent cache, with its card, to the Hub",
     ),
-    "bench": Command(
-        "hf_latent.experiments.benchmark.benchmark",
-        "BenchmarkConfig",
-        "run_benchmark",
-        "measure speed: hf-latent bench autoencoder, or bench cache",
-        positional="what",
+    "bench autoencoder": Command(
+        "hf_latent.experiments.benchmark.autoencoder",
+        "AutoencoderBenchmarkConfig",
+        "run",
+        "measure the training of an autoencoder beside a bare loop",
+    ),
+    "bench cache": Command(
+        "hf_latent.experiments.benchmark.cache",
+        "CacheBenchmarkConfig",
+        "run",
+        "measure making and reading a latent cache",
+    ),
+    "bench space": Command(
+        "hf_latent.experiments.benchmark.space",
+        "SpaceBenchmarkConfig",
+        "run",
+        "measure a denoiser on pixels and on latents",
     ),
 }
 
@@ -198,11 +210,11 @@ def _run(arguments: list[str], started: float, is_process: bool) -> None:
 
         print(completion_script(COMMANDS, rest[0] if rest else "bash"))
         return
+    if rest and f"{name} {rest[0]}" in COMMANDS:
+        name = f"{name} {rest.pop(0)}"
     if name not in COMMANDS:
         raise UserError(f"no command {name!r}: use one of {', '.join(COMMANDS)}")
     command = COMMANDS[name]
-    if command.positional and rest and not rest[0].startswith("-"):
-        rest.insert(0, f"--{command.positional}")
     with importing() if is_process else nullcontext():
         from hf_latent.command import run_command
 

@@ -32,11 +32,15 @@ def completion_script(commands: Mapping[str, "Command"], shell: str) -> str:
         shells = ", ".join(shtab.SUPPORTED_SHELLS)
         raise UserError(f"--print_completion {shell} must be one of {shells}")
     parser = argparse.ArgumentParser("hf-latent")
-    subparsers = parser.add_subparsers()
+    groups = {"": parser.add_subparsers()}
     for name, command in commands.items():
         config = getattr(import_module(command.module), command.config)
         types = get_type_hints(config)
-        flags = subparsers.add_parser(name, help=command.summary)  # without help shtab ignores it
+        group, _, word = name.rpartition(" ")
+        if group not in groups:
+            # Without help shtab ignores a parser.
+            groups[group] = groups[""].add_parser(group, help=group).add_subparsers()
+        flags = groups[group].add_parser(word, help=command.summary)
         for field in fields(config):
             flag: Any = flags.add_argument(f"--{field.name}", choices=_choices(types[field.name]))
             if flag.choices is None and str in (types[field.name], *get_args(types[field.name])):

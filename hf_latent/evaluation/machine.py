@@ -26,11 +26,22 @@ def shown_name(given: str) -> str:
     return f"./{name}" if name in BUILT_IN else name
 
 
+def device_name() -> str:
+    """Return the name of the accelerator, or of the processor where there is none."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    processors = Path("/proc/cpuinfo")  # platform.processor() is empty on many Linux systems
+    lines = processors.read_text().splitlines() if processors.exists() else []
+    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
 def machine_figures() -> dict[str, Any]:
-    """Return this process's peak resident memory in MB so far, cores, threads and versions."""
+    """Return this process's peak resident memory in MB so far, the machine and versions."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, else KB
     return {
         "peak_memory_mb": peak / (2**20 if sys.platform == "darwin" else 2**10),
+        "device_name": device_name(),
         "cpu_cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "python_version": platform.python_version(),

@@ -13,6 +13,7 @@ def test_machine_figures():
     machine = machine_figures()
     assert machine["torch_threads"] == torch.get_num_threads()
     assert machine["torch_version"] == torch.__version__
+    assert machine["device_name"].strip()
     if sys.platform == "linux":
         status = Path("/proc/self/status").read_text()
         peak_kb = int(re.search(r"VmHWM:\s+(\d+) kB", status).group(1))

@@ -2,6 +2,7 @@
 
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -9,7 +10,12 @@ from typing import Any
 import torch
 
 from hf_latent.data.images.open import open_images
-from hf_latent.experiments.benchmark.benchmark import BenchmarkConfig, alternate, median_ratio
+from hf_latent.experiments.benchmark.benchmark import (
+    TrainingBenchmarkConfig,
+    alternate,
+    median_ratio,
+    run_benchmark,
+)
 from hf_latent.experiments.quickstart import IMAGES
 from hf_latent.training.autoencoder import train_autoencoder
 from hf_latent.training.autoencoder_config import AutoencoderConfig
@@ -18,6 +24,16 @@ from hf_latent.training.start_autoencoder import TrainableAutoencoder, start_aut
 
 # The model and loss of the released fashion-mnist-f4.
 RELEASED: dict[str, Any] = {"block_out_channels": [16, 32, 64], "reconstruction_loss": "l2"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderBenchmarkConfig(TrainingBenchmarkConfig):
+    """Compare the training of an autoencoder with a bare loop, and write bench.json.
+
+    The training is that of fashion-mnist-f4 with data, clipping, averaging and logging, without
+    validation and checkpoints. The bare loop has the same forward pass, backward pass and
+    optimizer, on tensors in memory.
+    """
 
 
 def bare_images_per_second(config: AutoencoderConfig, images: torch.Tensor) -> float:
@@ -45,7 +61,7 @@ def bare_images_per_second(config: AutoencoderConfig, images: torch.Tensor) -> f
     return config.max_train_steps * len(rows) / seconds
 
 
-def benchmark_autoencoder(config: BenchmarkConfig) -> dict[str, Any]:
+def benchmark_autoencoder(config: AutoencoderBenchmarkConfig) -> dict[str, Any]:
     """Run the training and the bare loop alternately; return figures for bench.json."""
     with tempfile.TemporaryDirectory() as folder:
         settings = AutoencoderConfig(
@@ -75,3 +91,8 @@ def benchmark_autoencoder(config: BenchmarkConfig) -> dict[str, Any]:
         "steps": config.steps,
         "train_batch_size": config.train_batch_size,
     }
+
+
+def run(config: AutoencoderBenchmarkConfig) -> dict[str, Any]:
+    """Measure, and write bench.json; return its content."""
+    return run_benchmark(config, "autoencoder", benchmark_autoencoder)

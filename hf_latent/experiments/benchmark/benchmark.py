@@ -1,11 +1,13 @@
-"""`hf-latent bench`: performance ratios, measured by alternating the two sides."""
+"""What the benchmarks share: the two sides of a ratio alternate, and bench.json has both."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Any, TypeVar
 
+import torch
 from jsonargparse.typing import PositiveInt
 
 from hf_latent.command import Settings
@@ -13,34 +15,35 @@ from hf_latent.evaluation.machine import machine_figures
 from hf_latent.lock import locks_output
 from hf_latent.output import check_output_dir, write_json
 
+SHORTEST_SECONDS = 0.2  # of a timed run, so that starting the clock and the device does not count
+
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkConfig(Settings):
-    """Measure performance ratios by alternating their two sides, and write bench.json.
+    """Settings that all benchmarks share.
 
     Attributes:
-        what: autoencoder compares the training of fashion-mnist-f4 (with data, clipping, averaging
-            and logging, without validation and checkpoints) with a bare loop of the same forward,
-            backward and optimizer on tensors in memory. cache compares reading a latent cache with
-            tensors in memory; making one with the bare forward pass, of fashion-mnist-f4 and of
-            preset small at 64x64; and training a denoiser on one with encoding at every step.
-        output_dir: The folder for bench.json and the temporary caches.
+        output_dir: The folder for bench.json.
         overwrite_output_dir: Accept a folder with files in it.
         rounds: How many times each side runs.
-        steps: Steps of each training in a round.
-        train_batch_size: Images a step.
-        num_latents: Number of latents in the larger cache to read, 4x8x8 each: 2 kB a latent.
-        num_images: Number of images to encode in a round.
     """
 
-    what: Literal["autoencoder", "cache"]
     output_dir: str = "hf-latent-bench"
     overwrite_output_dir: bool = False
     rounds: PositiveInt = 7
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingBenchmarkConfig(BenchmarkConfig):
+    """Settings of benchmarks that train.
+
+    Attributes:
+        steps: Steps of each training in a round.
+        train_batch_size: Images a step.
+    """
+
     steps: PositiveInt = 40
     train_batch_size: PositiveInt = 32
-    num_latents: PositiveInt = 1_000_000
-    num_images: PositiveInt = 8000
 
     def training_settings(self, output_dir: Path) -> dict[str, Any]:
         """Return the common settings of the trainings, which validate only at the end."""
@@ -59,19 +62,19 @@ def alternate(sides: dict[str, Callable[[], float]], rounds: int) -> dict[str, l
     """Run the sides alternately; each runs first equally often.
 
     Args:
-        sides: functions by name; each returns its rate.
+        sides: functions by name; each returns its rate or its seconds.
         rounds: number of runs of each side, after one for warm-up.
 
     Returns:
-        The rates by name, in order.
+        What they returned by name, in order.
     """
-    rates: dict[str, list[float]] = {name: [] for name in sides}
+    results: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(rounds + 1):
         for name in sorted(sides, reverse=turn % 2 == 0):
-            rate = sides[name]()
+            result = sides[name]()
             if turn:
-                rates[name].append(rate)
-    return rates
+                results[name].append(result)
+    return results
 
 
 def median_ratio(numerators: list[float], denominators: list[float]) -> float:
@@ -79,19 +82,52 @@ def median_ratio(numerators: list[float], denominators: list[float]) -> float:
     return median(a / b for a, b in zip(numerators, denominators, strict=True))
 
 
+def benchmark_device() -> torch.device:
+    """Return the accelerator of this machine, or the CPU."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def seconds_per_call(call: Callable[[], Any], shortest: float = SHORTEST_SECONDS) -> float:
+    """Return the time of a call, repeated until `shortest` seconds have passed.
+
+    The device has done all work before the clock starts, and again before it stops.
+    """
+    calls, seconds = 1, 0.0
+    while seconds < shortest:
+        calls = max(calls, int(1.2 * calls * shortest / seconds) if seconds else 1)
+        _synchronize()
+        start = time.perf_counter()
+        for _ in range(calls):
+            call()
+        _synchronize()
+        seconds = time.perf_counter() - start
+    return seconds / calls
+
+
+def _synchronize() -> None:
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+
+
+Benchmark = TypeVar("Benchmark", bound=BenchmarkConfig)
+
+
 @locks_output
-def run_benchmark(config: BenchmarkConfig) -> dict[str, Any]:
+def run_benchmark(
+    config: Benchmark, what: str, measure: Callable[[Benchmark], dict[str, Any]]
+) -> dict[str, Any]:
     """Measure, and write bench.json; return its content.
+
+    Args:
+        config: the settings.
+        what: the benchmark's name in bench.json.
+        measure: returns figures.
 
     Raises:
         UserError: if the folder cannot be written.
     """
-    from hf_latent.experiments.benchmark.autoencoder import benchmark_autoencoder
-    from hf_latent.experiments.benchmark.cache import benchmark_cache
-
     output_dir = check_output_dir(config.output_dir, config.overwrite_output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    measure = {"autoencoder": benchmark_autoencoder, "cache": benchmark_cache}[config.what]
-    report = {"what": config.what, **measure(config), **machine_figures()}
+    report = {"what": what, **measure(config), **machine_figures()}
     write_json(output_dir / "bench.json", report)
     return report

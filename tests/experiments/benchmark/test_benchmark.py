@@ -73,4 +73,4 @@ def test_bench_refuses_an_unknown_benchmark(capsys):
     with pytest.raises(SystemExit) as error:
         main(["bench", "everything"])
     assert error.value.code == 2
-    assert "--what" in capsys.readouterr().err
+    assert "bench autoencoder, bench cache" in capsys.readouterr().err

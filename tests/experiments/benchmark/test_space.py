@@ -1,0 +1,62 @@
+import json
+
+import pytest
+from PIL import Image
+
+from hf_latent.cli import main
+from hf_latent.experiments.benchmark import space
+
+SMALL = {
+    "block_out_channels": (4, 8),
+    "down_block_types": ("DownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "UpBlock2D"),
+    "layers_per_block": 1,
+    "norm_num_groups": 2,
+    "add_attention": False,
+}
+
+
+@pytest.fixture(autouse=True)
+def small_models(monkeypatch):
+    monkeypatch.setattr(space, "DENOISERS", {"without attention": SMALL})
+    monkeypatch.setattr(space, "AUTOENCODER", "tiny")
+    monkeypatch.setattr(space, "seconds_per_call", lambda call: (call(), 0.5)[1])
+
+
+def measure(tmp_path, *flags):
+    main(["bench", "space", "--output_dir", str(tmp_path / "bench"), "--rounds", "1", *flags])
+    return json.loads((tmp_path / "bench" / "bench.json").read_text())
+
+
+def test_pixels_cost_as_many_times_more_as_there_are_more_positions(tmp_path, capsys):
+    report = measure(tmp_path, "--resolutions", "[64]", "--batch_size", "2")
+    printed = capsys.readouterr().out
+    (point,) = report["points"]
+    assert point["pixels_step_seconds"] == point["latents_step_seconds"] == [0.5]
+    assert point["step_ratio_median"] == point["training_step_ratio_median"] == 1
+    # 20 steps against 20 steps and the decoder.
+    assert point["image_ratio"] == pytest.approx(20 / 21)
+    # 64 pixels have one position of latents, which has 4 channels in place of 3.
+    assert 55 < point["step_operations_ratio"] < 64
+    assert f"{point['step_operations_ratio']:.1f} times fewer operations" in printed
+    assert 50 < point["pixels_step_activations_mb"] / point["latents_step_activations_mb"] < 65
+    with Image.open(tmp_path / "bench" / "space.png") as plot:
+        assert plot.width > 800
+
+
+def test_a_step_that_would_take_too_long_is_counted_and_not_timed(tmp_path, capsys):
+    flags = ("--resolutions", "[64,128]", "--max_step_seconds", "1")
+    report = measure(tmp_path, *flags)
+    small, large = report["points"]
+    assert small["pixels_step_seconds"] == [0.5]
+    assert "pixels_step_seconds" not in large and "image_ratio" not in large
+    ratio = large["pixels_step_operations"] / small["pixels_step_operations"]
+    assert large["pixels_step_estimated_seconds"] == pytest.approx(0.5 * ratio)
+    assert large["latents_step_seconds"] == [0.5]
+    assert "128 pixels: on latents a step not timed" in capsys.readouterr().out
+
+
+def test_a_size_that_cannot_be_halved_often_enough_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        measure(tmp_path, "--resolutions", "[96]")
+    assert "--resolutions 96 must be a multiple of 64" in capsys.readouterr().err
