@@ -153,7 +153,7 @@ def test_the_models_card_has_the_figures(finished):
     assert f"| PSNR | {report['test_psnr_db']:.2f} dB |" in card
     assert "| 90 images | generated | real |" in card and "fashion-mnist-f4" in card
     assert "whether it copies training images" in card and "## Does it copy" not in card
-    assert card_pictures(card) == ["samples.png"]
+    assert card_pictures(card) == ["samples.png", "reconstructions.png"]
     metrics = json.loads((folder / "model" / "metrics.json").read_text())
     for key in ("train_images", "validation_fingerprint", "guidance_scale", "label_agreement"):
         assert metrics[key] == report[key]
