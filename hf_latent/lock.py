@@ -10,6 +10,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from filelock import FileLock, Timeout
 
 from hf_latent.errors import UserError
+from hf_latent.output import check_models_stay
 
 Config = TypeVar("Config")
 Others = ParamSpec("Others")
@@ -22,12 +23,14 @@ def locks_output(
     """Make a command hold the lock of its `output_dir`, or of its `output`, until it ends.
 
     Of several processes of a launch, the first one holds it. Calling the command raises UserError
-    if another run holds the lock.
+    if another run holds the lock, or if `output_dir` holds a model that the command reads.
     """
 
     @wraps(command)
     def locked(config: Config, *args: Others.args, **kwargs: Others.kwargs) -> Result:
         settings: dict[str, Any] = vars(config)
+        if "output_dir" in settings:
+            check_models_stay(settings)
         output = Path(settings["output_dir" if "output_dir" in settings else "output"])
         # A command makes its folder, but no folder for its file.
         is_possible = "output_dir" in settings or output.parent.is_dir()

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -16,28 +16,23 @@ from safetensors import SafetensorError
 
 from hf_latent.errors import UserError
 
+MODEL_SETTINGS = {"model", "vae", "run", "guide", "pretrained_vae", "pretrained_unet"}
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-def check_output_dir(
-    output_dir: str | Path,
-    overwrite: bool = False,
-    remedy: str = "",
-    read: Iterable[str | Path] = (),
-) -> Path:
+def check_output_dir(output_dir: str | Path, overwrite: bool = False, remedy: str = "") -> Path:
     """Check that a run can write its folder, before anything long starts; create nothing.
 
     Args:
         output_dir: the folder; it and its parents may be missing.
         overwrite: accept a folder with files in it; the run replaces those of an earlier run.
         remedy: another way to mend it, for the message about a folder with files.
-        read: files and folders that the run reads, and must not replace.
 
     Returns:
         The folder's path.
 
     Raises:
-        UserError: if it cannot be written, has files and overwrite is off, or holds what is read.
+        UserError: if it cannot be written, or has files and overwrite is off.
     """
     path = Path(output_dir)
     try:
@@ -53,9 +48,28 @@ def check_output_dir(
             f"--output_dir {path} has files in it: choose another, {remedy}or pass "
             "--overwrite_output_dir true to replace those of an earlier run"
         )
-    if any(Path(part).resolve().is_relative_to(path.resolve()) for part in read):
-        raise UserError(f"--output_dir {path} holds the files to read: choose another")
     return path
+
+
+def check_models_stay(settings: Mapping[str, Any]) -> None:
+    """Check that a command does not write into a model that it reads.
+
+    Args:
+        settings: a command's; those of `MODEL_SETTINGS` name a model, or the run that trained it.
+
+    Raises:
+        UserError: if `output_dir` is the folder of such a model, or holds it.
+    """
+    output = Path(settings["output_dir"]).resolve()
+    for name in sorted(MODEL_SETTINGS & settings.keys()):
+        places = [Path(settings[name] or "", part) for part in ("", "model", "ema_snapshots")]
+        if settings[name] and any(
+            x.exists() and x.resolve().is_relative_to(output) for x in places
+        ):
+            raise UserError(
+                f"--output_dir {settings['output_dir']} holds --{name} {settings[name]}, which is "
+                "read: choose another"
+            )
 
 
 @contextmanager

@@ -1,23 +1,29 @@
 """A second run of each command replaces the first one's results, and no file of anybody else."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from datasets import DatasetDict
 
 from hf_latent.command import run_command
+from hf_latent.data.images import sources
 from hf_latent.evaluation.config import EvaluateConfig
 from hf_latent.evaluation.inspect import InspectConfig, inspect_autoencoder
+from hf_latent.experiments.benchmark import autoencoder as benchmark
 from hf_latent.experiments.evaluate_model import evaluate_model
 from hf_latent.experiments.generate import GenerateConfig, generate
+from hf_latent.experiments.quickstart import QuickstartConfig, run_quickstart
 from hf_latent.hub.export import ExportConfig, export
 from hf_latent.training.autoencoder import train_autoencoder
 from hf_latent.training.averages.synthesize import SynthesizeEmaConfig, synthesize_ema
 from hf_latent.training.denoiser import train_denoiser
 from hf_latent.training.latents.config import EncodeConfig
 from hf_latent.training.latents.encode import encode_latents
+from tests.conftest import ticking_clock
 from tests.evaluation.features.short_vectors import ShortVectors
-from tests.small import small_trainings
+from tests.small import few_held_out, small_trainings
 from tests.training.conftest import short_autoencoder, short_denoiser
 
 OVERWRITE = ("--overwrite_output_dir", "true")
@@ -30,7 +36,10 @@ MODEL = "diffusion_pytorch_model.safetensors"
 
 @pytest.fixture(autouse=True, scope="module")
 def small():
+    images = few_held_out()
+    few = DatasetDict(images, train=images["train"].select(range(100)))
     with small_trainings() as patch:
+        patch.setitem(sources.BUILT_IN, "fashion_mnist", lambda: few)
         patch.setattr(
             "hf_latent.evaluation.evaluate.load_feature_extractor", lambda name: ShortVectors()
         )
@@ -91,6 +100,18 @@ COMMANDS: dict[str, tuple[type, Callable, tuple, tuple, str]] = {
         ((), ()),  # continued
         "",
     ),
+    "quickstart": (
+        *(QuickstartConfig, lambda config: run_quickstart(config, now=ticking_clock(4))),
+        ("--max_minutes", "5", "--evaluation_images", "20", "--num_inference_steps", "1"),
+        ((), ("--seed", "1", *OVERWRITE)),
+        f"model/unet/{MODEL}",
+    ),
+    "bench": (
+        *(benchmark.AutoencoderBenchmarkConfig, benchmark.run),
+        ("--steps", "1", "--train_batch_size", "4"),
+        (("--rounds", "1"), ("--rounds", "2", *OVERWRITE)),
+        "bench.json",
+    ),
 }
 
 
@@ -134,3 +155,30 @@ def test_a_picture_is_written_beside_others(trained, tmp_path):
         run_command(GenerateConfig, generate, [*flags, *output])
     assert {path: path.read_bytes() for path in added} == added
     assert len(list(tmp_path.iterdir())) == 5
+
+
+@pytest.mark.parametrize("place", ["{run}", "{run}/model", "{run}/.."])
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("train_autoencoder", "pretrained_vae"),
+        *(("train_denoiser", read) for read in ("vae", "pretrained_unet")),
+        *(("synthesize", "run"), ("export", "model"), ("evaluate", "model"), ("evaluate", "guide")),
+        *(("inspect", "vae"), ("encode", "vae")),
+    ],
+)
+def test_a_command_does_not_write_into_a_model_that_it_reads(
+    name, read, place, trained, tmp_path, capsys
+):
+    run = shutil.copytree(trained / "denoiser", tmp_path / "runs" / "denoiser")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    config, command, flags, (_, changes), _ = COMMANDS[name]
+    places = {"run": run, "vae": trained / "autoencoder" / "model"}
+    output = place.format(run=run)
+    for given in (run, run / "model"):
+        words = [*(word.format(**places) for word in (*flags, *changes)), "--output_dir", output]
+        with pytest.raises(SystemExit) as stop:
+            run_command(config, command, [*words, f"--{read}", str(given)])
+        assert stop.value.code == 2
+        assert "which is read: choose another" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before

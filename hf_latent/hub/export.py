@@ -56,9 +56,7 @@ def export(config: ExportConfig) -> Path:
         UserError: if the model or the class cannot be exported, or the folder cannot be written.
     """
     model = find_model(config.model)
-    output_dir = check_output_dir(
-        config.output_dir, config.overwrite_output_dir, read=[model] if Path(model).exists() else []
-    )
+    output_dir = check_output_dir(config.output_dir, config.overwrite_output_dir)
     with loading(model, "model"):
         pipeline = LatentDiffusionPipeline.from_pretrained(model)
     class_label = None

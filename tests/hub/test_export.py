@@ -164,10 +164,10 @@ def test_a_class_name_wins_over_a_label(tmp_path, capsys):
         (("--format", "onnx"), "--format"),
         (("--model", "/nowhere/model"), "no model found at /nowhere/model"),
         (("--model", "model/vae"), "no model found at model/vae"),
-        (("--output_dir", "model"), "--output_dir model has files in it"),
+        (("--output_dir", "model"), "--output_dir model holds --model model"),
         (
             ("--output_dir", "model", "--overwrite_output_dir"),
-            "--output_dir model holds the files to read",
+            "--output_dir model holds --model model, which is read: choose another",
         ),
     ],
 )

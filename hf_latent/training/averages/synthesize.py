@@ -65,9 +65,7 @@ def synthesize_ema(config: SynthesizeEmaConfig) -> Path:
             this average, or if the folder cannot be written.
     """
     run = Path(config.run)
-    output_dir = check_output_dir(
-        config.output_dir, config.overwrite_output_dir, read=(run / "model", run / FOLDER)
-    )
+    output_dir = check_output_dir(config.output_dir, config.overwrite_output_dir)
     snapshots = list_snapshots(run)
     if not snapshots:
         raise UserError(f"--run {run} has no {FOLDER}: train with --ema_snapshot_steps")

@@ -265,7 +265,7 @@ def test_a_folder_is_replaced_on_request(run, config):
 @pytest.mark.parametrize("name", ["", "model", "ema_snapshots", ".."])
 def test_the_files_to_read_are_never_replaced(run, config, name):
     over = replace(config, output_dir=str(run / name), overwrite_output_dir=True)
-    with pytest.raises(UserError, match="holds the files to read: choose another"):
+    with pytest.raises(UserError, match=r"holds --run .*, which is read: choose another"):
         synthesize_ema(over)
 
 
