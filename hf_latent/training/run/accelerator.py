@@ -1,6 +1,7 @@
 """The settings that both trainings share, and their accelerator, optimizer and average."""
 
 import atexit
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator, DistributedType
-from accelerate.utils import InitProcessGroupKwargs, gather_object
+from accelerate.utils import InitProcessGroupKwargs, gather_object, parse_flag_from_env
 from diffusers.training_utils import EMAModel
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import nn
@@ -22,6 +23,8 @@ from hf_latent.data.images.config import ImagesConfig
 from hf_latent.errors import UserError
 from hf_latent.hub.remote import check_repo_id
 from hf_latent.training.run.batches import ProcessRows
+
+logger = logging.getLogger(__name__)
 
 # These launchers split a model's weights, which checkpoints and averages here need whole.
 UNSUPPORTED = (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MEGATRON_LM)
@@ -58,7 +61,8 @@ class TrainingConfig(ImagesConfig):
         adam_weight_decay: AdamW's weight decay.
         ema_decay: Highest decay of the moving average of the weights, which is the model that is
             saved. The decay of a step is 1 - (1 + step)^-0.75, up to this.
-        mixed_precision: no, fp16 or bf16 over fp32 weights. By default as accelerate is configured.
+        mixed_precision: no, fp16 or bf16 over fp32 weights. By default as accelerate is configured;
+            started without it, bf16 on a GPU that has it, otherwise no.
         gradient_checkpointing: Use less memory and more time.
         compile: Compile the trained model with torch.compile.
         dataloader_num_workers: Number of processes that read images.
@@ -148,6 +152,9 @@ def start_accelerator(config: TrainingConfig) -> Accelerator:
             "fp16 needs a GPU, and this training is on a CPU: pass --mixed_precision bf16 or no "
             "(by default it is as accelerate is configured)"
         )
+    if config.mixed_precision is None and accelerator.mixed_precision != "no":
+        precision = accelerator.mixed_precision
+        logger.info(f"mixed precision: {precision}; --mixed_precision no trains in float32")
     parts = accelerator.gradient_accumulation_steps
     if parts != config.gradient_accumulation_steps:
         raise UserError(
@@ -157,18 +164,31 @@ def start_accelerator(config: TrainingConfig) -> Accelerator:
     return accelerator
 
 
-def create_accelerator(**options: Any) -> Accelerator:
+def default_precision() -> str | None:
+    """Return bf16 on a GPU that has it, and None (as Accelerate is configured) otherwise."""
+    configured = "ACCELERATE_MIXED_PRECISION" in os.environ
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or "ACCELERATE_TORCH_DEVICE" in os.environ
+    if configured or on_cpu or not torch.cuda.is_available():
+        return None
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else None
+
+
+def create_accelerator(mixed_precision: str | None = None, **options: Any) -> Accelerator:
     """Create an accelerator for the processes that were launched.
 
     Args:
-        **options: of `Accelerator`.
+        mixed_precision: no, fp16 or bf16; None: see `default_precision`.
+        **options: other options of `Accelerator`.
 
     Raises:
         UserError: if a launcher's environment or Accelerate's configuration is not valid, or as
             `check_processes`.
     """
     try:
-        accelerator = Accelerator(kwargs_handlers=[PROCESS_GROUP], **options)
+        precision = mixed_precision or default_precision()
+        accelerator = Accelerator(
+            mixed_precision=precision, kwargs_handlers=[PROCESS_GROUP], **options
+        )
         check_processes(accelerator)
     except UserError:
         raise

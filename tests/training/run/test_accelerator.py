@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.state import AcceleratorState
 
@@ -92,6 +93,40 @@ def test_fp16_on_a_cpu_is_refused(autoencoder_config, monkeypatch, another_preci
     with pytest.raises(UserError, match=r"^fp16 needs a GPU, and this training is on") as error:
         start_accelerator(config)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("environment", "gpu", "has_bf16", "expected"),
+    [
+        ({}, True, True, "bf16"),
+        ({}, True, False, None),
+        ({}, False, True, None),
+        ({"ACCELERATE_MIXED_PRECISION": "no"}, True, True, None),
+        ({"ACCELERATE_USE_CPU": "1"}, True, True, None),
+        ({"ACCELERATE_TORCH_DEVICE": "cpu"}, True, True, None),
+    ],
+)
+def test_the_default_precision_is_bf16_on_a_gpu_that_has_it(
+    monkeypatch, environment, gpu, has_bf16, expected
+):
+    for name in ("ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_CPU", "ACCELERATE_TORCH_DEVICE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
+    assert run_module.default_precision() == expected
+
+
+def test_a_precision_that_nobody_asked_for_in_this_run_is_said(
+    autoencoder_config, monkeypatch, another_precision, capsys
+):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    start_accelerator(autoencoder_config())
+    said = "mixed precision: bf16; --mixed_precision no trains in float32\n"
+    assert capsys.readouterr().out == said
+    start_accelerator(autoencoder_config(mixed_precision="bf16"))
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("kind", ["DEEPSPEED", "FSDP", "MEGATRON_LM"])
