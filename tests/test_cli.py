@@ -114,7 +114,9 @@ def test_bash_completes_commands_flags_and_values(tmp_path, capsys):
         return set(found.stdout.split())
 
     assert {"train-autoencoder", "train-denoiser"} <= completions("hf-latent train-")
-    assert completions("hf-latent train-denoiser --laten") == {"--latents", "--latents_revision"}
+    latents = {"--latents", "--latents_on_device", "--latents_revision"}
+    assert completions("hf-latent train-denoiser --laten") == latents
+    assert completions("hf-latent bench ") >= {"autoencoder", "cache", "space"}
     assert completions("hf-latent inspect --resize_mode ") == {"crop", "pad"}
     assert completions("hf-latent quickstart --train_vae ") == {"true", "false"}
     assert completions("hf-latent inspect --data ph") == {"photos"}
