@@ -144,7 +144,7 @@ class TrainingClock:
                 own = progress if self.accelerator.is_main_process else 0.0
                 shared = torch.full((1,), own, device=self.accelerator.device)
                 shared = self.accelerator.reduce(shared, "sum")
-                # The first call has no step before, and takes its own value.
+                # The first call has no step before: it waits for its own value.
                 late = self._late.exchange(shared) or self._late.exchange(shared) or []
                 (progress,) = late
             self._progress_at = (self.step, progress)
