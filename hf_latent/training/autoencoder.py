@@ -13,6 +13,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch.utils.data import DataLoader
 
+from hf_latent.command import run_command
 from hf_latent.data.device import to_device
 from hf_latent.data.images.open import ImageSplits
 from hf_latent.evaluation.features.networks import load_feature_network
@@ -243,3 +244,7 @@ def run(config: AutoencoderConfig) -> None:
     """Train until the end or a signal, then say where the model is and what comes next."""
     train_autoencoder(config, stop=StopSignal())
     logger.info(after_autoencoder(config))
+
+
+if __name__ == "__main__":
+    run_command(AutoencoderConfig, run)

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
+from hf_latent.command import run_command
 from hf_latent.data.images.open import ImageSplits
 from hf_latent.data.latents.cache import LatentBatch
 from hf_latent.lock import locks_output
@@ -273,3 +274,7 @@ def run(config: DenoiserConfig) -> None:
     """Train until the end or a signal, then say where the model is and what comes next."""
     train_denoiser(config, stop=StopSignal())
     logger.info(after_denoiser(config))
+
+
+if __name__ == "__main__":
+    run_command(DenoiserConfig, run)

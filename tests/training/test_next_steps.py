@@ -78,3 +78,12 @@ def test_each_script_is_a_command(script, name, monkeypatch):
     monkeypatch.setattr(cli, "main", lambda command: called.append(command))
     runpy.run_path(str(ROOT / "train_scripts" / f"{script}.py"), run_name="__main__")
     assert called == [name] and name in cli.COMMANDS
+
+
+@pytest.mark.parametrize("module", ["autoencoder", "denoiser", "latents.encode"])
+def test_each_training_module_is_a_command(module, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["module", "--no_such_flag", "1"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module(f"hf_latent.training.{module}", run_name="__main__")
+    assert stop.value.code == 2
+    assert "no_such_flag" in capsys.readouterr().err

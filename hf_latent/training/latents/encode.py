@@ -18,6 +18,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from hf_latent.command import run_command
 from hf_latent.data.images.dataset import ImageDataset
 from hf_latent.data.images.open import ImageSplits, open_images
 from hf_latent.data.latents.cache import LatentCache
@@ -175,3 +176,7 @@ def run(config: EncodeConfig) -> None:
     """Encode until the end or a signal, which keeps the finished files."""
     StopSignal("stopped: run the same command to continue; finished files are kept")
     encode_latents(config)
+
+
+if __name__ == "__main__":
+    run_command(EncodeConfig, run)
