@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from hf_latent.errors import UserError
+from hf_latent.errors import SharedError, UserError
 from hf_latent.messages import start_messages
 
 logger = logging.getLogger(__name__)
@@ -64,7 +64,8 @@ def command_output() -> Iterator[None]:
         logger.error("interrupted")
         raise SystemExit(130) from None
     except (UserError, OSError) as error:
-        logger.error(" ".join(str(error).split()))
+        if os.environ.get("RANK", "0") == "0" or not isinstance(error, SharedError):
+            logger.error(" ".join(str(error).split()))
         raise SystemExit(2) from None
     except (MemoryError, RuntimeError) as error:
         # torch raises RuntimeError.

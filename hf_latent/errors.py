@@ -1,4 +1,4 @@
-"""The one exception for user errors."""
+"""The exceptions for user errors."""
 
 
 class UserError(ValueError):
@@ -6,3 +6,7 @@ class UserError(ValueError):
 
     Every command prints that line on stderr and exits with status 2, without a traceback.
     """
+
+
+class SharedError(UserError):
+    """A user error that every process of a launch raises, so that only the first one prints it."""

@@ -38,6 +38,7 @@ from hf_latent.training.run.accelerator import (
     create_ema,
     create_optimizer,
     process_rows,
+    raise_everywhere,
     start_accelerator,
 )
 from hf_latent.training.run.batches import global_batches, ignore_signals
@@ -195,9 +196,11 @@ def train_autoencoder(
         adversary.update_weight(step)
         for name in trained:
             state.optimizers[name].zero_grad()
-        if clock.validation_is_due and accelerator.is_main_process:
-            with ema_weights(ema, vae):
-                validate()
+        if clock.validation_is_due:
+            with raise_everywhere(accelerator):
+                if accelerator.is_main_process:
+                    with ema_weights(ema, vae):
+                        validate()
         stopping = stop is not None and stop.requested(accelerator)
         if stopping or clock.checkpoint_is_due:
             clock.log_pending_losses()
@@ -212,7 +215,9 @@ def train_autoencoder(
         stop.release()
     ema.copy_to(vae.parameters())
     freeze(vae)
-    (held_out,) = broadcast_object_list([validate() if accelerator.is_main_process else None])
+    with raise_everywhere(accelerator):
+        measured = [validate() if accelerator.is_main_process else None]
+    (held_out,) = broadcast_object_list(measured)
     if measured_on:
         logger.info(f"measuring the latent scale on {len(measured_on):,} training images")
         vae = fold_latent_scale(vae, measure_latent_scale(vae, measured_on, config, accelerator))

@@ -38,6 +38,7 @@ from hf_latent.training.run.accelerator import (
     create_ema,
     create_optimizer,
     process_rows,
+    raise_everywhere,
     start_accelerator,
 )
 from hf_latent.training.run.batches import seed_torch
@@ -222,9 +223,11 @@ def train_denoiser(
         ema.step(unet.parameters())
         snapshots.step(clock.step)
         optimizer.zero_grad()
-        if clock.validation_is_due and accelerator.is_main_process:
-            with ema_weights(ema, unet):
-                validate()
+        if clock.validation_is_due:
+            with raise_everywhere(accelerator):
+                if accelerator.is_main_process:
+                    with ema_weights(ema, unet):
+                        validate()
         stopping = stop is not None and stop.requested(accelerator)
         if stopping or clock.checkpoint_is_due:
             clock.log_pending_losses()
@@ -246,8 +249,9 @@ def train_denoiser(
     vae_hash_after = hash_weights(vae)
     if vae_hash_after != frozen_vae.sha256:
         raise RuntimeError("the frozen autoencoder changed while the denoiser trained")
-    if accelerator.is_main_process:
-        validate()
+    with raise_everywhere(accelerator):
+        if accelerator.is_main_process:
+            validate()
     summary = DenoiserSummary(
         **vars(clock.summary(output_dir / "model")),
         encode_seconds=source.encode_seconds,

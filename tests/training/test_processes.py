@@ -7,10 +7,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from hf_latent.command import dump_config
 from tests import forked
+from tests.conftest import make_autoencoder
 
 SCRIPT = Path(__file__).with_name("both_trainings.py")
 ROOT = Path(__file__).parents[2]
+SMALL = "from hf_latent.cli import main; from tests.small import *\nwith small_trainings(): main()"
+DIVERGING = {
+    "learning_rate": 1e15,
+    "lr_warmup_ratio": 0.0,
+    "max_train_steps": 3,
+    "validation_steps": 99,
+}
 
 
 def logged(run: Path, name: str) -> list[float]:
@@ -66,3 +75,35 @@ def test_two_processes_give_the_curves_of_one(tmp_path):
         assert max(gradient.abs().max() for gradient in one.values()) > 1e-2
         for name, gradient in two.items():
             torch.testing.assert_close(gradient, one[name], rtol=0, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("command", "changes", "message"),
+    [
+        ("autoencoder", DIVERGING, "the held-out loss is nan after step 3: the training diverged"),
+        ("denoiser", {**DIVERGING, "validation_steps": 2}, "the held-out loss is nan after step 2"),
+        ("denoiser", {**DIVERGING, "max_train_steps": 9}, "the loss was not finite in 5 steps in"),
+        (
+            "autoencoder",
+            {"resume_from_checkpoint": "other"},
+            "--resume_from_checkpoint other is no",
+        ),
+    ],
+)
+def test_an_error_ends_all_processes_and_the_first_one_prints_it(
+    autoencoder_config, denoiser_config, tmp_path, command, changes, message
+):
+    make_autoencoder(sample_size=32).save_pretrained(tmp_path / "autoencoder" / "model")
+    configs = {"autoencoder": autoencoder_config, "denoiser": denoiser_config}
+    config = configs[command](**changes, output_dir=str(tmp_path / "run"))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(dump_config(config))
+    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, "-c", SMALL, f"train-{command}", "--config", recipe]
+    processes = forked.start_ranks(words, env=environment)
+    first, second = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], (first, second)
+    errors = [line for line in first[1].splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and errors[0].startswith(f"error: {message}"), first
+    assert second == ("", "")
+    assert not (tmp_path / "run" / "model").exists()

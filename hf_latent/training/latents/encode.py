@@ -37,7 +37,11 @@ from hf_latent.training.latents.files import (
     sum_file,
 )
 from hf_latent.training.latents.posteriors import encode_batches
-from hf_latent.training.run.accelerator import create_accelerator, raise_everywhere
+from hf_latent.training.run.accelerator import (
+    create_accelerator,
+    first_process_first,
+    raise_everywhere,
+)
 from hf_latent.training.run.batches import ignore_signals
 from hf_latent.training.run.stop import StopSignal
 
@@ -80,7 +84,7 @@ def encode_latents(
     if vae is None:
         vae = load_autoencoder(config.vae)
     if splits is None:
-        with accelerator.main_process_first():
+        with first_process_first(accelerator):
             splits = open_images(config, keep_in_memory=False)
     if config.max_validation_samples is not None:
         splits = replace(

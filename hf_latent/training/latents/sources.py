@@ -41,7 +41,11 @@ from hf_latent.training.denoiser_config import DenoiserConfig
 from hf_latent.training.latents.config import EncodeConfig
 from hf_latent.training.latents.encode import encode_latents
 from hf_latent.training.latents.files import cache_manifest
-from hf_latent.training.run.accelerator import process_rows, raise_everywhere
+from hf_latent.training.run.accelerator import (
+    first_process_first,
+    process_rows,
+    raise_everywhere,
+)
 from hf_latent.training.run.batches import (
     GlobalBatchSampler,
     ProcessRows,
@@ -278,7 +282,7 @@ class StreamedLatents(LatentSource):
 
     def prepare(self, vae: Autoencoder) -> None:
         """Open the held-out latents; those on the Hub are all downloaded."""
-        with self.accelerator.main_process_first():
+        with first_process_first(self.accelerator):
             self._validation = self._store.open_validation()
 
     def held_out(self) -> LatentBatch:
@@ -385,7 +389,7 @@ def open_latent_source(
         return StreamedLatents(
             store, config.stream_lanes, config.stream_buffer_rows, options, accelerator
         )
-    with accelerator.main_process_first():  # it downloads the cache
+    with first_process_first(accelerator):  # it downloads the cache
         cache = LatentCache(config.latents, revision)
     check_fits(config.latents, cache.manifest, config, hash_autoencoder(vae))
     return CachedLatents(cache, options, accelerator)

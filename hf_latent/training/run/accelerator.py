@@ -20,7 +20,7 @@ from torch import nn
 
 from hf_latent.command import Share
 from hf_latent.data.images.config import ImagesConfig
-from hf_latent.errors import UserError
+from hf_latent.errors import SharedError, UserError
 from hf_latent.hub.remote import check_repo_id
 from hf_latent.training.run.batches import ProcessRows
 
@@ -224,19 +224,39 @@ def end_process_group() -> None:
 
 @contextmanager
 def raise_everywhere(accelerator: Accelerator) -> Iterator[None]:
-    """Raise a UserError of one process in all processes. All of them must enter and leave it.
+    """Raise a UserError or OSError of one process in all processes, which all enter and leave it.
 
     Raises:
-        UserError: if any process raises one inside.
+        SharedError: if any process raises one inside.
     """
     message = None
     try:
         yield
-    except UserError as error:
+    except (UserError, OSError) as error:
         message = str(error)
     messages = [x for x in gather_object([message]) if x is not None]
     if messages:
-        raise UserError(messages[0])
+        raise SharedError(messages[0])
+
+
+@contextmanager
+def first_process_first(accelerator: Accelerator) -> Iterator[None]:
+    """Run a block in the first process, then in the others.
+
+    Accelerate's `main_process_first` makes the others wait for ever if the first one fails.
+
+    Raises:
+        SharedError: if any process raises a UserError or OSError inside; after the first one's the
+            others do not run the block.
+    """
+    if not accelerator.is_main_process:
+        with raise_everywhere(accelerator):
+            pass
+    with raise_everywhere(accelerator):
+        yield
+    if accelerator.is_main_process:
+        with raise_everywhere(accelerator):
+            pass
 
 
 def create_optimizer(

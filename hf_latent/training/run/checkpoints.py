@@ -27,7 +27,7 @@ from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 
 from hf_latent.data.shards import hash_file
-from hf_latent.errors import UserError
+from hf_latent.errors import SharedError, UserError
 from hf_latent.hub.model_files import CHECKPOINT_FILES
 from hf_latent.output import read_json, replaced_whole, write_json
 from hf_latent.pipeline.weights import check_finite, check_weights
@@ -144,36 +144,46 @@ def save_checkpoint(
         accelerator: its first process writes.
 
     Raises:
-        UserError: if weights are not finite; earlier checkpoints stay.
+        SharedError: if weights are not finite or the disk is full; earlier checkpoints stay.
     """
     try:
         _check_finite(state)  # in all processes, which have the same weights
     except ValueError as error:
-        raise UserError(
+        raise SharedError(
             f"step {step} is not saved, because {error}: lower --learning_rate, or resume from an "
             "earlier checkpoint"
         ) from error
-    if accelerator.is_main_process:
-        path = output_dir / f"checkpoint-{step}"
-        with replaced_whole(path, TEMPORARY_CHECKPOINT, CHECKPOINT_FILES) as temporary:
-            temporary.mkdir()
-            _save_weights(state, temporary)
-            values = {
-                "step": step,
-                "order": next_order(output_dir),
-                "num_processes": accelerator.num_processes,
-                "average_steps": {
-                    key: average.optimization_step for *_, key, average in _averages(state)
-                },
-                "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
-                "others": {name: other.state() for name, other in state.others.items()},
-                "settings": settings,
-            }
-            _write_state(temporary, values)
-        if limit is not None:
-            for old in list_checkpoints(output_dir)[:-limit]:
-                remove_checkpoint(old)
-    accelerator.wait_for_everyone()
+    with raise_everywhere(accelerator):
+        if accelerator.is_main_process:
+            _save_state(output_dir, step, state, settings, accelerator)
+            if limit is not None:
+                for old in list_checkpoints(output_dir)[:-limit]:
+                    remove_checkpoint(old)
+
+
+def _save_state(
+    output_dir: Path,
+    step: int,
+    state: TrainingState,
+    settings: dict[str, Any],
+    accelerator: Accelerator,
+) -> None:
+    path = output_dir / f"checkpoint-{step}"
+    with replaced_whole(path, TEMPORARY_CHECKPOINT, CHECKPOINT_FILES) as temporary:
+        temporary.mkdir()
+        _save_weights(state, temporary)
+        values = {
+            "step": step,
+            "order": next_order(output_dir),
+            "num_processes": accelerator.num_processes,
+            "average_steps": {
+                key: average.optimization_step for *_, key, average in _averages(state)
+            },
+            "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
+            "others": {name: other.state() for name, other in state.others.items()},
+            "settings": settings,
+        }
+        _write_state(temporary, values)
 
 
 def _write_state(folder: Path, values: dict[str, Any]) -> None:
@@ -268,31 +278,31 @@ def resume_training(
         accelerator: its first process prints.
 
     Raises:
-        UserError: if the checkpoint is damaged or does not fit the training.
+        SharedError: if the checkpoint is damaged or does not fit the training.
     """
     if checkpoint is None:
         return
     with raise_everywhere(accelerator):
         if accelerator.is_main_process:
             check_files(checkpoint)
-    try:
-        values = read_json(checkpoint / "state.json")
-        _load_weights(state, checkpoint)
-        _check_finite(state)
-        for *_, key, average in _averages(state):
-            average.optimization_step = values["average_steps"][key]
-        for name, other in state.others.items():
-            other.load_state(values["others"][name])
-        if accelerator.scaler:
-            accelerator.scaler.load_state_dict(values["scaler"])
-        before, processes = values["settings"], values["num_processes"]
-    # Damaged files make the libraries raise many exception types.
-    except Exception as error:
-        cause = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{checkpoint} is damaged or of another training ({type(error).__name__}: {cause}): "
-            "resume from another, with the settings that it was made with"
-        ) from error
+        try:
+            values = read_json(checkpoint / "state.json")
+            _load_weights(state, checkpoint)
+            _check_finite(state)
+            for *_, key, average in _averages(state):
+                average.optimization_step = values["average_steps"][key]
+            for name, other in state.others.items():
+                other.load_state(values["others"][name])
+            if accelerator.scaler:
+                accelerator.scaler.load_state_dict(values["scaler"])
+            before, processes = values["settings"], values["num_processes"]
+        # Damaged files make the libraries raise many exception types.
+        except Exception as error:
+            cause = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"{checkpoint} is damaged or of another training ({type(error).__name__}: {cause})"
+                ": resume from another, with the settings that it was made with"
+            ) from error
     now = json.loads(json.dumps(settings))
     now["num_processes"], before["num_processes"] = accelerator.num_processes, processes
     changed = [k for k in before if k not in SETTINGS_WITHOUT_EFFECT and now.get(k) != before[k]]

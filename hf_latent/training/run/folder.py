@@ -21,7 +21,11 @@ from hf_latent.output import (
     remove_written,
     write_text,
 )
-from hf_latent.training.run.accelerator import TrainingConfig
+from hf_latent.training.run.accelerator import (
+    TrainingConfig,
+    first_process_first,
+    raise_everywhere,
+)
 from hf_latent.training.run.log import remove_lines_after
 from hf_latent.training.run.trackers import start_trackers
 
@@ -120,10 +124,10 @@ def open_run_images(
             would keep its own copy.
 
     Raises:
-        UserError: if the folder cannot be written or an image cannot be read.
+        SharedError: if the folder cannot be written or an image cannot be read.
     """
     # The first process checks every image; the others find the result in the cache.
-    with accelerator.main_process_first():
+    with first_process_first(accelerator):
         if accelerator.is_main_process:
             overwrite, resume = config.overwrite_output_dir, config.resume_from_checkpoint
             check_run_folder(Path(config.output_dir), overwrite, resume)
@@ -172,23 +176,23 @@ def start_run_folder(
         accelerator: its first process writes.
 
     Raises:
-        UserError: as `check_run_folder`.
+        SharedError: as `check_run_folder`.
     """
     output_dir, resume = Path(config.output_dir), config.resume_from_checkpoint
-    if accelerator.is_main_process:
-        check_run_folder(output_dir, config.overwrite_output_dir, resume)
-        if checkpoint is None:
-            remove_written(output_dir, LOGGED_FILES)
-            for old in list_checkpoints(output_dir):
-                remove_checkpoint(old)
-        for name in ("logs", "samples"):
-            (output_dir / name).mkdir(parents=True, exist_ok=True)
-        resolved = dump_config(config, validation_fingerprint=validation_fingerprint)
-        comments = "".join(f"# {line}\n" for line in summary)
-        write_text(output_dir / "config.yaml", comments + resolved)
-        if resume and checkpoint is None:
-            logger.info("no checkpoint yet: the training starts at step 0")
-    start_trackers(output_dir, asdict(config), checkpoint, accelerator)
-    if checkpoint is not None and accelerator.is_main_process:
-        remove_lines_after(output_dir, read_json(checkpoint / "state.json")["others"]["clock"])
-    accelerator.wait_for_everyone()
+    with raise_everywhere(accelerator):
+        if accelerator.is_main_process:
+            check_run_folder(output_dir, config.overwrite_output_dir, resume)
+            if checkpoint is None:
+                remove_written(output_dir, LOGGED_FILES)
+                for old in list_checkpoints(output_dir):
+                    remove_checkpoint(old)
+            for name in ("logs", "samples"):
+                (output_dir / name).mkdir(parents=True, exist_ok=True)
+            resolved = dump_config(config, validation_fingerprint=validation_fingerprint)
+            comments = "".join(f"# {line}\n" for line in summary)
+            write_text(output_dir / "config.yaml", comments + resolved)
+            if resume and checkpoint is None:
+                logger.info("no checkpoint yet: the training starts at step 0")
+        start_trackers(output_dir, asdict(config), checkpoint, accelerator)
+        if checkpoint is not None and accelerator.is_main_process:
+            remove_lines_after(output_dir, read_json(checkpoint / "state.json")["others"]["clock"])

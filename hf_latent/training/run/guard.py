@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import save
 
-from hf_latent.errors import UserError
+from hf_latent.errors import SharedError
 from hf_latent.output import replaced_whole
 from hf_latent.training.run.late import LateValues
 
@@ -60,7 +60,7 @@ class NonFiniteGuard:
             A scalar on the device, the same in every process: 1 to skip the step, otherwise 0.
 
         Raises:
-            UserError: as `catch_up`, about the step before.
+            SharedError: as `catch_up`, about the step before.
         """
         finite = torch.isfinite(torch.stack([loss, torch.stack(gradient_norms).sum()]))
         bad = self.accelerator.reduce((~finite).float(), "sum").clamp(max=1)
@@ -72,7 +72,7 @@ class NonFiniteGuard:
         """See to the last step now; every process must call it before anything is saved.
 
         Raises:
-            UserError: after 5 bad steps in a row, or 40 whose fp16 gradients overflowed.
+            SharedError: after 5 bad steps in a row, or 40 whose fp16 gradients overflowed.
         """
         self._see_to(self._late.take())
 
@@ -100,7 +100,7 @@ class NonFiniteGuard:
             f"step {number}: the loss is not finite; the step is skipped, its batch is in {path}"
         )
         if self.bad_steps_in_a_row == MAX_BAD_STEPS:
-            raise UserError(
+            raise SharedError(
                 f"the loss was not finite in {MAX_BAD_STEPS} steps in a row up to step {number}: "
                 f"look at the images in {self.folder}, lower --learning_rate, or resume from a "
                 "checkpoint before it"
@@ -110,7 +110,7 @@ class NonFiniteGuard:
         """Count the steps in a row whose gradients overflowed, and raise after too many."""
         self.overflows_in_a_row = self.overflows_in_a_row + 1 if overflowed else 0
         if self.overflows_in_a_row == MAX_OVERFLOWS:
-            raise UserError(
+            raise SharedError(
                 f"the gradients were not finite in {MAX_OVERFLOWS} steps in a row up to step "
                 f"{self._step + 1}, at every scale for fp16: pass --mixed_precision bf16 or no, "
                 "lower --learning_rate, or resume from a checkpoint before it"

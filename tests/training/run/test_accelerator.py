@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.state import AcceleratorState
 
-from hf_latent.errors import UserError
+from hf_latent.errors import SharedError, UserError
 from hf_latent.training.autoencoder import train_autoencoder
 from hf_latent.training.run import accelerator as run_module
 from hf_latent.training.run.accelerator import raise_everywhere, start_accelerator
@@ -193,10 +193,11 @@ def test_tensorboard_gets_the_scalars_of_the_log(autoencoder_config, tmp_path):
 def test_an_error_of_one_process_is_raised_in_all(monkeypatch):
     with raise_everywhere(Accelerator()):
         pass
-    with pytest.raises(UserError, match=r"^mine$"), raise_everywhere(Accelerator()):
-        raise UserError("mine")
+    for kind in (UserError, OSError):
+        with pytest.raises(SharedError, match=r"^mine$"), raise_everywhere(Accelerator()):
+            raise kind("mine")
     monkeypatch.setattr(run_module, "gather_object", lambda mine: [*mine, "another's"])
-    with pytest.raises(UserError, match=r"^another's$"), raise_everywhere(Accelerator()):
+    with pytest.raises(SharedError, match=r"^another's$"), raise_everywhere(Accelerator()):
         pass
     with pytest.raises(UserError, match=r"^mine$"), raise_everywhere(Accelerator()):
         raise UserError("mine")

@@ -14,7 +14,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 
-from hf_latent.errors import UserError
+from hf_latent.errors import SharedError, UserError
 from hf_latent.models.frozen import FrozenWeights
 from hf_latent.training.autoencoder_config import AutoencoderConfig
 from hf_latent.training.run.accelerator import create_ema, create_optimizer
@@ -277,7 +277,7 @@ def test_a_failed_save_leaves_no_checkpoint(config, tmp_path, monkeypatch):
         raise OSError("No space left on device")
 
     monkeypatch.setattr("hf_latent.training.run.checkpoints.save_file", fill_the_disk)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(SharedError, match="No space left"):
         save(config(), state, 3)
     assert list(tmp_path.iterdir()) == []
 
