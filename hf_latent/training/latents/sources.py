@@ -109,12 +109,13 @@ class LatentSource(ABC):
     encode_seconds: float = 0.0
     encoded_images: int = 0
 
-    @abstractmethod
     def prepare(self, vae: Autoencoder) -> None:
         """Prepare the first step, with a frozen autoencoder on the accelerator's device.
 
-        All processes call it.
+        All processes call it, after the run's folder is started. Stored latents are checked
+        earlier, when their source is made, so that damaged ones leave the folder as it was.
         """
+        self._vae = vae
 
     @abstractmethod
     def held_out(self) -> LatentBatch:
@@ -173,14 +174,11 @@ class CachedLatents(LatentSource):
     """An existing latent cache, read in random order through memory maps."""
 
     def __init__(self, cache: LatentCache, options: ReadOptions, accelerator: Accelerator):
-        """Set the attributes from the cache."""
+        """Set the attributes from the cache, and check that it is not damaged."""
         self.cache, self.options, self.accelerator = cache, options, accelerator
         self._set_from_manifest(cache.manifest)
-
-    def prepare(self, vae: Autoencoder) -> None:
-        """Check that the cache is not damaged."""
-        with raise_everywhere(self.accelerator):
-            self.cache.verify(self.accelerator.process_index, self.accelerator.num_processes)
+        with raise_everywhere(accelerator):
+            cache.verify(accelerator.process_index, accelerator.num_processes)
 
     def held_out(self) -> LatentBatch:
         """Read held-out images, evenly spaced."""
@@ -274,16 +272,16 @@ class StreamedLatents(LatentSource):
         options: ReadOptions,
         accelerator: Accelerator,
     ):
-        """Set the attributes from the manifest."""
+        """Set the attributes from the manifest, and open the held-out latents.
+
+        Held-out latents on the Hub are all downloaded.
+        """
         self._store, self._lanes, self._buffer_rows = store, lanes, buffer_rows
         self.options, self.accelerator = options, accelerator
         self._set_from_manifest(store.manifest)
         self.batches(0)  # raises errors before the run's folder is made
-
-    def prepare(self, vae: Autoencoder) -> None:
-        """Open the held-out latents; those on the Hub are all downloaded."""
-        with first_process_first(self.accelerator):
-            self._validation = self._store.open_validation()
+        with first_process_first(accelerator):
+            self._validation = store.open_validation()
 
     def held_out(self) -> LatentBatch:
         """Read held-out images, evenly spaced."""
@@ -313,10 +311,6 @@ class EncodedLatents(LatentSource):
         """Set the attributes from the images."""
         self._splits, self.options = splits, options
         self._set_from_images(splits, data)
-
-    def prepare(self, vae: Autoencoder) -> None:
-        """Keep the autoencoder."""
-        self._vae = vae
 
     @torch.no_grad()
     def _encode(self, batch: dict[str, torch.Tensor]) -> LatentBatch:
