@@ -8,6 +8,7 @@ import torch
 
 from hf_latent.command import parse_config
 from hf_latent.data.images.config import ImagesConfig
+from hf_latent.data.images.open import open_images
 from hf_latent.errors import UserError
 from hf_latent.experiments.sweep import plan as sweep_plan
 from hf_latent.experiments.sweep.config import Pair, SweepConfig
@@ -18,11 +19,14 @@ from hf_latent.experiments.sweep.plan import (
     create_models,
     divide_minutes,
     read_plan,
+    reserve_measuring,
 )
-from hf_latent.experiments.time_budget import TimeBudget
+from hf_latent.experiments.time_budget import SAFETY, TimeBudget
 from hf_latent.models.presets import Compression
 from hf_latent.output import write_json
 from hf_latent.training.autoencoder_config import AutoencoderConfig
+from tests.evaluation.features.short_vectors import ShortVectors
+from tests.small import HELD_OUT, small_trainings
 
 
 @pytest.mark.parametrize("given", ["8,2,4", "[8,2,4]", [8, 2, 4], "2, 4, 8"])
@@ -210,3 +214,27 @@ def test_hopeless_minutes_are_refused_before_any_timing():
     budget = TimeBudget(config.max_minutes, now=lambda: 0.0)
     with pytest.raises(UserError, match=r"needs at least 0\.45 for the whole command"):
         sweep_plan.reserve_known(config, budget)
+
+
+def test_measuring_is_estimated_from_the_median_of_three_batches():
+    seconds, durations = [0.0], [9.0, 1.0, 5.0, 2.0, 0.0]  # the first is warm-up
+
+    class Timed(ShortVectors):
+        """Takes time, unlike the models."""
+
+        def vectors(self, images):
+            seconds[0] += durations.pop(0)
+            assert len(images) == sweep_plan.TIMED_IMAGES == HELD_OUT
+            return super().vectors(images)
+
+    config = SweepConfig(
+        factors="4", latent_channels="2,4", resize_mode="pad", num_images=20, num_seeds=3
+    )
+    budget = TimeBudget(10.0, now=lambda: seconds[0])
+    with small_trainings():
+        reserve_measuring(config, open_images(config.images_config()), Timed(), budget)
+    assert durations == []
+    # Real images: 50 held out, two sets of 20. Each pair: 50 reconstructed, 20 of the floor, 60
+    # generated.
+    images = 50 + 2 * 20 + 2 * (50 + 20 + 3 * 20)
+    assert budget.reserved == {"measuring": pytest.approx(SAFETY * 2.0 * images / 50)}
