@@ -2,6 +2,7 @@
 
 import os
 import secrets
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -98,10 +99,14 @@ def _send(tracker: GeneralTracker, output_dir: Path, values: dict[str, float], s
     group, picture = _group(values), picture_path(output_dir, step)
     named = {f"{group}/{name.removeprefix(f'{group}_')}": x for name, x in values.items()}
     tracker.log(named, step=step)
-    if group == "validation" and picture.is_file() and hasattr(tracker, "log_images"):
-        pixels = np.asarray(Image.open(picture).convert("RGB"))[None]
+    if group == "validation" and picture.is_file():
+        pixels = np.asarray(Image.open(picture).convert("RGB"))
+        if tracker.name == "trackio":  # accelerate cannot log its images
+            sample = import_module("trackio").Image(pixels)
+            tracker.log({"validation/samples": sample}, step=step)
+            return
         layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-        tracker.log_images({"validation/samples": pixels}, step=step, **layout)
+        tracker.log_images({"validation/samples": pixels[None]}, step=step, **layout)
 
 
 def end_trackers(accelerator: Accelerator) -> None:

@@ -132,8 +132,8 @@ def test_a_resumed_run_continues_its_tracker_run_and_logs_no_step_twice(
     assert runs == runs[:1] * (len(kills) + 1)
     told = []
     for line in read_lines(config.output_dir):
-        pictures = ["validation/samples"] if name == "wandb" else []  # trackio takes none
-        names = ["validation/loss", *pictures] if "validation_loss" in line else ["train/loss"]
+        is_validation = "validation_loss" in line
+        names = ["validation/loss", "validation/samples"] if is_validation else ["train/loss"]
         told += [(line["step"], x) for x in names]
     assert sorted(tracker.logged) == sorted(told)
 
