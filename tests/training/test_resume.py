@@ -293,8 +293,8 @@ def test_other_latents_are_refused_and_moved_ones_are_accepted(denoiser_config, 
     assert train_denoiser(replace(config, latents=str(tmp_path / "moved"))).steps == 5
 
 
-def test_more_held_out_images_on_resuming_encode_nothing_again(
-    denoiser_config, tmp_path, monkeypatch
+def test_more_held_out_images_on_resuming_encode_nothing_again_and_are_told(
+    denoiser_config, tmp_path, monkeypatch, caplog
 ):
     save_autoencoder(tmp_path / "autoencoder" / "model")
     config = denoiser_config(**DENOISER)
@@ -303,6 +303,9 @@ def test_more_held_out_images_on_resuming_encode_nothing_again(
     monkeypatch.setattr(posteriors, "encode_posteriors", None)
     resumed = replace(config, resume_from_checkpoint="latest", max_validation_samples=6)
     assert train_denoiser(resumed).encoded_images == 0
+    folder = Path(config.output_dir) / "latents"
+    line = f"--max_validation_samples 6 has no effect: {folder} has 4 held-out images"
+    assert [x.getMessage() for x in caplog.records].count(line) == 1
 
 
 class Launched:

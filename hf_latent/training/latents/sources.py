@@ -156,6 +156,8 @@ class LatentSource(ABC):
             f"{held_out['rows']} held out"
         )
         logger.info(line)
+        if self.held_out_images < self.options.max_held_out:
+            logger.info("fewer held out than --max_validation_samples: all of them are used")
         if manifest["mirrored"] and not self.options.horizontal_flip:
             logger.warning("the cache has mirror images too; --horizontal_flip true reads them")
         self.summary, self.data_figures = [line], {}
@@ -242,8 +244,14 @@ class EncodedOnce(CachedLatents):
         settings, manifest = self._settings, Path(self._settings.output_dir) / "manifest.json"
         if manifest.exists():
             rows = read_manifest(manifest)["splits"]["validation"]["rows"]
-            if rows >= self.options.max_held_out or not self._replace_other:
+            wanted = min(self.options.max_held_out, self.held_out_images)
+            if rows >= wanted or not self._replace_other:
                 settings = replace(settings, max_validation_samples=rows)
+                if rows < wanted:
+                    logger.warning(
+                        f"--max_validation_samples {self.options.max_held_out} has no effect: "
+                        f"{settings.output_dir} has {rows:,} held-out images"
+                    )
         self.cache, self.encoded_images = encode_latents(
             settings, self._splits, vae, self.accelerator, self._replace_other
         )

@@ -127,9 +127,13 @@ def test_all_sources_have_the_same_attributes(settings, made):
     assert every.summary[0].startswith("fashion_mnist: 40 images to train on of ")
 
 
-def test_a_part_of_the_held_out_images_is_evenly_spaced(settings, made):
+def test_a_part_of_the_held_out_images_is_evenly_spaced(settings, made, caplog):
+    caplog.set_level("INFO", "hf_latent")
+    line = "fewer held out than --max_validation_samples: all of them are used"
     whole = open_source(settings(latents=made, max_validation_samples=99)).held_out()
+    assert caplog.messages.count(line) == 1
     some = open_source(settings(latents=made, max_validation_samples=4)).held_out()
+    assert caplog.messages.count(line) == 1
     assert len(whole) == 12
     assert torch.equal(some.posteriors.mean, whole.posteriors.mean[[0, 3, 6, 9]])
 
