@@ -33,6 +33,13 @@ def few_held_out() -> DatasetDict:
     return DatasetDict(train=whole["train"], test=whole["test"].select(range(HELD_OUT)))
 
 
+@functools.cache
+def few_images() -> DatasetDict:
+    """The built-in images with 100 training images and few held-out ones."""
+    images = few_held_out()
+    return DatasetDict(images, train=images["train"].select(range(100)))
+
+
 def shorten_trainings(patch: pytest.MonkeyPatch) -> None:
     """Hold few images out, and draw small pictures in two steps."""
     patch.setitem(sources.BUILT_IN, "fashion_mnist", few_held_out)

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from datasets import DatasetDict
 
 from hf_latent.command import run_command
 from hf_latent.data.images import sources
@@ -23,7 +22,7 @@ from hf_latent.training.latents.config import EncodeConfig
 from hf_latent.training.latents.encode import encode_latents
 from tests.conftest import ticking_clock
 from tests.evaluation.features.short_vectors import ShortVectors
-from tests.small import few_held_out, small_trainings
+from tests.small import few_images, small_trainings
 from tests.training.conftest import short_autoencoder, short_denoiser
 
 OVERWRITE = ("--overwrite_output_dir", "true")
@@ -36,10 +35,8 @@ MODEL = "diffusion_pytorch_model.safetensors"
 
 @pytest.fixture(autouse=True, scope="module")
 def small():
-    images = few_held_out()
-    few = DatasetDict(images, train=images["train"].select(range(100)))
     with small_trainings() as patch:
-        patch.setitem(sources.BUILT_IN, "fashion_mnist", lambda: few)
+        patch.setitem(sources.BUILT_IN, "fashion_mnist", few_images)
         patch.setattr(
             "hf_latent.evaluation.evaluate.load_feature_extractor", lambda name: ShortVectors()
         )

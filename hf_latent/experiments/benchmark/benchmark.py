@@ -94,7 +94,7 @@ def seconds_per_call(call: Callable[[], Any], shortest: float = SHORTEST_SECONDS
     """
     calls, seconds = 1, 0.0
     while seconds < shortest:
-        calls = max(calls, int(1.2 * calls * shortest / seconds) if seconds else 1)
+        calls = max(calls + 1, int(1.2 * calls * shortest / seconds)) if seconds else calls
         _synchronize()
         start = time.perf_counter()
         for _ in range(calls):

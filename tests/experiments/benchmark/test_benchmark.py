@@ -1,21 +1,18 @@
 import json
 
 import pytest
-from datasets import DatasetDict
 
 from hf_latent.cli import main
 from hf_latent.data.images import sources
 from hf_latent.experiments.benchmark import reading as reading_benchmark
-from hf_latent.experiments.benchmark.benchmark import alternate, median_ratio
-from tests.small import few_held_out, small_trainings
+from hf_latent.experiments.benchmark.benchmark import alternate, median_ratio, seconds_per_call
+from tests.small import few_images, small_trainings
 
 
 @pytest.fixture(autouse=True, scope="module")
 def small():
-    few = few_held_out()
-    few = DatasetDict(few, train=few["train"].select(range(100)))
     with small_trainings() as patch:
-        patch.setitem(sources.BUILT_IN, "fashion_mnist", lambda: few)
+        patch.setitem(sources.BUILT_IN, "fashion_mnist", few_images)
         yield
 
 
@@ -67,6 +64,14 @@ def test_sides_alternate_in_running_first_and_the_warm_up_does_not_count():
 
 def test_the_ratio_is_the_median_of_the_rounds():
     assert median_ratio([1.0, 8.0, 3.0], [2.0, 2.0, 3.0]) == 1.0
+
+
+@pytest.mark.parametrize(("seconds", "calls"), [(0.5, 1), (0.2, 1), (0.125, 3), (0.03125, 8)])
+def test_short_calls_are_repeated_until_they_can_be_timed(monkeypatch, seconds, calls):
+    times = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: sum(times))
+    assert seconds_per_call(lambda: times.append(seconds), 0.2) == seconds
+    assert len(times) == 1 + calls
 
 
 def test_bench_refuses_an_unknown_benchmark(capsys):
