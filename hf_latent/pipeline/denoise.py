@@ -15,6 +15,10 @@ GUIDE_SHARES = (
     *("class_embed_type", "num_class_embeds"),
 )
 DEFAULT_GUIDANCE_SCALE = 2.0
+# How far outside its interval guidance still acts. Flow's noise levels are up to one of 1,000
+# timesteps away from those of equal steps from 1 to 0: they end at 1/1000 in UniPC, and begin at
+# 0.999 in DPM-Solver++.
+LEVEL_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class Guidance:
     Attributes:
         scale: 0 or above, finite; 1 is no guidance.
         interval: the lowest and the highest noise level with guidance, from 0 to 1, see
-            `samplers.noise_levels`; None: all.
+            `samplers.noise_levels`, each with a tolerance of `LEVEL_TOLERANCE`; None: all.
 
     Raises:
         ValueError: if scale or interval is out of range.

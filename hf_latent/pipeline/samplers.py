@@ -25,7 +25,7 @@ from diffusers import (
 )
 
 from .add_noise import add_noise, is_flow, mix_noise
-from .denoise import Guidance, denoise_latents
+from .denoise import LEVEL_TOLERANCE, Guidance, denoise_latents
 
 Sampler = Literal["euler", "heun", "dpm++", "unipc", "ddim"]
 
@@ -324,7 +324,7 @@ def guidance_by_step(
         return [guidance.scale] * len(timesteps)
     lowest, highest = guidance.interval
     levels = noise_levels(scheduler, timesteps)
-    inside = (lowest <= levels) & (levels <= highest)
+    inside = (lowest - LEVEL_TOLERANCE <= levels) & (levels <= highest + LEVEL_TOLERANCE)
     return torch.where(inside, guidance.scale, 1.0).tolist()
 
 

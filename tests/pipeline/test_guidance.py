@@ -7,6 +7,7 @@ from hf_latent.models.presets import create_scheduler
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.pipeline.denoise import Guidance, denoise_latents
 from hf_latent.pipeline.samplers import (
+    compatible_samplers,
     create_sampler,
     guidance_by_step,
     noise_levels,
@@ -53,6 +54,22 @@ def test_guidance_is_limited_to_the_interval():
     assert guidance_by_step(Guidance(3.0, (0.3, 0.8)), scheduler, timesteps) == [1, 3, 3, 1]
     assert guidance_by_step(Guidance(3.0, (0.5, 0.75)), scheduler, timesteps) == [1, 3, 3, 1]
     assert guidance_by_step(Guidance(3.0, (0.3, 0.8)), scheduler, timesteps[2:]) == [3, 1]
+
+
+@pytest.mark.parametrize(
+    ("objective", "guided"), [("flow", [8, 16, 7, 13]), ("epsilon", [5, 11, 5, 11])]
+)
+def test_an_interval_guides_as_many_levels_with_every_sampler(objective, guided):
+    trained = create_scheduler(objective)
+    for sampler in compatible_samplers(trained):
+        scheduler, found = create_sampler(trained, sampler), []
+        for interval in ((0, 0.8), (0.2, 0.8)):
+            for steps in (10, 20):
+                set_inference_steps(scheduler, steps, "cpu")
+                timesteps = scheduler.timesteps.unique()  # Heun evaluates twice at most of them
+                scales = guidance_by_step(Guidance(3.0, interval), scheduler, timesteps)
+                found.append(scales.count(3))
+        assert found == guided, sampler
 
 
 @pytest.mark.parametrize("interval", [(-0.1, 0.5), (0.5, 1.1), (0.7, 0.3), (0.5, 0.5), (0.1,), 0.5])
