@@ -35,7 +35,6 @@ from hf_latent.training.reports import (
     training_figures,
 )
 from hf_latent.training.run.accelerator import (
-    create_ema,
     create_optimizer,
     process_rows,
     raise_everywhere,
@@ -45,7 +44,7 @@ from hf_latent.training.run.batches import global_batches, ignore_signals
 from hf_latent.training.run.checkpoints import TrainingState, resume_training, save_checkpoint
 from hf_latent.training.run.clock import TrainingClock, TrainingSummary
 from hf_latent.training.run.draws import ShardedDraws
-from hf_latent.training.run.ema import ema_weights
+from hf_latent.training.run.ema import create_ema, ema_weights
 from hf_latent.training.run.folder import (
     find_checkpoint,
     open_run_images,

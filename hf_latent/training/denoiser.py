@@ -35,7 +35,6 @@ from hf_latent.training.reports import (
     training_figures,
 )
 from hf_latent.training.run.accelerator import (
-    create_ema,
     create_optimizer,
     process_rows,
     raise_everywhere,
@@ -50,7 +49,7 @@ from hf_latent.training.run.checkpoints import (
 )
 from hf_latent.training.run.clock import TrainingClock, TrainingSummary
 from hf_latent.training.run.draws import ShardedDraws
-from hf_latent.training.run.ema import ema_weights
+from hf_latent.training.run.ema import create_ema, ema_weights
 from hf_latent.training.run.folder import find_checkpoint, start_run_folder
 from hf_latent.training.run.guard import NonFiniteGuard
 from hf_latent.training.run.pictures import picture_path

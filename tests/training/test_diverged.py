@@ -12,8 +12,9 @@ from hf_latent.models.frozen import hash_weights
 from hf_latent.models.load import load_autoencoder
 from hf_latent.training.autoencoder import train_autoencoder
 from hf_latent.training.denoiser import train_denoiser
-from hf_latent.training.run.accelerator import create_ema, create_optimizer
+from hf_latent.training.run.accelerator import create_optimizer
 from hf_latent.training.run.checkpoints import TrainingState, resume_training, save_checkpoint
+from hf_latent.training.run.ema import create_ema
 from tests.conftest import make_autoencoder
 
 DIVERGING = {"learning_rate": 1e15, "lr_warmup_ratio": 0.0, "validation_steps": 100}

@@ -9,10 +9,10 @@ over its end t, stays the same.
 from collections.abc import Iterable
 
 import numpy as np
-from diffusers.training_utils import EMAModel
 from torch import nn
 
 from hf_latent.errors import UserError
+from hf_latent.training.run.ema import WeightAverage
 
 MAX_SIGMA_REL = 0.28  # at gamma = 0, if all steps count the same, it is 1 / sqrt(12) = 0.289
 
@@ -34,7 +34,7 @@ def gamma_from_sigma_rel(sigma_rel: float) -> float:
     return float(roots.real.max()) / s
 
 
-class PowerFunctionEMA(EMAModel):
+class PowerFunctionEMA(WeightAverage):
     """The average of a model's weights over all of its training; later steps count more.
 
     theta(t) = beta(t) theta(t-1) + (1 - beta(t)) w(t), with beta(t) = (1 - 1/t)^(gamma + 1), t from

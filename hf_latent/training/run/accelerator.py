@@ -1,4 +1,4 @@
-"""The settings that both trainings share, and their accelerator, optimizer and average."""
+"""The settings that both trainings share, and their accelerator and optimizer."""
 
 import atexit
 import logging
@@ -14,7 +14,6 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import InitProcessGroupKwargs, gather_object, parse_flag_from_env
-from diffusers.training_utils import EMAModel
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import nn
 
@@ -267,13 +266,6 @@ def create_optimizer(
     return torch.optim.AdamW(
         model.parameters(), learning_rate, betas, weight_decay=weight_decay, fused=True
     )
-
-
-def create_ema(model: nn.Module, decay: float, device: torch.device) -> EMAModel:
-    """Create the moving average of a model's weights, with diffusers' warm-up for short runs."""
-    ema = EMAModel(model.parameters(), decay=decay, use_ema_warmup=True, power=0.75, foreach=True)
-    ema.to(device)
-    return ema
 
 
 def process_rows(batch_size: int, accelerator: Accelerator) -> ProcessRows:

@@ -23,7 +23,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from diffusers.models.modeling_utils import ModelMixin
-from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 
 from hf_latent.data.shards import hash_file
@@ -32,7 +31,7 @@ from hf_latent.hub.model_files import CHECKPOINT_FILES
 from hf_latent.output import read_json, replaced_whole, write_json
 from hf_latent.pipeline.weights import check_finite, check_weights
 from hf_latent.training.run.accelerator import STORAGE_SETTINGS, raise_everywhere
-from hf_latent.training.run.ema import ema_weights
+from hf_latent.training.run.ema import WeightAverage, ema_weights
 from hf_latent.training.run.folder import (
     TEMPORARY_CHECKPOINT,
     list_checkpoints,
@@ -74,7 +73,7 @@ class TrainingState:
 
     models: dict[str, ModelMixin]
     optimizers: dict[str, AcceleratedOptimizer]
-    averages: dict[str, dict[str, EMAModel]]
+    averages: dict[str, dict[str, WeightAverage]]
     others: dict[str, HasState]
 
     def clip_gradients(
@@ -223,7 +222,7 @@ def check_files(checkpoint: Path) -> None:
         )
 
 
-def _averages(state: TrainingState) -> Iterator[tuple[ModelMixin, str, str, EMAModel]]:
+def _averages(state: TrainingState) -> Iterator[tuple[ModelMixin, str, str, WeightAverage]]:
     """Yield each average's model, folder name, key in state.json (`vae` for vae_ema) and itself."""
     for name, averages in state.averages.items():
         for suffix, average in averages.items():

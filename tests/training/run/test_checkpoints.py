@@ -17,8 +17,9 @@ from safetensors.torch import load_file
 from hf_latent.errors import SharedError, UserError
 from hf_latent.models.frozen import FrozenWeights
 from hf_latent.training.autoencoder_config import AutoencoderConfig
-from hf_latent.training.run.accelerator import create_ema, create_optimizer
+from hf_latent.training.run.accelerator import create_optimizer
 from hf_latent.training.run.checkpoints import TrainingState, resume_training, save_checkpoint
+from hf_latent.training.run.ema import create_ema
 from hf_latent.training.run.folder import find_checkpoint, list_checkpoints, remove_checkpoint
 from hf_latent.training.start_autoencoder import TrainableAutoencoder
 from tests.conftest import make_autoencoder
