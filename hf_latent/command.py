@@ -26,6 +26,7 @@ import jsonargparse
 import yaml
 from jsonargparse.typing import restricted_number_type
 
+from hf_latent.allocator import keep_freed_memory
 from hf_latent.command_output import command_output
 from hf_latent.errors import UserError
 from hf_latent.messages import Verbosity, set_verbosity, start_messages
@@ -284,4 +285,6 @@ def run_command(
         SystemExit: with status 2 after a user error, 130 after Ctrl-C.
     """
     with command_output():
-        command(parse_config(config_class, arguments, prog))
+        config = parse_config(config_class, arguments, prog)
+        keep_freed_memory()
+        command(config)

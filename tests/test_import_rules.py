@@ -15,7 +15,7 @@ PARTS = ("conditions", "samplers", "hub_format", "weights")
 TRAVELLING = ("pipeline", *PARTS, *STEPS)  # saved with every model
 # Each layer may import from those before it, and from itself.
 LAYERS = [
-    ("errors", "messages", "command_output", "command", "output", "lock"),
+    ("errors", "messages", "allocator", "command_output", "command", "output", "lock"),
     ("pipeline",),
     ("models",),
     ("data",),
