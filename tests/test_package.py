@@ -70,6 +70,17 @@ def test_public_names_are_listed_before_they_are_imported():
     assert torch_is_imported == "False"
 
 
+@pytest.mark.slow
+def test_the_first_image_imports_no_library_of_data_or_measures(tmp_path):
+    # A new process, because a forked one has these libraries already.
+    code = "import sys; from hf_latent.cli import main; main(sys.argv[1:]); print(*sys.modules)"
+    flags = ["--num_images", "1", "--num_inference_steps", "1", "--output"]
+    imported = run("-c", code, "generate", *flags, str(tmp_path / "image.png")).split()
+    assert "diffusers" in imported
+    unused = {"datasets", "pyarrow", "pandas", "torchmetrics", "matplotlib", "sklearn"}
+    assert not unused & {*imported}
+
+
 @pytest.mark.parametrize("name", sorted(hf_latent.__all__))
 def test_every_public_name_can_be_imported(name):
     value = getattr(hf_latent, name)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Literal
 
 from huggingface_hub import constants
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveInt
@@ -9,11 +10,11 @@ from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveInt
 from hf_latent.command import Settings
 from hf_latent.data.images.config import ImagesConfig
 from hf_latent.errors import UserError
-from hf_latent.evaluation.features.extractors import FeatureExtractorName
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.pipeline.denoise import Guidance
 from hf_latent.pipeline.samplers import Sampler
 
+FeatureExtractorName = Literal["efficientnet-lite0", "dinov2", "inception"]
 CACHE_DIR = Path(constants.HF_HOME) / "hf_latent" / "vectors"
 LARGEST_DEFAULT = 10_000
 FEWEST_IMAGES = 10

@@ -11,12 +11,8 @@ from torch.utils.data import DataLoader
 from hf_latent.data.images.dataset import ImageDataset
 from hf_latent.data.images.open import ImageSplits, open_images
 from hf_latent.errors import UserError
-from hf_latent.evaluation.config import ImagesOfModelConfig
-from hf_latent.evaluation.features.extractors import (
-    FeatureExtractorName,
-    image_vectors,
-    load_feature_extractor,
-)
+from hf_latent.evaluation.config import FeatureExtractorName, ImagesOfModelConfig
+from hf_latent.evaluation.features.extractors import image_vectors, load_feature_extractor
 from hf_latent.evaluation.inspection.latent_figures import measure_smoothness, rate_figures
 from hf_latent.evaluation.inspection.pictures import save_pictures
 from hf_latent.evaluation.inspection.report import render_report

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from hf_latent.data.images.pixels import to_uint8
 from hf_latent.errors import UserError
+from hf_latent.evaluation.config import FeatureExtractorName
 from hf_latent.evaluation.features.networks import (
     DINOV2,
     EFFICIENTNET_SHA256,
@@ -27,7 +28,6 @@ from hf_latent.models.frozen import hash_weights
 from hf_latent.models.load import Autoencoder
 from hf_latent.pipeline.encode import encode_images
 
-FeatureExtractorName = Literal["efficientnet-lite0", "dinov2", "inception"]
 # The weights of the FID in papers (Heusel et al. 2017), converted by torch-fidelity. They are
 # published as a .pth file only; its hash is pinned, and it is read with weights_only=True.
 INCEPTION_URL = (
