@@ -22,6 +22,7 @@ from hf_latent.data.images.config import ImagesConfig
 from hf_latent.errors import SharedError, UserError
 from hf_latent.hub.remote import check_repo_id
 from hf_latent.training.run.batches import ProcessRows
+from hf_latent.training.run.threads import use_all_cores
 
 logger = logging.getLogger(__name__)
 
@@ -196,6 +197,8 @@ def create_accelerator(mixed_precision: str | None = None, **options: Any) -> Ac
             f"Accelerate cannot start ({error}): correct its configuration, or the environment "
             "variables WORLD_SIZE, RANK, LOCAL_RANK, MASTER_PORT and ACCELERATE_..."
         ) from error
+    if accelerator.device.type == "cpu":
+        use_all_cores()
     return accelerator
 
 
