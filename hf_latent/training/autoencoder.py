@@ -45,6 +45,7 @@ from hf_latent.training.run.checkpoints import TrainingState, resume_training, s
 from hf_latent.training.run.clock import TrainingClock, TrainingSummary
 from hf_latent.training.run.draws import ShardedDraws
 from hf_latent.training.run.ema import create_ema, ema_weights
+from hf_latent.training.run.eval_mode import eval_mode
 from hf_latent.training.run.folder import (
     find_checkpoint,
     open_run_images,
@@ -150,7 +151,7 @@ def train_autoencoder(
     def validate() -> HeldOutFigures:
         nonlocal previous
         picture = picture_path(output_dir, clock.step)
-        with clock.validation():
+        with clock.validation(), eval_mode(vae):
             figures = validate_autoencoder(
                 vae, held_out_loader, config.reconstruction_loss, picture, network
             )

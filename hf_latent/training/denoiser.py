@@ -50,13 +50,14 @@ from hf_latent.training.run.checkpoints import (
 from hf_latent.training.run.clock import TrainingClock, TrainingSummary
 from hf_latent.training.run.draws import ShardedDraws
 from hf_latent.training.run.ema import create_ema, ema_weights
+from hf_latent.training.run.eval_mode import eval_mode
 from hf_latent.training.run.folder import find_checkpoint, start_run_folder
 from hf_latent.training.run.guard import NonFiniteGuard
 from hf_latent.training.run.pictures import picture_path
 from hf_latent.training.run.stop import StopSignal, exit_after_checkpoint
 from hf_latent.training.run.trackers import end_trackers
 from hf_latent.training.start_denoiser import start_denoiser
-from hf_latent.training.validation.denoiser import eval_mode, measure_held_out_loss, save_samples
+from hf_latent.training.validation.denoiser import measure_held_out_loss, save_samples
 
 logger = logging.getLogger(__name__)
 

@@ -81,5 +81,5 @@ def start_autoencoder(
     if config.compile:
         # The last layer is not compiled: the adaptive weight needs gradients at it.
         for module in (vae.encoder, vae.decoder.mid_block, *vae.decoder.up_blocks):
-            module.compile()
+            module.compile(dynamic=False)
     return vae

@@ -45,7 +45,7 @@ def start_denoiser(
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     if config.compile:
-        unet.compile()
+        unet.compile(dynamic=False)
     return unet
 
 

@@ -2,13 +2,13 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DModel
 from safetensors.torch import load_file
+from torch._dynamo.utils import counters
 
 from hf_latent.errors import UserError
 from hf_latent.models.presets import DENOISERS, create_denoiser, create_scheduler
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.training.denoiser import train_denoiser
 from hf_latent.training.start_denoiser import start_denoiser
-from hf_latent.training.validation import denoiser as denoiser_validation
 from tests.conftest import make_autoencoder
 
 SHAPE = (1, 32, 32)
@@ -194,30 +194,23 @@ def test_gradient_checkpointing_gives_the_same_gradients(denoiser_config, saved_
 
 
 @pytest.mark.slow
-def test_a_compiled_training_does_the_same(denoiser_config, saved_vae, tmp_path, monkeypatch):
+def test_a_compiled_training_does_the_same_with_one_graph(
+    denoiser_config, saved_vae, tmp_path, monkeypatch, compiled_eagerly
+):
     # Of one level: torch._dynamo takes a second for each block.
     small = {"block_out_channels": (16,), "attention": (True,)}
     monkeypatch.setitem(DENOISERS, "tiny", DENOISERS["tiny"] | small)
-    monkeypatch.setattr(denoiser_validation, "MAX_GRID_ROWS", 4)  # with two columns a batch of 8
-    # The eager backend: compiling to C++ takes minutes.
-    compile_module, compiled = torch.nn.Module.compile, []
-
-    def compile_eagerly(module):
-        compiled.append(type(module).__name__)
-        compile_module(module, backend="eager")
-
-    monkeypatch.setattr(torch.nn.Module, "compile", compile_eagerly)
     for name in ("plain", "compiled"):
         config = denoiser_config(
             output_dir=str(tmp_path / name),
             compile=name == "compiled",
             max_train_steps=3,
             checkpointing_steps=3,
-            max_validation_samples=8,  # one batch: another batch size would be compiled again
         )
         summary = train_denoiser(config)
-    torch._dynamo.reset()
-    assert compiled == ["UNet2DModel"]
+    assert compiled_eagerly == ["UNet2DModel"]
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
     plain, found = (tmp_path / name / "checkpoint-3" for name in ("plain", "compiled"))
     files = sorted(path.relative_to(plain) for path in plain.rglob("*.safetensors"))
     assert files == sorted(path.relative_to(found) for path in found.rglob("*.safetensors"))

@@ -13,6 +13,7 @@ from hf_latent.data.images.dataset import ImageDataset
 from hf_latent.messages import progress_bar
 from hf_latent.models.fold import LatentStatistics, measure_latents, sum_latents
 from hf_latent.training.run.accelerator import TrainingConfig
+from hf_latent.training.run.eval_mode import eval_mode
 
 TIMED_BATCHES = 3
 SAFETY = 1.2  # a machine may slow down after the timing
@@ -36,12 +37,11 @@ def measure_latent_scale(
     views = (False, True) if config.horizontal_flip else (False,)
     # A process may have no images, so the sums start at 0.
     share_sums = torch.zeros(4, vae.config.latent_channels, dtype=torch.float64)
-    with progress_bar(
-        total=len(views) * len(share),
-        desc="latent scale",
-        unit="image",
-        disable=not accelerator.is_main_process,
-    ) as bar:
+    shown = accelerator.is_main_process
+    bar = progress_bar(
+        total=len(views) * len(share), desc="latent scale", unit="image", disable=not shown
+    )
+    with bar, eval_mode(vae):
         for mirrored in views:
             loader: DataLoader = DataLoader(
                 Subset(dataset.view(mirrored), share),

@@ -1,13 +1,10 @@
 """Measure a denoiser's loss on held-out latents and save samples, during its training."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from diffusers import UNet2DModel
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from torch import nn
 
 from hf_latent.data.latents.cache import LatentBatch
 from hf_latent.pipeline import LatentDiffusionPipeline
@@ -27,21 +24,6 @@ def evenly_spaced_timesteps(scheduler: SchedulerMixin, count: int) -> torch.Tens
     """
     timesteps = (torch.arange(count) + 0.5) / count * scheduler.config.num_train_timesteps
     return timesteps if is_flow(scheduler) else timesteps.long()
-
-
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put a model into eval mode, without dropout; afterwards restore its mode.
-
-    Args:
-        model: changed in place.
-    """
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 @torch.no_grad()
