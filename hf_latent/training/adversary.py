@@ -151,7 +151,8 @@ class Adversary:
         weight = self.config.discriminator_weight * adaptive_weight(*gradients)
         self.weight = torch.where(finite, weight, self.weight)
         self._gradients.zero_()
-        if self._late.exchange(finite.view(1)) == [False]:
+        finite_before = self._late.exchange(finite)
+        if finite_before is not None and not finite_before:
             logger.warning(
                 f"step {step}: the gradients that weigh the adversarial loss are not finite; its "
                 "weight stays as it was"

@@ -29,6 +29,31 @@ for read in (
     counted.append(dict(waits))
 print(json.dumps(counted))
 """
+ENCODE = """
+import json, torch
+from hf_latent.models.frozen import freeze
+from hf_latent.training.latents.posteriors import encode_batches
+from tests.conftest import make_autoencoder
+from tests.standin_device import DEVICE, Event, waits
+
+images = torch.rand(8, 1, 16, 16)
+
+def read(count):
+    for step in range(count):
+        Event.step = step
+        yield images
+
+vae, counted = freeze(make_autoencoder()), []
+(expected,) = encode_batches(vae, [images], True, torch.float16)
+vae.to(DEVICE)
+for count in (0, 1, 2, 9):
+    waits.clear()
+    encoded = list(encode_batches(vae, read(count), True, torch.float16))
+    assert len(encoded) == count
+    assert all(torch.equal(x, expected) for x in encoded)
+    counted.append(dict(waits))
+print(json.dumps(counted))
+"""
 
 
 def run(*words: str) -> list[dict[str, int]]:
@@ -65,3 +90,8 @@ def test_a_step_waits_for_nothing_but_its_log_line(tmp_path, name, changes):
     logged = {"copy to the host": 1}
     assert counted == [logged if step % 5 == 0 else {} for step in range(2, 13)]
     assert sum(first.values()) <= 1, "the noise schedule may be copied to the device"
+
+
+def test_encoding_waits_for_the_last_batch_only():
+    last = {"event of this step": 1}
+    assert run("-c", ENCODE) == [{}, last, last, last]

@@ -8,7 +8,9 @@ from copy import deepcopy
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 
+from hf_latent.data.device import to_device
 from hf_latent.pipeline.encode import encode_posteriors
+from hf_latent.training.run.late import LateValues
 
 
 def encode_batches(
@@ -16,11 +18,12 @@ def encode_batches(
     batches: Iterable[torch.Tensor],
     mirror: bool,
     dtype: torch.dtype,
-) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
+) -> Generator[torch.Tensor, None, None]:
     """Encode batch after batch.
 
     On a CPU each thread encodes whole batches, with as many threads as torch uses. So no thread
-    waits while images are read, and the bytes do not depend on the number of threads.
+    waits while images are read, and the bytes do not depend on the number of threads. Another
+    device encodes a batch while the host reads the next one and writes the one before.
 
     Args:
         vae: frozen; it is copied, not changed.
@@ -29,24 +32,31 @@ def encode_batches(
         dtype: type of the yielded tensors.
 
     Yields:
-        Mean and deviation, `(B, views, c, h, w)` each, on the CPU.
+        Mean and deviation, `(2, B, views, c, h, w)`, on the CPU.
     """
 
     last = torch.channels_last  # faster for convolutions
     encoder = deepcopy(vae).to(memory_format=last)
 
-    def encode(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def encode(images: torch.Tensor) -> torch.Tensor:
+        images = to_device(images, vae.device)
         views = [images, images.flip(3)] if mirror else [images]
-        views = [x.to(vae.device, memory_format=last) for x in views]
-        posteriors = [encode_posteriors(encoder, x) for x in views]
+        posteriors = [encode_posteriors(encoder, x.to(memory_format=last)) for x in views]
         mean, std = (torch.stack([getattr(x, y) for x in posteriors], 1) for y in ("mean", "std"))
-        return mean.to("cpu", dtype), std.to("cpu", dtype)
+        return torch.stack([mean, std]).to(dtype)
 
     if vae.device.type != "cpu":
-        yield from map(encode, batches)
+        late = LateValues(vae.device)
+        for images in batches:
+            before = late.exchange(encode(images))
+            if before is not None:
+                yield before
+        last_batch = late.take()
+        if last_batch is not None:
+            yield last_batch
         return
     threads = torch.get_num_threads()
-    waiting: deque[Future[tuple[torch.Tensor, torch.Tensor]]] = deque()
+    waiting: deque[Future[torch.Tensor]] = deque()
     torch.set_num_threads(1)  # also this thread, which reads and writes meanwhile
     try:
         with ThreadPoolExecutor(threads, "encode", torch.set_num_threads, (1,)) as pool:

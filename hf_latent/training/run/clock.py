@@ -144,9 +144,9 @@ class TrainingClock:
                 own = progress if self.accelerator.is_main_process else 0.0
                 shared = torch.full((1,), own, device=self.accelerator.device)
                 shared = self.accelerator.reduce(shared, "sum")
+                late = self._late.exchange(shared)
                 # The first call has no step before: it waits for its own value.
-                late = self._late.exchange(shared) or self._late.exchange(shared) or []
-                (progress,) = late
+                progress = (shared if late is None else late).item()
             self._progress_at = (self.step, progress)
         return self._progress_at[1]
 

@@ -76,7 +76,7 @@ class NonFiniteGuard:
         """
         self._see_to(self._late.take())
 
-    def _see_to(self, bad: list[float] | None) -> None:
+    def _see_to(self, bad: torch.Tensor | None) -> None:
         """Count a step, given whether its loss and its gradients are bad, and save a bad batch."""
         if bad is None:
             return

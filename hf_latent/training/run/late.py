@@ -1,4 +1,4 @@
-"""Small values that a device computes in every step, read without waiting for the device."""
+"""Values that a device computes in every step, read without waiting for the device."""
 
 import torch
 
@@ -17,14 +17,14 @@ class LateValues:
         self._copied = None if device.type == "cpu" else torch.Event(device)
         self._values: torch.Tensor | None = None
 
-    def exchange(self, values: torch.Tensor) -> list[float] | None:
+    def exchange(self, values: torch.Tensor) -> torch.Tensor | None:
         """Start to copy values to the host, and return those of the call before.
 
         Args:
-            values: `(n,)`, on the device, not changed later.
+            values: on the device, not changed later.
 
         Returns:
-            None in the first call and after `take`.
+            On the CPU; None in the first call and after `take`.
         """
         before = self.take()
         self._values = values.to("cpu", non_blocking=True)  # to pinned memory
@@ -32,11 +32,11 @@ class LateValues:
             self._copied.record()
         return before
 
-    def take(self) -> list[float] | None:
+    def take(self) -> torch.Tensor | None:
         """Wait for the values of the last call, and return them; None if they were returned."""
         if self._values is None:
             return None
         if self._copied is not None:
             self._copied.synchronize()
-        values, self._values = self._values.tolist(), None
+        values, self._values = self._values, None
         return values

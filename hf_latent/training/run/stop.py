@@ -85,7 +85,8 @@ class StopSignal:
         if accelerator.num_processes == 1 or self._late is None:
             return received
         flag = torch.full((1,), float(received), device=accelerator.device)
-        return any(self._late.exchange(accelerator.reduce(flag, "sum")) or [])
+        late = self._late.exchange(accelerator.reduce(flag, "sum"))
+        return late is not None and bool(late.any())
 
     @property
     def status(self) -> int:
