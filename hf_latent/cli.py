@@ -104,11 +104,11 @@ COMMANDS = {
         "push",
         "send a model or a latent cache, with its card, to the Hub",
     ),
-    "bench autoencoder": Command(
-        "hf_latent.experiments.benchmark.autoencoder",
-        "AutoencoderBenchmarkConfig",
+    "bench loop": Command(
+        "hf_latent.experiments.benchmark.loop",
+        "LoopBenchmarkConfig",
         "run",
-        "measure the training of an autoencoder beside a bare loop",
+        "measure both trainings beside bare loops",
     ),
     "bench cache": Command(
         "hf_latent.experiments.benchmark.cache",

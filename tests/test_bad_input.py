@@ -37,7 +37,7 @@ GOOD = {
     "sweep": "--data photos --output_dir OUT --max_minutes 1000",
     "export": "--model model --output_dir OUT",
     "push": "--model model --repo_id ada/model",
-    "bench autoencoder": "--output_dir OUT --rounds 1 --steps 1",
+    "bench loop": "--output_dir OUT --rounds 1 --steps 1",
     "bench cache": "--output_dir OUT --num_latents 100 --rounds 1 --steps 1",
     "bench space": "--output_dir OUT --resolutions [64] --rounds 1",
     "train-autoencoder": "--data photos --output_dir OUT --preset tiny --max_train_steps 1",

@@ -10,7 +10,7 @@ from hf_latent.command import run_command
 from hf_latent.data.images import sources
 from hf_latent.evaluation.config import EvaluateConfig
 from hf_latent.evaluation.inspect import InspectConfig, inspect_autoencoder
-from hf_latent.experiments.benchmark import autoencoder as benchmark
+from hf_latent.experiments.benchmark import costs, loop
 from hf_latent.experiments.evaluate_model import evaluate_model
 from hf_latent.experiments.generate import GenerateConfig, generate
 from hf_latent.experiments.quickstart import QuickstartConfig, run_quickstart
@@ -40,6 +40,8 @@ def small():
         patch.setattr(
             "hf_latent.evaluation.evaluate.load_feature_extractor", lambda name: ShortVectors()
         )
+        patch.setitem(costs.PRODUCT_SIZES, "cpu", 64)
+        patch.delitem(loop.TRAININGS, "denoiser")  # one is enough
         yield
 
 
@@ -104,8 +106,8 @@ COMMANDS: dict[str, tuple[type, Callable, tuple, tuple, str]] = {
         f"model/unet/{MODEL}",
     ),
     "bench": (
-        *(benchmark.AutoencoderBenchmarkConfig, benchmark.run),
-        ("--steps", "1", "--train_batch_size", "4"),
+        *(loop.LoopBenchmarkConfig, loop.run),
+        ("--steps", "1", "--train_batch_sizes", "[4]"),
         (("--rounds", "1"), ("--rounds", "2", *OVERWRITE)),
         "bench.json",
     ),

@@ -39,22 +39,20 @@ class TrainingBenchmarkConfig(BenchmarkConfig):
 
     Attributes:
         steps: Steps of each training in a round.
-        train_batch_size: Images a step.
     """
 
     steps: PositiveInt = 40
-    train_batch_size: PositiveInt = 32
 
-    def training_settings(self, output_dir: Path) -> dict[str, Any]:
+    def training_settings(self, output_dir: Path, train_batch_size: int) -> dict[str, Any]:
         """Return the common settings of the trainings, which validate only at the end."""
         return {
             "output_dir": str(output_dir),
             "overwrite_output_dir": True,
-            "train_batch_size": self.train_batch_size,
+            "train_batch_size": train_batch_size,
             "max_train_steps": self.steps,
             "validation_steps": self.steps,
             "checkpointing_steps": None,
-            "max_validation_samples": self.train_batch_size,
+            "max_validation_samples": train_batch_size,
         }
 
 
@@ -77,9 +75,14 @@ def alternate(sides: dict[str, Callable[[], float]], rounds: int) -> dict[str, l
     return results
 
 
+def round_ratios(numerators: list[float], denominators: list[float]) -> list[float]:
+    """Return the ratio of each round."""
+    return [a / b for a, b in zip(numerators, denominators, strict=True)]
+
+
 def median_ratio(numerators: list[float], denominators: list[float]) -> float:
     """Return the median of the ratios of the rounds."""
-    return median(a / b for a, b in zip(numerators, denominators, strict=True))
+    return median(round_ratios(numerators, denominators))
 
 
 def benchmark_device() -> torch.device:

@@ -43,10 +43,12 @@ class CacheBenchmarkConfig(TrainingBenchmarkConfig):
     Attributes:
         num_latents: Number of latents in the larger cache to read, 4x8x8 each: 2 kB a latent.
         num_images: Number of images to encode in a round.
+        train_batch_size: Images a step of a training.
     """
 
     num_latents: PositiveInt = 1_000_000
     num_images: PositiveInt = 8000
+    train_batch_size: PositiveInt = 32
 
 
 def benchmark_encoding(
@@ -109,7 +111,7 @@ def benchmark_training(
     def train(encode_every_step: bool) -> float:
         settings = DenoiserConfig(
             **IMAGES,
-            **config.training_settings(folder / "run"),
+            **config.training_settings(folder / "run", config.train_batch_size),
             vae=RELEASED_AUTOENCODER,
             encode_every_step=encode_every_step,
             max_train_samples=config.num_images,

@@ -11,6 +11,8 @@ from torch.utils.flop_counter import (
     sdpa_flop_count,
 )
 
+from hf_latent.experiments.benchmark.benchmark import seconds_per_call
+
 
 def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
     return sdpa_flop_count(query, key, value)
@@ -20,6 +22,7 @@ def _attention_backward(output: Any, query: Any, key: Any, value: Any, *_: Any, 
     return sdpa_backward_flop_count(output, query, key, value)
 
 
+PRODUCT_SIZES = {"cpu": 2048}  # larger products are no faster; on a GPU they are
 # torch counts the attention kernels of a GPU, and not that of a CPU.
 CPU_ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
@@ -36,6 +39,13 @@ def count_operations(call: Callable[[], Any]) -> int:
     with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
         call()
     return int(counter.get_total_flops())
+
+
+def product_rate(dtype: torch.dtype, device: torch.device) -> float:
+    """Return the floating-point operations a second of a product of two large square matrices."""
+    size = PRODUCT_SIZES.get(device.type, 8192)
+    matrix = torch.randn(size, size, dtype=dtype, device=device)
+    return 2 * size**3 / seconds_per_call(lambda: matrix @ matrix)
 
 
 def count_peak_bytes(call: Callable[[], Any], *held: Any) -> int:

@@ -204,8 +204,8 @@ class TrainingClock:
             yield self.step - 1
             minutes = self.config.max_train_minutes and self._progress() * self._bar.total
             self._bar.update(minutes - self._bar.n if minutes else 1)
+        self.log_pending_losses()  # waits for the device
         self._end = self._now()
-        self.log_pending_losses()
         self._bar.close()
 
     def log_loss(self, loss: torch.Tensor) -> None:

@@ -14,12 +14,12 @@ class WeightAverage(EMAModel):
     `EMAModel.step` makes new tensors of the differences, which takes eight times as long on a CPU.
     """
 
-    @torch.no_grad()
     def step(self, parameters: Iterable[nn.Parameter]) -> None:
         """Add (1 - decay) (weights - average) to the average, after a step of the training."""
         self.optimization_step += 1
         self.cur_decay_value = self.get_decay(self.optimization_step)
-        torch._foreach_lerp_(self.shadow_params, list(parameters), 1 - self.cur_decay_value)
+        with torch.no_grad():
+            torch._foreach_lerp_(self.shadow_params, list(parameters), 1 - self.cur_decay_value)
 
 
 def create_ema(model: nn.Module, decay: float, device: torch.device) -> WeightAverage:

@@ -1,0 +1,236 @@
+"""Speed of both trainings, compared with bare loops and with the machine's matrix products."""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from jsonargparse.typing import PositiveInt
+from torch import nn
+
+from hf_latent.data.images.config import ImagesConfig
+from hf_latent.data.images.open import ImageSplits, open_images
+from hf_latent.experiments.benchmark.benchmark import (
+    TrainingBenchmarkConfig,
+    alternate,
+    benchmark_device,
+    round_ratios,
+    run_benchmark,
+    seconds_per_call,
+)
+from hf_latent.experiments.benchmark.costs import count_operations, product_rate
+from hf_latent.experiments.benchmark.shares import time_operations, time_parts
+from hf_latent.experiments.quickstart import IMAGES, RELEASED_AUTOENCODER
+from hf_latent.models.load import load_autoencoder
+from hf_latent.models.presets import create_scheduler, measure_compression
+from hf_latent.pipeline.add_noise import add_noise
+from hf_latent.training.autoencoder import train_autoencoder
+from hf_latent.training.autoencoder_config import AutoencoderConfig
+from hf_latent.training.denoiser import train_denoiser
+from hf_latent.training.denoiser_config import DenoiserConfig
+from hf_latent.training.losses import denoising_loss, kl_per_latent_value, reconstruction_loss
+from hf_latent.training.run.accelerator import TrainingConfig, create_optimizer, default_precision
+from hf_latent.training.start_autoencoder import TrainableAutoencoder, start_autoencoder
+from hf_latent.training.start_denoiser import start_denoiser
+
+TRAIN_IMAGES = 2000
+# What the recipes of fashion_mnist-32 say about the work of a step.
+AUTOENCODER: dict[str, Any] = {
+    "block_out_channels": [16, 32, 64],
+    "reconstruction_loss": "l2",
+    "kl_weight": 3e-4,
+}
+DENOISER: dict[str, Any] = {"vae": RELEASED_AUTOENCODER, "preset": "tiny", "objective": "flow"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopBenchmarkConfig(TrainingBenchmarkConfig):
+    """Compare both trainings with bare loops, and write bench.json.
+
+    The trainings are those of the recipes fashion_mnist-32, without validation and checkpoints. A
+    bare loop is the least that trains the same model: the forward pass and the loss, the backward
+    pass, clipping and the optimizer, always on the same tensors in memory. It reads and draws
+    nothing, averages no weights, and neither checks nor logs. Its operations a second are compared
+    with those of a product of large matrices.
+
+    Attributes:
+        train_batch_sizes: Images a step, each measured. By default 32, as in the recipes.
+    """
+
+    train_batch_sizes: list[PositiveInt] | None = None
+
+
+class BareLoop:
+    """The least that trains a model.
+
+    Args:
+        model: to train, on the device.
+        loss: computes the loss of the model on tensors in memory.
+        config: the settings of the training.
+    """
+
+    def __init__(self, model: nn.Module, loss: Callable[[], torch.Tensor], config: TrainingConfig):
+        """Create the optimizer."""
+        self.model, self.loss, self.config = model, loss, config
+        betas = (0.9, config.adam_beta2)
+        self.optimizer = create_optimizer(model, 1e-4, config.adam_weight_decay, betas)
+        device = next(model.parameters()).device.type
+        bf16 = config.mixed_precision == "bf16"
+        self.precision = torch.autocast(device, torch.bfloat16, enabled=bf16)
+
+    def step(self) -> None:
+        """Train one step."""
+        with self.precision:
+            loss = self.loss()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def run(self, steps: int) -> None:
+        """Train some steps."""
+        for _ in range(steps):
+            self.step()
+
+
+def bare_autoencoder(
+    config: AutoencoderConfig, splits: ImageSplits, device: torch.device
+) -> BareLoop:
+    """Return the bare loop of an autoencoder's training."""
+    vae = start_autoencoder(config, splits.image_shape)
+    latent_shape = measure_compression(vae, splits.image_shape).latent_shape
+    model = TrainableAutoencoder(vae).to(device)
+    images = torch.rand(config.train_batch_size, *splits.image_shape, device=device) * 2 - 1
+    noise = torch.randn(config.train_batch_size, *latent_shape, device=device)
+
+    def loss() -> torch.Tensor:
+        reconstructions, mean, logvar = model(images, noise)
+        fidelity = reconstruction_loss(reconstructions, images, config.reconstruction_loss)
+        return fidelity + config.kl_weight * kl_per_latent_value(mean, logvar)
+
+    return BareLoop(model, loss, config)
+
+
+def bare_denoiser(config: DenoiserConfig, splits: ImageSplits, device: torch.device) -> BareLoop:
+    """Return the bare loop of a denoiser's training."""
+    vae, num_classes = load_autoencoder(config.vae), len(splits.id2label or ())
+    unet = start_denoiser(config, vae, splits.image_shape, num_classes).to(device)
+    latent_shape = measure_compression(vae, splits.image_shape).latent_shape
+    latents, noise = torch.randn(2, config.train_batch_size, *latent_shape, device=device)
+    timesteps = 1000 * torch.rand(config.train_batch_size, device=device)
+    noised = add_noise(create_scheduler(config.objective), latents, noise, timesteps)
+    labels = torch.randint(num_classes, timesteps.shape, device=device)
+
+    def loss() -> torch.Tensor:
+        output = unet(noised.noisy_latents, noised.timesteps, class_labels=labels).sample
+        return denoising_loss(output, noised.target, noised.weights)
+
+    return BareLoop(unet, loss, config)
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training, its settings and its bare loop."""
+
+    config: type[TrainingConfig]
+    settings: dict[str, Any]
+    train: Callable[..., Any]
+    bare: Callable[..., BareLoop]
+
+
+TRAININGS = {
+    "autoencoder": Training(AutoencoderConfig, AUTOENCODER, train_autoencoder, bare_autoencoder),
+    "denoiser": Training(DenoiserConfig, DENOISER, train_denoiser, bare_denoiser),
+}
+
+
+def measure_training(
+    name: str, train_batch_size: int, splits: ImageSplits, config: LoopBenchmarkConfig
+) -> dict[str, Any]:
+    """Measure one training at one batch size; return figures for bench.json.
+
+    Args:
+        name: a key of `TRAININGS`.
+        train_batch_size: images a step.
+        splits: the images.
+        config: the settings.
+    """
+    training, device = TRAININGS[name], benchmark_device()
+    with tempfile.TemporaryDirectory() as folder:
+        settings = training.config(
+            **IMAGES,
+            **training.settings,
+            **config.training_settings(Path(folder) / "run", train_batch_size),
+            max_train_samples=TRAIN_IMAGES,
+            mixed_precision=default_precision() or "no",
+        )
+        images = config.steps * train_batch_size
+
+        def bare() -> float:
+            loop = training.bare(settings, splits, device)
+            return images / seconds_per_call(partial(loop.run, config.steps))
+
+        dtype = torch.bfloat16 if settings.mixed_precision == "bf16" else torch.float32
+        rates = alternate(
+            {
+                "trainer": lambda: training.train(settings, splits).images_per_second,
+                "bare": bare,
+                "product": partial(product_rate, dtype, device),
+            },
+            config.rounds,
+        )
+        parts = time_parts(lambda: training.train(settings, splits), training.train.__name__)
+    loop = training.bare(settings, splits, device)
+    loop.step()
+    operations = count_operations(loop.step)
+    bare_rates = [x * operations / train_batch_size for x in rates["bare"]]
+    return {
+        "training": name,
+        "train_batch_size": train_batch_size,
+        "mixed_precision": settings.mixed_precision,
+        "trainer_images_per_second": rates["trainer"],
+        "bare_images_per_second": rates["bare"],
+        "ratios": (ratios := round_ratios(rates["trainer"], rates["bare"])),
+        "ratio_median": median(ratios),
+        "step_operations": operations,
+        "product_operations_per_second": rates["product"],
+        "product_ratio_median": median(round_ratios(bare_rates, rates["product"])),
+        "trainer_step_shares": parts,
+        "bare_step_shares": time_operations(partial(loop.run, 5)),
+    }
+
+
+def describe_training(point: dict[str, Any]) -> list[str]:
+    """Return lines about a training: its speed, and where a step's time goes."""
+
+    def shares(key: str) -> str:
+        return ", ".join(f"{name} {share:.3f}" for name, share in point[key].items())
+
+    rate, ratios = median(point["trainer_images_per_second"]), point["ratios"]
+    return [
+        f"{point['training']}, batch {point['train_batch_size']}: {rate:.1f} images/s, "
+        f"{point['ratio_median']:.3f} of a bare loop ({min(ratios):.3f} to {max(ratios):.3f}), "
+        f"which runs at {point['product_ratio_median']:.3f} of a matrix product's rate",
+        f"  a step: {shares('trainer_step_shares')}",
+        f"  operations of a bare step: {shares('bare_step_shares')}",
+    ]
+
+
+def benchmark_loop(config: LoopBenchmarkConfig) -> dict[str, Any]:
+    """Measure both trainings at every batch size; return figures for bench.json."""
+    splits = open_images(ImagesConfig(**IMAGES, max_train_samples=TRAIN_IMAGES))
+    points = []
+    for name in TRAININGS:
+        for train_batch_size in config.train_batch_sizes or [32]:
+            points.append(measure_training(name, train_batch_size, splits, config))
+            print("\n".join(describe_training(points[-1])), flush=True)
+    return {"points": points, "rounds": config.rounds, "steps": config.steps}
+
+
+def run(config: LoopBenchmarkConfig) -> dict[str, Any]:
+    """Measure, and write bench.json; return its content."""
+    return run_benchmark(config, "loop", benchmark_loop)
