@@ -25,6 +25,7 @@ from hf_latent.evaluation.measures.memorisation import (
     measure_closeness,
     memorisation_figures,
 )
+from hf_latent.evaluation.precision import choose_dtype, in_dtype
 from hf_latent.evaluation.stages import Stages
 from hf_latent.models.frozen import hash_weights
 from hf_latent.output import check_output_dir, write_json
@@ -86,10 +87,12 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         splits, real = open_real_images(config, pipeline)
         guidance = choose_guidance(pipeline, config.guidance_scale, config.interval)
         evaluations = count_evaluations(pipeline, config.num_inference_steps, guidance)
+        dtype = choose_dtype(pipeline, config.dtype)
+        sampled = in_dtype(pipeline, dtype)  # the rest is measured in float32
     count = len(real.reference)
     labels = real.subset(real.reference).labels if conditional else None
     with stages.stage("sampling", count) as bar:
-        samples = write_samples(pipeline, labels, count, config, spaces, bar)
+        samples = write_samples(sampled, labels, count, config, spaces, bar)
     vectors = vectors_by_space(
         real, spaces, config.cache_dir, config.batch_size, config.dataloader_num_workers, stages
     )
@@ -132,6 +135,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "guidance_interval": guidance.interval,
         "num_inference_steps": config.num_inference_steps,
         "denoiser_evaluations_per_image": evaluations,
+        "sampling_dtype": str(dtype).removeprefix("torch."),
         **generation,
         "floor_fd": floor,
         **kept,

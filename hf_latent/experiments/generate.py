@@ -14,6 +14,7 @@ from hf_latent.errors import UserError
 from hf_latent.evaluation.config import SamplingConfig
 from hf_latent.evaluation.images.sampling import count_evaluations, load_pipeline, sample_images
 from hf_latent.evaluation.pictures import check_channels, image_grid, labelled_rows, save_picture
+from hf_latent.evaluation.precision import choose_dtype, in_dtype
 from hf_latent.lock import locks_output
 from hf_latent.pipeline import LatentDiffusionPipeline
 
@@ -90,6 +91,7 @@ def generate(config: GenerateConfig) -> Path:
     config.check_model(pipeline)
     count_evaluations(pipeline, config.num_inference_steps)
     check_channels(config.model, pipeline.vae.config.out_channels)
+    pipeline = in_dtype(pipeline, choose_dtype(pipeline, config.dtype))
     default = UNCONDITIONAL_COLUMNS if labels is None else COLUMNS * len(labels)
     num_images = config.num_images or default
     images = sample_images(

@@ -6,6 +6,7 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
+from diffusers import UNet2DModel
 from PIL import Image
 
 from hf_latent.data import shards
@@ -17,6 +18,7 @@ from hf_latent.evaluation.evaluate import evaluate
 from hf_latent.evaluation.images.reference import RealImages
 from hf_latent.evaluation.measures.generation import compare_sets
 from hf_latent.evaluation.pictures import GAP
+from hf_latent.models.frozen import hash_weights
 from hf_latent.models.presets import create_denoiser, create_scheduler
 from hf_latent.pipeline import LatentDiffusionPipeline
 from tests.conftest import NARROW_DENOISER, make_autoencoder
@@ -35,6 +37,7 @@ KEYS = {
     *("comparable_if_equal", "seed", "train_images", "train_exact_duplicates", "held_out_images"),
     *("validation_fingerprint", "guidance_scale", "num_inference_steps"),
     *("denoiser_evaluations_per_image", "floor_fd", "sampler", "guidance_interval"),
+    "sampling_dtype",
     *SPREAD,
     *(f"real_{name}" for name in SPREAD),
     *(f"reconstruction_{name}" for name in ("psnr_db", "ssim", "images", "fd")),
@@ -139,7 +142,11 @@ def real_pixels(config: EvaluateConfig) -> set[bytes]:
     ("model", "guidance", "evaluations"), [("ten", 2, 2), ("none", 1, 1), ("guided", 3, 1)]
 )
 def test_a_report_is_complete(config, models, capsys, model, guidance, evaluations):
-    metrics = evaluate(replace(config, model=str(models / model)))
+    dtype = "float32" if model == "ten" else "bfloat16"
+    metrics = evaluate(replace(config, model=str(models / model), dtype=dtype))
+    assert metrics["sampling_dtype"] == dtype
+    unet = UNet2DModel.from_pretrained(models / model / "unet")
+    assert metrics["unet_weights_sha256"] == hash_weights(unet)
     folder = models.parent / config.output_dir
     text = (folder / "metrics.json").read_text()
     assert json.loads(text, parse_constant=refuse) == json.loads(json.dumps(metrics))

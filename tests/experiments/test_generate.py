@@ -57,6 +57,15 @@ def test_one_row_a_label(model, tmp_path, capsys):
     assert np.asarray(Image.open(other)).tobytes() != np.asarray(picture).tobytes()
 
 
+def test_dtype(model, tmp_path, capsys):
+    pictures = []
+    for dtype in ("float32", "bfloat16"):
+        output = tmp_path / f"{dtype}.png"
+        assert run(model, "--num_images", "3", "--output", str(output), "--dtype", dtype) == 0
+        pictures.append(np.asarray(Image.open(output)).astype(int))
+    assert 0 < abs(pictures[0] - pictures[1]).max() < 13
+
+
 def test_all_classes_are_drawn_by_default(model, tmp_path):
     assert run(model, "--output", str(tmp_path / "grid.png")) == 0
     assert Image.open(tmp_path / "grid.png").size == (LABEL_WIDTH + 4 * 64, 3 * 64)

@@ -389,6 +389,8 @@ def test_a_name_that_the_hub_does_not_allow_is_refused(folder):
         ),
         ({"sampler": "a [link](x)", "guidance_interval": ["a", 1]}, "guidance 2, 20 steps ("),
         ({"sampler": None, "guidance_interval": None}, "guidance 2, 20 steps ("),
+        ({"sampling_dtype": "bfloat16"}, "(40 evaluations of the denoiser per image) in bfloat16"),
+        ({"sampling_dtype": "a [link](x)"}, "(40 evaluations of the denoiser per image).\n"),
     ],
 )
 def test_how_the_measured_images_were_drawn(folder, pipeline, metrics, how):

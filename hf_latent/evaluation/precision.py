@@ -1,0 +1,109 @@
+"""The dtype to sample in, and whether bfloat16 is worth it on this machine."""
+
+import logging
+import time
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any, Literal
+
+import torch
+from diffusers import UNet2DModel
+from torch import nn
+
+from hf_latent.pipeline import LatentDiffusionPipeline
+from hf_latent.pipeline.conditions import null_conditions
+
+logger = logging.getLogger(__name__)
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+SECONDS = 0.5  # of a comparison
+WORTH = 1.1  # bfloat16 keeps 3 digits, so it has to be this many times faster
+TOO_SLOW = 0.25
+IMAGES = 8
+
+
+def speed_ratio(first: Callable[[], Any], second: Callable[[], Any], seconds: float) -> float:
+    """Return how many times faster the second call is than the first, on the CPU.
+
+    Args:
+        first: called in turn with `second`, at least once after a call for warm-up.
+        second: see `first`.
+        seconds: no round starts after so many.
+    """
+    first(), second()
+    times: tuple[list[float], list[float]] = ([], [])
+    end = time.perf_counter() + seconds
+    while not times[0] or time.perf_counter() < end:
+        for call, own in zip((first, second), times, strict=True):
+            start = time.perf_counter()
+            call()
+            own.append(time.perf_counter() - start)
+    return min(times[0]) / min(times[1])
+
+
+def bf16_speed(in_float32: Callable[[], Any], in_bf16: Callable[[], Any]) -> float:
+    """Return how many times faster bfloat16 is than float32, on the CPU.
+
+    A processor without bfloat16 can take hundreds of times as long. So a small matrix product is
+    compared first, and the calls only if its bfloat16 is not far too slow.
+
+    Args:
+        in_float32: the work in float32.
+        in_bf16: the same in bfloat16.
+    """
+    matrix = torch.randn(256, 256)
+    rounded = matrix.bfloat16()
+    ratio = speed_ratio(lambda: matrix @ matrix, lambda: rounded @ rounded, 0)
+    return ratio if ratio < TOO_SLOW else speed_ratio(in_float32, in_bf16, SECONDS)
+
+
+@torch.no_grad()
+def denoiser_bf16_speed(unet: UNet2DModel, size: tuple[int, int]) -> float:
+    """Return how many times faster a denoiser is in bfloat16, on the CPU.
+
+    Args:
+        unet: in float32.
+        size: height and width of the latents.
+    """
+    latents = torch.zeros(IMAGES, unet.config.in_channels, *size)
+    conditions, timesteps = null_conditions(unet, IMAGES, "cpu"), torch.zeros(IMAGES)
+    in_bf16 = deepcopy(unet).bfloat16()
+    return bf16_speed(
+        lambda: unet(latents, timesteps, **conditions),
+        lambda: in_bf16(latents.bfloat16(), timesteps, **conditions),
+    )
+
+
+def choose_dtype(pipeline: LatentDiffusionPipeline, dtype: Dtype) -> torch.dtype:
+    """Return the dtype to sample in.
+
+    Args:
+        pipeline: in float32.
+        dtype: auto is bfloat16 on a GPU that has it, and on a CPU on which it makes the denoiser
+            faster, which is measured in about a second; else float32.
+    """
+    if dtype != "auto":
+        return getattr(torch, dtype)
+    if pipeline.device.type == "cpu":
+        speed = denoiser_bf16_speed(pipeline.unet, pipeline.latent_size)
+        chosen = torch.bfloat16 if speed >= WORTH else torch.float32
+        reason = f"bfloat16 is {speed:.2g} times as fast as float32 here"
+    else:
+        has = pipeline.device.type == "cuda" and torch.cuda.is_bf16_supported(
+            including_emulation=False
+        )
+        chosen = torch.bfloat16 if has else torch.float32
+        reason = f"this device has {'' if has else 'no '}bfloat16"
+    logger.info(f"dtype: {str(chosen).removeprefix('torch.')}; {reason}")
+    return chosen
+
+
+def in_dtype(pipeline: LatentDiffusionPipeline, dtype: torch.dtype) -> LatentDiffusionPipeline:
+    """Return the pipeline if its models have this dtype, otherwise a copy whose models have it."""
+    if pipeline.dtype == dtype:
+        return pipeline
+    pipeline = deepcopy(pipeline)
+    for part in pipeline.components.values():
+        if isinstance(part, nn.Module):
+            nn.Module.to(part, dtype)  # diffusers' own `to` warns of modules that it does not name
+    return pipeline
