@@ -116,5 +116,11 @@ class Generator(torch.Generator):
         return super().__new__(cls)
 
 
+def tensor(data: Any, *, device: torch.device | str = CPU, **options: Any) -> torch.Tensor:
+    """In place of `torch.tensor`, which cannot make a tensor of the device."""
+    return create_tensor(data, **options).to(device)
+
+
 torch.Event = Event
 torch.Generator = Generator
+create_tensor, torch.tensor = torch.tensor, tensor

@@ -352,6 +352,7 @@ def set_inference_steps(
     elif isinstance(scheduler, FlowMatchHeunDiscreteScheduler):
         scheduler.sigma_min = 1 / num_inference_steps  # the last sigma before 0
         scheduler.set_timesteps(num_inference_steps, device=device)
+        scheduler.sigmas = scheduler.sigmas.cpu()  # compared on the host in every step
     else:
         check_steps(scheduler, num_inference_steps)
         scheduler.set_timesteps(num_inference_steps, device=device)

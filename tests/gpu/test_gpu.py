@@ -121,6 +121,20 @@ def test_sampling_and_decoding_equal_the_cpus(pipeline, device):
     torch.testing.assert_close(found.cpu(), images, rtol=0, atol=2e-2)
 
 
+@pytest.mark.parametrize("sampler", ["euler", "heun", "dpm++"])
+def test_a_sampling_step_does_not_wait_for_the_device(pipeline, sampler, device):
+    def strict(pipeline, i: int, t, tensors) -> None:
+        if device == "cuda":
+            torch.cuda.set_sync_debug_mode("error" if i < 3 else "default")
+
+    pipeline.to(device).use_sampler(sampler)
+    try:
+        pipeline([0, 1], num_inference_steps=5, callback_on_step_end=strict)
+    finally:
+        if device == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
+
+
 def test_offloaded_to_the_cpu_the_latents_are_the_same(pipeline, device):
     expected = draw_latents(pipeline, [0, 1])
     pipeline.enable_model_cpu_offload(device=device)
