@@ -116,6 +116,12 @@ COMMANDS = {
         "run",
         "measure making and reading a latent cache",
     ),
+    "bench sampler": Command(
+        "hf_latent.experiments.benchmark.sampler",
+        "SamplerBenchmarkConfig",
+        "run",
+        "measure speed and FD of a model's samplers",
+    ),
     "bench space": Command(
         "hf_latent.experiments.benchmark.space",
         "SpaceBenchmarkConfig",

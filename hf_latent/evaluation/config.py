@@ -114,15 +114,12 @@ class SamplingConfig(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(ImagesOfModelConfig, SamplingConfig):
-    """Measure a model: what its autoencoder keeps, how close its images come, whether it copies.
+class ComparisonConfig(ImagesOfModelConfig):
+    """How generated images are compared with real ones.
 
     Attributes:
         model: The folder of a model or of the run that trained one, the name of a released one, or
             an id on the Hub.
-        output_dir: The folder for metrics.json, pictures and the generated images. A killed run
-            resumes from the images there.
-        overwrite_output_dir: Accept a folder with other files in it.
         num_images: The number of generated images, and of real ones to compare them with. The data
             needs twice as many training images, because real ones are also compared with real
             ones. By default as many as possible, at most 10,000.
@@ -130,22 +127,12 @@ class EvaluateConfig(ImagesOfModelConfig, SamplingConfig):
             features), dinov2 (from the Hub) or inception (needs the extra inception; for
             comparison with papers).
         batch_size: Images per batch.
-        dataloader_num_workers: Processes that decode images.
-        cache_dir: The folder that keeps vectors of real images, so that they are computed once.
-        update_card: Also put metrics.json and the pictures into a local model's folder, and write
-            its card again. A card that was edited by hand is kept. Ignored with --guide, which is
-            not part of the model.
     """
 
     model: str
-    output_dir: str
-    overwrite_output_dir: bool = False
     num_images: PositiveInt | None = None
     feature_extractor: FeatureExtractorName = "efficientnet-lite0"
     batch_size: PositiveInt = 100
-    dataloader_num_workers: NonNegativeInt = 0
-    cache_dir: str = str(CACHE_DIR)
-    update_card: bool = True
 
     def choose_num_images(self, train_images: int) -> int:
         """Return how many images to generate and compare; UserError if there are too few."""
@@ -162,3 +149,25 @@ class EvaluateConfig(ImagesOfModelConfig, SamplingConfig):
                 f"from {FEWEST_IMAGES} to half of them, {most}"
             )
         return count
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(ComparisonConfig, SamplingConfig):
+    """Measure a model: what its autoencoder keeps, how close its images come, whether it copies.
+
+    Attributes:
+        output_dir: The folder for metrics.json, pictures and the generated images. A killed run
+            resumes from the images there.
+        overwrite_output_dir: Accept a folder with other files in it.
+        dataloader_num_workers: Processes that decode images.
+        cache_dir: The folder that keeps vectors of real images, so that they are computed once.
+        update_card: Also put metrics.json and the pictures into a local model's folder, and write
+            its card again. A card that was edited by hand is kept. Ignored with --guide, which is
+            not part of the model.
+    """
+
+    output_dir: str
+    overwrite_output_dir: bool = False
+    dataloader_num_workers: NonNegativeInt = 0
+    cache_dir: str = str(CACHE_DIR)
+    update_card: bool = True

@@ -79,6 +79,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     begun = (folder / "generated").is_dir() and not (folder / "metrics.json").exists()
     output_dir = check_output_dir(folder, config.overwrite_output_dir or begun)
     pipeline = load_pipeline(config.model, config.sampler, config.guide)
+    config.check_model(pipeline)
     conditional, guide = pipeline.num_classes is not None, pipeline.guide_unet
     stages = Stages(STAGES_WITH_CLASSES if conditional else STAGES)
     with stages.stage("setup", shown=False):

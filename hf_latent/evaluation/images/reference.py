@@ -16,7 +16,7 @@ from hf_latent.data.images.dataset import ImageDataset
 from hf_latent.data.images.open import ImageSplits, open_images
 from hf_latent.data.shards import Shards, write_shards
 from hf_latent.errors import UserError
-from hf_latent.evaluation.config import LARGEST_DEFAULT, EvaluateConfig
+from hf_latent.evaluation.config import LARGEST_DEFAULT, ComparisonConfig
 from hf_latent.evaluation.features.extractors import FeatureExtractor, image_vectors
 from hf_latent.evaluation.measures.memorisation import LOCAL_NEIGHBOURS
 from hf_latent.evaluation.measures.neighbours import nearest_neighbours
@@ -60,7 +60,7 @@ class RealImages:
 
 
 def open_real_images(
-    config: EvaluateConfig, pipeline: LatentDiffusionPipeline
+    config: ComparisonConfig, pipeline: LatentDiffusionPipeline
 ) -> tuple[ImageSplits, RealImages]:
     """Open the data and check that it fits the model.
 
@@ -78,7 +78,6 @@ def open_real_images(
             f"--resolution {config.resolution}, but the model makes images of {height}x{width}: "
             "leave it out"
         )
-    config.check_model(pipeline)
     if pipeline.num_classes not in (None, splits.num_classes):
         raise UserError(
             f"the model has {pipeline.num_classes} classes and {config.data} has "

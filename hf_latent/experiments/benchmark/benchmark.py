@@ -1,7 +1,7 @@
 """What the benchmarks share: the two sides of a ratio alternate, and bench.json has both."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -56,7 +56,7 @@ class TrainingBenchmarkConfig(BenchmarkConfig):
         }
 
 
-def alternate(sides: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+def alternate(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
     """Run the sides alternately; each runs first equally often.
 
     Args:

@@ -5,45 +5,40 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from hf_latent.experiments.benchmark.plot import Line, draw_panels
+
 COLOURS = {"pixels": "tab:red", "latents": "tab:blue"}
 PANELS = {
     "step_seconds": "seconds of a denoising step",
     "training_step_seconds": "seconds of a training step",
     "training_step_activations_mb": "activations of a training step, MB",
 }
-LINES = ("-", "--")
+LINE_STYLES = ("-", "--")
 
 
 def draw_costs(points: list[dict[str, Any]], path: Path) -> None:
-    """Draw seconds and memory over the size of the images, both axes logarithmic.
+    """Draw seconds and memory over the size of the images.
 
     Args:
         points: of bench.json.
         path: the PNG file to write.
     """
-    from matplotlib.figure import Figure
+    panels = {title: cost_lines(points, key) for key, title in PANELS.items()}
+    sizes = sorted({point["resolution"] for point in points})
+    draw_panels(panels, "image size, pixels", sizes, path)
 
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    all_axes = figure.subplots(1, len(PANELS))
-    denoisers = list(dict.fromkeys(point["denoiser"] for point in points))
-    for axes, (key, title) in zip(all_axes, PANELS.items(), strict=True):
-        for denoiser, line in zip(denoisers, cycle(LINES), strict=False):
-            for space, colour in COLOURS.items():
-                same = [x for x in points if x["denoiser"] == denoiser and f"{space}_{key}" in x]
-                values = [x[f"{space}_{key}"] for x in same]
-                axes.plot(
-                    [x["resolution"] for x in same],
-                    [median(x) if isinstance(x, list) else x for x in values],
-                    line,
-                    color=colour,
-                    marker="o",
-                    label=f"{space}, {denoiser}",
-                )
-        sizes = sorted({point["resolution"] for point in points})
-        axes.set(xscale="log", yscale="log", xlabel="image size, pixels", title=title)
-        axes.set_xticks(sizes, [str(size) for size in sizes])
-        axes.minorticks_off()
-        axes.grid(alpha=0.3)
-    handles, labels = all_axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize="small")
-    figure.savefig(path, format="png", dpi=110)
+
+def cost_lines(points: list[dict[str, Any]], key: str) -> list[Line]:
+    """Return a line for each denoiser and space: the medians of a cost, where it was measured."""
+    lines = []
+    denoisers = dict.fromkeys(point["denoiser"] for point in points)
+    for denoiser, line_style in zip(denoisers, cycle(LINE_STYLES), strict=False):
+        for space, colour in COLOURS.items():
+            name = f"{space}_{key}"
+            same = [x for x in points if x["denoiser"] == denoiser and name in x]
+            values = [x[name] for x in same]
+            medians = [median(x) if isinstance(x, list) else x for x in values]
+            style = {"color": colour, "linestyle": line_style}
+            sizes = [x["resolution"] for x in same]
+            lines.append(Line(f"{space}, {denoiser}", sizes, medians, style))
+    return lines

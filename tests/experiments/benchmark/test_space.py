@@ -5,6 +5,7 @@ from PIL import Image
 
 from hf_latent.cli import main
 from hf_latent.experiments.benchmark import space
+from hf_latent.experiments.benchmark.space_plot import cost_lines
 
 SMALL = {
     "block_out_channels": (4, 8),
@@ -60,3 +61,11 @@ def test_a_size_that_cannot_be_halved_often_enough_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         measure(tmp_path, "--resolutions", "[96]")
     assert "--resolutions 96 must be a multiple of 64" in capsys.readouterr().err
+
+
+def test_the_plot_has_the_medians_of_what_was_timed():
+    small = {"denoiser": "a", "resolution": 64, "pixels_cost": [5.0, 1.0, 2.0], "latents_cost": 0.5}
+    large = {"denoiser": "a", "resolution": 128, "latents_cost": 0.75}
+    pixels, latents = cost_lines([small, large], "cost")
+    assert (pixels.label, pixels.x, pixels.y) == ("pixels, a", [64], [2.0])
+    assert (latents.label, latents.x, latents.y) == ("latents, a", [64, 128], [0.5, 0.75])
