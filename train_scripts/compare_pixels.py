@@ -1,0 +1,235 @@
+"""Compare diffusion on latents with diffusion on pixels after equal minutes of training.
+
+python train_scripts/compare_pixels.py --data DATA --minutes 5 --output_dir OUT
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, UNet2DModel
+from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt
+
+from hf_latent.command import Share, run_command
+from hf_latent.data.images.config import ImagesConfig
+from hf_latent.data.images.open import ImageSplits, open_images
+from hf_latent.data.images.pixels import to_uint8
+from hf_latent.evaluation.features.extractors import load_feature_extractor
+from hf_latent.evaluation.images.generated import labelled_real_images
+from hf_latent.evaluation.images.sampling import choose_guidance, count_evaluations
+from hf_latent.evaluation.machine import machine_figures
+from hf_latent.evaluation.measures.classifier import (
+    LabelledImages,
+    choose_epochs,
+    measure_accuracy,
+    train_classifier,
+)
+from hf_latent.evaluation.measures.generation import frechet_distance
+from hf_latent.evaluation.pictures import labelled_rows, save_picture
+from hf_latent.experiments.quickstart import AUTOENCODER, DENOISER
+from hf_latent.experiments.sweep.sweep import measure_real_images
+from hf_latent.output import read_json, write_json
+from hf_latent.pipeline import LatentDiffusionPipeline
+from hf_latent.training.autoencoder import train_autoencoder
+from hf_latent.training.autoencoder_config import AutoencoderConfig
+from hf_latent.training.denoiser import train_denoiser
+from hf_latent.training.denoiser_config import DenoiserConfig
+from hf_latent.training.latents.config import EncodeConfig
+from hf_latent.training.latents.encode import encode_latents
+from train_pixels import PixelsConfig, train_pixels
+
+BATCH_SIZE, VALIDATION_IMAGES, SHOWN_CLASSES, SHOWN_COLUMNS = 100, 500, 10, 8
+# Quickstart's settings, made for short trainings, with the squared error: a higher PSNR.
+VAE: dict[str, Any] = AUTOENCODER | {"reconstruction_loss": "l2", "kl_weight": 3e-4}
+LAST = {"validation_steps": 10**9}  # validate only at the end
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparePixelsConfig(ImagesConfig):
+    """Train both for equal minutes, draw images of both, and write comparison.json.
+
+    A part that a folder has already is not made again, so the parts may run one by one.
+
+    Attributes:
+        output_dir: The folder for latents/, pixels/, comparison.json and a grid of each.
+        minutes: Minutes of both trainings on latents together, encoding included. The training on
+            pixels gets as many as they really took.
+        parts: What to do: latents, pixels, measure.
+        autoencoder_share: Share of the minutes that trains the autoencoder.
+        vae_channels: Channels of each level of the autoencoder.
+        latent_channels: Channels of the latents.
+        pixel_channels: Channels of each level of the denoiser of pixels.
+        num_images: Number of generated images.
+        num_inference_steps: Steps of UniPC.
+        guidance_scale: Of both.
+    """
+
+    output_dir: str
+    minutes: PositiveFloat
+    parts: list[str] = ("latents", "pixels", "measure")  # type: ignore[assignment]
+    autoencoder_share: Share = 0.25
+    vae_channels: list[PositiveInt] = (8, 16, 32)  # type: ignore[assignment]
+    latent_channels: PositiveInt = 4
+    pixel_channels: tuple[PositiveInt, ...] = (32, 64, 96, 96)
+    num_images: PositiveInt = 2000
+    num_inference_steps: PositiveInt = 10
+    guidance_scale: NonNegativeFloat = 2.0
+
+    def images_config(self) -> dict[str, Any]:
+        """Return the settings of the images."""
+        return {field.name: getattr(self, field.name) for field in fields(ImagesConfig)}
+
+
+def train_latents(
+    config: ComparePixelsConfig, splits: ImageSplits, folder: Path, now: Callable[[], float]
+) -> None:
+    """Train an autoencoder and a denoiser in the minutes; write training.json last."""
+    images = config.images_config() | {"max_validation_samples": VALIDATION_IMAGES}
+    shared = {
+        **images,
+        "overwrite_output_dir": True,
+        "checkpointing_steps": None,
+    }
+    start = now()
+    autoencoder = train_autoencoder(
+        AutoencoderConfig(
+            **shared | VAE | LAST,
+            block_out_channels=list(config.vae_channels),
+            latent_channels=config.latent_channels,
+            max_train_minutes=config.minutes * config.autoencoder_share,
+            output_dir=str(folder / "autoencoder"),
+        ),
+        splits,
+        now=now,
+    )
+    cache = folder / "denoiser" / "latents"
+    encode = EncodeConfig(**images, vae=str(autoencoder.model_dir), output_dir=str(cache))
+    encode_latents(encode, splits, replace_other=True)
+    minutes = config.minutes - (now() - start) / 60
+    denoiser = train_denoiser(
+        DenoiserConfig(
+            **shared | DENOISER | LAST,
+            vae=str(autoencoder.model_dir),
+            max_train_minutes=minutes,
+            output_dir=str(folder / "denoiser"),
+        ),
+        splits,
+        now=now,
+    )
+    pipeline = load_latents(folder)
+    figures = {
+        "minutes": (now() - start) / 60,
+        "autoencoder_minutes": autoencoder.seconds / 60,
+        "denoiser_minutes": denoiser.seconds / 60,
+        "autoencoder_images": autoencoder.steps * VAE["train_batch_size"],
+        "steps": denoiser.steps,
+        "images": denoiser.steps * int(DENOISER["train_batch_size"]),
+        "parameters": pipeline.unet.num_parameters(),
+        "autoencoder_parameters": pipeline.vae.num_parameters(),
+    }
+    write_json(folder / "training.json", figures)
+
+
+def load_latents(folder: Path) -> LatentDiffusionPipeline:
+    """Load the pipeline that was trained on latents."""
+    return LatentDiffusionPipeline.from_pretrained(folder / "denoiser" / "model")
+
+
+def load_pixels(folder: Path) -> LatentDiffusionPipeline:
+    """Load the denoiser of pixels into a pipeline that only denoises."""
+    unet = UNet2DModel.from_pretrained(folder / "unet")
+    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler")
+    return LatentDiffusionPipeline(None, unet, scheduler)
+
+
+def generate(
+    pipeline: LatentDiffusionPipeline, labels: torch.Tensor, config: ComparePixelsConfig
+) -> torch.Tensor:
+    """Return images `(N, C, H, W)` uint8 of labels `(N,)`; image i has the seed `seed + i`."""
+    pipeline.use_sampler("unipc")
+    pipeline.set_progress_bar_config(disable=True)
+    batches = []
+    for rows in torch.arange(len(labels)).split(BATCH_SIZE):
+        (images,) = pipeline(
+            class_labels=labels[rows].tolist(),
+            generator=[torch.Generator().manual_seed(config.seed + int(i)) for i in rows],
+            guidance_scale=config.guidance_scale,
+            num_inference_steps=config.num_inference_steps,
+            output_type="latent" if pipeline.vae is None else "pt",
+            return_dict=False,
+        )
+        batches.append(to_uint8(images if pipeline.vae is None else images * 2 - 1))
+    return torch.cat(batches)
+
+
+def measure(config: ComparePixelsConfig, splits: ImageSplits, output_dir: Path) -> None:
+    """Compare both with real images, and write comparison.json and a grid of each."""
+    extractor = load_feature_extractor("efficientnet-lite0")
+    real, real_fd = measure_real_images(splits, config.num_images, config.seed, extractor)
+    labels = real.images.subset(real.images.reference).labels
+    assert labels is not None and splits.num_classes and splits.id2label
+    judged = labelled_real_images(splits.train)
+    epochs = choose_epochs(judged.length)
+    judge = train_classifier(judged, splits.num_classes, config.seed, epochs)
+    report: dict[str, Any] = {
+        "real_fd": real_fd,
+        "judge_real_accuracy": measure_accuracy(judge, labelled_real_images(splits.validation)),
+    }
+    pipelines = {
+        "latents": load_latents(output_dir / "latents"),
+        "pixels": load_pixels(output_dir / "pixels"),
+    }
+    for name, pipeline in pipelines.items():
+        start = time.process_time()
+        images = generate(pipeline, labels, config)
+        seconds = time.process_time() - start
+        training = read_json(output_dir / name / "training.json")
+        guidance = choose_guidance(pipeline, config.guidance_scale, None)
+        figures = {
+            **training,
+            "fd": frechet_distance(map(extractor, images.split(BATCH_SIZE)), real.reference),
+            "label_agreement": measure_accuracy(
+                judge, LabelledImages.from_tensors(images / 127.5 - 1, labels)
+            ),
+            "cpu_seconds_per_image": seconds / len(images),
+            "evaluations": count_evaluations(pipeline, config.num_inference_steps, guidance),
+        }
+        report |= {f"{name}_{key}": value for key, value in figures.items()}
+        shown = list(range(min(SHOWN_CLASSES, splits.num_classes)))
+        rows = [torch.where(labels == x)[0][:SHOWN_COLUMNS] for x in shown]
+        grid = images[torch.stack(rows, dim=1).flatten()] / 255
+        save_picture(output_dir / f"{name}.png", labelled_rows(grid, shown, splits.id2label))
+    kept = {k: v for k, v in asdict(config).items() if k not in ("output_dir", "parts")}
+    write_json(output_dir / "comparison.json", kept | report | machine_figures())
+
+
+def compare_pixels(
+    config: ComparePixelsConfig, now: Callable[[], float] = time.perf_counter
+) -> None:
+    """Make the parts that are asked for and not there yet, by a clock in seconds."""
+    output_dir = Path(config.output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    splits = open_images(ImagesConfig(**config.images_config()))
+    latents, pixels = output_dir / "latents", output_dir / "pixels"
+    if "latents" in config.parts and not (latents / "training.json").exists():
+        train_latents(config, splits, latents, now)
+    if "pixels" in config.parts and not (pixels / "training.json").exists():
+        train_pixels(
+            PixelsConfig(
+                **config.images_config(),
+                block_out_channels=config.pixel_channels,
+                max_train_minutes=read_json(latents / "training.json")["minutes"],
+                output_dir=str(pixels),
+                overwrite_output_dir=True,
+            ),
+            now,
+        )
+    if "measure" in config.parts:
+        measure(config, splits, output_dir)
+
+
+if __name__ == "__main__":
+    run_command(ComparePixelsConfig, compare_pixels)
