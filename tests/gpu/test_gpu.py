@@ -8,6 +8,9 @@ from diffusers import LDMPipeline
 from safetensors.torch import load_file
 
 from hf_latent.hub.export import ExportConfig, export
+from hf_latent.models.frozen import freeze
+from hf_latent.models.slicing import slice_if_needed
+from hf_latent.pipeline.decode import decode_latents
 from hf_latent.training.autoencoder import train_autoencoder
 from hf_latent.training.denoiser import train_denoiser
 from hf_latent.training.run.clock import TrainingClock
@@ -133,6 +136,23 @@ def test_a_sampling_step_does_not_wait_for_the_device(pipeline, sampler, device)
     finally:
         if device == "cuda":
             torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+def test_a_batch_that_exceeds_the_memory_is_decoded_image_by_image(vae):
+    vae = freeze(vae).to("cuda")
+    latents = torch.randn(256, 4, 32, 32, device="cuda")
+    expected = torch.cat([decode_latents(vae, x) for x in latents.split(1)]).cpu()
+    torch.cuda.empty_cache()
+    # Every layer's output at full resolution has 128 MB, and that of one image 512 kB.
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 2**27) / total)
+    try:
+        images = slice_if_needed(vae, lambda: decode_latents(vae, latents)).cpu()
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert vae.use_slicing
+    torch.testing.assert_close(images, expected, rtol=0, atol=2e-2)
 
 
 def test_offloaded_to_the_cpu_the_latents_are_the_same(pipeline, device):

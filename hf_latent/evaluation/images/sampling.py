@@ -1,9 +1,12 @@
 """Load a model and generate images with it in batches."""
 
+from functools import partial
+
 import torch
 
 from hf_latent.errors import UserError
 from hf_latent.models.load import find_model, load_denoiser, loading
+from hf_latent.models.slicing import slice_if_needed
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.pipeline.denoise import Guidance, check_guide
 from hf_latent.pipeline.samplers import (
@@ -132,21 +135,25 @@ def sample_images(
     Raises:
         UserError: if an image is not finite.
     """
+
+    def generate(indices: range) -> torch.Tensor:
+        (images,) = pipeline(
+            class_labels=class_labels and [class_labels[i % len(class_labels)] for i in indices],
+            num_images=len(indices),
+            generator=[torch.Generator().manual_seed(seed + i) for i in indices],
+            guidance_scale=guidance_scale,
+            num_inference_steps=num_inference_steps,
+            guidance_interval=guidance_interval,
+            output_type="pt",
+            return_dict=False,
+        )
+        return images.float().cpu()
+
     batches = []
-    for indices in torch.arange(num_images).split(batch_size):
-        labels = class_labels and [class_labels[i % len(class_labels)] for i in indices]
+    for start in range(0, num_images, batch_size):
+        indices = range(start, min(start + batch_size, num_images))
         try:
-            (images,) = pipeline(
-                class_labels=labels,
-                num_images=len(indices),
-                generator=[torch.Generator().manual_seed(seed + int(i)) for i in indices],
-                guidance_scale=guidance_scale,
-                num_inference_steps=num_inference_steps,
-                guidance_interval=guidance_interval,
-                output_type="pt",
-                return_dict=False,
-            )
+            batches.append(slice_if_needed(pipeline.vae, partial(generate, indices)))
         except ValueError as error:
             raise UserError(str(error)) from error
-        batches.append(images.float().cpu())
     return torch.cat(batches)

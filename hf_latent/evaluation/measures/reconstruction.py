@@ -12,6 +12,7 @@ from torchmetrics.functional.image import (
 
 from hf_latent.data.images.pixels import Box
 from hf_latent.models.load import Autoencoder
+from hf_latent.models.slicing import slice_if_needed
 from hf_latent.pipeline.decode import decode_latents
 from hf_latent.pipeline.encode import encode_images
 
@@ -108,8 +109,9 @@ def reconstruct(
     Returns:
         `(B, C, H, W)` float32 on the CPU, near [-1, 1] and not clamped.
     """
-    latents = encode_images(vae, images.to(vae.device), generator, sample_posterior)
-    return decode_latents(vae, latents).float().cpu()
+    images = images.to(vae.device)
+    latents = slice_if_needed(vae, lambda: encode_images(vae, images, generator, sample_posterior))
+    return slice_if_needed(vae, lambda: decode_latents(vae, latents)).float().cpu()
 
 
 def composite(images: torch.Tensor, background: float) -> torch.Tensor:

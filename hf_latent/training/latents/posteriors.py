@@ -4,11 +4,13 @@ from collections import deque
 from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import deepcopy
+from functools import partial
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 
 from hf_latent.data.device import to_device
+from hf_latent.models.slicing import slice_if_needed
 from hf_latent.pipeline.encode import encode_posteriors
 from hf_latent.training.run.late import LateValues
 
@@ -41,7 +43,10 @@ def encode_batches(
     def encode(images: torch.Tensor) -> torch.Tensor:
         images = to_device(images, vae.device)
         views = [images, images.flip(3)] if mirror else [images]
-        posteriors = [encode_posteriors(encoder, x.to(memory_format=last)) for x in views]
+        views = [x.to(memory_format=last) for x in views]
+        posteriors = [
+            slice_if_needed(encoder, partial(encode_posteriors, encoder, x)) for x in views
+        ]
         mean, std = (torch.stack([getattr(x, y) for x in posteriors], 1) for y in ("mean", "std"))
         return torch.stack([mean, std]).to(dtype)
 
