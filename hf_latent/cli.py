@@ -104,6 +104,12 @@ COMMANDS = {
         "push",
         "send a model or a latent cache, with its card, to the Hub",
     ),
+    "doctor": Command(
+        "hf_latent.experiments.doctor",
+        "DoctorConfig",
+        "doctor",
+        "print what this machine has, and recommend settings",
+    ),
     "bench loop": Command(
         "hf_latent.experiments.benchmark.loop",
         "LoopBenchmarkConfig",

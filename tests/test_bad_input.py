@@ -37,6 +37,7 @@ GOOD = {
     "sweep": "--data photos --output_dir OUT --max_minutes 1000",
     "export": "--model model --output_dir OUT",
     "push": "--model model --repo_id ada/model",
+    "doctor": "",
     "bench loop": "--output_dir OUT --rounds 1 --steps 1",
     "bench cache": "--output_dir OUT --num_latents 100 --rounds 1 --steps 1",
     "bench sampler": "--output_dir OUT --rounds 1 --num_images 20",

@@ -90,7 +90,7 @@ def test_an_unknown_command_is_one_line_and_status_2(capsys):
     assert capsys.readouterr().err == (
         "error: no command 'quickstrat': use one of "
         "quickstart, train-autoencoder, encode, train-denoiser, synthesize-ema, generate, inspect, "
-        "evaluate, sweep, export, push, bench loop, bench cache, "
+        "evaluate, sweep, export, push, doctor, bench loop, bench cache, "
         "bench sampler, bench space\n"
     )
 

@@ -41,20 +41,26 @@ def speed_ratio(first: Callable[[], Any], second: Callable[[], Any], seconds: fl
     return min(times[0]) / min(times[1])
 
 
-def bf16_speed(in_float32: Callable[[], Any], in_bf16: Callable[[], Any]) -> float:
-    """Return how many times faster bfloat16 is than float32, on the CPU.
+def small_product_bf16_speed() -> float:
+    """Return how many times faster a small matrix product is in bfloat16, on the CPU.
 
-    A processor without bfloat16 can take hundreds of times as long. So a small matrix product is
-    compared first, and the calls only if its bfloat16 is not far too slow.
-
-    Args:
-        in_float32: the work in float32.
-        in_bf16: the same in bfloat16.
+    A processor without bfloat16 can take hundreds of times as long, so larger work is measured only
+    if this is at least `TOO_SLOW`.
     """
     matrix = torch.randn(256, 256)
     rounded = matrix.bfloat16()
-    ratio = speed_ratio(lambda: matrix @ matrix, lambda: rounded @ rounded, 0)
-    return ratio if ratio < TOO_SLOW else speed_ratio(in_float32, in_bf16, SECONDS)
+    return speed_ratio(lambda: matrix @ matrix, lambda: rounded @ rounded, 0)
+
+
+def bf16_speed(in_float32: Callable[[], Any], in_bf16: Callable[[], Any]) -> float:
+    """Return how many times faster bfloat16 is than float32, on the CPU.
+
+    Args:
+        in_float32: the work in float32.
+        in_bf16: the same in bfloat16; not called if a small product is far too slow.
+    """
+    speed = small_product_bf16_speed()
+    return speed if speed < TOO_SLOW else speed_ratio(in_float32, in_bf16, SECONDS)
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ import json
 import re
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -123,12 +123,15 @@ def open_repository(
         api.create_branch(**repo, branch=revision, exist_ok=True)
 
 
-def retry(step: Callable[[], Result], repo_id: str) -> Result:
+def retry(
+    step: Callable[[], Result], repo_id: str, waits: Sequence[float] = WAITS_SECONDS
+) -> Result:
     """Call a step on the Hub, again if a temporary failure stops it.
 
     Args:
         step: must be safe to repeat: it looks up what the Hub has.
         repo_id: of the repository, for the messages.
+        waits: seconds to wait before each further attempt.
 
     Returns:
         What the step returns.
@@ -136,7 +139,7 @@ def retry(step: Callable[[], Result], repo_id: str) -> Result:
     Raises:
         UserError: in one line, without the token, if the step keeps failing or is refused.
     """
-    for wait in (*WAITS_SECONDS, None):
+    for wait in (*waits, None):
         try:
             return step()
         except UserError:

@@ -164,7 +164,7 @@ def start_accelerator(config: TrainingConfig) -> Accelerator:
     return accelerator
 
 
-def default_precision() -> str | None:
+def default_precision() -> Literal["bf16"] | None:
     """Return bf16 on a GPU that has it, and None (as Accelerate is configured) otherwise."""
     configured = "ACCELERATE_MIXED_PRECISION" in os.environ
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or "ACCELERATE_TORCH_DEVICE" in os.environ
