@@ -160,13 +160,14 @@ def measure_training(
         config: the settings.
     """
     training, device = TRAININGS[name], benchmark_device()
+    precision: Any = default_precision() or "no"
     with tempfile.TemporaryDirectory() as folder:
         settings = training.config(
             **IMAGES,
             **training.settings,
             **config.training_settings(Path(folder) / "run", train_batch_size),
             max_train_samples=TRAIN_IMAGES,
-            mixed_precision=default_precision() or "no",
+            mixed_precision=precision,
         )
         images = config.steps * train_batch_size
 
@@ -174,7 +175,7 @@ def measure_training(
             loop = training.bare(settings, splits, device)
             return images / seconds_per_call(partial(loop.run, config.steps))
 
-        dtype = torch.bfloat16 if settings.mixed_precision == "bf16" else torch.float32
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         rates = alternate(
             {
                 "trainer": lambda: training.train(settings, splits).images_per_second,
@@ -191,7 +192,7 @@ def measure_training(
     return {
         "training": name,
         "train_batch_size": train_batch_size,
-        "mixed_precision": settings.mixed_precision,
+        "mixed_precision": precision,
         "trainer_images_per_second": rates["trainer"],
         "bare_images_per_second": rates["bare"],
         "ratios": (ratios := round_ratios(rates["trainer"], rates["bare"])),
