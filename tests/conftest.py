@@ -9,6 +9,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DModel
+from torch._dynamo.utils import counters
 
 from hf_latent.models.presets import create_autoencoder, create_denoiser, create_scheduler
 from hf_latent.pipeline import LatentDiffusionPipeline
@@ -106,3 +107,21 @@ def unconditional_guided(unconditional: LatentDiffusionPipeline) -> LatentDiffus
 @pytest.fixture
 def images() -> torch.Tensor:
     return torch.rand(4, 1, 16, 16, generator=torch.Generator().manual_seed(2)) * 2 - 1
+
+
+@pytest.fixture
+def compiled_eagerly(monkeypatch):
+    """Let torch.compile use the eager backend, and return the classes that it compiles.
+
+    Compiling to C++ takes minutes.
+    """
+    compile_module, compiled = torch.nn.Module.compile, []
+
+    def compile_eagerly(module, **options):
+        compiled.append(type(module).__name__)
+        compile_module(module, backend="eager", **options)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_eagerly)
+    counters.clear()
+    yield compiled
+    torch._dynamo.reset()

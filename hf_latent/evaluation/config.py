@@ -83,6 +83,7 @@ class SamplingConfig(Settings):
             noise levels must be the model's.
         dtype: Dtype to generate in. auto is bfloat16 if that is faster: on a GPU that has it, and
             on a CPU where a measurement of a second shows it.
+        compile: Compile the denoiser, and a guide, with torch.compile.
     """
 
     sampler: Sampler | None = None
@@ -91,6 +92,7 @@ class SamplingConfig(Settings):
     guidance_interval: str | None = None
     guide: str | None = None
     dtype: Dtype = "float32"
+    compile: bool = False
 
     def __post_init__(self) -> None:
         """Check the values; errors name the flag."""

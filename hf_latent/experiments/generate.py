@@ -12,7 +12,12 @@ from PIL import Image
 from hf_latent.command import Seed
 from hf_latent.errors import UserError
 from hf_latent.evaluation.config import SamplingConfig
-from hf_latent.evaluation.images.sampling import count_evaluations, load_pipeline, sample_images
+from hf_latent.evaluation.images.sampling import (
+    compile_denoiser,
+    count_evaluations,
+    load_pipeline,
+    sample_images,
+)
 from hf_latent.evaluation.pictures import check_channels, image_grid, labelled_rows, save_picture
 from hf_latent.evaluation.precision import choose_dtype, in_dtype
 from hf_latent.lock import locks_output
@@ -94,15 +99,18 @@ def generate(config: GenerateConfig) -> Path:
     pipeline = in_dtype(pipeline, choose_dtype(pipeline, config.dtype))
     default = UNCONDITIONAL_COLUMNS if labels is None else COLUMNS * len(labels)
     num_images = config.num_images or default
+    if config.compile:
+        compile_denoiser(pipeline)
     images = sample_images(
         pipeline,
         labels,
         num_images,
         config.seed,
-        config.batch_size,
+        min(config.batch_size, num_images),
         config.guidance_scale,
         config.num_inference_steps,
         config.interval,
+        whole_batches=config.compile,
     )
     if labels is None:
         picture = image_grid(images, UNCONDITIONAL_COLUMNS)

@@ -3,14 +3,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from torch._dynamo.utils import counters
 
 from hf_latent.cli import main
 from hf_latent.errors import UserError
 from hf_latent.evaluation.pictures import LABEL_WIDTH
 from hf_latent.experiments.generate import GenerateConfig, choose_labels
-from hf_latent.models.presets import create_scheduler
+from hf_latent.models.presets import create_denoiser, create_scheduler
 from hf_latent.pipeline import LatentDiffusionPipeline
 from tests.conftest import make_autoencoder, make_denoiser
+from tests.small import NARROW_DENOISER
 
 
 @pytest.fixture
@@ -64,6 +66,28 @@ def test_dtype(model, tmp_path, capsys):
         assert run(model, "--num_images", "3", "--output", str(output), "--dtype", dtype) == 0
         pictures.append(np.asarray(Image.open(output)).astype(int))
     assert 0 < abs(pictures[0] - pictures[1]).max() < 13
+
+
+@pytest.mark.slow
+def test_a_compiled_denoiser_has_a_graph_with_guidance_and_one_without(
+    vae, tmp_path, compiled_eagerly
+):
+    # Of one level: torch._dynamo takes a second for each block.
+    small = NARROW_DENOISER | {"block_out_channels": (16,), "attention": (True,)}
+    unet = create_denoiser("tiny", vae, (1, 16, 16), 3, **small)
+    saved = LatentDiffusionPipeline(vae, unet, create_scheduler("flow"))
+    saved.save_pretrained(tmp_path / "model")
+    pictures = []
+    for compiled in ("false", "true"):
+        output = tmp_path / f"{compiled}.png"
+        flags = ("--num_images", "5", "--batch_size", "2", "--guidance_interval", "0,0.8")
+        flags += ("--compile", compiled, "--output", str(output))
+        assert run(str(tmp_path / "model"), *flags) == 0
+        pictures.append(np.asarray(Image.open(output)).astype(int))
+    assert abs(pictures[0] - pictures[1]).max() <= 1
+    assert compiled_eagerly == ["UNet2DModel"]
+    assert counters["stats"]["unique_graphs"] == 2, "the last batch is filled up"
+    assert not counters["graph_break"]
 
 
 def test_all_classes_are_drawn_by_default(model, tmp_path):

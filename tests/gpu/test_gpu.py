@@ -7,6 +7,7 @@ import torch
 from diffusers import LDMPipeline
 from safetensors.torch import load_file
 
+from hf_latent.evaluation.images.sampling import compile_denoiser, sample_images
 from hf_latent.hub.export import ExportConfig, export
 from hf_latent.models.frozen import freeze
 from hf_latent.models.slicing import slice_if_needed
@@ -184,3 +185,14 @@ def test_a_compiled_training_has_the_losses_of_a_plain_one(tmp_path, name, devic
         train, config = training(name, folder, compile=compiled, mixed_precision="no")
         losses.append(train(config).train_loss)
     assert losses[1] == pytest.approx(losses[0], rel=1e-2)
+
+
+@pytest.mark.gpu
+def test_a_compiled_denoiser_draws_the_same_images(pipeline):
+    pipeline.to("cuda")
+    settings = {"num_images": 5, "seed": 0, "batch_size": 2, "num_inference_steps": 4}
+    settings |= {"guidance_interval": (0, 0.8), "whole_batches": True}
+    expected = sample_images(pipeline, [0, 1], **settings)
+    compile_denoiser(pipeline)
+    found = sample_images(pipeline, [0, 1], **settings)
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-2)

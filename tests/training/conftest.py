@@ -2,8 +2,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
-from torch._dynamo.utils import counters
 
 from hf_latent.training.autoencoder import AutoencoderConfig
 from hf_latent.training.denoiser_config import DenoiserConfig
@@ -48,21 +46,3 @@ def autoencoder_config(tmp_path):
 @pytest.fixture
 def denoiser_config(tmp_path):
     return partial(short_denoiser, tmp_path)
-
-
-@pytest.fixture
-def compiled_eagerly(monkeypatch):
-    """Let torch.compile use the eager backend, and return the classes that it compiles.
-
-    Compiling to C++ takes minutes.
-    """
-    compile_module, compiled = torch.nn.Module.compile, []
-
-    def compile_eagerly(module, **options):
-        compiled.append(type(module).__name__)
-        compile_module(module, backend="eager", **options)
-
-    monkeypatch.setattr(torch.nn.Module, "compile", compile_eagerly)
-    counters.clear()
-    yield compiled
-    torch._dynamo.reset()

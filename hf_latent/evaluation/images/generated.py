@@ -12,7 +12,11 @@ from hf_latent.data.shards import Shards, write_shards
 from hf_latent.evaluation.config import EvaluateConfig
 from hf_latent.evaluation.features.extractors import FeatureExtractor
 from hf_latent.evaluation.images.reference import RealImages
-from hf_latent.evaluation.images.sampling import choose_guidance, sample_images
+from hf_latent.evaluation.images.sampling import (
+    choose_guidance,
+    compile_denoiser,
+    sample_images,
+)
 from hf_latent.evaluation.measures.classifier import (
     LabelledImages,
     choose_epochs,
@@ -46,6 +50,8 @@ def write_samples(
         and `NAME_mirrored` for each space.
     """
     guidance = choose_guidance(pipeline, config.guidance_scale, config.interval)
+    if config.compile:
+        compile_denoiser(pipeline)
 
     def make_batch(rows: range) -> dict[str, torch.Tensor]:
         labels = None if class_labels is None else class_labels[rows.start : rows.stop]
@@ -58,6 +64,7 @@ def write_samples(
             guidance.scale,
             config.num_inference_steps,
             guidance.interval,
+            whole_batches=config.compile,
         )
         images = to_uint8(samples * 2 - 1)
         tensors = {"images": images} | ({} if labels is None else {"class_labels": labels})

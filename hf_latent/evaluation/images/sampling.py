@@ -71,6 +71,13 @@ def _add_guide(pipeline: LatentDiffusionPipeline, guide: str) -> None:
     pipeline.register_modules(guide_unet=guide_unet)
 
 
+def compile_denoiser(pipeline: LatentDiffusionPipeline) -> None:
+    """Compile the denoiser, and a guide, in place: for each batch size at its first step."""
+    for network in (pipeline.unet, pipeline.guide_unet):
+        if network is not None:
+            network.compile(dynamic=False)
+
+
 def choose_guidance(
     pipeline: LatentDiffusionPipeline,
     guidance_scale: float | None,
@@ -121,13 +128,18 @@ def sample_images(
     guidance_scale: float | None = None,
     num_inference_steps: int = 20,
     guidance_interval: tuple[float, float] | None = None,
+    whole_batches: bool = False,
 ) -> torch.Tensor:
     """Generate images in batches; image i has the seed `seed + i`.
 
     Args:
         class_labels: used in turn; None for an unconditional model.
         seed: of the first image.
-        guidance_scale: as in the pipeline's call, like all that follow.
+        guidance_scale: as in the pipeline's call.
+        num_inference_steps: as in the pipeline's call.
+        guidance_interval: as in the pipeline's call.
+        whole_batches: fill up the last batch, with images that are dropped. A compiled denoiser
+            would be compiled again for a smaller one.
 
     Returns:
         `(num_images, C, H, W)` float32 in [0, 1], on the CPU.
@@ -151,9 +163,10 @@ def sample_images(
 
     batches = []
     for start in range(0, num_images, batch_size):
-        indices = range(start, min(start + batch_size, num_images))
+        end = start + batch_size
+        indices = range(start, end if whole_batches else min(end, num_images))
         try:
             batches.append(slice_if_needed(pipeline.vae, partial(generate, indices)))
         except ValueError as error:
             raise UserError(str(error)) from error
-    return torch.cat(batches)
+    return torch.cat(batches)[:num_images]

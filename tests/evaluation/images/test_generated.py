@@ -15,6 +15,7 @@ from hf_latent.evaluation.features.extractors import LatentVectors
 from hf_latent.evaluation.images.generated import labelled_samples, measure_classes, write_samples
 from hf_latent.evaluation.images.reference import RealImages
 from hf_latent.models.presets import create_scheduler
+from tests.conftest import count_calls
 from tests.evaluation.features.short_vectors import ShortVectors
 
 LABELS = torch.tensor([2, 0, 1, 1, 0, 2, 2, 1, 0, 0, 1])
@@ -61,6 +62,18 @@ def test_each_image_has_its_label_and_seed(pipeline, config):
         assert difference.abs().max() <= 1
         other = images[(row + 1) % COUNT].int() - (alone[0] * 255).round().int()
         assert other.abs().max() > 1
+
+
+def test_a_compiled_denoiser_gets_batches_of_one_size(pipeline, config, tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda x, **options: compiled.append(x))
+    expected = write(pipeline, replace(config, output_dir=str(tmp_path / "plain")))
+    sizes = count_calls(pipeline.unet)
+    written = write(pipeline, replace(config, compile=True))
+    assert compiled == [pipeline.unet]
+    assert set(sizes) == {2 * config.batch_size}
+    difference = everything(written, "images").int() - everything(expected, "images").int()
+    assert difference.abs().max() <= 1
 
 
 def test_the_models_own_guidance_is_the_default(pipeline, config, tmp_path):
