@@ -16,8 +16,8 @@ class AutoencoderConfig(TrainingConfig):
     """Train an autoencoder on your images.
 
     Attributes:
-        preset: Configuration of a new autoencoder: tiny (f=4), small (f=4), base (f=8), or LDM's
-            published ldm-f4 and ldm-f8.
+        preset: Configuration of a new autoencoder: tiny (f=4), small (f=4), base (f=8),
+            base-fast (f=8, 14 times fewer operations), or LDM's published ldm-f4 and ldm-f8.
         latent_channels: Number of latent channels. By default the preset's.
         block_out_channels: Channels of each level. n levels give a downsampling factor of
             2^(n-1). By default the preset's.

@@ -20,8 +20,9 @@ class DenoiserConfig(TrainingConfig):
     Attributes:
         vae: The autoencoder, or a pipeline that contains it: its folder or that of the run that
             trained it, the name of a released one, or an id on the Hub.
-        preset: Configuration of a new denoiser: tiny, small, base, or LDM's published ldm-f4 and
-            ldm-f8. Its channels and size come from the autoencoder. Ignored with pretrained_unet.
+        preset: Configuration of a new denoiser: tiny, small, base (base-fast is the same), or
+            LDM's published ldm-f4 and ldm-f8. Its channels and size come from the autoencoder.
+            Ignored with pretrained_unet.
         pretrained_unet: Start from this UNet2DModel or pipeline instead of a new one; it is named
             like the autoencoder. It must have the latents, classes and objective of this run.
         objective: What the denoiser predicts: flow (noise - latents), epsilon (the noise),

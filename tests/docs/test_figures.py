@@ -156,6 +156,34 @@ def test_of_the_caches_benchmark():
     assert report["reading_large_latents"] >= 1_000_000
 
 
+def test_of_the_fast_decoder():
+    report, page = load(REPORTS / "decoders.json"), "guides/choosing_latent.md"
+    steps = list(report["step_gflops"].values())
+    fewer = {}
+    for preset, decoder in report["decoder_gflops"].items():
+        (half, *_) = (x for x in report["half"] if x["preset"] == preset)
+        first, second = (f"{decoder / step['latents']:.1f}" for step in steps)
+        figures = (
+            f"{decoder:.1f} GFLOP",
+            f"{first} and {second}",
+            f"{half['held_out_psnr_db']:.1f} dB, SSIM {half['held_out_ssim']:.2f}",
+        )
+        line = f"| `{preset}` | {' | '.join(figures)} |"
+        assert line in read(page), line
+        image = decoder + 20 * steps[0]["latents"]
+        fewer[preset] = f"{20 * steps[0]['pixels'] / image:.0f} times fewer"
+    assert f"{fewer['base']} operations" in prose(page)
+    assert f"{fewer['base-fast']} with `base-fast`" in prose(page)
+    training = {
+        x["preset"]: x["vae_training_gflops_per_image"]
+        for x in load(REPORTS / "presets.json")["presets"]
+        if x["resolution"] == 256
+    }
+    ratio = f"{training['base'] / training['base-fast']:.0f} times fewer operations"
+    assert f"Training `base-fast` takes {ratio}" in prose(page)
+    assert half["max_train_steps"] * half["train_batch_size"] == 12_800
+
+
 def test_of_the_sweep():
     folder, page = REPORTS / "sweep" / "fashion-mnist", "guides/choosing_latent.md"
     report = load(folder / "report.json")

@@ -36,6 +36,17 @@ WITH_DISCRIMINATOR = {
 NETWORK = "efficientnet-lite0"
 
 
+def test_plain_diffusers_loads_what_the_fast_preset_trained(autoencoder_config):
+    config = autoencoder_config(preset="base-fast", **WITH_DISCRIMINATOR)
+    summary = train_autoencoder(config)
+    vae = AutoencoderKL.from_pretrained(summary.model_dir, use_safetensors=True)
+    assert tuple(vae.config.block_out_channels) == (16, 32, 64, 128)
+    assert vae.config.norm_num_groups == 8 and vae.config.layers_per_block == 1
+    assert vae.config.scaling_factor == 1 and FOLDED_MEAN in vae.config
+    assert summary.held_out.dead_channels == []
+    torch.testing.assert_close(summary.residual_std, [1.0] * 4, rtol=0, atol=0.3)
+
+
 def test_a_run_leaves_a_folded_autoencoder_and_its_log(autoencoder_config, tmp_path):
     config = autoencoder_config()
     summary = train_autoencoder(config)

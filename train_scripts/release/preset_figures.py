@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 RELEASED = PRETRAINED / "fashion-mnist" / "training.json"
 # Each preset with its usual resolutions.
 PRESETS: list[tuple[Preset, int]] = [("tiny", 32), ("small", 64), ("small", 128), ("base", 256)]
-PRESETS += [("ldm-f4", 256), ("ldm-f8", 256), ("ldm-f8", 512)]
+PRESETS += [("base-fast", 256), ("ldm-f4", 256), ("ldm-f8", 256), ("ldm-f8", 512)]
 # The forward pass, and the gradients of inputs and of weights, cost about as much each.
 PASSES_A_TRAINING_STEP = 3
 

@@ -28,13 +28,14 @@ from hf_latent.experiments.benchmark.costs import (
 )
 from hf_latent.experiments.benchmark.space_plot import draw_costs
 from hf_latent.models.frozen import freeze
-from hf_latent.models.presets import create_autoencoder
+from hf_latent.models.presets import Preset, create_autoencoder
 from hf_latent.output import replaced_whole
 from hf_latent.pipeline.decode import decode_latents
 
 FACTOR, LATENT_CHANNELS = 8, 4
 SMALLEST = FACTOR * 8  # the denoisers halve the size three times
-AUTOENCODER = "base"  # the preset whose decoder ends an image of the latent side
+# The presets whose decoders end an image of the latent side.
+AUTOENCODERS: tuple[Preset, ...] = ("base", "base-fast")
 # Four levels each. Self-attention costs the square of the number of positions.
 DENOISERS: dict[str, dict[str, Any]] = {
     "attention at the lowest level": {
@@ -65,7 +66,8 @@ class SpaceBenchmarkConfig(BenchmarkConfig):
     measured, one with self-attention at its lowest level, one at every level: the time of a
     denoising step and of a training step, and their activations, which are the memory beyond
     weights, gradients and optimizer. Operations are counted without computing, and so are the
-    activations on a CPU.
+    activations on a CPU. An image on latents is timed twice: decoded by preset base, and by
+    base-fast.
 
     Attributes:
         resolutions: Sizes of the square RGB images in pixels, multiples of 64. By default 64, 128,
@@ -208,29 +210,30 @@ def time_alternately(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[s
 def measure_image(
     point: dict[str, Any], resolution: int, config: SpaceBenchmarkConfig
 ) -> dict[str, Any]:
-    """Time decoding; return its seconds, and the ratio of whole images if pixels were timed."""
-    device = benchmark_device()
-    vae = create_autoencoder(AUTOENCODER, 3, resolution, latent_channels=LATENT_CHANNELS)  # type: ignore[arg-type]
-    freeze(vae).to(device)
-    size = resolution // FACTOR
+    """Time each autoencoder's decoder.
+
+    Returns:
+        By preset: the decoder's seconds, those in steps on latents, the median seconds of a whole
+        image, and their ratio if a step on pixels was timed.
+    """
+    steps, size = config.num_inference_steps, resolution // FACTOR
+    device, latent_step = benchmark_device(), median(point["latents_step_seconds"])
     latents = torch.randn(config.batch_size, LATENT_CHANNELS, size, size, device=device)
-
-    @torch.no_grad()
-    def decode() -> None:
-        decode_latents(vae, latents)
-
-    (decode_seconds,) = time_alternately({"decode": decode}, config.rounds).values()
-    figures: dict[str, Any] = {"decode_seconds": decode_seconds}
-    steps = config.num_inference_steps
-    figures["latents_image_seconds_median"] = median(decode_seconds) + steps * median(
-        point["latents_step_seconds"]
-    )
-    if "pixels_step_seconds" in point:
-        figures["pixels_image_seconds_median"] = steps * median(point["pixels_step_seconds"])
-        figures["image_ratio"] = (
-            figures["pixels_image_seconds_median"] / figures["latents_image_seconds_median"]
-        )
-    return figures
+    calls: dict[str, Callable[[], Any]] = {}
+    for preset in AUTOENCODERS:
+        vae = create_autoencoder(preset, 3, resolution, latent_channels=LATENT_CHANNELS)
+        calls[preset] = partial(torch.no_grad()(decode_latents), freeze(vae).to(device), latents)
+    images = {}
+    for name, seconds in time_alternately(calls, config.rounds).items():
+        image = median(seconds) + steps * latent_step
+        images[name] = {
+            "decode_seconds": seconds,
+            "decode_steps": median(seconds) / latent_step,
+            "seconds_median": image,
+        }
+        if "pixels_step_seconds" in point:
+            images[name]["ratio"] = steps * median(point["pixels_step_seconds"]) / image
+    return {"images": images}
 
 
 def describe_point(point: dict[str, Any]) -> str:
@@ -244,9 +247,12 @@ def describe_point(point: dict[str, Any]) -> str:
             f"{words} {timed}, {point[f'{kind}_operations_ratio']:.1f} times fewer operations, "
             f"{pixels / latents:.1f} times less memory of activations"
         )
-    image = f"an image {point['image_ratio']:.1f} times faster" if "image_ratio" in point else ""
-    words = "; ".join([*parts, *([image] if image else [])])
-    return f"{point['denoiser']}, {point['resolution']} pixels: on latents {words}"
+    parts += [
+        f"an image decoded by {preset} {image['ratio']:.1f} times faster"
+        for preset, image in point["images"].items()
+        if "ratio" in image
+    ]
+    return f"{point['denoiser']}, {point['resolution']} pixels: on latents {'; '.join(parts)}"
 
 
 def run(config: SpaceBenchmarkConfig) -> dict[str, Any]:

@@ -1,12 +1,17 @@
 import json
 
 import pytest
+import torch
 from PIL import Image
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hf_latent.cli import main
 from hf_latent.experiments.benchmark import space
+from hf_latent.experiments.benchmark.costs import count_operations
 from hf_latent.experiments.benchmark.space_plot import cost_lines
+from hf_latent.models.presets import create_autoencoder
 
+DENOISERS = space.DENOISERS
 SMALL = {
     "block_out_channels": (4, 8),
     "down_block_types": ("DownBlock2D", "DownBlock2D"),
@@ -20,7 +25,7 @@ SMALL = {
 @pytest.fixture(autouse=True)
 def small_models(monkeypatch):
     monkeypatch.setattr(space, "DENOISERS", {"without attention": SMALL})
-    monkeypatch.setattr(space, "AUTOENCODER", "tiny")
+    monkeypatch.setattr(space, "AUTOENCODERS", ("tiny",))
     monkeypatch.setattr(space, "seconds_per_call", lambda call: (call(), 0.5)[1])
 
 
@@ -36,7 +41,10 @@ def test_pixels_cost_as_many_times_more_as_there_are_more_positions(tmp_path, ca
     assert point["pixels_step_seconds"] == point["latents_step_seconds"] == [0.5]
     assert point["step_ratio_median"] == point["training_step_ratio_median"] == 1
     # 20 steps against 20 steps and the decoder.
-    assert point["image_ratio"] == pytest.approx(20 / 21)
+    image = point["images"]["tiny"]
+    assert image["ratio"] == pytest.approx(20 / 21)
+    assert image["decode_seconds"] == [0.5] and image["decode_steps"] == 1
+    assert "an image decoded by tiny 1.0 times faster" in printed
     # 64 pixels have one position of latents, which has 4 channels in place of 3.
     assert 55 < point["step_operations_ratio"] < 64
     assert f"{point['step_operations_ratio']:.1f} times fewer operations" in printed
@@ -50,7 +58,7 @@ def test_a_step_that_would_take_too_long_is_counted_and_not_timed(tmp_path, caps
     report = measure(tmp_path, *flags)
     small, large = report["points"]
     assert small["pixels_step_seconds"] == [0.5]
-    assert "pixels_step_seconds" not in large and "image_ratio" not in large
+    assert "pixels_step_seconds" not in large and "ratio" not in large["images"]["tiny"]
     ratio = large["pixels_step_operations"] / small["pixels_step_operations"]
     assert large["pixels_step_estimated_seconds"] == pytest.approx(0.5 * ratio)
     assert large["latents_step_seconds"] == [0.5]
@@ -69,3 +77,18 @@ def test_the_plot_has_the_medians_of_what_was_timed():
     pixels, latents = cost_lines([small, large], "cost")
     assert (pixels.label, pixels.x, pixels.y) == ("pixels, a", [64], [2.0])
     assert (latents.label, latents.x, latents.y) == ("latents, a", [64, 128], [0.5, 0.75])
+
+
+@pytest.mark.parametrize("name", DENOISERS)
+def test_the_fast_decoder_costs_at_most_ten_steps_on_latents_at_256_pixels(name, monkeypatch):
+    monkeypatch.setattr(space, "DENOISERS", DENOISERS)
+    cpu = torch.device("cpu")
+    with FakeTensorMode(), torch.no_grad():
+        vae = create_autoencoder("base-fast", 3, 256)
+        decoder = count_operations(lambda: vae.decode(torch.randn(1, 4, 32, 32)))
+        pixels, latents = (
+            count_operations(space.Side(name, shape, cpu).step)
+            for shape in ((1, 3, 256, 256), (1, 4, 32, 32))
+        )
+    assert decoder <= 10 * latents
+    assert 20 * pixels >= 40 * (20 * latents + decoder)
