@@ -14,6 +14,7 @@ from hf_latent.models.slicing import slice_if_needed
 from hf_latent.pipeline.decode import decode_latents
 from hf_latent.training.autoencoder import train_autoencoder
 from hf_latent.training.denoiser import train_denoiser
+from hf_latent.training.latents.posteriors import encode_batches
 from hf_latent.training.run.clock import TrainingClock
 from tests.conftest import draw_latents, make_autoencoder
 from tests.gpu.conftest import CUDA
@@ -123,6 +124,14 @@ def test_sampling_and_decoding_equal_the_cpus(pipeline, device):
     torch.testing.assert_close(latents.cpu(), expected, rtol=0, atol=2e-2)
     found = pipeline.decode_latents(expected.to(device))
     torch.testing.assert_close(found.cpu(), images, rtol=0, atol=2e-2)
+
+
+def test_encoded_batches_equal_the_cpus(vae, images, device):
+    batches = [images[:3], images[3:]]
+    expected = list(encode_batches(freeze(vae), batches, True, torch.float32))
+    found = list(encode_batches(vae.to(device), batches, True, torch.float32))
+    for own, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(own, other, rtol=0, atol=2e-2)
 
 
 @pytest.mark.parametrize("sampler", ["euler", "heun", "dpm++"])
