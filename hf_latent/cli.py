@@ -134,6 +134,12 @@ COMMANDS = {
         "run",
         "measure a denoiser on pixels and on latents",
     ),
+    "bench start": Command(
+        "hf_latent.experiments.benchmark.start",
+        "StartBenchmarkConfig",
+        "run",
+        "measure the time until the first image",
+    ),
 }
 
 

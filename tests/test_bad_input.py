@@ -42,6 +42,7 @@ GOOD = {
     "bench cache": "--output_dir OUT --num_latents 100 --rounds 1 --steps 1",
     "bench sampler": "--output_dir OUT --rounds 1 --num_images 20",
     "bench space": "--output_dir OUT --resolutions [64] --rounds 1",
+    "bench start": "--output_dir OUT --rounds 1",
     "train-autoencoder": "--data photos --output_dir OUT --preset tiny --max_train_steps 1",
     "train-denoiser": "--data photos --vae vae --output_dir OUT --preset tiny --max_train_steps 1",
     "encode": "--data photos --vae vae --output_dir OUT",

@@ -91,7 +91,7 @@ def test_an_unknown_command_is_one_line_and_status_2(capsys):
         "error: no command 'quickstrat': use one of "
         "quickstart, train-autoencoder, encode, train-denoiser, synthesize-ema, generate, inspect, "
         "evaluate, sweep, export, push, doctor, bench loop, bench cache, "
-        "bench sampler, bench space\n"
+        "bench sampler, bench space, bench start\n"
     )
 
 
@@ -116,7 +116,7 @@ def test_bash_completes_commands_flags_and_values(tmp_path, capsys):
     assert {"train-autoencoder", "train-denoiser"} <= completions("hf-latent train-")
     latents = {"--latents", "--latents_on_device", "--latents_revision"}
     assert completions("hf-latent train-denoiser --laten") == latents
-    assert completions("hf-latent bench ") >= {"cache", "loop", "sampler", "space"}
+    assert completions("hf-latent bench ") >= {"cache", "loop", "sampler", "space", "start"}
     assert completions("hf-latent inspect --resize_mode ") == {"crop", "pad"}
     assert completions("hf-latent quickstart --train_vae ") == {"true", "false"}
     assert completions("hf-latent inspect --data ph") == {"photos"}
