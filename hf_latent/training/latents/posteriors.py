@@ -37,20 +37,22 @@ def encode_batches(
         Mean and deviation, `(2, B, views, c, h, w)`, on the CPU.
     """
 
-    last = torch.channels_last  # faster for convolutions
-    encoder = deepcopy(vae).to(memory_format=last)
+    # channels_last makes convolutions faster on a CPU. On a GPU, GroupNorm would copy it back.
+    on_cpu = vae.device.type == "cpu"
+    layout = torch.channels_last if on_cpu else torch.contiguous_format
+    encoder = deepcopy(vae).to(memory_format=layout)
 
     def encode(images: torch.Tensor) -> torch.Tensor:
         images = to_device(images, vae.device)
         views = [images, images.flip(3)] if mirror else [images]
-        views = [x.to(memory_format=last) for x in views]
+        views = [x.to(memory_format=layout) for x in views]
         posteriors = [
             slice_if_needed(encoder, partial(encode_posteriors, encoder, x)) for x in views
         ]
         mean, std = (torch.stack([getattr(x, y) for x in posteriors], 1) for y in ("mean", "std"))
         return torch.stack([mean, std]).to(dtype)
 
-    if vae.device.type != "cpu":
+    if not on_cpu:
         late = LateValues(vae.device)
         for images in batches:
             before = late.exchange(encode(images))
