@@ -163,13 +163,9 @@ def test_of_the_fast_decoder():
     for preset, decoder in report["decoder_gflops"].items():
         (half, *_) = (x for x in report["half"] if x["preset"] == preset)
         first, second = (f"{decoder / step['latents']:.1f}" for step in steps)
-        figures = (
-            f"{decoder:.1f} GFLOP",
-            f"{first} and {second}",
-            f"{half['held_out_psnr_db']:.1f} dB, SSIM {half['held_out_ssim']:.2f}",
-        )
-        line = f"| `{preset}` | {' | '.join(figures)} |"
+        line = f"| `{preset}` | {decoder:.1f} GFLOP | {first} and {second} |"
         assert line in read(page), line
+        assert f"`{preset}` reaches {half['held_out_psnr_db']:.1f} dB" in prose(page)
         image = decoder + 20 * steps[0]["latents"]
         fewer[preset] = f"{20 * steps[0]['pixels'] / image:.0f} times fewer"
     assert f"{fewer['base']} operations" in prose(page)
