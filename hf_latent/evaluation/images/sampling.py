@@ -162,9 +162,9 @@ def sample_images(
         return images.float().cpu()
 
     batches = []
-    for start in range(0, num_images, batch_size):
-        end = start + batch_size
-        indices = range(start, end if whole_batches else min(end, num_images))
+    for rows in torch.arange(num_images).split(batch_size):  # far too many fail here, at once
+        start, count = int(rows[0]), batch_size if whole_batches else len(rows)
+        indices = range(start, start + count)
         try:
             batches.append(slice_if_needed(pipeline.vae, partial(generate, indices)))
         except ValueError as error:
