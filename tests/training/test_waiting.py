@@ -50,7 +50,8 @@ for count in (0, 1, 2, 9):
     waits.clear()
     encoded = list(encode_batches(vae, read(count), True, torch.float16))
     assert len(encoded) == count
-    assert all(torch.equal(x, expected) for x in encoded)
+    # The layouts differ, and so does the last bit of float16.
+    assert all(torch.allclose(x, expected, rtol=2e-3, atol=1e-3) for x in encoded)
     counted.append(dict(waits))
 print(json.dumps(counted))
 """
