@@ -17,6 +17,7 @@ from hf_latent.command import Share, run_command
 from hf_latent.data.images.config import ImagesConfig
 from hf_latent.data.images.open import ImageSplits, open_images
 from hf_latent.data.images.pixels import to_uint8
+from hf_latent.errors import UserError
 from hf_latent.evaluation.features.extractors import load_feature_extractor
 from hf_latent.evaluation.images.generated import labelled_real_images
 from hf_latent.evaluation.images.sampling import choose_guidance, count_evaluations
@@ -41,6 +42,7 @@ from hf_latent.training.latents.config import EncodeConfig
 from hf_latent.training.latents.encode import encode_latents
 from train_pixels import PixelsConfig, train_pixels
 
+Part = Literal["latents", "pixels", "measure"]
 BATCH_SIZE, VALIDATION_IMAGES, SHOWN_CLASSES, SHOWN_COLUMNS = 100, 500, 10, 8
 # Quickstart's settings, made for short trainings, with the squared error: a higher PSNR.
 VAE: dict[str, Any] = AUTOENCODER | {"reconstruction_loss": "l2", "kl_weight": 3e-4}
@@ -72,7 +74,7 @@ class ComparePixelsConfig(ImagesConfig):
     output_dir: str
     minutes: PositiveFloat
     clock: Literal["wall", "cpu"] = "wall"
-    parts: list[str] = ("latents", "pixels", "measure")  # type: ignore[assignment]
+    parts: list[Part] = ("latents", "pixels", "measure")  # type: ignore[assignment]
     autoencoder_share: Share = 0.25
     vae_channels: list[PositiveInt] = (8, 16, 32)  # type: ignore[assignment]
     latent_channels: PositiveInt = 4
@@ -173,7 +175,7 @@ def measure(config: ComparePixelsConfig, splits: ImageSplits, output_dir: Path) 
     extractor = load_feature_extractor("efficientnet-lite0")
     real, real_fd = measure_real_images(splits, config.num_images, config.seed, extractor)
     labels = real.images.subset(real.images.reference).labels
-    assert labels is not None and splits.num_classes and splits.id2label
+    assert labels is not None and splits.num_classes and splits.id2label  # checked at the start
     judged = labelled_real_images(splits.train)
     epochs = choose_epochs(judged.length)
     judge = train_classifier(judged, splits.num_classes, config.seed, epochs)
@@ -215,11 +217,18 @@ def compare_pixels(config: ComparePixelsConfig, now: Callable[[], float] | None 
     Args:
         config: the settings.
         now: the clock, in seconds; None: that of the settings.
+
+    Raises:
+        UserError: if the images have no classes, or a setting or a folder is not valid.
     """
     now = now or {"wall": time.perf_counter, "cpu": time.process_time}[config.clock]
     output_dir = Path(config.output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
     splits = open_images(ImagesConfig(**config.images_config()))
+    if splits.num_classes is None:
+        raise UserError(
+            f"{config.data} has no classes: the comparison needs a folder for each class"
+        )
+    output_dir.mkdir(parents=True, exist_ok=True)
     latents, pixels = output_dir / "latents", output_dir / "pixels"
     if "latents" in config.parts and not (latents / "training.json").exists():
         train_latents(config, splits, latents, now)

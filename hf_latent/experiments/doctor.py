@@ -38,7 +38,7 @@ NEARLY_FASTEST = 0.9
 class DoctorConfig(Settings):
     """Print what this machine has and what it is fast at, and recommend settings of a training.
 
-    It takes about 20 seconds on a CPU. A question about a problem should contain its output.
+    It takes less than a minute on a CPU. A question about a problem should contain its output.
     """
 
 
@@ -65,7 +65,7 @@ def describe_machine() -> Iterator[str]:
         free, total = torch.cuda.mem_get_info(index)
         name = torch.cuda.get_device_name(index)
         yield f"GPU {index}: {name}, {_gb(total)} of memory, {_gb(free)} free"
-    yield f"cores: {usable_cores()}, of which torch uses {torch.get_num_threads()}"
+    yield f"cores: {usable_cores()}; torch uses {torch.get_num_threads()}"
     yield f"memory: {_gb(memory.total)}, {_gb(memory.available)} free"
     cache = Path(constants.HF_HOME)
     place = next(x for x in (cache, *cache.parents) if x.exists())

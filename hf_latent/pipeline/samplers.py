@@ -163,6 +163,7 @@ def _create_diffusion(scheduler: SchedulerMixin, sampler: str) -> SchedulerMixin
     known = inspect.signature(scheduler_class.__init__).parameters
     try:
         return scheduler_class(**{name: x for name, x in settings.items() if name in known})
+    # diffusers raises this for settings that a scheduler does not have, such as a beta schedule.
     except NotImplementedError as error:
         raise ValueError(f"sampler {sampler} does not go with this model: {error}") from error
 

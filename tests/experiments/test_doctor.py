@@ -14,7 +14,7 @@ hf-latent [\d.]+\S*, Python 3\.\S+, torch \S+
 diffusers \S+, transformers \S+, accelerate \S+, datasets \S+, huggingface_hub \S+
 device: (cpu|cuda|mps), \S.*
 (GPU \d: .*
-)*cores: \d+, of which torch uses 1
+)*cores: \d+; torch uses 1
 memory: [\d.,]+ GB, [\d.,]+ GB free
 disk: [\d.,]+ GB here, [\d.,]+ GB for downloads
 matrix product in float32: [\d,]+ GFLOP/s

@@ -9,6 +9,7 @@ from PIL import Image
 import compare_pixels
 from compare_pixels import ComparePixelsConfig, load_pixels
 from hf_latent.data.images import sources
+from hf_latent.errors import UserError
 from tests.small import few_images, small_trainings
 from train_pixels import PixelsConfig, train_pixels
 
@@ -89,3 +90,12 @@ def test_both_are_trained_for_equal_minutes_and_measured(tmp_path, monkeypatch):
     assert report["latents_evaluations"] == report["pixels_evaluations"] == 4
     for name in ("latents", "pixels"):
         assert Image.open(tmp_path / f"{name}.png").size[1] == 2 * 64
+
+
+def test_images_without_classes_are_refused_in_words(grey_folder, tmp_path):
+    config = ComparePixelsConfig(
+        data=str(grey_folder / "a"), resolution=8, minutes=1, output_dir=str(tmp_path / "out")
+    )
+    with pytest.raises(UserError, match="has no classes"):
+        compare_pixels.compare_pixels(config)
+    assert not (tmp_path / "out").exists()

@@ -3,7 +3,7 @@
     python train_scripts/release/decoder_figures.py DATA RUNS
 
 Both are trained on the same batches of 32x32 images, at half of their widths, so minutes suffice.
-DATA has the images; RUNS is the folder of the trainings, of which a finished one is not repeated.
+DATA has the images; RUNS is the folder of the trainings. A finished training is not repeated.
 """
 
 import sys
