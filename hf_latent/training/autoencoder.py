@@ -40,7 +40,7 @@ from hf_latent.training.run.accelerator import (
     raise_everywhere,
     start_accelerator,
 )
-from hf_latent.training.run.batches import global_batches, ignore_signals
+from hf_latent.training.run.batches import global_batches, init_reader
 from hf_latent.training.run.checkpoints import TrainingState, resume_training, save_checkpoint
 from hf_latent.training.run.clock import TrainingClock, TrainingSummary
 from hf_latent.training.run.draws import ShardedDraws
@@ -132,7 +132,7 @@ def train_autoencoder(
     batches = global_batches(splits.train, rows, config.seed, done, workers)
     held_out_images = splits.validation.evenly_spaced(config.max_validation_samples)
     held_out_loader: DataLoader = DataLoader(
-        held_out_images, rows.batch_size, num_workers=workers, worker_init_fn=ignore_signals
+        held_out_images, rows.batch_size, num_workers=workers, worker_init_fn=init_reader
     )
     # An encoder that is not trained keeps its latents, and so their scale.
     count = 0 if config.train_decoder_only else config.fold_samples or len(splits.train)

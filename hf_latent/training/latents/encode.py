@@ -42,7 +42,7 @@ from hf_latent.training.run.accelerator import (
     first_process_first,
     raise_everywhere,
 )
-from hf_latent.training.run.batches import ignore_signals
+from hf_latent.training.run.batches import init_reader
 from hf_latent.training.run.stop import StopSignal
 
 logger = logging.getLogger(__name__)
@@ -159,7 +159,7 @@ def _encode_split(
         batch_size=None,
         collate_fn=dataset.read,  # type: ignore[arg-type]
         num_workers=config.dataloader_num_workers,
-        worker_init_fn=ignore_signals,
+        worker_init_fn=init_reader,
     )
     batches = (images for piece in loader for images in piece.split(batch_size))
     dtype, entries = getattr(torch, config.dtype), {}

@@ -50,7 +50,7 @@ from hf_latent.training.run.batches import (
     GlobalBatchSampler,
     ProcessRows,
     global_batches,
-    ignore_signals,
+    init_reader,
 )
 from hf_latent.training.run.folder import open_run_images
 
@@ -309,7 +309,7 @@ class StreamedLatents(LatentSource):
             rows.process_index,
             rows.num_processes,
         )
-        return stream_batches(stream, self.options.num_workers, ignore_signals)
+        return stream_batches(stream, self.options.num_workers, init_reader)
 
 
 class EncodedLatents(LatentSource):

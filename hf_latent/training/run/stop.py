@@ -10,7 +10,6 @@ from types import FrameType
 import torch
 from accelerate import Accelerator
 
-from hf_latent.training.run.batches import end_readers
 from hf_latent.training.run.late import LateValues
 
 logger = logging.getLogger(__name__)
@@ -56,11 +55,10 @@ class StopSignal:
             self._received = self._received or number
             signal.signal(signal.SIGINT, signal.default_int_handler)
             return
-        # os._exit does not wait for encoding threads and other processes.
+        # os._exit does not wait for encoding threads. Reading processes end by themselves.
         try:
             print(self._message, flush=True)
         finally:  # printing fails if the output is closed
-            end_readers()
             os._exit(128 + number)
 
     def defer(self, accelerator: Accelerator) -> None:

@@ -5,11 +5,12 @@ from itertools import islice
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from hf_latent.training.run.batches import (
     GlobalBatchSampler,
     ProcessRows,
-    ignore_signals,
+    init_reader,
     seeded_generator,
 )
 from tests import forked
@@ -57,22 +58,26 @@ def test_generators_differ_by_seed_purpose_and_place():
     assert draws[0] == draw(0, "order", 0)
 
 
+def read_handlers(_: object) -> list[signal.Handlers]:
+    return [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+
+
 def test_a_reading_process_ignores_sigterm_and_ctrl_c():
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    before = [signal.getsignal(number) for number in numbers]
-    try:
-        ignore_signals(0)
-        assert [signal.getsignal(number) for number in numbers] == [signal.SIG_IGN] * 2
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
+    loader = DataLoader(
+        range(2),
+        batch_size=None,
+        collate_fn=read_handlers,
+        num_workers=1,
+        worker_init_fn=init_reader,
+    )
+    assert list(loader) == [[signal.SIG_IGN] * 2] * 2
 
 
 FAILING = """
 import torch
-from hf_latent.training.run.batches import ignore_signals
+from hf_latent.training.run.batches import init_reader
 
-loader = torch.utils.data.DataLoader(range(100), num_workers=1, worker_init_fn=ignore_signals)
+loader = torch.utils.data.DataLoader(range(100), num_workers=1, worker_init_fn=init_reader)
 read = iter(loader)
 next(read)
 print(read._workers[0].pid, flush=True)
@@ -87,3 +92,24 @@ def test_a_failing_program_ends_its_reading_processes():
     assert "RuntimeError: the training fails" in done.stderr
     with pytest.raises(ProcessLookupError):
         os.kill(int(done.stdout), 0)
+
+
+ORPHANED = """
+import os, time
+from torch.utils.data import DataLoader
+from hf_latent.training.run.batches import init_reader
+
+def init_late(worker):
+    time.sleep(0.5)
+    init_reader(worker)
+
+read = iter(DataLoader(range(100), num_workers=2, worker_init_fn=init_late))
+os._exit(3)
+"""
+
+
+@pytest.mark.slow
+def test_readers_end_even_if_their_training_ended_before_they_began():
+    # It runs until no process holds its output open.
+    done = forked.run([sys.executable, "-c", ORPHANED], timeout=20)
+    assert done.returncode == 3
