@@ -58,7 +58,7 @@ def stop_at_the_first_file(process: forked.Process, cache: Path, number: int) ->
         assert time.monotonic() < deadline, "it does not encode"
         time.sleep(0.002)
     process.send_signal(number)
-    stdout, stderr = process.communicate(timeout=20)
+    stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 128 + number, stderr[-2000:]
     assert "Traceback" not in stderr
     entries = cache.glob("train-*.entry.json")  # a file counts once it has one
@@ -111,7 +111,7 @@ def test_a_waiting_process_is_stopped_too(both):
         for process in (first, second) if both else (second,):
             process.terminate()
         for process in (second, first) if both else (second,):
-            stdout, stderr = process.communicate(timeout=20)
+            stdout, stderr = process.communicate(timeout=60)
             # A failure, so that the launcher ends the others.
             status = 128 + signal.SIGTERM if process is first else -signal.SIGTERM
             assert process.returncode == status, stderr[-2000:]
