@@ -156,6 +156,11 @@ def inspect_autoencoder(config: InspectConfig) -> dict[str, Any]:
             figures["budget_bytes"],
             config.batch_size,
         )
+        own, bicubic = (
+            next(x["psnr_db"] for x in figures["yardsticks"] if x["name"] == name)
+            for name in ("autoencoder", "bicubic")
+        )
+        figures["bicubic_advantage_db"] = bicubic - own
         few = held_out.evenly_spaced(SMOOTHNESS_IMAGES)
         figures |= measure_smoothness(vae, few, trip.moments.std, config.seed, config.batch_size)
     verdict, reasons = choose_verdict(figures)

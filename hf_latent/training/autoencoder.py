@@ -147,9 +147,10 @@ def train_autoencoder(
             f"scale on {count:,} images"
         )
     previous: HeldOutFigures | None = None
+    previous_step = clock.step
 
     def validate() -> HeldOutFigures:
-        nonlocal previous
+        nonlocal previous, previous_step
         picture = picture_path(output_dir, clock.step)
         with clock.validation(), eval_mode(vae):
             figures = validate_autoencoder(
@@ -158,9 +159,10 @@ def train_autoencoder(
             clock.check_validation_loss(figures.loss)
             adversarial = adversary.figures()
             clock.log_validation_loss(figures.loss, **figures.scalars(), **adversarial)
-            for level, line in diagnose(figures, previous, adversarial):
+            steps = clock.step - previous_step
+            for level, line in diagnose(figures, previous, steps, adversarial):
                 logger.log(level, f"step {clock.step}: {line}")
-        previous = figures
+        previous, previous_step = figures, clock.step
         return figures
 
     if stop is not None:

@@ -5,12 +5,14 @@ import math
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderTiny
 from PIL import Image
 
 from hf_latent.cli import main
+from hf_latent.data.fashion_mnist import load_fashion_mnist_sample
 from hf_latent.errors import UserError
 from hf_latent.evaluation.inspect import InspectConfig, inspect_autoencoder
 from hf_latent.models.fold import LatentStatistics, fold_latent_scale, unfold_latent_scale
@@ -139,6 +141,39 @@ def test_an_autoencoder_with_f16_and_one_channel_is_over_compressed(tmp_path):
     assert report["verdict"] == "over-compressed"
     assert report["compression_ratio"] == 256
     assert any("edges are lost" in reason for reason in report["reasons"])
+
+
+@pytest.mark.slow
+def test_a_short_training_on_colours_is_called_under_trained(tmp_path):
+    """It was called over-compressed, though the latents have room for more."""
+    clothes = load_fashion_mnist_sample()["train"].select(range(600))["image"]
+    generator = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for number, image in enumerate(clothes):
+        colour = generator.uniform(0.2, 1, 3)
+        array = (np.asarray(image)[:, :, None] * colour).astype(np.uint8)
+        Image.fromarray(array).save(tmp_path / "images" / f"{number}.png")
+    images = {"data": str(tmp_path / "images"), "resize_mode": "pad", "resolution": 32}
+    train_autoencoder(
+        AutoencoderConfig(
+            **images,
+            block_out_channels=[8, 16, 16],
+            fold_samples=100,
+            train_batch_size=8,
+            learning_rate=4e-3,
+            max_train_steps=60,
+            validation_steps=60,
+            max_validation_samples=32,
+            output_dir=str(tmp_path / "run"),
+        )
+    )
+    report = inspect(str(tmp_path / "run" / "model"), tmp_path / "out", **images)
+    assert report["verdict"] == "under-trained"
+    assert report["bicubic_advantage_db"] > 0
+    assert "bicubic resampling to as many values" in report["reasons"][0]
+    trained = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert trained["held_out_psnr_db"] < trained["held_out_bicubic_psnr_db"]
+    assert trained["held_out_chroma_r2"] < trained["held_out_luma_r2"]
 
 
 def test_the_emoji_autoencoder_on_rgba_noise(tmp_path):

@@ -3,7 +3,9 @@
 import math
 from typing import Any, Literal, NamedTuple
 
-Quality = Literal["broken", "badly scaled", "over-compressed", "under-compressed", "fine"]
+Quality = Literal[
+    "broken", "badly scaled", "under-trained", "over-compressed", "under-compressed", "fine"
+]
 
 
 class Rule(NamedTuple):
@@ -43,6 +45,12 @@ RULES = (
     Rule("badly scaled", "latent_mean_largest", 0.5, False,
          "latents are not centred: a channel's mean is {value:.2f} from 0, at most {limit:g}; "
          "fold the scale in, or set shift_factor"),
+    Rule("under-trained", "bicubic_advantage_db", 0.0, False,
+         "bicubic resampling to as many values as a latent has is {value:.1f} dB better; train it "
+         "for longer, or lower the KL's weight"),
+    Rule("under-trained", "chroma_r2", 0.5, True,
+         "colours are not learned: R2 of chroma {value:.2f}, at least {limit:g}; train it for "
+         "longer"),
     Rule("over-compressed", "layout_agreement", 0.95, True,
          "layout is lost: agreement {value:.2f}, at least {limit:g}; use more latent channels or "
          "a smaller f"),

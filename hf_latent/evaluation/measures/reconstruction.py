@@ -11,6 +11,7 @@ from torchmetrics.functional.image import (
 )
 
 from hf_latent.data.images.pixels import Box
+from hf_latent.evaluation.measures.colour import ColourFit
 from hf_latent.models.load import Autoencoder
 from hf_latent.models.slicing import slice_if_needed
 from hf_latent.pipeline.decode import decode_latents
@@ -19,13 +20,15 @@ from hf_latent.pipeline.encode import encode_images
 
 @dataclass(frozen=True)
 class ReconstructionFigures:
-    """Means of per-image figures; RGBA images are composited on white.
+    """Means of per-image figures, and R2 over all images; RGBA images are composited on white.
 
     Attributes:
         psnr_db: peak signal-to-noise ratio, data range 1.
         ssim: structural similarity (Wang et al. 2004), Gaussian window of 11 pixels. NaN for images
             smaller than the window.
         images: the number of images.
+        luma_r2: R2 of the brightness of colour images, without the padding.
+        chroma_r2: R2 of their colours; None if all are grey.
         grey_psnr_db: of RGBA images composited on mid-grey.
         grey_ssim: of RGBA images composited on mid-grey.
         alpha_psnr_db: of the alpha channel of RGBA images.
@@ -36,6 +39,8 @@ class ReconstructionFigures:
     psnr_db: float
     ssim: float
     images: int
+    luma_r2: float | None = None
+    chroma_r2: float | None = None
     grey_psnr_db: float | None = None
     grey_ssim: float | None = None
     alpha_psnr_db: float | None = None
@@ -73,6 +78,7 @@ def measure_reconstructions(
         box: the part without padding, to measure it separately; None: there is no padding.
     """
     columns: dict[str, list[torch.Tensor]] = {}
+    colours = ColourFit()
     for originals, reconstructions in pairs:
         pair = (reconstructions.clamp(0, 1), originals)
         white, grey = ([composite(x, level) for x in pair] for level in BACKGROUNDS)
@@ -84,12 +90,15 @@ def measure_reconstructions(
                 "alpha_psnr_db": image_psnr(*(x[:, 3:] for x in pair)),
             }
         if box is not None:
-            inside = [box.cut(x) for x in white]
-            figures |= {"unpadded_psnr_db": image_psnr(*inside), "unpadded_ssim": _ssim(*inside)}
+            white = [box.cut(x) for x in white]
+            figures |= {"unpadded_psnr_db": image_psnr(*white), "unpadded_ssim": _ssim(*white)}
+        if originals.shape[1] >= 3:
+            colours.update(white[1], white[0])
         for name, values in figures.items():
             columns.setdefault(name, []).append(values)
     means = {name: torch.cat(values).mean().item() for name, values in columns.items()}
-    return ReconstructionFigures(**means, images=sum(len(x) for x in columns["psnr_db"]))
+    images = sum(len(x) for x in columns["psnr_db"])
+    return ReconstructionFigures(**means, **colours.compute(), images=images)
 
 
 @torch.no_grad()

@@ -91,6 +91,8 @@ KEPT = tuple(
         ("alpha_psnr_db", "psnr", ".2f", "PSNR (dB), of alpha", "PSNR of alpha", " dB"),
         ("ssim", "ssim", ".4f", "SSIM{and_white}", "SSIM{white}", ""),
         ("grey_ssim", "ssim", ".4f", "SSIM, on mid-grey", "SSIM on mid-grey", ""),
+        ("luma_r2", "r2", ".3f", "R2 of luma", "R2 of luma (brightness)", ""),
+        ("chroma_r2", "r2", ".3f", "R2 of chroma", "R2 of chroma (colours)", ""),
         ("unpadded_psnr_db", "psnr", ".2f", f"PSNR (dB), {_UNPADDED}", f"PSNR, {_UNPADDED}", " dB"),
         ("unpadded_ssim", "ssim", ".4f", f"SSIM, {_UNPADDED}", f"SSIM, {_UNPADDED}", ""),
         ("perceptual_distance", "perceptual_distance", ".4f", _PERCEPTUAL, _PERCEPTUAL, ""),

@@ -11,8 +11,11 @@ from diffusers import AutoencoderKL
 from torch.utils.data import DataLoader
 
 from hf_latent.evaluation.features.networks import FeatureNetwork
+from hf_latent.evaluation.inspection.yardsticks import resample
 from hf_latent.evaluation.measures.reconstruction import (
     ReconstructionFigures,
+    composite,
+    image_psnr,
     measure_reconstructions,
 )
 from hf_latent.evaluation.pictures import interleave
@@ -36,7 +39,8 @@ class HeldOutFigures:
         latent_mean: mean of posterior samples per channel.
         latent_std: standard deviation of posterior samples per channel.
         dead_channels: numbers of the dead channels, from 0.
-        reconstruction: PSNR and SSIM.
+        bicubic_psnr_db: PSNR of the images shrunk to as many values as a latent has, and enlarged.
+        reconstruction: PSNR, SSIM and the like.
     """
 
     loss: float
@@ -45,6 +49,7 @@ class HeldOutFigures:
     latent_mean: list[float]
     latent_std: list[float]
     dead_channels: list[int]
+    bicubic_psnr_db: float
     reconstruction: ReconstructionFigures
 
     def scalars(self) -> dict[str, Any]:
@@ -56,6 +61,7 @@ class HeldOutFigures:
             "latent_std_smallest": min(self.latent_std),
             "latent_std_largest": max(self.latent_std),
             "dead_channels": len(self.dead_channels),
+            "bicubic_psnr_db": self.bicubic_psnr_db,
             **{k: v for k, v in measured if v is not None and not math.isnan(v)},
         }
 
@@ -78,6 +84,7 @@ def validate_autoencoder(
         network: measures the perceptual distance, if given.
     """
     sums, moments = torch.zeros(3), torch.zeros(4, vae.config.latent_channels, dtype=torch.float64)
+    bicubic_psnr_db = []
 
     def reconstruct() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for number, batch in enumerate(loader):
@@ -98,7 +105,11 @@ def validate_autoencoder(
             )
             sums.add_(figures.cpu() * len(images))
             moments.add_(sum_latents(posterior))
-            yield images.cpu() / 2 + 0.5, reconstructions.cpu() / 2 + 0.5
+            originals = images.cpu() / 2 + 0.5
+            visible = composite(originals, 1.0)
+            shrunk = resample(visible, posterior.mean[0].numel())
+            bicubic_psnr_db.append(image_psnr(shrunk, visible))
+            yield originals, reconstructions.cpu() / 2 + 0.5
 
     kept = measure_reconstructions(reconstruct())
     loss, kl, distance = (sums / kept.images).tolist()
@@ -112,5 +123,6 @@ def validate_autoencoder(
         latent_mean=latents.mean.tolist(),
         latent_std=latents.std.tolist(),
         dead_channels=(variance_of_mean < DEAD_CHANNEL_VARIANCE).nonzero().flatten().tolist(),
+        bicubic_psnr_db=torch.cat(bicubic_psnr_db).mean().item(),
         reconstruction=kept,
     )

@@ -7,20 +7,25 @@ from hf_latent.training.validation.autoencoder import HeldOutFigures
 WON_LOGIT = 2.0
 LOST_PSNR_DB = 1.0
 LARGE_LATENT_STD = 20.0
+LEARNT_CHROMA_R2 = 0.5
+IMPROVING_DB = 0.2  # per 1,000 steps
 
 
 def diagnose(
     figures: HeldOutFigures,
     previous: HeldOutFigures | None,
+    steps: int,
     adversarial: dict[str, float],
 ) -> list[tuple[int, str]]:
     """Return one line for each problem with its remedy, or one line that says there is none.
 
-    Each line has the level of `logging` that it is worth: a problem is a warning.
+    Each line has the level of `logging` that it is worth: a problem is a warning, and what only
+    more training mends is not.
 
     Args:
         figures: of the held-out images.
         previous: the figures of the previous validation, if any.
+        steps: since the previous validation.
         adversarial: from `Adversary.figures`; empty before the discriminator is active.
     """
     lines = []
@@ -63,5 +68,31 @@ def diagnose(
         count = f"{len(figures.dead_channels)} of {channels} channels"
         line = f"{count} carry nothing yet; if that stays, lower --kl_weight"
         found.append((logging.INFO, line))
+    found += [(logging.INFO, line) for line in _unfinished(figures, previous, steps)]
     fine = f"no fault found: {psnr_db:.1f} dB, all {channels} channels alive"
     return found or [(logging.INFO, fine)]
+
+
+def _unfinished(
+    figures: HeldOutFigures, previous: HeldOutFigures | None, steps: int
+) -> list[str]:
+    """Return a line for each sign that the training is too short so far."""
+    kept, lines = figures.reconstruction, []
+    if kept.chroma_r2 is not None and kept.chroma_r2 < LEARNT_CHROMA_R2:
+        lines.append(
+            f"colours are not learned yet: R2 of chroma {kept.chroma_r2:.2f}, of luma "
+            f"{kept.luma_r2 or 0:.2f}; train on"
+        )
+    if kept.psnr_db < figures.bicubic_psnr_db:
+        lines.append(
+            f"under-trained, not over-compressed: {kept.psnr_db:.1f} dB, bicubic resampling to as "
+            f"many values {figures.bicubic_psnr_db:.1f} dB; train on"
+        )
+    if previous is not None and steps:
+        gain = 1000 * (kept.psnr_db - previous.reconstruction.psnr_db) / steps
+        if gain >= IMPROVING_DB:
+            lines.append(
+                f"still improving by {gain:.1f} dB per 1,000 steps, now {kept.psnr_db:.1f} dB: "
+                "train on"
+            )
+    return lines

@@ -10,7 +10,11 @@ UNDECIDED = {"discriminator_real_logit": 0.3, "discriminator_fake_logit": -0.2}
 
 
 def figures(
-    psnr_db: float = 25.0, dead: tuple[int, ...] = (), largest_std: float = 3.0
+    psnr_db: float = 25.0,
+    dead: tuple[int, ...] = (),
+    largest_std: float = 3.0,
+    bicubic_psnr_db: float = 20.0,
+    chroma_r2: float | None = 0.9,
 ) -> HeldOutFigures:
     return HeldOutFigures(
         loss=0.1,
@@ -19,7 +23,10 @@ def figures(
         latent_mean=[0.0, 0.0, 0.0],
         latent_std=[1.0, largest_std, 2.0],
         dead_channels=list(dead),
-        reconstruction=ReconstructionFigures(psnr_db, ssim=0.9, images=10),
+        bicubic_psnr_db=bicubic_psnr_db,
+        reconstruction=ReconstructionFigures(
+            psnr_db, ssim=0.9, images=10, luma_r2=0.91, chroma_r2=chroma_r2
+        ),
     )
 
 
@@ -81,12 +88,41 @@ FELL_WITH_DISCRIMINATOR = (
     ],
 )
 def test_each_problem_has_its_line(now, previous, adversarial, expected):
-    assert [line for _, line in diagnose(now, previous, adversarial)] == expected
+    assert [line for _, line in diagnose(now, previous, 500, adversarial)] == expected
 
 
 def test_a_problem_is_a_warning_and_other_lines_are_not():
-    assert diagnose(figures(dead=(1,), largest_std=20.1), None, {}) == [
+    assert diagnose(figures(dead=(1,), largest_std=20.1), None, 500, {}) == [
         (logging.WARNING, GROWING),
         (logging.INFO, NOT_YET_ALIVE.format(1)),
     ]
-    assert diagnose(figures(), None, {}) == [(logging.INFO, *NORMAL)]
+    assert diagnose(figures(), None, 500, {}) == [(logging.INFO, *NORMAL)]
+
+
+GREY = "colours are not learned yet: R2 of chroma 0.03, of luma 0.91; train on"
+BELOW_BICUBIC = (
+    "under-trained, not over-compressed: 24.3 dB, bicubic resampling to as many values 25.0 dB; "
+    "train on"
+)
+IMPROVING = "still improving by {} dB per 1,000 steps, now 25.0 dB: train on"
+
+
+@pytest.mark.parametrize(
+    ("now", "previous", "expected"),
+    [
+        (figures(chroma_r2=0.03), None, [GREY]),
+        (figures(chroma_r2=0.5), None, NORMAL),
+        (figures(chroma_r2=None), None, NORMAL),  # grey images
+        (figures(24.3, bicubic_psnr_db=25.0), None, [BELOW_BICUBIC]),
+        (figures(24.3, bicubic_psnr_db=25.0, chroma_r2=0.03), None, [GREY, BELOW_BICUBIC]),
+        (figures(), figures(24.8), [IMPROVING.format(0.4)]),
+        (figures(), figures(24.91), NORMAL),
+    ],
+)
+def test_a_short_training_is_not_called_normal(now, previous, expected):
+    lines = [(logging.INFO, line) for line in expected]
+    assert diagnose(now, previous, 500, {}) == lines
+
+
+def test_two_validations_of_one_step_have_no_slope():
+    assert diagnose(figures(), figures(24.0), 0, {}) == [(logging.INFO, *NORMAL)]
