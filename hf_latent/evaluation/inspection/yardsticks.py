@@ -1,8 +1,8 @@
 """What the same bytes or values would buy without the autoencoder: JPEG, WebP and resampling.
 
 The comparison favours the yardsticks: the size of a file of one flat colour (headers and tables,
-most of a small JPEG) is not counted, and each image has the best quality that fits. But an image that
-was a JPEG is compressed almost without loss on its own grid of 8x8 pixels. So all are compared
+most of a small JPEG) is not counted, and each image has the best quality that fits. But an image
+that was a JPEG is compressed almost without loss on its own grid of 8x8 pixels. So all are compared
 without the first rows and columns, which moves the grid.
 """
 

@@ -92,7 +92,7 @@ def measure_reconstructions(
         if box is not None:
             white = [box.cut(x) for x in white]
             figures |= {"unpadded_psnr_db": image_psnr(*white), "unpadded_ssim": _ssim(*white)}
-        if originals.shape[1] >= 3:
+        if white[0].shape[1] == 3:
             colours.update(white[1], white[0])
         for name, values in figures.items():
             columns.setdefault(name, []).append(values)

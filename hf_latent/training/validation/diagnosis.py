@@ -73,9 +73,7 @@ def diagnose(
     return found or [(logging.INFO, fine)]
 
 
-def _unfinished(
-    figures: HeldOutFigures, previous: HeldOutFigures | None, steps: int
-) -> list[str]:
+def _unfinished(figures: HeldOutFigures, previous: HeldOutFigures | None, steps: int) -> list[str]:
     """Return a line for each sign that the training is too short so far."""
     kept, lines = figures.reconstruction, []
     if kept.chroma_r2 is not None and kept.chroma_r2 < LEARNT_CHROMA_R2:

@@ -9,6 +9,8 @@ GOOD = {
     "edge_agreement": 0.9,
     "noise_survival": 0.1,
     "latent_std_largest": 1.1,
+    "bicubic_advantage_db": -4.0,
+    "chroma_r2": 0.9,
     "live_latent_std_smallest": 0.9,
     "latent_mean_largest": 0.1,
     "dead_channel_share": 0.0,

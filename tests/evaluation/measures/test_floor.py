@@ -109,7 +109,8 @@ def test_rgba_has_all_figures(tmp_path, monkeypatch):
     vectors = extractor(held_out.read_uint8(torch.arange(8)))
     with tqdm() as bar:
         figures = measure_autoencoder(vae, held_out, [vectors], extractor, 5, bar)
-    names = ("psnr_db", "ssim", "images", "grey_psnr_db", "grey_ssim", "alpha_psnr_db", "fd")
+    names = [*("psnr_db", "ssim", "images", "grey_psnr_db", "grey_ssim", "alpha_psnr_db", "fd")]
+    names += ["luma_r2", "chroma_r2"]
     assert set(figures) == {f"reconstruction_{name}" for name in names}
     assert all(map(math.isfinite, figures.values()))
 

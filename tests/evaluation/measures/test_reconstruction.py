@@ -92,6 +92,8 @@ def test_other_channels_have_no_alpha_figures(channels):
     assert figures.psnr_db == pytest.approx(psnr(images.flip(3), images), abs=1e-3)
     assert math.isfinite(figures.ssim)
     assert figures.grey_psnr_db is figures.grey_ssim is figures.alpha_psnr_db is None
+    colours = (figures.luma_r2, figures.chroma_r2)
+    assert all(x is None for x in colours) is (channels != 3)
 
 
 @pytest.mark.parametrize("size", [(8, 8), (10, 32), (32, 10)])

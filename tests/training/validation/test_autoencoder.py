@@ -5,6 +5,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
+from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from hf_latent.data.images.open import open_images
@@ -61,6 +62,11 @@ def test_figures_equal_those_of_one_batch(setting):
     psnr = sum(-10 * math.log10(error) for error in errors) / 13
     assert figures.reconstruction.psnr_db == pytest.approx(psnr, rel=1e-5)
     assert figures.reconstruction.images == 13
+    shrunk = F.interpolate(images / 2 + 0.5, (16, 16), mode="bicubic", antialias=True)
+    resampled = F.interpolate(shrunk, (32, 32), mode="bicubic").clamp(0, 1)
+    errors = (resampled - (images / 2 + 0.5)).square().mean((1, 2, 3))
+    bicubic = sum(-10 * math.log10(error) for error in errors) / 13
+    assert figures.bicubic_psnr_db == pytest.approx(bicubic, rel=1e-5)  # 256 values of 1024
     assert figures.perceptual_distance is None
     mean = posterior.mean.transpose(0, 1).flatten(1).double()
     variance = mean.var(1, correction=0) + posterior.var.double().mean((0, 2, 3))
@@ -133,6 +139,7 @@ def test_scalars_are_flat_and_have_only_measured_figures(setting):
     figures = validate(vae, held_out, config, 0)
     scalars = figures.scalars()
     assert sorted(scalars) == [
+        "bicubic_psnr_db",
         "dead_channels",
         "images",
         "kl_nats_per_latent_value",
