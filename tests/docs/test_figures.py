@@ -153,6 +153,37 @@ def test_of_the_loops_benchmark():
     assert min(autoencoder["ratio_median"], denoiser["ratio_median"]) >= 0.97
 
 
+def times(ratio: float) -> str:
+    return f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.3g}"
+
+
+def test_of_the_space_benchmark():
+    points = {
+        (x["denoiser"].removeprefix("attention at "), x["resolution"]): x
+        for x in load(REPORTS / "bench" / "space.json")["points"]
+    }
+    page = "guides/performance.md"
+    for (level, resolution), point in points.items():
+        cells = []
+        for kind in ("step", "training_step"):
+            timed = times(point[f"{kind}_ratio_median"]) if f"{kind}_ratio_median" in point else "-"
+            cells.append(f"{timed} ({times(point[f'{kind}_operations_ratio'])})")
+        activations = [point[f"{x}_training_step_activations_mb"] for x in ("pixels", "latents")]
+        cells.append(times(activations[0] / activations[1]))
+        images = point["images"].values()
+        cells += [times(x["ratio"]) if "ratio" in x else "-" for x in images]
+        assert f"| {level}, {resolution} pixels | {' | '.join(cells)} |" in read(page)
+    middle, large = points["the lowest level", 256], points["the lowest level", 512]
+    rates = [
+        f"{point['pixels_step_operations'] / median(point['pixels_step_seconds']) / 1e9:.0f}"
+        for point in (large, middle)
+    ]
+    rate = f"pixels then makes {rates[0]} billion operations a second, at 256 pixels {rates[1]}."
+    assert rate in prose(page)
+    assert f"a step is {middle['step_ratio_median']:.0f} times faster on latents" in prose("README.md")
+    assert all(points[x, 256]["images"]["base-fast"]["ratio"] >= 40 for x, _ in points)
+
+
 def test_of_the_caches_benchmark():
     report = load(REPORTS / "bench" / "cache.json")
     memory = report["reading_large_anonymous_memory_mb"]

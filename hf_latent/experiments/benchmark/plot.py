@@ -33,7 +33,7 @@ def draw_panels(panels: dict[str, list[Line]], x_label: str, ticks: list[int], p
         path: the PNG file to write.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import LogFormatter
+    from matplotlib.ticker import LogFormatter, StrMethodFormatter
 
     figure = Figure(figsize=(3.7 * len(panels), 4.2), layout="constrained")
     all_axes = figure.subplots(1, len(panels))
@@ -44,7 +44,8 @@ def draw_panels(panels: dict[str, list[Line]], x_label: str, ticks: list[int], p
         axes.set_xticks(ticks, [str(tick) for tick in ticks])
         axes.xaxis.minorticks_off()
         # Minor values are named too if there are few decades.
-        axes.yaxis.set(major_formatter=LogFormatter(), minor_formatter=LogFormatter())
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_formatter(LogFormatter())
         axes.grid(alpha=0.3)
     handles, labels = all_axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize="small")
