@@ -180,8 +180,27 @@ def test_of_the_space_benchmark():
     ]
     rate = f"pixels then makes {rates[0]} billion operations a second, at 256 pixels {rates[1]}."
     assert rate in prose(page)
-    assert f"a step is {middle['step_ratio_median']:.0f} times faster on latents" in prose("README.md")
+    assert f"a step is {middle['step_ratio_median']:.0f} times faster on latents" in prose(
+        "README.md"
+    )
     assert all(points[x, 256]["images"]["base-fast"]["ratio"] >= 40 for x, _ in points)
+
+
+@pytest.mark.parametrize("path", sorted((REPORTS / "pixels").glob("*.json")), ids=lambda x: x.stem)
+def test_of_equal_minutes(path):
+    report = load(path)
+    data, _, minutes = path.stem.rpartition("-")
+    ways = ("latents", "pixels")
+    cells = (
+        " and ".join(f"{report[f'{way}_images'] / 1000:.0f}" for way in ways),
+        " and ".join(f"{report[f'{way}_fd']:.1f}" for way in ways) + f" ({report['real_fd']:.1f})",
+        " and ".join(f"{report[f'{way}_label_agreement']:.2f}" for way in ways)
+        + f" ({report['judge_real_accuracy']:.2f})",
+        " and ".join(f"{1000 * report[f'{way}_cpu_seconds_per_image']:.0f}" for way in ways),
+    )
+    link = f"[{data}, {minutes}](../reports/pixels/{path.name})"
+    assert f"| {link} | {' | '.join(cells)} |" in read("guides/performance.md")
+    assert report["minutes"] == int(minutes)
 
 
 def test_of_the_caches_benchmark():

@@ -171,7 +171,9 @@ def measure_point(
         operations = {space: point[f"{space}_{kind}_operations"] for space in sides}
         point[f"{kind}_operations_ratio"] = operations["pixels"] / operations["latents"]
         calls = {space: getattr(side, kind) for space, side in sides.items()}
-        estimate = operations["pixels"] / speeds.get(kind, float("inf"))
+        # A first training step is no slower for its operations than a denoising step, about.
+        speed = speeds.get(kind) or speeds.get("step") or float("inf")
+        estimate = operations["pixels"] / speed
         if estimate > config.max_step_seconds:
             point[f"pixels_{kind}_estimated_seconds"] = estimate
             del calls["pixels"]

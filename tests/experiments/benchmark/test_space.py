@@ -65,6 +65,13 @@ def test_a_step_that_would_take_too_long_is_counted_and_not_timed(tmp_path, caps
     assert "128 pixels: on latents a step not timed" in capsys.readouterr().out
 
 
+def test_the_first_training_step_is_estimated_from_the_denoising_step(tmp_path):
+    (point,) = measure(tmp_path, "--resolutions", "[64]", "--max_step_seconds", "1")["points"]
+    ratio = point["pixels_training_step_operations"] / point["pixels_step_operations"]
+    assert point["pixels_training_step_estimated_seconds"] == pytest.approx(0.5 * ratio)
+    assert "pixels_training_step_seconds" not in point
+
+
 def test_a_size_that_cannot_be_halved_often_enough_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         measure(tmp_path, "--resolutions", "[96]")
