@@ -15,8 +15,9 @@ from hf_latent.evaluation.images.reference import (
     vectors_by_space,
 )
 from hf_latent.evaluation.images.sampling import choose_guidance, count_evaluations, load_pipeline
+from hf_latent.evaluation.limit import describe_limit, name_limit
 from hf_latent.evaluation.machine import machine_figures, shown_name
-from hf_latent.evaluation.measures.floor import measure_autoencoder, measure_floor
+from hf_latent.evaluation.measures.floor import measure_autoencoder, write_perfect_samples
 from hf_latent.evaluation.measures.generation import compare_sets
 from hf_latent.evaluation.measures.memorisation import (
     COPY_RATIO,
@@ -31,6 +32,12 @@ from hf_latent.models.frozen import hash_weights
 from hf_latent.output import check_output_dir, write_json
 
 STAGES, STAGES_WITH_CLASSES = 9, 10
+PREFIXES = ("", "floor_", "real_")
+SHOWN = (
+    ("fd", "FD", ".2f"),
+    ("kid", "KID", ".5f"),
+    *((name, name, ".3f") for name in ("precision", "recall", "density", "coverage")),
+)
 
 
 def measure_memorisation(
@@ -105,19 +112,30 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             pipeline.vae, real.held_out, features["held_out"], extractor, config.batch_size, bar
         )
     with stages.stage("floor", count) as bar:
-        others = real.subset(real.other)
-        floor = measure_floor(
-            pipeline.vae, others, reference, extractor, config.batch_size, config.seed, bar
+        perfect = write_perfect_samples(
+            pipeline.vae,
+            real.subset(real.other),
+            output_dir / "perfect",
+            extractor,
+            config.batch_size,
+            config.seed,
+            bar,
         )
     with stages.stage("distances"):
         generation = compare_sets(samples.select("features"), reference)
+        generation |= compare_sets(perfect.select("features"), reference, "floor_")
         generation |= compare_sets(other, reference, "real_")
     classes: dict[str, Any] = {}
     if labels is not None:
         with stages.stage("classifiers") as bar:
-            classes = measure_classes(samples, real, splits.num_classes or 1, config.seed, bar)
+            classes = measure_classes(
+                samples, perfect, real, splits.num_classes or 1, config.seed, bar
+            )
     memorisation, closeness, duplicates = measure_memorisation(samples, vectors, stages)
+    limit, limit_reasons = name_limit(generation | classes)
     metrics = {
+        "limit": limit,
+        "limit_reasons": limit_reasons,
         "model": shown_name(config.model),
         "vae_weights_sha256": hash_weights(pipeline.vae),
         "unet_weights_sha256": hash_weights(pipeline.unet),
@@ -138,7 +156,6 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "denoiser_evaluations_per_image": evaluations,
         "sampling_dtype": str(dtype).removeprefix("torch."),
         **generation,
-        "floor_fd": floor,
         **kept,
         **classes,
         **memorisation,
@@ -157,22 +174,21 @@ def describe_metrics(metrics: dict[str, Any], output_dir: Path) -> str:
     n, train_images = metrics["num_images"], metrics["train_images"]
     shown = {name: f"{metrics[name]:.3f}" for name in metrics if isinstance(metrics[name], float)}
     lines = [
-        f"FD of {n:,} generated images {metrics['fd']:.2f}; real ones {metrics['real_fd']:.2f}; "
-        f"with a perfect denoiser {metrics['floor_fd']:.2f}",
-        f"KID {metrics['kid']:.5f}; real ones {metrics['real_kid']:.5f}",
+        f"{n:,} generated images; with a perfect denoiser; real ones:",
         *(
-            f"{name} {shown[name]}; real ones {shown[f'real_{name}']}"
-            for name in ("precision", "recall", "density", "coverage")
+            f"{label} {'; '.join(f'{metrics[prefix + key]:{form}}' for prefix in PREFIXES)}"
+            for key, label, form in SHOWN
         ),
         f"reconstruction {metrics['reconstruction_psnr_db']:.2f} dB, rFD "
         f"{metrics['reconstruction_fd']:.2f}",
     ]
     if "label_agreement" in metrics:
         lines += [
-            f"label agreement {shown['label_agreement']}; real ones "
+            f"label agreement {shown['label_agreement']}; {shown['floor_label_agreement']}; "
             f"{shown['label_agreement_judge_real_accuracy']}",
-            "accuracy on real images of a classifier trained on generated ones "
-            f"{shown['train_on_generated_test_on_real_accuracy']}; on as many real ones "
+            "accuracy on real images of a classifier trained on these "
+            f"{shown['train_on_generated_test_on_real_accuracy']}; "
+            f"{shown['floor_train_on_generated_test_on_real_accuracy']}; "
             f"{shown['train_on_real_test_on_real_accuracy']}",
         ]
     copies = ", ".join(
@@ -186,4 +202,5 @@ def describe_metrics(metrics: dict[str, Any], output_dir: Path) -> str:
         None: "too few images to tell",
     }[metrics["memorisation_found"]]
     lines.append(f"copies of {train_images:,} training images: {copies}: {verdict}")
+    lines += describe_limit(metrics["limit"], metrics["limit_reasons"])
     return "\n".join([*lines, f"{output_dir}/"])

@@ -36,10 +36,11 @@ KEYS = {
     *("model", "data", "num_images", "reference_fingerprint", "preprocessing"),
     *("comparable_if_equal", "seed", "train_images", "train_exact_duplicates", "held_out_images"),
     *("validation_fingerprint", "guidance_scale", "num_inference_steps"),
-    *("denoiser_evaluations_per_image", "floor_fd", "sampler", "guidance_interval"),
+    *("denoiser_evaluations_per_image", "sampler", "guidance_interval"),
     "sampling_dtype",
     *SPREAD,
-    *(f"real_{name}" for name in SPREAD),
+    *(f"{kind}_{name}" for kind in ("real", "floor") for name in SPREAD),
+    *("limit", "limit_reasons"),
     *(f"reconstruction_{name}" for name in ("psnr_db", "ssim", "images", "fd")),
     *("reconstruction_unpadded_psnr_db", "reconstruction_unpadded_ssim"),
     *("memorisation_copy_ratio", "memorisation_found"),
@@ -61,7 +62,8 @@ KEYS = {
     *("smallest_class_images", "largest_class_images"),
 }
 CLASS_KEYS = {
-    *("label_agreement", "label_agreement_judge_train_images"),
+    *("label_agreement", "label_agreement_judge_train_images", "floor_label_agreement"),
+    "floor_train_on_generated_test_on_real_accuracy",
     *("label_agreement_judge_real_accuracy", "train_on_generated_test_on_real_accuracy"),
     *("train_on_real_test_on_real_accuracy", "classifiers_seconds"),
 }
@@ -172,7 +174,9 @@ def test_a_report_is_complete(config, models, capsys, model, guidance, evaluatio
     assert pictures == sorted([*spaces, "samples.png", "reconstructions.png"])
     assert Image.open(folder / "closest_by_latents.png").size == (12 * 64 + 5 * GAP, 4 * 64)
     out = capsys.readouterr().out
-    assert f"FD of {IMAGES} generated images {metrics['fd']:.2f}" in out
+    figures = "; ".join(f"{metrics[x]:.2f}" for x in ("fd", "floor_fd", "real_fd"))
+    assert f"{IMAGES} generated images; with a perfect denoiser; real ones:\nFD {figures}\n" in out
+    assert f"the {metrics['limit']} is the limit" in out
     assert ("label agreement" in out) == (model == "ten")
 
 
@@ -215,10 +219,10 @@ def test_a_second_run_reads_the_vectors_of_real_images_from_the_cache(config, mo
     with pytest.raises(UserError, match="has files in it"):
         evaluate(config)
     (Path(config.output_dir) / "metrics.json").unlink()
-    # The samples exist too: only reconstructions are new.
+    # The samples and the perfect ones exist too: only reconstructions are new.
     third = extract_with(ShortVectors())
     assert comparable(evaluate(config)) == comparable(metrics)
-    assert third.count == HELD_OUT + IMAGES
+    assert third.count == HELD_OUT
     assert not real_pixels(config) & third.seen
 
 

@@ -117,7 +117,7 @@ def labelled_samples(samples: Shards) -> LabelledImages:
 
 
 def measure_classes(
-    samples: Shards, real: RealImages, num_classes: int, seed: int, bar: tqdm
+    samples: Shards, perfect: Shards, real: RealImages, num_classes: int, seed: int, bar: tqdm
 ) -> dict[str, Any]:
     """Measure whether samples show their classes, and how well they represent the real ones.
 
@@ -128,26 +128,31 @@ def measure_classes(
 
     Args:
         samples: from `write_samples`, with class labels.
+        perfect: from `write_perfect_samples`, with class labels.
         real: the real images. All training images train the judge of label agreement.
 
     Returns:
-        Flat figures.
+        Flat figures; those of `perfect` begin with `floor_`.
     """
     generated, test = labelled_samples(samples), labelled_real_images(real.held_out)
+    ideal = labelled_samples(perfect)
     trained_on = {
         "judge": labelled_real_images(real.train),
         "real": labelled_real_images(real.subset(real.reference)),
         "generated": generated,
+        "ideal": ideal,
     }
     bar.total = sum(x.length * choose_epochs(x.length) for x in trained_on.values())
-    judge, on_real, on_generated = (
+    judge, on_real, on_generated, on_ideal = (
         train_classifier(x, num_classes, seed, choose_epochs(x.length), on_images=bar.update)
         for x in trained_on.values()
     )
     return {
         "label_agreement": measure_accuracy(judge, generated),
+        "floor_label_agreement": measure_accuracy(judge, ideal),
         "label_agreement_judge_train_images": len(real.train),
         "label_agreement_judge_real_accuracy": measure_accuracy(judge, test),
         "train_on_generated_test_on_real_accuracy": measure_accuracy(on_generated, test),
+        "floor_train_on_generated_test_on_real_accuracy": measure_accuracy(on_ideal, test),
         "train_on_real_test_on_real_accuracy": measure_accuracy(on_real, test),
     }

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,10 +11,12 @@ from tqdm import tqdm
 
 from hf_latent.data.images.dataset import ImageDataset
 from hf_latent.data.images.pixels import to_uint8
+from hf_latent.data.shards import Shards, write_shards
 from hf_latent.evaluation.features.extractors import FeatureExtractor
 from hf_latent.evaluation.measures.generation import FrechetDistance, frechet_distance
 from hf_latent.evaluation.measures.neighbours import Blocks
 from hf_latent.evaluation.measures.reconstruction import measure_reconstructions, reconstruct
+from hf_latent.models.frozen import hash_weights
 from hf_latent.models.load import Autoencoder
 
 
@@ -82,3 +85,47 @@ def measure_floor(
             yield extractor(to_uint8(decoded))
 
     return frechet_distance(vectors(), reference)
+
+
+@torch.no_grad()
+def write_perfect_samples(
+    vae: Autoencoder,
+    other: ImageDataset,
+    folder: Path,
+    extractor: FeatureExtractor,
+    batch_size: int,
+    seed: int,
+    bar: tqdm,
+) -> Shards:
+    """Write the images that a perfect denoiser would draw, as in `measure_floor`.
+
+    Args:
+        other: real images that are not in the reference, in random order.
+        folder: the shards'; a killed run's images there are kept, others are replaced.
+        extractor: of their features.
+        seed: of the posterior samples.
+
+    Returns:
+        Shards of `images` `(N, C, H, W)` uint8, of `features`, and of `class_labels` if there are
+        any.
+    """
+    labels = other.labels
+
+    def make_rows(rows: range) -> dict[str, torch.Tensor]:
+        generator = torch.Generator().manual_seed(seed + rows.start)
+        parts = [
+            to_uint8(reconstruct(vae, other.read(part), generator, sample_posterior=True))
+            for part in torch.tensor(rows).split(batch_size)
+        ]
+        images, numbers = torch.cat(parts), torch.tensor(rows)
+        features = torch.cat([extractor(part) for part in images.split(batch_size)])
+        named = {} if labels is None else {"class_labels": torch.as_tensor(labels)[numbers]}
+        return {"images": images, "features": features, **named}
+
+    identity = {
+        "seed": seed,
+        "images": other.fingerprint,
+        "vae": hash_weights(vae),
+        "preprocessing": extractor.preprocessing,
+    }
+    return write_shards(folder, len(other), make_rows, identity, bar.update, replace_other=True)

@@ -113,6 +113,7 @@ class Figure:
         label: in a table.
         text: value and unit in a table.
         real: value of real images in a table; empty if it was not measured.
+        floor: value with a perfect denoiser in a table; empty if it was not measured.
     """
 
     value: float
@@ -121,6 +122,7 @@ class Figure:
     label: str
     text: str
     real: str = ""
+    floor: str = ""
 
 
 Figures = dict[str, Figure]
@@ -156,7 +158,9 @@ def _generation_figures(
     guidance, between = "autoguidance" if guide else "guidance", interval_text(metrics)
     network = metrics.get("feature_extractor")
     images, others, compared = map(shown, ("num_images", "held_out_images", "train_images"))
-    known = metrics | _subset_fd(metrics, "") | _subset_fd(metrics, "real_")
+    known = dict(metrics)
+    for prefix in ("", "floor_", "real_"):
+        known |= _subset_fd(metrics, prefix)
     words = {
         "features": f", {network} features" if network else "",
         "sampling": (f", {guidance} {scale}{between}" if scale else "")
@@ -265,6 +269,7 @@ def _read(table: Iterable[Metric], report: dict[str, Any], **words: Any) -> Figu
             label=metric.label.format(**words),
             text=text + metric.unit.format(**words),
             real=number(report.get(metric.real or f"real_{metric.key}"), metric.form) or "",
+            floor=number(report.get(f"floor_{metric.key}"), metric.form) or "",
         )
     return found
 

@@ -1,5 +1,6 @@
 import math
 from dataclasses import asdict
+from functools import partial
 
 import datasets
 import pytest
@@ -11,7 +12,11 @@ from hf_latent.data.images.config import ImagesConfig
 from hf_latent.data.images.open import open_images
 from hf_latent.data.images.pixels import to_uint8
 from hf_latent.evaluation.features.extractors import LatentVectors, load_feature_extractor
-from hf_latent.evaluation.measures.floor import measure_autoencoder, measure_floor
+from hf_latent.evaluation.measures.floor import (
+    measure_autoencoder,
+    measure_floor,
+    write_perfect_samples,
+)
 from hf_latent.evaluation.measures.generation import frechet_distance
 from hf_latent.evaluation.measures.reconstruction import measure_reconstructions
 from hf_latent.models.load import load_autoencoder
@@ -93,6 +98,27 @@ def test_the_floor_is_measured_on_posterior_samples(splits, extractor):
     mean = decode_latents(vae, encode_images(vae, other, sample_posterior=False))
     of_the_mean = frechet_distance([extractor(to_uint8(mean))], [vectors])
     assert abs(of_the_mean - expected) > 0.01 * expected
+
+
+def test_perfect_samples_are_decoded_posterior_samples_of_their_images(splits, extractor, tmp_path):
+    vae = with_wide_posterior(make_autoencoder())
+    other = splits.train.subset(torch.arange(120).numpy())
+    vectors = extractor(splits.train.read_uint8(torch.arange(120, 240)))
+    with tqdm() as bar:
+        write = partial(
+            write_perfect_samples, vae, other, tmp_path / "perfect", extractor, 50, 5, bar
+        )
+        perfect = write()
+        floor = measure_floor(vae, other, vectors.split(50), extractor, 50, 5, bar)
+        before = [path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")]
+        write()
+    assert [path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")] == before
+    assert frechet_distance(perfect.select("features"), vectors.split(50)) == pytest.approx(floor)
+    rows = torch.arange(120)
+    assert torch.equal(perfect.read("class_labels", rows), other.labels)
+    images = perfect.read("images", rows)
+    assert images.dtype == torch.uint8 and images.shape == (120, 1, 32, 32)
+    assert torch.equal(perfect.read("features", rows), extractor(images))
 
 
 def test_rgba_has_all_figures(tmp_path, monkeypatch):

@@ -118,12 +118,25 @@ def test_every_figure_of_the_tables_is_in_the_metadata(card_of, changes):
     assert len(set(names)) == len(names)
 
 
+def test_the_model_that_is_the_limit_is_named(card_of):
+    floors = {"floor_recall": 0.8, "floor_label_agreement": 0.94, "limit": "denoiser"}
+    card = card_of(metrics=floors)
+    assert "| recall | 0.536 | 0.800 | 0.847 |" in card
+    assert "| label agreement | 0.949 | 0.940 | 0.907 |" in card
+    assert "\nThe denoiser is the limit: " in card
+    assert "is the limit" not in card_of() + card_of(metrics={"limit": "neither"})
+
+
+def test_no_column_is_empty(card_of):
+    assert "| 10,000 images | generated | real |" in card_of(metrics={"floor_fd": None})
+
+
 def test_a_different_number_of_real_images_is_shown(card_of):
-    assert "| label agreement | 0.949 | 0.907 |" in card_of()
+    assert "| label agreement | 0.949 |  | 0.907 |" in card_of()
     card = card_of(metrics={"held_out_images": 2000})
-    assert "| label agreement | 0.949 | 0.907 (of 2,000) |" in card
+    assert "| label agreement | 0.949 |  | 0.907 (of 2,000) |" in card
     card = card_of(metrics={"label_agreement_judge_real_images": 300})
-    assert "| label agreement | 0.949 | 0.907 (of 300) |" in card
+    assert "| label agreement | 0.949 |  | 0.907 (of 300) |" in card
 
 
 def test_arguments_and_recipe_are_not_called_complete(card_of):
