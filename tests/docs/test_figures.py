@@ -203,6 +203,14 @@ def test_of_equal_minutes(path):
     assert report["minutes"] == int(minutes)
 
 
+def test_of_the_start():
+    report = load(REPORTS / "bench" / "start.json")
+    text = prose("guides/performance.md")
+    assert f"`hf-latent --help` takes {report['help_seconds_median']:.2f} s" in text
+    assert f"`import hf_latent` {report['import_seconds_median']:.2f} s" in text
+    assert f"`hf-latent generate` of one image {report['generate_seconds_median']:.1f} s" in text
+
+
 def test_of_the_caches_benchmark():
     report = load(REPORTS / "bench" / "cache.json")
     memory = report["reading_large_anonymous_memory_mb"]
