@@ -21,7 +21,7 @@ from hf_latent.errors import UserError
 from hf_latent.evaluation.features.extractors import load_feature_extractor
 from hf_latent.evaluation.images.generated import labelled_real_images
 from hf_latent.evaluation.images.sampling import choose_guidance, count_evaluations
-from hf_latent.evaluation.machine import machine_figures
+from hf_latent.evaluation.machine import machine_figures, shown_name
 from hf_latent.evaluation.measures.classifier import (
     LabelledImages,
     choose_epochs,
@@ -208,6 +208,7 @@ def measure(config: ComparePixelsConfig, splits: ImageSplits, output_dir: Path) 
         grid = images[torch.stack(rows, dim=1).flatten()] / 255
         save_picture(output_dir / f"{name}.png", labelled_rows(grid, shown, splits.id2label))
     kept = {k: v for k, v in asdict(config).items() if k not in ("output_dir", "parts")}
+    kept["data"] = shown_name(config.data)
     write_json(output_dir / "comparison.json", kept | report | machine_figures())
 
 

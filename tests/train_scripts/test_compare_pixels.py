@@ -66,6 +66,7 @@ def test_both_are_trained_for_equal_minutes_and_measured(tmp_path, monkeypatch):
         patch.setitem(compare_pixels.VAE, "fold_samples", 20)
         patch.setattr(compare_pixels, "SHOWN_CLASSES", 2)
         patch.setattr(compare_pixels, "SHOWN_COLUMNS", 1)
+        patch.setattr(compare_pixels, "shown_name", "the name of {}".format)
         config = ComparePixelsConfig(
             data="fashion_mnist",
             resolution=32,
@@ -83,6 +84,7 @@ def test_both_are_trained_for_equal_minutes_and_measured(tmp_path, monkeypatch):
         compare_pixels.compare_pixels(config, ticks(6.0))  # trains nothing again
     assert (tmp_path / "latents" / "training.json").stat() == trained
     report = json.loads((tmp_path / "comparison.json").read_text())
+    assert report["data"] == "the name of fashion_mnist"  # no path of this machine
     assert report["latents_minutes"] == pytest.approx(4, abs=1)
     assert report["pixels_minutes"] == pytest.approx(report["latents_minutes"], abs=0.2)
     assert report["latents_steps"] > 1 and report["pixels_steps"] > 20
