@@ -135,24 +135,24 @@ def measure_classes(
         Flat figures; those of `perfect` begin with `floor_`.
     """
     generated, test = labelled_samples(samples), labelled_real_images(real.held_out)
-    ideal = labelled_samples(perfect)
+    perfect_images = labelled_samples(perfect)
     trained_on = {
         "judge": labelled_real_images(real.train),
         "real": labelled_real_images(real.subset(real.reference)),
         "generated": generated,
-        "ideal": ideal,
+        "perfect": perfect_images,
     }
     bar.total = sum(x.length * choose_epochs(x.length) for x in trained_on.values())
-    judge, on_real, on_generated, on_ideal = (
+    judge, on_real, on_generated, on_perfect = (
         train_classifier(x, num_classes, seed, choose_epochs(x.length), on_images=bar.update)
         for x in trained_on.values()
     )
     return {
         "label_agreement": measure_accuracy(judge, generated),
-        "floor_label_agreement": measure_accuracy(judge, ideal),
+        "floor_label_agreement": measure_accuracy(judge, perfect_images),
         "label_agreement_judge_train_images": len(real.train),
         "label_agreement_judge_real_accuracy": measure_accuracy(judge, test),
         "train_on_generated_test_on_real_accuracy": measure_accuracy(on_generated, test),
-        "floor_train_on_generated_test_on_real_accuracy": measure_accuracy(on_ideal, test),
+        "floor_train_on_generated_test_on_real_accuracy": measure_accuracy(on_perfect, test),
         "train_on_real_test_on_real_accuracy": measure_accuracy(on_real, test),
     }

@@ -171,7 +171,7 @@ def measure_point(
         operations = {space: point[f"{space}_{kind}_operations"] for space in sides}
         point[f"{kind}_operations_ratio"] = operations["pixels"] / operations["latents"]
         calls = {space: getattr(side, kind) for space, side in sides.items()}
-        # A first training step is no slower for its operations than a denoising step, about.
+        # A training step makes about as many operations a second as a denoising step.
         speed = speeds.get(kind) or speeds.get("step") or float("inf")
         estimate = operations["pixels"] / speed
         if estimate > config.max_step_seconds:

@@ -196,9 +196,12 @@ def test_real_images_as_samples_have_the_accuracy_of_real_images(splits, tmp_pat
     real = RealImages(train, splits.validation.evenly_spaced(500), half, half + 600)
     others = real.subset(real.other)
 
+    perfect = as_samples(others, others.labels, tmp_path / "perfect")
+
     def measure(labels, folder):
         with tqdm(disable=False) as bar:
-            figures = measure_classes(as_samples(others, labels, folder), real, 10, 0, bar)
+            samples = as_samples(others, labels, folder)
+            figures = measure_classes(samples, perfect, real, 10, 0, bar)
             assert bar.n == bar.total > 0
         return figures
 
@@ -209,9 +212,14 @@ def test_real_images_as_samples_have_the_accuracy_of_real_images(splits, tmp_pat
     assert judged >= reached > 0.7
     assert figures["label_agreement"] > judged - 0.05
     assert figures["train_on_generated_test_on_real_accuracy"] == pytest.approx(reached, abs=0.06)
+    # Here the perfect samples are the same images.
+    keys = ("label_agreement", "train_on_generated_test_on_real_accuracy")
+    good = {f"floor_{key}": figures[key] for key in keys}
+    assert figures.items() >= good.items()
     # With random labels, the images do not show what their labels say.
     labels = others.labels[torch.randperm(600, generator=torch.Generator().manual_seed(0))]
     figures = measure(labels, tmp_path / "bad")
     assert figures["label_agreement"] < 0.2
     assert figures["train_on_generated_test_on_real_accuracy"] < 0.4
     assert figures["train_on_real_test_on_real_accuracy"] == reached
+    assert figures.items() >= good.items()

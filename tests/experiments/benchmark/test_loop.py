@@ -32,14 +32,12 @@ def test_bench_loop_compares_both_trainings_with_bare_loops_and_products(tmp_pat
     for point in points:
         (trainer,), (bare,) = (point[f"{x}_images_per_second"] for x in ("trainer", "bare"))
         assert point["ratio_median"] == point["ratios"][0] == trainer / bare
-        assert 0.05 < point["ratio_median"] < 2
         operations = bare * point["step_operations"] / 4
         (product,) = point["product_operations_per_second"]
         assert point["product_ratio_median"] == pytest.approx(operations / product)
         parts = point["trainer_step_shares"]
         assert parts.keys() == {*shares.PARTS, "other"}
         assert min(parts.values()) > 0 and sum(parts.values()) == pytest.approx(1)
-        assert parts["forward"] + parts["backward"] > 0.3 > parts["other"]
         assert "convolution_backward" in point["bare_step_shares"]
         rate = f"{point['training']}, batch 4: {median([trainer]):.1f} images/s, "
         assert rate + f"{trainer / bare:.3f} of a bare loop" in printed
