@@ -1,5 +1,6 @@
 """`hf-latent inspect`: what an autoencoder compresses and what it loses, on one's own images."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -160,7 +161,8 @@ def inspect_autoencoder(config: InspectConfig) -> dict[str, Any]:
             next(x["psnr_db"] for x in figures["yardsticks"] if x["name"] == name)
             for name in ("autoencoder", "bicubic")
         )
-        figures["bicubic_advantage_db"] = bicubic - own
+        if math.isfinite(bicubic):  # a flat image, or as many values as an image, has no error
+            figures["bicubic_advantage_db"] = bicubic - own
         few = held_out.evenly_spaced(SMOOTHNESS_IMAGES)
         figures |= measure_smoothness(vae, few, trip.moments.std, config.seed, config.batch_size)
     verdict, reasons = choose_verdict(figures)

@@ -20,6 +20,7 @@ from hf_latent.models.load import load_autoencoder
 from hf_latent.models.presets import create_autoencoder
 from hf_latent.training.autoencoder import train_autoencoder
 from hf_latent.training.autoencoder_config import AutoencoderConfig
+from tests.conftest import make_autoencoder
 
 CLOTHES = {"data": "fashion_mnist", "resize_mode": "pad", "max_images": 100}
 PICTURES = ("worst", "channels", "interpolation", "latent_noise", "frequencies")
@@ -174,6 +175,13 @@ def test_a_short_training_on_colours_is_called_under_trained(tmp_path):
     trained = json.loads((tmp_path / "run" / "report.json").read_text())
     assert trained["held_out_psnr_db"] < trained["held_out_bicubic_psnr_db"]
     assert trained["held_out_chroma_r2"] < trained["held_out_luma_r2"]
+
+
+def test_a_latent_as_large_as_the_image_is_not_called_under_trained(tmp_path):
+    make_autoencoder(sample_size=32, latent_channels=16).save_pretrained(tmp_path / "vae")
+    report = inspect(str(tmp_path / "vae"), tmp_path / "out")
+    assert report["compression_ratio"] == 1
+    assert "bicubic_advantage_db" not in report
 
 
 def test_the_emoji_autoencoder_on_rgba_noise(tmp_path):

@@ -26,6 +26,7 @@ from hf_latent.training.run.pictures import GRID_COLUMNS, MAX_GRID_ROWS, save_gr
 # A latent channel is dead if the variance of its posterior mean over the images is lower (the
 # inactive units of Burda et al. 2016, section 5.2).
 DEAD_CHANNEL_VARIANCE = 1e-2
+LARGEST_PSNR_DB = 60.0  # of a flat image, which is resampled without an error
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class HeldOutFigures:
         latent_std: standard deviation of posterior samples per channel.
         dead_channels: numbers of the dead channels, from 0.
         bicubic_psnr_db: PSNR of the images shrunk to as many values as a latent has, and enlarged.
+            None if a latent has no fewer values than an image.
         reconstruction: PSNR, SSIM and the like.
     """
 
@@ -49,19 +51,20 @@ class HeldOutFigures:
     latent_mean: list[float]
     latent_std: list[float]
     dead_channels: list[int]
-    bicubic_psnr_db: float
+    bicubic_psnr_db: float | None
     reconstruction: ReconstructionFigures
 
     def scalars(self) -> dict[str, Any]:
         """Return the figures for a log line, flat, without those that were not measured."""
-        distance, measured = self.perceptual_distance, asdict(self.reconstruction).items()
+        distance, bicubic = self.perceptual_distance, self.bicubic_psnr_db
+        measured = asdict(self.reconstruction).items()
         return {
             "kl_nats_per_latent_value": self.kl_nats_per_latent_value,
             **({} if distance is None else {"perceptual_distance": distance}),
             "latent_std_smallest": min(self.latent_std),
             "latent_std_largest": max(self.latent_std),
             "dead_channels": len(self.dead_channels),
-            "bicubic_psnr_db": self.bicubic_psnr_db,
+            **({} if bicubic is None else {"bicubic_psnr_db": bicubic}),
             **{k: v for k, v in measured if v is not None and not math.isnan(v)},
         }
 
@@ -84,7 +87,7 @@ def validate_autoencoder(
         network: measures the perceptual distance, if given.
     """
     sums, moments = torch.zeros(3), torch.zeros(4, vae.config.latent_channels, dtype=torch.float64)
-    bicubic_psnr_db = []
+    bicubic_psnr_db: list[torch.Tensor] = []
 
     def reconstruct() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for number, batch in enumerate(loader):
@@ -107,8 +110,10 @@ def validate_autoencoder(
             moments.add_(sum_latents(posterior))
             originals = images.cpu() / 2 + 0.5
             visible = composite(originals, 1.0)
-            shrunk = resample(visible, posterior.mean[0].numel())
-            bicubic_psnr_db.append(image_psnr(shrunk, visible))
+            latent_values = posterior.mean[0].numel()
+            if latent_values < visible[0].numel():
+                psnr_db = image_psnr(resample(visible, latent_values), visible)
+                bicubic_psnr_db.append(psnr_db.clamp(max=LARGEST_PSNR_DB))
             yield originals, reconstructions.cpu() / 2 + 0.5
 
     kept = measure_reconstructions(reconstruct())
@@ -123,6 +128,6 @@ def validate_autoencoder(
         latent_mean=latents.mean.tolist(),
         latent_std=latents.std.tolist(),
         dead_channels=(variance_of_mean < DEAD_CHANNEL_VARIANCE).nonzero().flatten().tolist(),
-        bicubic_psnr_db=torch.cat(bicubic_psnr_db).mean().item(),
+        bicubic_psnr_db=torch.cat(bicubic_psnr_db).mean().item() if bicubic_psnr_db else None,
         reconstruction=kept,
     )

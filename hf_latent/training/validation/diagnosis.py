@@ -81,10 +81,11 @@ def _unfinished(figures: HeldOutFigures, previous: HeldOutFigures | None, steps:
             f"colours are not learned yet: R2 of chroma {kept.chroma_r2:.2f}, of luma "
             f"{kept.luma_r2 or 0:.2f}; train on"
         )
-    if kept.psnr_db < figures.bicubic_psnr_db:
+    bicubic_psnr_db = figures.bicubic_psnr_db
+    if bicubic_psnr_db is not None and kept.psnr_db < bicubic_psnr_db:
         lines.append(
             f"under-trained, not over-compressed: {kept.psnr_db:.1f} dB, bicubic resampling to as "
-            f"many values {figures.bicubic_psnr_db:.1f} dB; train on"
+            f"many values {bicubic_psnr_db:.1f} dB; train on"
         )
     if previous is not None and steps:
         gain = 1000 * (kept.psnr_db - previous.reconstruction.psnr_db) / steps

@@ -166,3 +166,18 @@ def test_pairs_are_saved_and_the_autoencoder_is_unchanged(setting, tmp_path):
     assert all(parameter.grad is None for parameter in vae.parameters())
     picture = tmp_path / "autoencoder" / "samples" / "step-000003.png"
     assert Image.open(picture).size == (8 * 64 + 3 * GAP, 2 * 64)
+
+
+def test_a_latent_as_large_as_the_image_has_no_bicubic_yardstick(setting):
+    _, held_out, config = setting
+    vae = make_autoencoder(sample_size=32, latent_channels=16)
+    figures = validate(vae, held_out, config, 0)
+    assert figures.bicubic_psnr_db is None
+    assert "bicubic_psnr_db" not in figures.scalars()
+
+
+def test_a_flat_image_does_not_make_the_bicubic_yardstick_infinite(setting):
+    vae, held_out, config = setting
+    batch = {"images": torch.cat([stack(held_out)[:3], torch.full((1, 1, 32, 32), -1.0)])}
+    figures = validate_autoencoder(vae, [batch], "l1", picture_path(Path(config.output_dir), 0))
+    assert 20 < figures.bicubic_psnr_db < 60

@@ -13,7 +13,7 @@ def figures(
     psnr_db: float = 25.0,
     dead: tuple[int, ...] = (),
     largest_std: float = 3.0,
-    bicubic_psnr_db: float = 20.0,
+    bicubic_psnr_db: float | None = 20.0,
     chroma_r2: float | None = 0.9,
 ) -> HeldOutFigures:
     return HeldOutFigures(
@@ -114,6 +114,7 @@ IMPROVING = "still improving by {} dB per 1,000 steps, now 25.0 dB: train on"
         (figures(chroma_r2=0.5), None, NORMAL),
         (figures(chroma_r2=None), None, NORMAL),  # grey images
         (figures(24.3, bicubic_psnr_db=25.0), None, [BELOW_BICUBIC]),
+        (figures(bicubic_psnr_db=None), None, NORMAL),  # latents as large as images
         (figures(24.3, bicubic_psnr_db=25.0, chroma_r2=0.03), None, [GREY, BELOW_BICUBIC]),
         (figures(), figures(24.8), [IMPROVING.format(0.4)]),
         (figures(), figures(24.91), NORMAL),
