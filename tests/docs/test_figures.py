@@ -186,6 +186,21 @@ def test_of_the_space_benchmark():
     assert all(points[x, 256]["images"]["base-fast"]["ratio"] >= 40 for x, _ in points)
 
 
+def test_of_the_space_benchmark_with_a_larger_batch():
+    report = load(REPORTS / "bench" / "space-batch-16.json")
+    low, every = report["points"]
+    assert {x["resolution"] for x in report["points"]} == {256} and report["batch_size"] == 16
+    sentence = (
+        f"a step is {times(low['step_ratio_median'])} times faster on latents with attention at "
+        f"the lowest level ({times(low['step_operations_ratio'])} times fewer operations), and "
+        f"{times(every['step_ratio_median'])} times with attention at every level "
+        f"({times(every['step_operations_ratio'])})"
+    )
+    assert sentence in prose("guides/performance.md")
+    for point in (low, every):
+        assert point["step_ratio_median"] >= 0.85 * point["step_operations_ratio"]
+
+
 @pytest.mark.parametrize("path", sorted((REPORTS / "pixels").glob("*.json")), ids=lambda x: x.stem)
 def test_of_equal_minutes(path):
     report = load(path)
