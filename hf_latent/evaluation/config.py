@@ -41,13 +41,18 @@ class ImagesOfModelConfig(ImagesConfig):
         super(ImagesConfig, self).__post_init__()  # ImagesConfig rejects the resolution auto
         self.images_config((1, 1))
 
-    def images_config(self, size: tuple[int, int]) -> ImagesConfig:
+    def images_config(self, size: tuple[int, int] | None) -> ImagesConfig:
         """Return the settings of the images, without random crops or flips.
 
         The model's `size` (height and width) is used if the settings name none.
+
+        Raises:
+            UserError: if the model has none either.
         """
         values = {field.name: getattr(self, field.name) for field in fields(ImagesConfig)}
         if self.resolution == "auto":
+            if size is None:
+                raise UserError("--resolution is needed: the autoencoder's configuration has none")
             values["resolution"] = f"{size[0]},{size[1]}"
         return ImagesConfig(**values | {"crop": "center", "horizontal_flip": False})
 

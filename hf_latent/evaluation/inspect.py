@@ -28,7 +28,7 @@ from hf_latent.evaluation.stages import Stages
 from hf_latent.lock import locks_output
 from hf_latent.models.frozen import freeze, hash_weights
 from hf_latent.models.load import Autoencoder, load_autoencoder
-from hf_latent.models.presets import IMAGE_SIZE, Compression, measure_compression
+from hf_latent.models.presets import Compression, image_size, measure_compression
 from hf_latent.output import check_output_dir
 
 YARDSTICK_IMAGES = 200
@@ -41,9 +41,9 @@ class InspectConfig(ImagesOfModelConfig):
     """Measure an autoencoder's compression and its loss of information, and give a verdict.
 
     Attributes:
-        vae: An AutoencoderKL or AutoencoderTiny, or a pipeline that contains one: its folder or
-            that of the run that trained it, the name of a released one (fashion-mnist-f4, emoji),
-            or an id on the Hub.
+        vae: An autoencoder of any kind, or a pipeline that contains one: its folder or that of the
+            run that trained it, the name of a released one (fashion-mnist-f4, emoji), or an id on
+            the Hub.
         output_dir: The folder for report.md, report.json and pictures.
         overwrite_output_dir: Accept a folder with files in it; files of the same name are replaced.
         max_images: The largest number of held-out images, evenly spaced.
@@ -73,11 +73,7 @@ def open_fitting_images(
     Raises:
         UserError: if size or channels do not fit, or there are too few held-out images.
     """
-    size = vae.config.get(IMAGE_SIZE) or vae.config.get("sample_size")
-    if size is None and images.resolution == "auto":
-        raise UserError("--resolution is needed: this autoencoder's configuration has no size")
-    height, width = size if isinstance(size, list | tuple) else (size, size)
-    config = images.images_config((height, width))
+    config = images.images_config(image_size(vae))
     splits = open_images(config, keep_in_memory=False)
     compression = measure_compression(vae, splits.image_shape)
     held_out = splits.validation.evenly_spaced(max_images)

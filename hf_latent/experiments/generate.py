@@ -22,6 +22,7 @@ from hf_latent.evaluation.pictures import check_channels, image_grid, labelled_r
 from hf_latent.evaluation.precision import choose_dtype, in_dtype
 from hf_latent.lock import locks_output
 from hf_latent.pipeline import LatentDiffusionPipeline
+from hf_latent.pipeline.autoencoders import image_channels
 
 RELEASED = "fashion-mnist"
 COLUMNS, UNCONDITIONAL_COLUMNS = 4, 8
@@ -95,7 +96,7 @@ def generate(config: GenerateConfig) -> Path:
     labels = choose_labels(config.class_labels, pipeline)
     config.check_model(pipeline)
     count_evaluations(pipeline, config.num_inference_steps)
-    check_channels(config.model, pipeline.vae.config.out_channels)
+    check_channels(config.model, image_channels(pipeline.vae))
     pipeline = in_dtype(pipeline, choose_dtype(pipeline, config.dtype))
     default = UNCONDITIONAL_COLUMNS if labels is None else COLUMNS * len(labels)
     num_images = config.num_images or default

@@ -18,7 +18,6 @@ from hf_latent.hub.card.render import card_pictures, render_model_card
 from hf_latent.hub.card.signature import is_unedited
 from hf_latent.hub.model_files import (
     ABOUT,
-    AUTOENCODERS,
     CODE,
     COMPONENT,
     CONFIGS,
@@ -34,6 +33,7 @@ from hf_latent.hub.model_files import (
 )
 from hf_latent.hub.remote import RemoteFiles
 from hf_latent.models.load import find_model, is_own, released_models
+from hf_latent.pipeline.autoencoders import KINDS
 from hf_latent.pipeline.hub_format import MODULES, RETIRED_MODULES, add_code
 
 SHOWN_NAMES = 5
@@ -174,7 +174,7 @@ class ModelContents(_Contents):
 
     def _edited_card(self, license: str | None) -> str | None:
         """Return the folder's card, or None if this package can render it."""
-        path, rendered = self.folder / "README.md", self.class_name in (PIPELINE, *AUTOENCODERS)
+        path, rendered = self.folder / "README.md", self.class_name in (PIPELINE, *KINDS)
         if not is_file(path):
             if not rendered:
                 raise UserError(f"{self.folder} has no card: write one, README.md")

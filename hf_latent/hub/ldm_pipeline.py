@@ -19,6 +19,7 @@ from hf_latent.errors import UserError
 from hf_latent.models.fold import LatentStatistics, fold_latent_scale, prepare_for_training
 from hf_latent.models.load import Autoencoder
 from hf_latent.pipeline import LatentDiffusionPipeline
+from hf_latent.pipeline.autoencoders import find_kind, latent_channels
 
 # Settings of FlowMatchEulerDiscreteScheduler that change its sigmas; off by default.
 OTHER_FLOWS = (
@@ -154,19 +155,16 @@ def _fold_foreign_scale(vae: Autoencoder) -> Autoencoder:
         The same autoencoder if it has none of the three, else a copy without them.
 
     Raises:
-        UserError: if it has one of the three and is no AutoencoderKL.
+        UserError: if it is no AutoencoderKL, and has one of the three or a scale of its own.
     """
-    shift, mean, std = (vae.config.get(x) for x in ("shift_factor", "latents_mean", "latents_std"))
-    if not shift and mean is None and std is None:
+    kind, zeros = find_kind(vae), torch.zeros(latent_channels(vae), 1, 1, dtype=torch.float64)
+    ignored = [vae.config.get(x) for x in ("shift_factor", "latents_mean", "latents_std")]
+    if kind.is_plain and not any(ignored):
         return vae
     if not isinstance(vae, AutoencoderKL):
         raise UserError(
-            f"the autoencoder is an {type(vae).__name__} with a shift_factor, latents_mean or "
-            "latents_std, which LDMPipeline ignores: share the model itself"
+            f"the autoencoder is an {type(vae).__name__} with a shift_factor, latents_mean, "
+            "latents_std or a scale of its own, which LDMPipeline ignores: share the model itself"
         )
-    ones = torch.ones(vae.config.latent_channels, dtype=torch.float64)
-    statistics = LatentStatistics(
-        mean=ones * (shift or 0) + ones.new_tensor(0.0 if mean is None else mean),
-        std=ones.new_tensor(1.0 if std is None else std) * ones / vae.config.scaling_factor,
-    )
-    return fold_latent_scale(prepare_for_training(vae), statistics)
+    mean, std = ((zeros + x).flatten() for x in kind.scale(vae, zeros))
+    return fold_latent_scale(prepare_for_training(vae), LatentStatistics(mean, std))

@@ -11,9 +11,10 @@ from safetensors import SafetensorError, safe_open
 
 from hf_latent.errors import UserError
 from hf_latent.output import read_json
+from hf_latent.pipeline.autoencoders import KINDS
 from hf_latent.pipeline.hub_format import MODELS, MODULES, RETIRED_MODULES
 
-PIPELINE, AUTOENCODERS = "LatentDiffusionPipeline", ("AutoencoderKL", "AutoencoderTiny")
+PIPELINE = "LatentDiffusionPipeline"
 ENTRIES = ("model_index.json", "config.json")
 REPORTS = ("training.json", "metrics.json")
 ABOUT = (*REPORTS, "config.yaml")
@@ -66,10 +67,10 @@ def model_files(folder: Path) -> tuple[str, str, list[str]]:
             files += _component_files(folder, part)
     else:
         class_name = str(values.get("_class_name"))
-        if class_name not in AUTOENCODERS:
+        if class_name not in KINDS:
             raise UserError(
                 f"{folder / entry} is of a {class_name}, and not of an autoencoder "
-                f"({' or '.join(AUTOENCODERS)}) or a pipeline: push the model's own folder"
+                f"({', '.join(KINDS)}) or a pipeline: push the model's own folder"
             )
         files = _weight_files(folder)
     files += [name for name in ABOUT if is_file(folder / name)]

@@ -2,12 +2,12 @@
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-from diffusers import AutoencoderKL, AutoencoderTiny, SchedulerMixin, UNet2DModel
+from diffusers import SchedulerMixin, UNet2DModel
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub.errors import (
     HfHubHTTPError,
@@ -16,10 +16,10 @@ from huggingface_hub.errors import (
 )
 
 from hf_latent.errors import UserError
+from hf_latent.pipeline.autoencoders import KINDS, Autoencoder
 from hf_latent.pipeline.samplers import get_objective, load_scheduler
 from hf_latent.pipeline.weights import align_weights, load_exactly
 
-Autoencoder: TypeAlias = AutoencoderKL | AutoencoderTiny
 PRETRAINED = Path(__file__).parent / "pretrained"
 
 
@@ -112,7 +112,7 @@ def load_autoencoder(name: str) -> Autoencoder:
     """
     name = find_model(name)
     with loading(name, "autoencoder"):
-        return _load(name, "vae", AutoencoderKL, AutoencoderTiny)[0]
+        return _load(name, "vae", KINDS)[0]
 
 
 def load_denoiser(name: str) -> tuple[UNet2DModel, SchedulerMixin | None]:
@@ -131,7 +131,7 @@ def load_denoiser(name: str) -> tuple[UNet2DModel, SchedulerMixin | None]:
     """
     scheduler, name = None, find_model(name)
     with loading(name, "denoiser"):
-        unet, in_pipeline = _load(name, "unet", UNet2DModel)
+        unet, in_pipeline = _load(name, "unet", ["UNet2DModel"])
         if in_pipeline:
             scheduler = load_scheduler(name)
             get_objective(scheduler)  # raises an error if there is none
@@ -139,8 +139,8 @@ def load_denoiser(name: str) -> tuple[UNet2DModel, SchedulerMixin | None]:
     return unet, scheduler
 
 
-def _load(name: str, component: str, *kinds: type[Any]) -> tuple[Any, bool]:
-    """Load a model of one of `kinds`; also return whether it is a pipeline's component."""
+def _load(name: str, component: str, kinds: Collection[str]) -> tuple[Any, bool]:
+    """Load a model of a class in `kinds`; also return whether it is a pipeline's component."""
     is_local = Path(name).is_dir()
     in_pipeline = (Path(name) / "model_index.json").is_file()
     try:
@@ -149,9 +149,8 @@ def _load(name: str, component: str, *kinds: type[Any]) -> tuple[Any, bool]:
         if is_local:
             raise
         in_pipeline, model = True, load_exactly(name, component)
-    if not isinstance(model, kinds):
-        expected = " or ".join(kind.__name__ for kind in kinds)
-        raise UserError(f"{name} is a {type(model).__name__}, not a {expected}")
+    if type(model).__name__ not in kinds:
+        raise UserError(f"{name} is a {type(model).__name__}, not a {' or '.join(kinds)}")
     if is_local:
         model.register_to_config(_name_or_path="")  # do not save a local path
     return model, in_pipeline

@@ -7,7 +7,6 @@ from typing import Any, Literal
 import torch
 from diffusers import (
     AutoencoderKL,
-    AutoencoderTiny,
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
     UNet2DModel,
@@ -15,8 +14,15 @@ from diffusers import (
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from hf_latent.errors import UserError
+from hf_latent.pipeline.autoencoders import (
+    Autoencoder,
+    downsampling_factor,
+    find_kind,
+    image_channels,
+    latent_channels,
+)
 from hf_latent.pipeline.denoise import size_multiple
-from hf_latent.pipeline.encode import check_images, downsampling_factor
+from hf_latent.pipeline.encode import check_images
 
 # The configuration entry of an autoencoder for images that are not square: their height and width.
 IMAGE_SIZE = "_image_size"  # private, so diffusers ignores and keeps it
@@ -128,15 +134,20 @@ class Compression:
         )
 
 
-def measure_compression(
-    vae: AutoencoderKL | AutoencoderTiny, image_shape: tuple[int, int, int]
-) -> Compression:
+def image_size(vae: Autoencoder) -> tuple[int, int] | None:
+    """Return the height and width of the images that an autoencoder is for, if they are known."""
+    size = find_kind(vae).image_size(vae.config)
+    size = size or vae.config.get(IMAGE_SIZE) or vae.config.get("sample_size")
+    return size and ((size, size) if isinstance(size, int) else tuple(size))
+
+
+def measure_compression(vae: Autoencoder, image_shape: tuple[int, int, int]) -> Compression:
     """Return the shapes of an image `(C, H, W)` and of its latents.
 
     Raises:
         UserError: if the image does not fit the autoencoder.
     """
-    takes = vae.config.in_channels
+    takes = image_channels(vae)
     if image_shape[0] != takes:
         raise UserError(
             f"the images have {image_shape[0]} channels and the autoencoder takes {takes}: pass "
@@ -147,7 +158,7 @@ def measure_compression(
     except ValueError as error:
         raise UserError(str(error)) from error
     f, (_, height, width) = downsampling_factor(vae), image_shape
-    return Compression(image_shape, (vae.config.latent_channels, height // f, width // f))
+    return Compression(image_shape, (latent_channels(vae), height // f, width // f))
 
 
 def create_autoencoder(
@@ -185,7 +196,7 @@ def create_autoencoder(
 
 def create_denoiser(
     preset: Preset,
-    vae: AutoencoderKL | AutoencoderTiny,
+    vae: Autoencoder,
     image_shape: tuple[int, int, int],
     num_classes: int | None = None,
     **changes: Any,

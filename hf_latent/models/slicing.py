@@ -24,11 +24,11 @@ def slice_if_needed(vae: Autoencoder, call: Callable[[], T]) -> T:
     Raises:
         torch.OutOfMemoryError: if the memory is also too small for one image.
     """
-    was_sliced = vae.use_slicing
+    cannot_slice = getattr(vae, "use_slicing", True)  # or is sliced already
     try:
         return call()
     except torch.OutOfMemoryError:
-        if was_sliced:
+        if cannot_slice:
             raise
     # After the `except` block, where the error no longer keeps the failed call's tensors.
     vae.enable_slicing()

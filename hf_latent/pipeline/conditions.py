@@ -6,12 +6,13 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, PNDMScheduler, SchedulerMixin, UNet2DModel
+from diffusers import PNDMScheduler, SchedulerMixin, UNet2DModel
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from torch.nn import functional
 
 from .add_noise import mix_noise
+from .autoencoders import Autoencoder, image_channels
 
 # Named tensors, the batch first, that the denoiser is called with: `class_labels` `(B,)` int64.
 # Empty for an unconditional denoiser.
@@ -207,7 +208,7 @@ def count_images(
 
 
 def check_output_type(
-    vae: AutoencoderKL | AutoencoderTiny,
+    vae: Autoencoder,
     output_type: str,
     known: Sequence[str] = ("pil", "np", "pt", "latent"),
 ) -> None:
@@ -219,7 +220,7 @@ def check_output_type(
     if output_type not in known:
         names = f"{', '.join(known[:-1])} or {known[-1]}"
         raise ValueError(f"output_type must be {names}, not {output_type!r}")
-    channels = vae.config.out_channels
+    channels = image_channels(vae)
     if output_type == "pil" and channels not in (1, 3, 4):
         raise ValueError(f"PIL has no images of {channels} channels: set output_type to np or pt")
 

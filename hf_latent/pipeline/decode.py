@@ -1,28 +1,11 @@
 """Step 4 of 4: latents to images."""
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny
+
+from .autoencoders import Autoencoder, denormalize_latents, find_kind, latent_channels
 
 
-def denormalize_latents(
-    vae: AutoencoderKL | AutoencoderTiny, latents: torch.Tensor
-) -> torch.Tensor:
-    """Convert latents `(B, c, h, w)` from the denoiser's scale to the decoder's.
-
-    `latents / scaling_factor * latents_std + latents_mean + shift_factor`, the exact inverse of
-    `normalize_latents` in encode.py.
-    """
-    latents = latents / vae.config.scaling_factor
-    if vae.config.get("latents_std") is not None:
-        latents = latents * latents.new_tensor(vae.config.latents_std).view(1, -1, 1, 1)
-    if vae.config.get("latents_mean") is not None:
-        latents = latents + latents.new_tensor(vae.config.latents_mean).view(1, -1, 1, 1)
-    if vae.config.get("shift_factor"):
-        latents = latents + vae.config.shift_factor
-    return latents
-
-
-def decode_latents(vae: AutoencoderKL | AutoencoderTiny, latents: torch.Tensor) -> torch.Tensor:
+def decode_latents(vae: Autoencoder, latents: torch.Tensor) -> torch.Tensor:
     """Decode latents into images.
 
     Args:
@@ -35,9 +18,11 @@ def decode_latents(vae: AutoencoderKL | AutoencoderTiny, latents: torch.Tensor) 
     Raises:
         ValueError: if the latents' channels are not the autoencoder's.
     """
-    if latents.ndim != 4 or latents.shape[1] != vae.config.latent_channels:
+    channels = latent_channels(vae)
+    if latents.ndim != 4 or latents.shape[1] != channels:
         raise ValueError(
-            f"latents must have the shape (B, {vae.config.latent_channels}, h, w) "
+            f"latents must have the shape (B, {channels}, h, w) "
             f"for this autoencoder, not {tuple(latents.shape)}"
         )
-    return vae.decode(denormalize_latents(vae, latents.to(vae.dtype))).sample
+    images = vae.decode(denormalize_latents(vae, latents.to(vae.dtype))).sample
+    return images * 2 - 1 if find_kind(vae).unit_pixels else images

@@ -3,8 +3,15 @@
 from dataclasses import dataclass
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny
 from diffusers.utils.torch_utils import randn_tensor
+
+from .autoencoders import (
+    Autoencoder,
+    downsampling_factor,
+    find_kind,
+    image_channels,
+    normalize_latents,
+)
 
 
 @dataclass(frozen=True)
@@ -43,31 +50,7 @@ class LatentPosteriors:
         return LatentPosteriors(self.mean[start:stop], self.std[start:stop])
 
 
-def downsampling_factor(vae: AutoencoderKL | AutoencoderTiny) -> int:
-    """Return f, the image's height (or width) divided by the latents'."""
-    encoder_blocks = vae.config.get("encoder_block_out_channels") or vae.config.block_out_channels
-    return 2 ** (len(encoder_blocks) - 1)
-
-
-def normalize_latents(vae: AutoencoderKL | AutoencoderTiny, latents: torch.Tensor) -> torch.Tensor:
-    """Convert an encoder's latents `(B, c, h, w)` to the scale that the denoiser was trained on.
-
-    `(latents - shift_factor - latents_mean) / latents_std * scaling_factor`, with the four entries
-    of the configuration that diffusers' models carry and never apply themselves
-    (`scaling_factor`: LDM, Rombach et al. 2022, section D.1; `shift_factor`: Stable Diffusion 3;
-    the per-channel pair: Playground 2.5). In a folded autoencoder all four are neutral.
-    `denormalize_latents` in decode.py is the exact inverse.
-    """
-    if vae.config.get("shift_factor"):
-        latents = latents - vae.config.shift_factor
-    if vae.config.get("latents_mean") is not None:
-        latents = latents - latents.new_tensor(vae.config.latents_mean).view(1, -1, 1, 1)
-    if vae.config.get("latents_std") is not None:
-        latents = latents / latents.new_tensor(vae.config.latents_std).view(1, -1, 1, 1)
-    return latents * vae.config.scaling_factor
-
-
-def check_images(vae: AutoencoderKL | AutoencoderTiny, images: torch.Tensor) -> None:
+def check_images(vae: Autoencoder, images: torch.Tensor) -> None:
     """Check that an autoencoder can encode images.
 
     Raises:
@@ -79,10 +62,15 @@ def check_images(vae: AutoencoderKL | AutoencoderTiny, images: torch.Tensor) -> 
             f"not {tuple(images.shape)} {images.dtype}"
         )
     channels, height, width = images.shape[1:]
-    if channels != vae.config.in_channels:
+    takes, size = image_channels(vae), find_kind(vae).image_size(vae.config)
+    if channels != takes:
         raise ValueError(
             f"the images have {channels} channels and the autoencoder takes "
-            f"{vae.config.in_channels}: convert the images, or use another autoencoder"
+            f"{takes}: convert the images, or use another autoencoder"
+        )
+    if size is not None and (height, width) != (size, size):
+        raise ValueError(
+            f"images of {height}x{width} do not fit the autoencoder, which takes {size}x{size} only"
         )
     f = downsampling_factor(vae)
     if height % f or width % f:
@@ -92,26 +80,25 @@ def check_images(vae: AutoencoderKL | AutoencoderTiny, images: torch.Tensor) -> 
         )
 
 
-def check_image_channels(vae: AutoencoderKL | AutoencoderTiny, channels: int) -> None:
+def check_image_channels(vae: Autoencoder, channels: int) -> None:
     """Check that an autoencoder is for images of as many channels as the model's own.
 
     Raises:
         ValueError: if it is not.
     """
-    if vae.config.in_channels != channels:
+    takes = image_channels(vae)
+    if takes != channels:
         raise ValueError(
-            f"the given vae takes images of {vae.config.in_channels} channels and the model's own "
+            f"the given vae takes images of {takes} channels and the model's own "
             f"of {channels}: give the autoencoder that the denoiser was trained with"
         )
 
 
-def encode_posteriors(
-    vae: AutoencoderKL | AutoencoderTiny, images: torch.Tensor
-) -> LatentPosteriors:
+def encode_posteriors(vae: Autoencoder, images: torch.Tensor) -> LatentPosteriors:
     """Encode images. Training, latent cache and sampling all use this function.
 
     Args:
-        vae: the autoencoder. An AutoencoderTiny has no posterior: its deviation is 0.
+        vae: the autoencoder. If it has no posterior, the deviation is 0.
         images: `(B, C, H, W)` float in [-1, 1]; H and W multiples of f.
 
     Returns:
@@ -121,18 +108,18 @@ def encode_posteriors(
         ValueError: if the channels or the size do not fit the autoencoder.
     """
     check_images(vae, images)
-    encoded = vae.encode(images.to(vae.dtype))
-    if hasattr(encoded, "latents"):
-        mean, std = encoded.latents, torch.zeros_like(encoded.latents)
-    else:
-        mean, std = encoded.latent_dist.mean, encoded.latent_dist.std
-    scale = normalize_latents(vae, torch.ones_like(mean[:1]))
-    scale = scale - normalize_latents(vae, torch.zeros_like(mean[:1]))  # without the shift
-    return LatentPosteriors(normalize_latents(vae, mean).float(), (std * scale).float())
+    kind, images = find_kind(vae), images.to(vae.dtype)
+    encoded = vae.encode(images / 2 + 0.5 if kind.unit_pixels else images)
+    latents = getattr(encoded, kind.output)
+    mean = normalize_latents(vae, latents.mean if kind.has_posterior else latents)
+    if not kind.has_posterior:
+        return LatentPosteriors(mean.float(), torch.zeros_like(mean, dtype=torch.float32))
+    std = kind.to_patches(latents.std) / kind.scale(vae, mean)[1]
+    return LatentPosteriors(mean.float(), std.float())
 
 
 def encode_images(
-    vae: AutoencoderKL | AutoencoderTiny,
+    vae: Autoencoder,
     images: torch.Tensor,
     generator: torch.Generator | list[torch.Generator] | None = None,
     sample_posterior: bool = True,

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from diffusers import AutoencoderKL, DiffusionPipeline, ModelMixin
+from diffusers import AutoModel, DiffusionPipeline, ModelMixin
 from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationDelete,
@@ -20,6 +20,7 @@ from huggingface_hub import (
 )
 from huggingface_hub.utils import WeakFileLock
 
+from .autoencoders import KINDS
 from .denoise import Guidance, check_guide
 from .encode import check_image_channels
 from .samplers import check_sampler, get_objective, load_scheduler
@@ -29,7 +30,7 @@ from .weights import check_weights, load_exactly, loading_options
 # A glob would also find files of other local models, because these share one cache of code.
 MODULES = (
     *("pipeline", "encode", "add_noise", "denoise", "decode"),
-    *("conditions", "samplers", "hub_format", "weights"),
+    *("autoencoders", "conditions", "samplers", "hub_format", "weights"),
 )
 # Earlier versions also saved these.
 RETIRED_MODULES = (
@@ -124,8 +125,9 @@ class HubFormat:
             trained = load_scheduler(folder)
             kwargs.setdefault("objective", get_objective(trained))  # older models lack it
         if kwargs.get("vae") is not None:
-            saved = AutoencoderKL.load_config(folder, subfolder="vae")  # of any class
-            check_image_channels(kwargs["vae"], saved["in_channels"])
+            saved = AutoModel.load_config(folder, subfolder="vae")
+            channels = KINDS[saved["_class_name"]].image_channels(saved)
+            check_image_channels(kwargs["vae"], channels)
         if not {"device_map", "quantization_config"} & kwargs.keys():
             for component in saved_models(cls.load_config(folder)):  # type: ignore[attr-defined]
                 if component not in kwargs:
@@ -152,6 +154,8 @@ class HubFormat:
         """
         if "unet" in kwargs:
             kwargs.setdefault("objective", None)
+        if getattr(pipeline, "vae", None) is not None:
+            kwargs.setdefault("vae", pipeline.vae)  # diffusers compares classes and drops it
         created = super().from_pipe(pipeline, **kwargs)  # type: ignore[misc]
         if "unet" not in kwargs and hasattr(pipeline, "trained_scheduler"):
             created.trained_scheduler = pipeline.trained_scheduler

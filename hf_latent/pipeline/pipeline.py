@@ -5,14 +5,14 @@ from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, ImagePipelineOutput, UNet2DModel
+from diffusers import DiffusionPipeline, ImagePipelineOutput, SchedulerMixin, UNet2DModel
 from diffusers.image_processor import VaeImageProcessor
-from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
 # diffusers copies the files that this file imports, and no others.
 from .add_noise import NoisedLatents, add_noise, mix_noise
+from .autoencoders import Autoencoder, downsampling_factor, latent_channels
 from .conditions import (
     Conditions,
     Images,
@@ -35,7 +35,7 @@ from .conditions import (
 )
 from .decode import decode_latents
 from .denoise import Guidance, check_guide, check_latents, denoise_latents
-from .encode import downsampling_factor, encode_images
+from .encode import encode_images
 from .hub_format import HubFormat, kept_settings
 from .samplers import (
     check_objective,
@@ -57,7 +57,7 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
     all of these arguments.
 
     Args:
-        vae: the autoencoder (`AutoencoderKL` or `AutoencoderTiny`). None: only denoise.
+        vae: the autoencoder, of a class in `autoencoders.KINDS`. None: only denoise.
         unet: the denoiser; N classes have N + 1 embeddings, the last the null label's. None: only
             encode and decode.
         scheduler: a stock scheduler of the denoiser's objective.
@@ -81,7 +81,7 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
 
     def __init__(
         self,
-        vae: AutoencoderKL | None,
+        vae: Autoencoder | None,
         unet: UNet2DModel | None,
         scheduler: SchedulerMixin,
         id2label: dict | None = None,
@@ -96,7 +96,7 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
                 check_weights(name, model)
                 align_weights(model)
         if unet is not None and vae is not None:
-            check_latents(unet, (1, vae.config.latent_channels, 0, 0))
+            check_latents(unet, (1, latent_channels(vae), 0, 0))
         if unet is not None and guide_unet is not None:
             check_guide(unet, guide_unet)
         id2label, guidance = kept_settings(unet, id2label=id2label, guidance=guidance)

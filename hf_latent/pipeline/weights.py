@@ -7,7 +7,9 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, AutoModel, ModelMixin
+from diffusers import AutoModel, ModelMixin
+
+from .autoencoders import Autoencoder
 
 ALIGNMENT_BYTES = 64
 
@@ -115,7 +117,7 @@ def align_weights(model: torch.nn.Module) -> None:
 
 
 @contextmanager
-def upcast_where_needed(vae: AutoencoderKL | AutoencoderTiny) -> Iterator[torch.dtype]:
+def upcast_where_needed(vae: Autoencoder) -> Iterator[torch.dtype]:
     """Convert a float16 autoencoder to float32 within the block, if it has `force_upcast`.
 
     The activations of Stable Diffusion XL's autoencoder overflow float16, and its images would be

@@ -1,10 +1,10 @@
 """The denoiser at the start of its training: new or pretrained."""
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DModel
+from diffusers import UNet2DModel
 
 from hf_latent.errors import UserError
-from hf_latent.models.load import load_denoiser
+from hf_latent.models.load import Autoencoder, load_denoiser
 from hf_latent.models.presets import create_denoiser, measure_compression
 from hf_latent.pipeline.denoise import check_latents
 from hf_latent.pipeline.samplers import get_objective
@@ -13,7 +13,7 @@ from hf_latent.training.denoiser_config import DenoiserConfig
 
 def start_denoiser(
     config: DenoiserConfig,
-    vae: AutoencoderKL | AutoencoderTiny,
+    vae: Autoencoder,
     image_shape: tuple[int, int, int],
     num_classes: int | None,
 ) -> UNet2DModel:

@@ -17,6 +17,7 @@ from packaging.utils import canonicalize_name
 from hf_latent.models.frozen import hash_weights
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.pipeline.hub_format import MINIMUM_DIFFUSERS, MODULES
+from tests.autoencoder_kinds import make_kind_pipeline
 from tests.hub.conftest import TOKEN
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors")
@@ -109,6 +110,8 @@ def test_plain_diffusers_draws_the_same_pixels_and_saves_the_same_folder(
     pipeline, unconditional, plain_python, tmp_path
 ):
     models = {"classes": (pipeline, ["owl", "cat", 1]), "none": (unconditional, None)}
+    # Two autoencoders with scales of their own.
+    models |= {name: (make_kind_pipeline(name), None) for name in ("flux2", "rae")}
     jobs = []
     for kind, (model, labels) in models.items():
         model.save_pretrained(tmp_path / kind / "saved", max_shard_size="50KB")

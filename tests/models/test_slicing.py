@@ -6,6 +6,7 @@ from hf_latent.evaluation.measures.reconstruction import reconstruct
 from hf_latent.models.frozen import freeze
 from hf_latent.models.slicing import slice_if_needed
 from hf_latent.training.latents.posteriors import encode_batches
+from tests.autoencoder_kinds import make_kind
 from tests.conftest import count_calls, make_autoencoder
 
 
@@ -50,5 +51,13 @@ def test_reconstructions_and_encoded_batches_need_as_little_memory(vae, images):
 
 def test_an_image_that_does_not_fit_is_an_error(vae, images):
     limit_memory(vae, largest=0)
+    with pytest.raises(torch.OutOfMemoryError):
+        slice_if_needed(vae, lambda: vae.encode(images))
+
+
+def test_an_autoencoder_that_cannot_slice_says_that_memory_is_too_small():
+    vae = make_kind("vq")
+    images = torch.zeros(2, 3, 32, 32)
+    limit_memory(vae)
     with pytest.raises(torch.OutOfMemoryError):
         slice_if_needed(vae, lambda: vae.encode(images))

@@ -34,7 +34,7 @@ INCEPTION_URL = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
     "weights-inception-2015-12-05-6726825d.pth"
 )
-# The entries of an autoencoder's configuration that normalize_latents of encode.py uses.
+# The entries of an autoencoder's configuration that may hold the scale of its latents.
 SCALE = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 

@@ -24,7 +24,7 @@ from hf_latent.evaluation.stages import Stages
 from hf_latent.models.presets import measure_compression
 from hf_latent.output import replaced_whole
 from hf_latent.pipeline import LatentDiffusionPipeline
-from hf_latent.pipeline.encode import downsampling_factor
+from hf_latent.pipeline.autoencoders import downsampling_factor
 
 FEWEST_HELD_OUT = 2
 

@@ -4,7 +4,6 @@ import math
 from typing import Any
 
 import torch
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from hf_latent.data.images.dataset import ImageDataset
 from hf_latent.evaluation.inspection.frequencies import BandPower
@@ -13,6 +12,8 @@ from hf_latent.evaluation.measures.reconstruction import image_psnr
 from hf_latent.models.fold import FOLDED_MEAN, FOLDED_STD
 from hf_latent.models.load import Autoencoder
 from hf_latent.models.presets import Compression
+from hf_latent.pipeline.autoencoders import find_kind, latent_channels
+from hf_latent.pipeline.encode import LatentPosteriors
 
 # A channel is dead (inactive, Burda et al. 2016, section 5.2) if less than this share of its
 # variance comes from the image rather than from the posterior's noise.
@@ -95,34 +96,37 @@ def normal_distance(values: torch.Tensor) -> float:
 
 
 class PosteriorRate:
-    """How many bits the posteriors of an AutoencoderKL carry, summed in float64.
+    """How many bits an autoencoder's posteriors carry, summed in float64.
 
-    A scale that is folded into the autoencoder's weights is undone before the KL is computed.
+    The scale of the latents, also one that is folded into the weights, is undone before the KL is
+    computed.
     """
 
     def __init__(self, vae: Autoencoder):
         """Start without posteriors."""
-        c = vae.config.latent_channels
-        folded = vae.config.get(FOLDED_MEAN) is not None
-        self._mean, self._std = (
-            torch.tensor(vae.config[name] if folded else [neutral] * c, dtype=torch.float64)
+        c = latent_channels(vae)
+        zeros = torch.zeros(c, 1, 1, dtype=torch.float64)
+        mean, std = (zeros + x for x in find_kind(vae).scale(vae, zeros))
+        folded_mean, folded_std = (
+            zeros.new_tensor(vae.config.get(name) or [neutral] * c)
             for name, neutral in ((FOLDED_MEAN, 0.0), (FOLDED_STD, 1.0))
         )
+        self._mean = mean.flatten() * folded_std + folded_mean
+        self._std = std.flatten() * folded_std
         self._sums = torch.zeros(4, c, dtype=torch.float64)
         self._count = self._images = 0
 
-    def update(self, posterior: DiagonalGaussianDistribution) -> None:
-        """Add a batch's posteriors from the encoder."""
-        mean, logvar = (
-            x.detach().cpu().double().transpose(0, 1).flatten(1)
-            for x in (posterior.mean, posterior.logvar)
+    def update(self, posteriors: LatentPosteriors) -> None:
+        """Add a batch's posteriors."""
+        mean, std = (
+            x.detach().cpu().double().transpose(0, 1).flatten(1) * self._std[:, None]
+            for x in (posteriors.mean, posteriors.std)
         )
-        mean = mean * self._std[:, None] + self._mean[:, None]
-        logvar = logvar + 2 * self._std.log()[:, None]
+        mean, logvar = mean + self._mean[:, None], 2 * std.log()
         terms = (mean, mean.square(), logvar.exp(), logvar)
         self._sums += torch.stack([x.sum(1) for x in terms])
         self._count += mean.shape[1]
-        self._images += len(posterior.mean)
+        self._images += len(posteriors.mean)
 
     def bits_per_image(self) -> dict[str, float]:
         """Return `kl_bits` and `rate_bits`, both in bits per image.

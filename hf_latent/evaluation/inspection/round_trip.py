@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
 from hf_latent.data.images.pixels import to_uint8
@@ -20,8 +19,9 @@ from hf_latent.evaluation.inspection.structure import (
 from hf_latent.evaluation.measures.generation import FrechetDistance
 from hf_latent.evaluation.measures.reconstruction import composite, image_psnr, reconstruct
 from hf_latent.models.load import Autoencoder
+from hf_latent.pipeline.autoencoders import find_kind, latent_channels
 from hf_latent.pipeline.decode import decode_latents
-from hf_latent.pipeline.encode import normalize_latents
+from hf_latent.pipeline.encode import encode_posteriors
 
 MS_SSIM_SMALLEST = 176  # a window of 11 pixels at the fifth scale
 
@@ -53,25 +53,20 @@ class RoundTrip:
         self._generator = torch.Generator().manual_seed(seed)
         self._signal, self._error = BandPower(*size), BandPower(*size)
         self._edges, self._layout, self._noise = Agreement(), Agreement(), NoiseSurvival()
-        self.moments = LatentMoments(vae.config.latent_channels)
-        self.rate: PosteriorRate | None = None
+        self.moments = LatentMoments(latent_channels(vae))
+        self.rate = PosteriorRate(vae) if find_kind(vae).has_posterior else None
         self.distance = FrechetDistance()
         self.psnr_db: list[torch.Tensor] = []
         self._ms_ssim: float | None = 0.0 if min(size) >= MS_SSIM_SMALLEST else None
 
     def _encode(self, images: torch.Tensor) -> torch.Tensor:
         """Return the latents `(B, c, h, w)` to decode, and add posteriors to the figures."""
-        encoded = self.vae.encode(images.to(self.vae.device, self.vae.dtype))
-        if hasattr(encoded, "latents"):  # no posterior
-            means = samples = normalize_latents(self.vae, encoded.latents)
-        else:
-            posterior: DiagonalGaussianDistribution = encoded.latent_dist
-            self.rate = self.rate or PosteriorRate(self.vae)
-            self.rate.update(posterior)
-            means = normalize_latents(self.vae, posterior.mean)
-            samples = normalize_latents(self.vae, posterior.sample(self._generator))
-        self.moments.update(samples, means)
-        return means
+        posteriors = encode_posteriors(self.vae, images.to(self.vae.device))
+        if self.rate is not None:
+            self.rate.update(posteriors)
+        noise = torch.randn(posteriors.mean.shape, generator=self._generator)
+        self.moments.update(posteriors.sample(noise.to(posteriors.mean)), posteriors.mean)
+        return posteriors.mean
 
     @torch.no_grad()
     def __call__(self, images: torch.Tensor) -> torch.Tensor:

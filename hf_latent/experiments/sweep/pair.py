@@ -43,6 +43,7 @@ from hf_latent.models.load import Autoencoder
 from hf_latent.models.presets import Compression, measure_compression
 from hf_latent.output import read_json, remove_written, write_json
 from hf_latent.pipeline import LatentDiffusionPipeline
+from hf_latent.pipeline.encode import encode_posteriors
 from hf_latent.training.autoencoder import train_autoencoder
 from hf_latent.training.autoencoder_config import AutoencoderConfig
 from hf_latent.training.denoiser import train_denoiser
@@ -177,7 +178,7 @@ def measure_rate(
     """
     rate = PosteriorRate(vae)
     for rows in torch.arange(len(held_out)).split(BATCH_SIZE):
-        rate.update(vae.encode(held_out.read(rows).to(vae.device)).latent_dist)
+        rate.update(encode_posteriors(vae, held_out.read(rows).to(vae.device)))
     bits = {f"{name}_per_image": value for name, value in rate.bits_per_image().items()}
     figures = rate_figures(rate, compression)
     return bits | {x: figures[x] for x in ("kl_bits_per_pixel", "rate_bits_per_pixel")}

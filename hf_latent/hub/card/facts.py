@@ -22,11 +22,11 @@ from hf_latent.data.fashion_mnist import HUB_ID as FASHION_MNIST
 from hf_latent.errors import UserError
 from hf_latent.hub.card.text import one_line
 from hf_latent.hub.card.weights import SavedWeights, read_saved_weights
-from hf_latent.hub.model_files import AUTOENCODERS, is_file
+from hf_latent.hub.model_files import is_file
 from hf_latent.models.load import loading
-from hf_latent.models.presets import IMAGE_SIZE, Compression, measure_compression
+from hf_latent.models.presets import Compression, image_size, measure_compression
 from hf_latent.output import read_json
-from hf_latent.pipeline.encode import downsampling_factor
+from hf_latent.pipeline.autoencoders import KINDS, downsampling_factor, image_channels
 
 # The reports that each picture belongs to; a card shows it if one of them is there.
 PICTURES = {
@@ -165,7 +165,7 @@ def read_model_facts(folder: Path) -> ModelFacts:
         parts["guide_unet"] = folder / "guide_unet"
     vae_config = _read_json(parts["vae"] / "config.json")
     vae_class = str(vae_config.get("_class_name"))
-    if vae_class not in AUTOENCODERS:
+    if vae_class not in KINDS:
         raise UserError(f"{folder} holds neither a pipeline nor an autoencoder of diffusers")
     weights = {name: read_saved_weights(path) for name, path in parts.items()}
     trained = {name: saved for name, saved in weights.items() if name != "guide_unet"}
@@ -214,14 +214,12 @@ def _measure(
     """Return the shapes that the denoiser fixes; without one, those of the training images."""
     with torch.device("meta"):
         vae = getattr(diffusers, vae_config["_class_name"]).from_config(vae_config)
-    factor = downsampling_factor(vae)
-    if unet_config:
-        size, scale = unet_config["sample_size"], factor
-    else:  # the configuration of an AutoencoderTiny has no size
-        size = vae_config.get(IMAGE_SIZE) or vae_config.get("sample_size", 32 * factor)
-        scale = 1
-    height, width = (scale * x for x in ([size, size] if isinstance(size, int) else size))
-    channels, height, width = image_shape or (vae.config.in_channels, height, width)
+    factor, size = downsampling_factor(vae), unet_config.get("sample_size")
+    if size is None:
+        height, width = image_size(vae) or (32 * factor, 32 * factor)
+    else:
+        height, width = (factor * x for x in ([size, size] if isinstance(size, int) else size))
+    channels, height, width = image_shape or (image_channels(vae), height, width)
     return measure_compression(vae, (channels, height, width))
 
 

@@ -22,6 +22,7 @@ from hf_latent.hub.card.results import (
 from hf_latent.hub.card.signature import is_unedited, sign
 from hf_latent.models.load import released_models
 from hf_latent.output import write_text
+from hf_latent.pipeline.autoencoders import KINDS
 from hf_latent.pipeline.denoise import DEFAULT_GUIDANCE_SCALE
 from hf_latent.pipeline.hub_format import MINIMUM_DIFFUSERS
 
@@ -52,6 +53,7 @@ ENVIRONMENT.tests["fingerprint"] = lambda value: (
 )
 ENVIRONMENT.globals |= {
     "DEFAULT_GUIDANCE_SCALE": DEFAULT_GUIDANCE_SCALE,
+    "KINDS": KINDS,
     "MINIMUM_DIFFUSERS": MINIMUM_DIFFUSERS,
 }
 

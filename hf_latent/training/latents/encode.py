@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from diffusers import AutoencoderKL, AutoencoderTiny
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -27,7 +26,7 @@ from hf_latent.data.shards import find_shard, write_shard
 from hf_latent.lock import locks_output
 from hf_latent.messages import progress_bar
 from hf_latent.models.frozen import freeze
-from hf_latent.models.load import load_autoencoder
+from hf_latent.models.load import Autoencoder, load_autoencoder
 from hf_latent.output import check_output_dir
 from hf_latent.training.latents.config import EncodeConfig
 from hf_latent.training.latents.files import (
@@ -55,7 +54,7 @@ T = TypeVar("T")
 def encode_latents(
     config: EncodeConfig,
     splits: ImageSplits | None = None,
-    vae: AutoencoderKL | AutoencoderTiny | None = None,
+    vae: Autoencoder | None = None,
     accelerator: Accelerator | None = None,
     replace_other: bool = False,
 ) -> tuple[LatentCache, int]:
@@ -141,7 +140,7 @@ def _gather(mine: dict[str, T]) -> dict[str, T]:
 
 @torch.no_grad()
 def _encode_split(
-    vae: AutoencoderKL | AutoencoderTiny,
+    vae: Autoencoder,
     dataset: ImageDataset,
     folder: Path,
     files: dict[str, range],

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny
 from safetensors import safe_open
 
 from hf_latent.data.images.open import ImageSplits
@@ -21,16 +20,14 @@ from hf_latent.data.shards import write_manifest
 from hf_latent.errors import UserError
 from hf_latent.models.fold import measure_latents, sum_latents
 from hf_latent.models.frozen import hash_autoencoder
-from hf_latent.models.load import is_own
+from hf_latent.models.load import Autoencoder, is_own
 from hf_latent.models.presets import measure_compression
 from hf_latent.output import remove_written
 from hf_latent.pipeline.encode import LatentPosteriors
 from hf_latent.training.latents.config import EncodeConfig
 
 
-def cache_manifest(
-    config: EncodeConfig, splits: ImageSplits, vae: AutoencoderKL | AutoencoderTiny
-) -> dict[str, Any]:
+def cache_manifest(config: EncodeConfig, splits: ImageSplits, vae: Autoencoder) -> dict[str, Any]:
     """Return the manifest that a cache starts with.
 
     Raises:

@@ -7,16 +7,16 @@ from copy import deepcopy
 from functools import partial
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny
 
 from hf_latent.data.device import to_device
+from hf_latent.models.load import Autoencoder
 from hf_latent.models.slicing import slice_if_needed
 from hf_latent.pipeline.encode import encode_posteriors
 from hf_latent.training.run.late import LateValues
 
 
 def encode_batches(
-    vae: AutoencoderKL | AutoencoderTiny,
+    vae: Autoencoder,
     batches: Iterable[torch.Tensor],
     mirror: bool,
     dtype: torch.dtype,
