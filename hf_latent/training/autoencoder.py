@@ -121,6 +121,7 @@ def train_autoencoder(
     adversary = Adversary(config, image_shape[0], vae, state, accelerator)
     settings = asdict(config)
     checkpoint = find_checkpoint(output_dir, config.resume_from_checkpoint)
+    checkpoint = clock.before_decay(checkpoint)
     resume_training(checkpoint, state, settings, accelerator)
     push_settings = prepare_push(config, "AutoencoderKL", accelerator)
     fingerprint = splits.validation_fingerprint
@@ -207,8 +208,8 @@ def train_autoencoder(
         if stopping or clock.checkpoint_is_due:
             clock.log_pending_losses()
             guard.catch_up()
-            limit = config.checkpoints_total_limit
-            save_checkpoint(output_dir, clock.step, state, settings, limit, accelerator)
+            limit, spared = config.checkpoints_total_limit, clock.decay_start
+            save_checkpoint(output_dir, clock.step, state, settings, limit, accelerator, spared)
         if stop is not None and stopping:
             exit_after_checkpoint(stop, output_dir, "train-autoencoder", accelerator)
 

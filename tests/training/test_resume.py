@@ -142,6 +142,19 @@ def test_an_interrupted_autoencoder_ends_bit_for_bit_as_an_uninterrupted_one(
         assert_each_loss_is_logged_once(run)
 
 
+def test_a_lengthened_training_with_decay_equals_one_that_was_long_from_the_start(
+    autoencoder_config, tmp_path
+):
+    decay = AUTOENCODER | {"lr_scheduler": "constant_with_decay", "lr_decay_ratio": 0.5}
+    long = autoencoder_config(**decay | {"max_train_steps": 8}, output_dir=str(tmp_path / "long"))
+    train_autoencoder(long)
+    short = replace(long, max_train_steps=4, output_dir=str(tmp_path / "short"))
+    train_autoencoder(short)
+    train_autoencoder(replace(short, max_train_steps=8, resume_from_checkpoint="latest"))
+    assert_same_weights(tmp_path / "short" / "model", tmp_path / "long" / "model")
+    assert_each_loss_is_logged_once(tmp_path / "short")
+
+
 def test_an_earlier_checkpoint_can_be_named(autoencoder_config, copied_run, whole_autoencoder_run):
     before = weights(copied_run / "checkpoint-2")
     earlier = str(copied_run / "checkpoint-2")

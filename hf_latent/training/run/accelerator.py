@@ -22,6 +22,7 @@ from hf_latent.data.images.config import ImagesConfig
 from hf_latent.errors import SharedError, UserError
 from hf_latent.hub.remote import check_repo_id
 from hf_latent.training.run.batches import ProcessRows
+from hf_latent.training.run.learning_rate import LearningRateScheduler
 from hf_latent.training.run.threads import use_all_cores
 
 logger = logging.getLogger(__name__)
@@ -49,8 +50,12 @@ class TrainingConfig(ImagesConfig):
         overwrite_output_dir: Accept a folder with files in it and replace them. The old model
             stays until the new one is complete.
         learning_rate: The highest learning rate, reached after the warm-up.
-        lr_warmup_ratio: Share of the training in which the learning rate rises from 0. After it,
-            the rate falls to 0 along a cosine.
+        lr_scheduler: How the learning rate changes after the warm-up. cosine: it falls to 0 along a
+            cosine. constant_with_decay: it stays, and falls to 0 at the end; such a training can be
+            lengthened without a rise of the rate.
+        lr_warmup_ratio: Share of the training in which the learning rate rises from 0.
+        lr_decay_ratio: Share of the training in which the learning rate of constant_with_decay
+            falls.
         train_batch_size: Images per forward pass and process.
         max_train_steps: Number of optimizer steps.
         max_train_minutes: Train for so many minutes instead; the learning rate then follows the
@@ -86,7 +91,9 @@ class TrainingConfig(ImagesConfig):
     output_dir: str
     overwrite_output_dir: bool = False
     learning_rate: PositiveFloat = 1e-3
+    lr_scheduler: LearningRateScheduler = "cosine"
     lr_warmup_ratio: Share = 0.05
+    lr_decay_ratio: Share = 0.2
     train_batch_size: PositiveInt = 64
     max_train_steps: PositiveInt = 10_000
     max_train_minutes: PositiveFloat | None = None
@@ -115,6 +122,8 @@ class TrainingConfig(ImagesConfig):
         for tracker in self.trackers():
             if tracker not in TRACKERS:
                 raise UserError(f"--report_to {tracker} is not one of {', '.join(TRACKERS)}")
+        if self.lr_warmup_ratio + self.lr_decay_ratio > 1:
+            raise UserError("--lr_warmup_ratio and --lr_decay_ratio are more than 1 together")
         if self.hub_model_id is not None:
             check_repo_id(self.hub_model_id, "hub_model_id", account="user")
         if not self.push_to_hub and (self.hub_model_id is not None or self.hub_private_repo):

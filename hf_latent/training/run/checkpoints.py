@@ -132,6 +132,7 @@ def save_checkpoint(
     settings: dict[str, Any],
     limit: int | None,
     accelerator: Accelerator,
+    spared: int | None = None,
 ) -> None:
     """Save a checkpoint, then remove the oldest ones beyond the limit; all processes call it.
 
@@ -141,6 +142,7 @@ def save_checkpoint(
         settings: the run's settings, with which a resumed run compares its own.
         limit: the number of checkpoints to keep; None keeps all.
         accelerator: its first process writes.
+        spared: the step of a checkpoint to keep beyond the limit.
 
     Raises:
         SharedError: if weights are not finite or the disk is full; earlier checkpoints stay.
@@ -156,7 +158,8 @@ def save_checkpoint(
         if accelerator.is_main_process:
             _save_state(output_dir, step, state, settings, accelerator)
             if limit is not None:
-                for old in list_checkpoints(output_dir)[:-limit]:
+                found = list_checkpoints(output_dir)
+                for old in [x for x in found if x.name != f"checkpoint-{spared}"][:-limit]:
                     remove_checkpoint(old)
 
 

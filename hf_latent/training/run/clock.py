@@ -1,9 +1,10 @@
 """The steps of a training: learning rate, time limit, progress bar and log."""
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,14 @@ from accelerate import Accelerator
 
 from hf_latent.errors import UserError
 from hf_latent.messages import progress_bar
+from hf_latent.output import read_json
 from hf_latent.training.run.accelerator import TrainingConfig
 from hf_latent.training.run.late import LateValues
+from hf_latent.training.run.learning_rate import constant_with_decay, cosine_with_warmup
 from hf_latent.training.run.log import append_line
 from hf_latent.training.run.trackers import log_to_trackers
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,19 +47,8 @@ class TrainingSummary:
     validation_losses: dict[int, float]
 
 
-def cosine_with_warmup(progress: float, warmup_ratio: float) -> float:
-    """Return the learning rate's factor, in [0, 1]: a linear rise, then half a cosine down to 0.
-
-    This is diffusers' `get_cosine_schedule_with_warmup` as a function of progress instead of steps,
-    so that it can follow the clock (cosine: Loshchilov and Hutter 2017, equation 5).
-
-    Args:
-        progress: in [0, 1].
-        warmup_ratio: share of the training that is warm-up, in [0, 1).
-    """
-    if progress < warmup_ratio:
-        return progress / warmup_ratio
-    return 0.5 * (1 + math.cos(math.pi * (progress - warmup_ratio) / (1 - warmup_ratio)))
+def _clock_state(checkpoint: Path) -> dict[str, Any]:
+    return read_json(checkpoint / "state.json")["others"]["clock"]
 
 
 class TrainingClock:
@@ -68,6 +62,8 @@ class TrainingClock:
     Attributes:
         reserved_seconds: part of the time limit that is left for the work after the last step. A
             checkpoint keeps it. None: not known yet.
+        decay_start: the step after which the rate of `constant_with_decay` falls; None before. From
+            its checkpoint a training can be lengthened at the full rate.
     """
 
     LOGGING_STEPS = 20
@@ -90,6 +86,7 @@ class TrainingClock:
         self.validation_losses: dict[int, float] = {}
         self.reserved_seconds: float | None = None
         self._learning_rate = math.nan
+        self.decay_start: int | None = None
         self._losses: list[torch.Tensor] = []
         self._gradient_norms: list[torch.Tensor] = []
         self._start, self._validation_seconds = self._now(), 0.0
@@ -125,9 +122,20 @@ class TrainingClock:
 
     @property
     def checkpoint_is_due(self) -> bool:
-        """Whether to save a checkpoint after the current step; True after the last one."""
+        """Whether to save a checkpoint after the current step; True after the last one.
+
+        `constant_with_decay` has one more, before the rate falls.
+        """
         every = self.config.checkpointing_steps
-        return every is not None and (self._progress() >= 1 or self.step % every == 0)
+        progress = self._progress()
+        begins_decay = self.decay_start is None and progress >= self._constant_until
+        return every is not None and (progress >= 1 or begins_decay or self.step % every == 0)
+
+    @property
+    def _constant_until(self) -> float:
+        """The share of the training after which the rate of `constant_with_decay` falls."""
+        constant = self.config.lr_scheduler == "constant_with_decay"
+        return 1 - self.config.lr_decay_ratio if constant else math.inf
 
     def _progress(self) -> float:
         """Return the share that is done, the same in every process.
@@ -138,8 +146,7 @@ class TrainingClock:
         if self.config.max_train_minutes is None:
             return self.step / self.config.max_train_steps
         if self._progress_at[0] != self.step:
-            limit = 60 * self.config.max_train_minutes - (self.reserved_seconds or 0.0)
-            progress = self.seconds / limit
+            progress = self._share_of(self.step, self.seconds, self.reserved_seconds)
             if self.accelerator.num_processes > 1:  # the first one's time, of the step before
                 own = progress if self.accelerator.is_main_process else 0.0
                 shared = torch.full((1,), own, device=self.accelerator.device)
@@ -149,6 +156,18 @@ class TrainingClock:
                 progress = (shared if late is None else late).item()
             self._progress_at = (self.step, progress)
         return self._progress_at[1]
+
+    def _share_of(self, step: int, seconds: float, reserved_seconds: float | None) -> float:
+        """Return the share that is done after so many steps and seconds."""
+        if self.config.max_train_minutes is None:
+            return step / self.config.max_train_steps
+        return seconds / (60 * self.config.max_train_minutes - (reserved_seconds or 0.0))
+
+    def _rate_at(self, progress: float) -> float:
+        warmup, decay = self.config.lr_warmup_ratio, self.config.lr_decay_ratio
+        if self.config.lr_scheduler == "cosine":
+            return self.config.learning_rate * cosine_with_warmup(progress, warmup)
+        return self.config.learning_rate * constant_with_decay(progress, warmup, decay)
 
     def reserve(self, seconds: float) -> None:
         """Leave a part of the time limit for the work after the last step.
@@ -172,9 +191,41 @@ class TrainingClock:
             "images_seen": self.images_seen,
             "seconds": self.seconds,
             "reserved_seconds": self.reserved_seconds,
+            "learning_rate": None if math.isnan(self._learning_rate) else self._learning_rate,
+            "decay_start": self.decay_start,
             "train_loss": None if math.isnan(self.train_loss) else self.train_loss,
             "validation_losses": list(self.validation_losses.items()),
         }
+
+    def before_decay(self, checkpoint: Path | None) -> Path | None:
+        """Return the checkpoint to resume from, if the latest one is asked for.
+
+        Args:
+            checkpoint: the latest one, or None.
+
+        Returns:
+            It; or, if its learning rate had fallen already and the training is longer now, the one
+            from before the fall.
+        """
+        if checkpoint is None or self.config.resume_from_checkpoint != "latest":
+            return checkpoint
+        # A damaged state is refused with its reason when it is loaded.
+        with suppress(KeyError, TypeError, UserError):
+            decay_start = _clock_state(checkpoint)["decay_start"]
+            before = checkpoint.with_name(f"checkpoint-{decay_start}")
+            state = _clock_state(before)
+            reserved = state["reserved_seconds"]
+            if (
+                self._share_of(state["step"], state["seconds"], reserved)
+                < self._constant_until
+                <= 1
+            ):
+                logger.info(
+                    f"the training is longer now: it resumes from {before}, where the learning "
+                    "rate had not fallen yet"
+                )
+                return before
+        return checkpoint
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint's `state`."""
@@ -187,6 +238,15 @@ class TrainingClock:
         self.train_loss = math.nan if state["train_loss"] is None else state["train_loss"]
         self.validation_losses = dict(state["validation_losses"])
         self._start = self._now() - self._seconds_before
+        share = self._share_of(self.step, self._seconds_before, self.reserved_seconds)
+        if share >= self._constant_until:
+            self.decay_start = state.get("decay_start")
+        before, rate = state.get("learning_rate"), self._rate_at(share)  # older ones have none
+        if before is not None and share >= self.config.lr_warmup_ratio and rate > 1.05 * before:
+            logger.warning(
+                f"the learning rate rises again, from {before:.3g} to {rate:.3g}, because it "
+                "follows the new length: the loss rises with it for a while"
+            )
         minutes = self.config.max_train_minutes and self._seconds_before / 60
         self._bar.initial = self._bar.n = minutes or self.step
 
@@ -194,8 +254,9 @@ class TrainingClock:
         """Yield the index of every step, from 0, after setting the optimizers' learning rate."""
         self._start = self._now() - self._seconds_before
         while (progress := self._progress()) < 1:
-            factor = cosine_with_warmup(progress, self.config.lr_warmup_ratio)
-            self._learning_rate = self.config.learning_rate * factor
+            if self.decay_start is None and progress >= self._constant_until:
+                self.decay_start = self.step
+            self._learning_rate = self._rate_at(progress)
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = self._learning_rate

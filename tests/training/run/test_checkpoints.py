@@ -164,6 +164,13 @@ def test_saving_does_not_change_the_training(config):
     assert_equal(state, untouched)
 
 
+def test_the_limit_spares_the_checkpoint_before_the_decay(config, tmp_path):
+    state = start(config())
+    for step in (1, 2, 3, 4):
+        save_checkpoint(tmp_path, step, state, {}, 1, Accelerator(), spared=2)
+    assert [x.name for x in list_checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-4"]
+
+
 @pytest.mark.parametrize(("limit", "kept"), [(1, [10]), (2, [9, 10]), (None, [1, 2, 9, 10])])
 def test_the_limit_keeps_the_newest(config, tmp_path, limit, kept):
     state = start(config())

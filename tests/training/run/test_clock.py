@@ -2,28 +2,23 @@ import json
 import math
 import time
 from itertools import count
+from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
-from diffusers.optimization import get_cosine_schedule_with_warmup
 
 from hf_latent.errors import UserError
+from hf_latent.output import read_json, write_json
 from hf_latent.training.run.accelerator import TrainingConfig
-from hf_latent.training.run.clock import TrainingClock, cosine_with_warmup
+from hf_latent.training.run.clock import TrainingClock
+from hf_latent.training.run.learning_rate import constant_with_decay, cosine_with_warmup
 from hf_latent.training.run.log import remove_lines_after
 
 
 @pytest.fixture
 def optimizer() -> torch.optim.Optimizer:
     return torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-
-
-@pytest.mark.parametrize(("warmup", "steps"), [(5, 40), (0, 10), (10, 1000)])
-def test_cosine_equals_diffusers(optimizer, warmup, steps):
-    schedule = get_cosine_schedule_with_warmup(optimizer, warmup, steps).lr_lambdas[0]
-    for step in range(steps + 1):
-        assert cosine_with_warmup(step / steps, warmup / steps) == pytest.approx(schedule(step))
 
 
 def clock_of_seconds():
@@ -275,3 +270,71 @@ def test_the_bar_counts_minutes_if_they_are_limited(tmp_path, optimizer):
     resumed = start_clock(tmp_path, max_train_steps=8)
     resumed.load_state(clock.state() | {"step": 6})
     assert (resumed._bar.n, resumed._bar.initial, resumed._bar.total) == (6, 6, 8)
+
+
+def rates_of(clock: TrainingClock, optimizer) -> tuple[list[float], list[int]]:
+    """Run to the end; return the learning rates and the steps of the checkpoints."""
+    rates, saved = [], []
+    for _ in clock.steps(optimizer):
+        rates.append(optimizer.param_groups[0]["lr"])
+        if clock.checkpoint_is_due:
+            saved.append(clock.step)
+            folder = Path(clock.config.output_dir, f"checkpoint-{clock.step}")
+            folder.mkdir(exist_ok=True)
+            write_json(folder / "state.json", {"others": {"clock": clock.state()}})
+    return rates, saved
+
+
+CONSTANT = {"lr_scheduler": "constant_with_decay", "lr_warmup_ratio": 0.1, "lr_decay_ratio": 0.3}
+
+
+def test_a_longer_training_with_decay_resumes_before_the_decay(tmp_path, optimizer, caplog):
+    settings = CONSTANT | {"checkpointing_steps": 8, "learning_rate": 1.0}
+    rates, saved = rates_of(start_clock(tmp_path, max_train_steps=10, **settings), optimizer)
+    assert rates == pytest.approx([constant_with_decay(x / 10, 0.1, 0.3) for x in range(10)])
+    assert saved == [7, 8, 10]
+
+    def latest_of(steps: int, scheduler: str = "constant_with_decay") -> TrainingClock:
+        longer = settings | {"max_train_steps": steps, "lr_scheduler": scheduler}
+        return start_clock(tmp_path, resume_from_checkpoint="latest", **longer)
+
+    last, before = tmp_path / "checkpoint-10", tmp_path / "checkpoint-7"
+    assert latest_of(10).before_decay(last) == last
+    assert latest_of(20, "cosine").before_decay(last) == last
+    assert latest_of(20).before_decay(None) is None
+    clock = latest_of(20)
+    assert clock.before_decay(last) == before
+    assert f"it resumes from {before}" in caplog.text
+    clock.load_state(read_json(before / "state.json")["others"]["clock"])
+    rates, saved = rates_of(clock, optimizer)
+    assert rates == pytest.approx([constant_with_decay(x / 20, 0.1, 0.3) for x in range(7, 20)])
+    assert saved == [8, 14, 16, 20]
+    assert "rises" not in caplog.text
+
+
+def test_a_time_limit_saves_a_checkpoint_before_the_decay_too(tmp_path, optimizer):
+    settings = CONSTANT | {"checkpointing_steps": 1000, "max_train_minutes": 20 / 60}
+    _, saved = rates_of(start_clock(tmp_path, clock_of_seconds(), **settings), optimizer)
+    state = read_json(tmp_path / f"checkpoint-{saved[-1]}" / "state.json")["others"]["clock"]
+    assert state["decay_start"] == saved[0] and len(saved) == 2
+    assert saved[0] == pytest.approx(14, abs=1)
+    last, before = (tmp_path / f"checkpoint-{step}" for step in reversed(saved))
+    for minutes, resumed in ((20 / 60, last), (22 / 60, before)):
+        longer = settings | {"max_train_minutes": minutes, "resume_from_checkpoint": "latest"}
+        assert start_clock(tmp_path, **longer).before_decay(last) == resumed
+
+
+def test_a_rise_of_the_learning_rate_is_told(tmp_path, optimizer, caplog):
+    first = start_clock(tmp_path, max_train_steps=10, learning_rate=1.0)
+    run_to(first, optimizer, 10)
+    start_clock(tmp_path, max_train_steps=10, learning_rate=1.0).load_state(first.state())
+    assert "rises" not in caplog.text
+    start_clock(tmp_path, max_train_steps=20, learning_rate=1.0).load_state(first.state())
+    assert "the learning rate rises again, from 0.0271 to 0.541" in caplog.text
+
+
+def test_a_constant_rate_of_an_unfinished_training_is_no_rise(tmp_path, optimizer, caplog):
+    first = start_clock(tmp_path, max_train_steps=10, **CONSTANT)
+    run_to(first, optimizer, 5)
+    start_clock(tmp_path, max_train_steps=20, **CONSTANT).load_state(first.state())
+    assert "rises" not in caplog.text
