@@ -18,6 +18,7 @@ import hf_latent
 from hf_latent.cli import main
 
 ROOT = Path(__file__).parents[1]
+EXTRAS = ("completion", "features", "heif", "science")  # that CI installs, for use
 
 
 def run(*arguments: str, cwd: Path = ROOT) -> str:
@@ -133,7 +134,7 @@ def imported_packages(folder: str) -> set[str]:
 
 
 def test_all_that_is_imported_is_declared():
-    declared = requirements("completion", "features", "lpips", "inception", "heif").keys()
+    declared = requirements(*EXTRAS, "lpips", "inception").keys()
     assert {"diffusers", "jinja2", "pyarrow"} <= imported_packages("hf_latent") <= declared
     for folder in ("train_scripts", "tests", "docs"):
         assert imported_packages(folder) <= requirements("test").keys(), folder
@@ -142,7 +143,7 @@ def test_all_that_is_imported_is_declared():
 def test_the_lowest_versions_that_are_tested_are_those_that_are_allowed():
     lines = (ROOT / "constraints-lowest.txt").read_text().splitlines()[1:]
     tested = {canonicalize_name(x.name): x.specifier for x in map(Requirement, lines)}
-    for name, requirement in requirements("completion", "features", "heif").items():
+    for name, requirement in requirements(*EXTRAS).items():
         (lowest,) = (x.version for x in requirement.specifier)
         (version,) = (x.version for x in tested[name])
         assert name == "torch" or Version(version) == Version(lowest), name

@@ -31,7 +31,8 @@ class ImagesOfModelConfig(ImagesConfig):
         crop: Accepted because recipes have it, but ignored: images are cropped at the centre.
         horizontal_flip: Accepted because recipes have it, but ignored: no image is mirrored.
         channels: 1 for grey, 3 for RGB, 4 for RGBA. By default those of the images, which must then
-            be the model's.
+            be the model's; for a model of measured images, the model's own.
+        value_range: By default that of the model, if it was trained with one.
     """
 
     resolution: int | str = "auto"

@@ -30,6 +30,7 @@ from hf_latent.evaluation.precision import choose_dtype, in_dtype
 from hf_latent.evaluation.stages import Stages
 from hf_latent.models.frozen import hash_weights
 from hf_latent.output import check_output_dir, write_json
+from hf_latent.pipeline.decode import shown_channels
 
 STAGES, STAGES_WITH_CLASSES = 9, 10
 PREFIXES = ("", "floor_", "real_")
@@ -91,6 +92,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     stages = Stages(STAGES_WITH_CLASSES if conditional else STAGES)
     with stages.stage("setup", shown=False):
         extractor = load_feature_extractor(config.feature_extractor)
+        extractor.see(shown_channels(pipeline.vae))
         spaces = {"features": extractor, "latents": LatentVectors(pipeline.vae)}
         splits, real = open_real_images(config, pipeline)
         guidance = choose_guidance(pipeline, config.guidance_scale, config.interval)

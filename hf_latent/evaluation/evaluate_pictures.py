@@ -1,5 +1,6 @@
 """The pictures of an evaluation: samples, reconstructions, closest pairs, duplicates."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from hf_latent.evaluation.measures.memorisation import Closeness, Duplicates
 from hf_latent.evaluation.measures.reconstruction import reconstruct
 from hf_latent.evaluation.pictures import image_grid, interleave, labelled_rows, save_picture
 from hf_latent.pipeline import LatentDiffusionPipeline
+from hf_latent.pipeline.decode import shown_channels
 
 SAMPLES_PER_CLASS, MOST_CLASSES = 8, 20
 UNCONDITIONAL_SAMPLES = 64
@@ -19,9 +21,10 @@ PAIRS, COLUMNS = 24, 12
 
 def save_samples(path: Path, samples: Shards, pipeline: LatentDiffusionPipeline) -> None:
     """Save the first samples of each class in one row, or without classes the first 64."""
+    shown = shown_channels(pipeline.vae)
     if pipeline.num_classes is None:
         rows = torch.arange(min(UNCONDITIONAL_SAMPLES, len(samples)))
-        picture = image_grid(samples.read("images", rows) / 255, SAMPLES_PER_CLASS)
+        picture = image_grid(samples.read("images", rows) / 255, SAMPLES_PER_CLASS, shown=shown)
     else:
         labels = samples.read("class_labels", torch.arange(len(samples)))
         counts = labels.bincount()
@@ -32,26 +35,37 @@ def save_samples(path: Path, samples: Shards, pipeline: LatentDiffusionPipeline)
         by_class = [(labels == x).nonzero().flatten()[:columns] for x in classes]
         rows = torch.stack(by_class, dim=1).flatten()
         images = samples.read("images", rows) / 255
-        picture = labelled_rows(images, classes, pipeline.id2label or {})
+        picture = labelled_rows(images, classes, pipeline.id2label or {}, shown)
     save_picture(path, picture)
 
 
-def save_closest(path: Path, samples: Shards, train: ImageDataset, closeness: Closeness) -> None:
+def save_closest(
+    path: Path,
+    samples: Shards,
+    train: ImageDataset,
+    closeness: Closeness,
+    shown: Sequence[int] | None = None,
+) -> None:
     """Save the samples with the smallest ratios, each beside its nearest training image."""
     rows = closeness.ratios.argsort()[:PAIRS]
     originals = train.read_uint8(closeness.places[rows])
     mirrored = closeness.mirrored[rows].view(-1, 1, 1, 1)
     originals = torch.where(mirrored, originals.flip(3), originals)
     pairs = interleave(samples.read("images", rows), originals)
-    save_picture(path, image_grid(pairs / 255, COLUMNS, group=2))
+    save_picture(path, image_grid(pairs / 255, COLUMNS, group=2, shown=shown))
 
 
-def save_duplicates(path: Path, train: ImageDataset, duplicates: Duplicates) -> None:
+def save_duplicates(
+    path: Path,
+    train: ImageDataset,
+    duplicates: Duplicates,
+    shown: Sequence[int] | None = None,
+) -> None:
     """Save the training images with the smallest ratios, each beside its nearest other one."""
     order = duplicates.ratios.argsort()[: 4 * PAIRS].tolist()
     pairs = list(dict.fromkeys(tuple(sorted((x, int(duplicates.places[x])))) for x in order))
     places = torch.tensor(pairs[:PAIRS]).flatten()
-    save_picture(path, image_grid(train.read_uint8(places) / 255, COLUMNS, group=2))
+    save_picture(path, image_grid(train.read_uint8(places) / 255, COLUMNS, group=2, shown=shown))
 
 
 def save_pictures(
@@ -64,11 +78,15 @@ def save_pictures(
 ) -> None:
     """Save samples.png, reconstructions.png, and for each space the closest and the duplicates."""
     save_samples(output_dir / "samples.png", samples, pipeline)
+    shown = shown_channels(pipeline.vae)
     images = real.held_out.evenly_spaced(PAIRS).read()
     decoded = torch.cat([reconstruct(pipeline.vae, x) for x in images.split(4)])
     pairs = interleave(images, decoded) / 2 + 0.5
-    save_picture(output_dir / "reconstructions.png", image_grid(pairs, COLUMNS, group=2))
+    save_picture(
+        output_dir / "reconstructions.png", image_grid(pairs, COLUMNS, group=2, shown=shown)
+    )
     for space in closeness:
         path = output_dir / f"closest_by_{space}.png"
-        save_closest(path, samples, real.train, closeness[space])
-        save_duplicates(output_dir / f"duplicates_by_{space}.png", real.train, duplicates[space])
+        save_closest(path, samples, real.train, closeness[space], shown)
+        path = output_dir / f"duplicates_by_{space}.png"
+        save_duplicates(path, real.train, duplicates[space], shown)

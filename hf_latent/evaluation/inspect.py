@@ -10,7 +10,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from torch.utils.data import DataLoader
 
 from hf_latent.data.images.dataset import ImageDataset
-from hf_latent.data.images.open import ImageSplits, open_images
+from hf_latent.data.images.open import ImageSplits, open_images, with_values_of
 from hf_latent.errors import UserError
 from hf_latent.evaluation.config import FeatureExtractorName, ImagesOfModelConfig
 from hf_latent.evaluation.features.extractors import image_vectors, load_feature_extractor
@@ -30,6 +30,7 @@ from hf_latent.models.frozen import freeze, hash_weights
 from hf_latent.models.load import Autoencoder, load_autoencoder
 from hf_latent.models.presets import Compression, image_size, measure_compression
 from hf_latent.output import check_output_dir
+from hf_latent.pipeline.decode import shown_channels
 
 YARDSTICK_IMAGES = 200
 SMOOTHNESS_IMAGES = 32
@@ -73,7 +74,7 @@ def open_fitting_images(
     Raises:
         UserError: if size or channels do not fit, or there are too few held-out images.
     """
-    config = images.images_config(image_size(vae))
+    config = with_values_of(vae, images.images_config(image_size(vae)))
     splits = open_images(config, keep_in_memory=False)
     compression = measure_compression(vae, splits.image_shape)
     held_out = splits.validation.evenly_spaced(max_images)
@@ -119,7 +120,10 @@ def inspect_autoencoder(config: InspectConfig) -> dict[str, Any]:
             vae.to(torch.accelerator.current_accelerator())
         splits, held_out, compression = open_fitting_images(config, vae, config.max_images)
         name = config.feature_extractor
+        shown = shown_channels(vae)
         extractor = None if name == "none" else load_feature_extractor(name)
+        if extractor is not None:
+            extractor.see(shown)
     trip = RoundTrip(vae, splits.image_shape, extractor, config.seed)
     with stages.stage("round trip", len(held_out)) as bar:
 
@@ -132,7 +136,7 @@ def inspect_autoencoder(config: InspectConfig) -> dict[str, Any]:
                 bar.update(len(decoded))
                 yield batch["images"] / 2 + 0.5, decoded / 2 + 0.5
 
-        kept = asdict(measure_reconstructions(pairs(), held_out.unpadded_box()))
+        kept = asdict(measure_reconstructions(pairs(), held_out.unpadded_box(), shown))
     figures = {k: v for k, v in kept.items() if v is not None} | trip.figures()
     if extractor is not None:
         count = min(len(held_out), len(splits.train))

@@ -8,7 +8,6 @@ import torch
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image, ImageDraw
 
-from hf_latent.errors import UserError
 from hf_latent.output import replaced_whole
 
 MINIMUM_TILE = 64
@@ -16,13 +15,31 @@ LABEL_WIDTH = 96  # at least; longer labels widen it
 HEADING_HEIGHT, FONT_SIZE, GAP = 20, 12, 8  # pixels
 
 
-def check_channels(model: str, channels: int) -> None:
-    """Check that a model's images can be saved as a picture; UserError if they cannot."""
-    if channels not in (1, 3, 4):
-        raise UserError(
-            f"{model} makes images of {channels} channels, and a picture has 1, 3 or 4: draw them "
-            'in Python, with output_type="pt" or "np"'
-        )
+def composite(images: torch.Tensor, background: float, is_measured: bool = False) -> torch.Tensor:
+    """Composite RGBA images on a plain background; return other images unchanged.
+
+    Args:
+        images: `(B, C, H, W)` float in [0, 1]; four channels are RGBA with straight alpha.
+        background: its grey level, in [0, 1].
+        is_measured: whether four channels are measurements, not RGBA.
+    """
+    if images.shape[1] != 4 or is_measured:
+        return images
+    colour, alpha = images[:, :3], images[:, 3:]
+    return colour * alpha + background * (1 - alpha)
+
+
+def to_picture(images: torch.Tensor, shown: Sequence[int] | None) -> torch.Tensor:
+    """Return the picture of images: what every RGB-only measure sees.
+
+    Args:
+        images: `(B, C, H, W)` float in [0, 1].
+        shown: as `decode.shown_channels` returns; None: RGBA is composited on white.
+
+    Returns:
+        `(B, 1, H, W)` or `(B, 3, H, W)` float in [0, 1].
+    """
+    return composite(images, 1.0) if shown is None else images[:, list(shown)]
 
 
 def image_grid(
@@ -31,20 +48,22 @@ def image_grid(
     row_labels: Sequence[str] = (),
     column_labels: Sequence[str] = (),
     group: int | None = None,
+    shown: Sequence[int] | None = None,
 ) -> Image.Image:
     """Arrange images in rows; enlarge small ones by a whole factor to at least 64 pixels.
 
     Args:
-        images: `(B, C, H, W)` float in [0, 1]; C is 1, 3 or 4. The last row may be short.
+        images: `(B, C, H, W)` float in [0, 1]. The last row may be short.
         columns: images per row.
         row_labels: a text at the left of each row.
         column_labels: a text above each column.
         group: the number of neighbouring columns that belong together; a white gap follows each.
+        shown: as of `to_picture`.
 
     Returns:
         One RGB picture; transparent pixels are shown on white.
     """
-    images = images.detach().float().cpu().clamp(0, 1)
+    images = to_picture(images.detach().float().cpu().clamp(0, 1), shown)
     scale = max(1, -(-MINIMUM_TILE // min(images.shape[2:])))
     images = images.repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
     height, width = images.shape[2:]
@@ -58,8 +77,7 @@ def image_grid(
     draw = ImageDraw.Draw(picture)
     tiles = VaeImageProcessor.numpy_to_pil(VaeImageProcessor.pt_to_numpy(images))
     for i, tile in enumerate(tiles):
-        place = lefts[i % columns], top + i // columns * height
-        picture.paste(tile, place, tile if tile.mode == "RGBA" else None)
+        picture.paste(tile, (lefts[i % columns], top + i // columns * height))
     text: dict[str, Any] = {"fill": "black", "font_size": FONT_SIZE}
     for row, label in enumerate(row_labels):
         draw.text((GAP, top + row * height + height // 2), label, anchor="lm", **text)
@@ -69,7 +87,10 @@ def image_grid(
 
 
 def labelled_rows(
-    images: torch.Tensor, class_labels: list[int], names: dict[int, str]
+    images: torch.Tensor,
+    class_labels: list[int],
+    names: dict[int, str],
+    shown: Sequence[int] | None = None,
 ) -> Image.Image:
     """Arrange images in one row per class label.
 
@@ -77,6 +98,7 @@ def labelled_rows(
         images: `(B, C, H, W)` float in [0, 1]; image i has `class_labels[i % len(class_labels)]`.
         class_labels: one per row.
         names: by label.
+        shown: as of `to_picture`.
 
     Returns:
         The picture; a row that is one image shorter ends with a white tile.
@@ -85,7 +107,8 @@ def labelled_rows(
     columns = -(-len(images) // rows)
     blank = images.new_ones(rows * columns - len(images), *images.shape[1:])
     images = torch.cat([images, blank]).unflatten(0, (columns, rows)).transpose(0, 1).flatten(0, 1)
-    return image_grid(images, columns, [names.get(label, str(label)) for label in class_labels])
+    row_labels = [names.get(label, str(label)) for label in class_labels]
+    return image_grid(images, columns, row_labels, shown=shown)
 
 
 def save_picture(path: Path, picture: Image.Image) -> None:

@@ -1,11 +1,14 @@
-"""`hf-latent generate`: images from a saved model, one row a class."""
+"""`hf-latent generate`: images from a saved model, as a picture or as values of the data."""
 
 import csv
 import os
 from dataclasses import dataclass
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
+import torch
 from jsonargparse.typing import PositiveInt
 from PIL import Image
 
@@ -18,19 +21,21 @@ from hf_latent.evaluation.images.sampling import (
     load_pipeline,
     sample_images,
 )
-from hf_latent.evaluation.pictures import check_channels, image_grid, labelled_rows, save_picture
+from hf_latent.evaluation.pictures import image_grid, labelled_rows, save_picture
 from hf_latent.evaluation.precision import choose_dtype, in_dtype
 from hf_latent.lock import locks_output
+from hf_latent.output import replaced_whole
 from hf_latent.pipeline import LatentDiffusionPipeline
-from hf_latent.pipeline.autoencoders import image_channels
+from hf_latent.pipeline.decode import IMAGE_VALUES, shown_channels, to_values
 
 RELEASED = "fashion-mnist"
 COLUMNS, UNCONDITIONAL_COLUMNS = 4, 8
+TIFF, NPY = (".tif", ".tiff"), ".npy"
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateConfig(SamplingConfig):
-    """Generate images and save them as one picture, one row a class.
+    """Generate images and save them as one picture, one row a class; or in the data's own values.
 
     Attributes:
         model: The folder of a model or of the run that trained one, the name of a released one, or
@@ -38,7 +43,9 @@ class GenerateConfig(SamplingConfig):
         class_labels: Labels or class names with commas between, used in turn, or one name. Several
             names with commas in them are quoted: '"cats, big",dogs'. By default all classes.
         num_images: Number of images. By default 4 a class, or 8 without classes.
-        output: The picture to write.
+        output: The picture to write. If the model was trained with a value range, .tiff and .npy
+            are not pictures but have all channels in the data's own values and type: .tiff is an
+            OME-TIFF with the axes TCYX (CYX for one image), .npy is (images, H, W, C).
         seed: Seed of the first image; each further image has the next seed.
         batch_size: Number of images to generate at a time.
     """
@@ -68,35 +75,77 @@ def choose_labels(
         raise UserError(f"--class_labels: {error}") from error
 
 
-@locks_output
-def generate(config: GenerateConfig) -> Path:
-    """Generate images and save them as one picture.
-
-    Args:
-        config: the model, the labels and the picture.
-
-    Returns:
-        The picture's path.
+def check_output(output: Path) -> None:
+    """Check that a file of this name can be written.
 
     Raises:
-        UserError: if the model, a label, a number or the output file cannot be used.
+        UserError: if it cannot.
     """
-    output = Path(config.output)
     try:  # many formats of Pillow cannot be written, or not in colour
-        Image.new("RGB", (8, 8)).save(
-            BytesIO(), Image.registered_extensions()[output.suffix.lower()]
-        )
+        if output.suffix.lower() != NPY:
+            file_format = Image.registered_extensions()[output.suffix.lower()]
+            Image.new("RGB", (8, 8)).save(BytesIO(), file_format)
     except Exception as error:
         raise UserError(
             f"--output {output} must end in .png or the suffix of another picture in colour"
         ) from error
     if not output.parent.is_dir() or output.is_dir() or not os.access(output.parent, os.W_OK):
         raise UserError(f"--output {output} cannot be written: choose a folder that exists")
+
+
+def wants_values(output: Path, pipeline: LatentDiffusionPipeline) -> bool:
+    """Return whether a file is for the data's own values, and not a picture.
+
+    Raises:
+        UserError: if the model has none, or the file cannot be written.
+    """
+    suffix, has_values = output.suffix.lower(), IMAGE_VALUES in pipeline.vae.config
+    if suffix == NPY and not has_values:
+        raise UserError(f"--output {output}: the model was trained without a value range: use .png")
+    if suffix in TIFF and has_values and find_spec("tifffile") is None:
+        raise UserError(f"--output {output} needs tifffile: pip install tifffile")
+    return has_values and suffix in (*TIFF, NPY)
+
+
+def save_values(output: Path, images: torch.Tensor, pipeline: LatentDiffusionPipeline) -> None:
+    """Save images `(B, C, H, W)` in [0, 1] in the values and the type of the model's data."""
+    values = to_values(pipeline.vae, images * 2 - 1).numpy()
+    dtype = np.dtype(pipeline.vae.config[IMAGE_VALUES]["dtype"])
+    if dtype.kind in "iu":
+        values = values.round().clip(np.iinfo(dtype).min, np.iinfo(dtype).max)
+    values = values.astype(dtype)
+    with replaced_whole(output) as temporary:
+        if output.suffix.lower() == NPY:
+            np.save(temporary, values.transpose(0, 2, 3, 1))
+            return
+        import tifffile
+
+        values, axes = (values[0], "CYX") if len(values) == 1 else (values, "TCYX")
+        tifffile.imwrite(
+            temporary, values, ome=True, metadata={"axes": axes}, photometric="minisblack"
+        )
+
+
+@locks_output
+def generate(config: GenerateConfig) -> Path:
+    """Generate images and save them in one file.
+
+    Args:
+        config: the model, the labels and the file.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        UserError: if the model, a label, a number or the output file cannot be used.
+    """
+    output = Path(config.output)
+    check_output(output)
     pipeline = load_pipeline(config.model, config.sampler, config.guide)
     labels = choose_labels(config.class_labels, pipeline)
     config.check_model(pipeline)
     count_evaluations(pipeline, config.num_inference_steps)
-    check_channels(config.model, image_channels(pipeline.vae))
+    has_values = wants_values(output, pipeline)
     pipeline = in_dtype(pipeline, choose_dtype(pipeline, config.dtype))
     default = UNCONDITIONAL_COLUMNS if labels is None else COLUMNS * len(labels)
     num_images = config.num_images or default
@@ -113,10 +162,13 @@ def generate(config: GenerateConfig) -> Path:
         config.interval,
         whole_batches=config.compile,
     )
-    if labels is None:
-        picture = image_grid(images, UNCONDITIONAL_COLUMNS)
+    shown = shown_channels(pipeline.vae)
+    if has_values:
+        save_values(output, images, pipeline)
+    elif labels is None:
+        save_picture(output, image_grid(images, UNCONDITIONAL_COLUMNS, shown=shown))
     else:
-        picture = labelled_rows(images, labels[:num_images], pipeline.id2label)
-    save_picture(output, picture)
+        rows = labels[:num_images]
+        save_picture(output, labelled_rows(images, rows, pipeline.id2label, shown))
     print(f"{num_images} images: {output}")
     return output

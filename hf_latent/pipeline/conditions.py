@@ -12,13 +12,14 @@ from PIL import Image
 from torch.nn import functional
 
 from .add_noise import mix_noise
-from .autoencoders import Autoencoder, image_channels
+from .autoencoders import Autoencoder
+from .decode import IMAGE_VALUES, from_values
 
 # Named tensors, the batch first, that the denoiser is called with: `class_labels` `(B,)` int64.
 # Empty for an unconditional denoiser.
 Conditions: TypeAlias = dict[str, torch.Tensor]
 Labels: TypeAlias = int | str | Sequence[int | str] | torch.Tensor | np.ndarray
-Images: TypeAlias = torch.Tensor | Image.Image | list[Image.Image]
+Images: TypeAlias = torch.Tensor | np.ndarray | Image.Image | list[Image.Image]
 
 # Arguments of other diffusers pipelines, and what takes their place in a call of this one.
 INSTEAD = {
@@ -208,29 +209,24 @@ def count_images(
 
 
 def check_output_type(
-    vae: Autoencoder,
-    output_type: str,
-    known: Sequence[str] = ("pil", "np", "pt", "latent"),
+    output_type: str, known: Sequence[str] = ("pil", "np", "pt", "latent")
 ) -> None:
-    """Check that an output type is known and suits images of the autoencoder's channels.
-
-    Raises:
-        ValueError: if it is not known, or is pil and the images are not grey, RGB or RGBA.
-    """
+    """Raise a ValueError if an output type is not known."""
     if output_type not in known:
         names = f"{', '.join(known[:-1])} or {known[-1]}"
         raise ValueError(f"output_type must be {names}, not {output_type!r}")
-    channels = image_channels(vae)
-    if output_type == "pil" and channels not in (1, 3, 4):
-        raise ValueError(f"PIL has no images of {channels} channels: set output_type to np or pt")
 
 
-def read_images(image_processor: VaeImageProcessor, images: Images) -> torch.Tensor:
-    """Convert PIL images of one size and mode to `(B, C, H, W)` in [-1, 1].
+def read_images(
+    image_processor: VaeImageProcessor, images: Images, vae: Autoencoder
+) -> torch.Tensor:
+    """Convert PIL images of one size and mode, or arrays, to `(B, C, H, W)` in [-1, 1].
 
     Args:
         image_processor: the pipeline's; it does not resize.
-        images: one or several, L, RGB or RGBA; a tensor is returned unchanged.
+        images: one or several, L, RGB or RGBA; for an autoencoder with a value range also an
+            array `(B, H, W, C)` of the data's own values; a tensor is returned unchanged.
+        vae: the autoencoder.
 
     Raises:
         ValueError: for anything else, and for a tensor that seems to be in another range.
@@ -246,7 +242,10 @@ def read_images(image_processor: VaeImageProcessor, images: Images) -> torch.Ten
                     "PIL images"
                 )
         return images
-    pil_images = images if isinstance(images, list) else [images]
+    if isinstance(images, np.ndarray) and images.ndim == 4 and IMAGE_VALUES in vae.config:
+        values = image_processor.numpy_to_pt(images.astype(np.float32))  # (B, C, H, W)
+        return from_values(vae, values)
+    pil_images: list[Any] = images if isinstance(images, list) else [images]
     if not all(isinstance(image, Image.Image) for image in pil_images):
         raise ValueError("images must be PIL images, or a tensor (B, C, H, W) in [-1, 1]")
     if modes := {image.mode for image in pil_images} - {"L", "RGB", "RGBA"}:
@@ -298,7 +297,7 @@ def read_mask(mask_image: Images, height: int, width: int) -> torch.Tensor:
             )
         mask = mask_image.float()
     else:
-        pil_images = mask_image if isinstance(mask_image, list) else [mask_image]
+        pil_images: list[Any] = mask_image if isinstance(mask_image, list) else [mask_image]
         if not all(isinstance(image, Image.Image) for image in pil_images):
             raise ValueError("a mask must be a PIL image, a list of PIL images, or a tensor")
         if len({image.size for image in pil_images}) > 1:

@@ -33,7 +33,7 @@ from .conditions import (
     slerp,
     to_label_ids,
 )
-from .decode import decode_latents
+from .decode import decode_latents, write_images
 from .denoise import Guidance, check_guide, check_latents, denoise_latents
 from .encode import encode_images
 from .hub_format import HubFormat, kept_settings
@@ -145,9 +145,10 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
     def encode_images(
         self, images: Images, generator: Generators = None, sample_posterior: bool = True
     ) -> torch.Tensor:
-        """Encode images, `(B, C, H, W)` in [-1, 1] or PIL, as `encode.encode_images`."""
-        pixels = read_images(self.image_processor, images).to(self._execution_device)
-        with upcast_where_needed(self.vae or self._lacks("vae")) as dtype:
+        """Encode images, see `conditions.read_images`, as `encode.encode_images`."""
+        pixels = read_images(self.image_processor, images, self.vae or self._lacks("vae"))
+        with upcast_where_needed(self.vae) as dtype:
+            pixels = pixels.to(self._execution_device)
             latents = encode_images(self.vae, pixels, generator, sample_posterior).to(dtype)
         self.maybe_free_model_hooks()
         return latents
@@ -276,8 +277,7 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
             callback_on_step_end: `callback(pipeline, i, t, {"latents": ...})`, called after every
                 step; the next step starts from the latents in the dict that it returns.
             callback_on_step_end_tensor_inputs: keys of the callback's dict.
-            image: image to image: start from these, PIL or `(B, C, H, W)` in [-1, 1]; a single
-                image is used for all.
+            image: image to image: start from these, see `conditions.read_images`; one is for all.
             strength: how much of the image is regenerated, from 0 (nothing) to 1; None: 0.8, or 1
                 with a mask.
             mask_image: inpainting: white is regenerated, black is kept, see `conditions.read_mask`
@@ -294,12 +294,12 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
         label_ids = None
         if class_labels is not None:
             label_ids = to_label_ids(class_labels, unet, self.config.id2label)
-        if output_type != "latent":
-            check_output_type(self.vae or self._lacks("vae"), output_type)
+        check_output_type(output_type)
+        vae = None if output_type == "latent" else self.vae or self._lacks("vae")
         if image is not None:
             if image_latents is not None:
                 raise ValueError("pass either image or image_latents, not both")
-            image = read_images(self.image_processor, image)
+            image = read_images(self.image_processor, image, self.vae or self._lacks("vae"))
             image_latents = self.encode_images(image, sample_posterior=False)
         if image_latents is not None:
             check_latents(unet, image_latents.shape)
@@ -345,7 +345,7 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
             raise ValueError("the images are not finite: lower guidance_scale, or use float32")
         if mask is not None and image is not None and output_type != "latent":
             images = paste_kept(images, image, mask, f)
-        images = self.image_processor.postprocess(images, output_type)
+        images = write_images(self.image_processor, images, output_type, vae)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def reconstruct(
@@ -353,11 +353,11 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
     ) -> torch.Tensor | np.ndarray | list[Image.Image]:
         """Encode images to the posterior's mean and decode them.
 
-        `output_type` is "pt" `(B, C, H, W)` in [0, 1], "np" `(B, H, W, C)` in [0, 1], or "pil".
+        `output_type` is "pt", `(B, C, H, W)` in [0, 1]; "np", see `decode.to_values`; or "pil".
         """
-        check_output_type(self.vae or self._lacks("vae"), output_type, ("pil", "np", "pt"))
+        check_output_type(output_type, ("pil", "np", "pt"))
         reconstructions = self.decode_latents(self.encode_images(images, sample_posterior=False))
-        return self.image_processor.postprocess(reconstructions, output_type)
+        return write_images(self.image_processor, reconstructions, output_type, self.vae)
 
     @torch.no_grad()
     def interpolate(

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from functools import partial
 
 import torch
 from accelerate import Accelerator
@@ -9,6 +10,7 @@ from diffusers import AutoencoderKL
 from torch import nn
 
 from hf_latent.errors import UserError
+from hf_latent.pipeline.decode import shown_channels
 from hf_latent.training.autoencoder_config import AutoencoderConfig
 from hf_latent.training.discriminator import PatchDiscriminator
 from hf_latent.training.losses import (
@@ -68,6 +70,7 @@ class Adversary:
         """Create the discriminator and its optimizer; see the class."""
         self.config, self.accelerator = config, accelerator
         self.last_layer = vae.decoder.conv_out.weight
+        self._seen = partial(as_seen, is_measured=shown_channels(vae) is not None)
         self.weight = torch.zeros((), device=accelerator.device)
         self._late = LateValues(accelerator.device)
         self.logits: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -76,7 +79,7 @@ class Adversary:
             return
         torch.manual_seed(config.seed)
         self.discriminator = PatchDiscriminator(
-            as_seen(torch.zeros(1, channels, 1, 1)).shape[1],
+            self._seen(torch.zeros(1, channels, 1, 1)).shape[1],
             config.discriminator_base_channels,
             config.discriminator_num_layers,
         )
@@ -115,7 +118,7 @@ class Adversary:
         if not self.is_active(step + 1):  # the step before the first active one measures too
             return torch.zeros_like(fidelity)
         leaf = reconstructions.detach().requires_grad_()
-        adversarial = generator_hinge_loss(self.discriminator(as_seen(leaf)))
+        adversarial = generator_hinge_loss(self.discriminator(self._seen(leaf)))
         # In half precision the gradient of a mean would underflow, and that of a sum overflow.
         scale = math.sqrt(reconstructions.numel())
         (at_output,) = torch.autograd.grad(adversarial * scale, leaf)
@@ -137,7 +140,7 @@ class Adversary:
             images: `(B, C, H, W)` float in [-1, 1].
             reconstructions: `(B, C, H, W)`, with or without a graph.
         """
-        both = as_seen(torch.cat([images, reconstructions.detach()]))
+        both = self._seen(torch.cat([images, reconstructions.detach()]))
         real, fake = self.wrapped[0](both).chunk(2)
         self.logits = real.detach().mean(), fake.detach().mean()
         return discriminator_hinge_loss(real, fake)

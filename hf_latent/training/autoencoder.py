@@ -15,13 +15,15 @@ from torch.utils.data import DataLoader
 
 from hf_latent.command import run_command
 from hf_latent.data.device import to_device
-from hf_latent.data.images.open import ImageSplits
+from hf_latent.data.images.open import ImageSplits, with_values_of
 from hf_latent.evaluation.features.networks import load_feature_network
 from hf_latent.lock import locks_output
 from hf_latent.models.fold import fold_latent_scale
 from hf_latent.models.frozen import freeze, hash_weights
+from hf_latent.models.load import load_autoencoder
 from hf_latent.models.presets import measure_compression
 from hf_latent.output import write_json
+from hf_latent.pipeline.decode import IMAGE_VALUES, shown_channels
 from hf_latent.training.adversary import Adversary, check_image_size
 from hf_latent.training.autoencoder_config import AutoencoderConfig
 from hf_latent.training.latents.scale import estimate_seconds, measure_latent_scale
@@ -100,14 +102,20 @@ def train_autoencoder(
         SystemExit: with `stop.status`, if `stop` ended the training.
     """
     accelerator = start_accelerator(config)
-    splits = splits or open_run_images(config, accelerator)
+    fine_tuned = config.pretrained_vae and load_autoencoder(config.pretrained_vae)
+    with_values = with_values_of(fine_tuned, config) if fine_tuned else config
+    splits = splits or open_run_images(with_values, accelerator)
     image_shape = splits.image_shape
     if config.discriminator_weight:
         check_image_size(config.discriminator_num_layers, *image_shape[1:])
     vae = start_autoencoder(config, image_shape)
+    if splits.values is not None:
+        vae.register_to_config(**{IMAGE_VALUES: splits.values})
+    is_measured = shown_channels(vae) is not None
     network = None
     if config.perceptual_network is not None:
-        network = load_feature_network(config.perceptual_network).to(accelerator.device)
+        network = load_feature_network(config.perceptual_network, is_measured)
+        network.to(accelerator.device)
     compression = measure_compression(vae, image_shape)
     logger.info(f"autoencoder: {compression}")
     output_dir, lines = Path(config.output_dir), splits.summary.lines()
@@ -178,7 +186,8 @@ def train_autoencoder(
             batch |= {f"images_{micro_step}": images, f"noise_{micro_step}": noise}
             with accelerator.accumulate(model, *adversary.wrapped):
                 reconstructions, mean, logvar = model(images, noise)
-                fidelity = reconstruction_loss(reconstructions, images, config.reconstruction_loss)
+                kind = config.reconstruction_loss
+                fidelity = reconstruction_loss(reconstructions, images, kind, is_measured)
                 if network is not None and config.perceptual_weight:
                     distance = perceptual_loss(network, reconstructions, images)
                     fidelity = fidelity + config.perceptual_weight * distance

@@ -7,14 +7,18 @@ from typing import Literal
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from hf_latent.evaluation.measures.reconstruction import BACKGROUNDS, composite
+from hf_latent.evaluation.measures.reconstruction import BACKGROUNDS
+from hf_latent.evaluation.pictures import composite
 from hf_latent.pipeline.add_noise import is_flow
 
 TimestepSampling = Literal["logit_normal", "uniform"]
 
 
 def reconstruction_loss(
-    reconstructions: torch.Tensor, images: torch.Tensor, kind: Literal["l1", "l2"] = "l1"
+    reconstructions: torch.Tensor,
+    images: torch.Tensor,
+    kind: Literal["l1", "l2"] = "l1",
+    is_measured: bool = False,
 ) -> torch.Tensor:
     """Return the mean absolute (L1) or mean squared (L2) error.
 
@@ -24,26 +28,28 @@ def reconstruction_loss(
         reconstructions: `(B, C, H, W)` float.
         images: `(B, C, H, W)` float in [-1, 1].
         kind: L2 gives the higher PSNR, L1 the sharper edges.
+        is_measured: as of `as_seen`.
 
     Returns:
         A scalar, in units of [-1, 1] or their square.
     """
-    error = as_seen(reconstructions) - as_seen(images)
+    error = as_seen(reconstructions, is_measured) - as_seen(images, is_measured)
     return error.abs().mean() if kind == "l1" else error.square().mean()
 
 
-def as_seen(images: torch.Tensor) -> torch.Tensor:
+def as_seen(images: torch.Tensor, is_measured: bool = False) -> torch.Tensor:
     """Composite RGBA images on white and on mid-grey; return all other images unchanged.
 
     The colour of a fully transparent pixel then has no effect.
 
     Args:
         images: `(B, C, H, W)` float in [-1, 1].
+        is_measured: whether four channels are measurements, not RGBA.
 
     Returns:
-        For 4 channels `(B, 7, H, W)`: RGB on white, RGB on mid-grey, alpha.
+        For RGBA `(B, 7, H, W)`: RGB on white, RGB on mid-grey, alpha.
     """
-    if images.shape[1] != 4:
+    if images.shape[1] != 4 or is_measured:
         return images
     unit = images / 2 + 0.5
     shown = [composite(unit, background) for background in BACKGROUNDS]

@@ -186,8 +186,7 @@ def save_model(
     write_text(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
     picture = picture_path(output_dir, figures["steps"])
     with _warn_of_failure(folder, "picture"):
-        if picture.is_file():  # images of some numbers of channels have no picture
-            copy_picture(picture, folder / picture_name)
+        copy_picture(picture, folder / picture_name)
     with _warn_of_failure(folder, "card"):
         write_model_card(folder)
 

@@ -58,7 +58,7 @@ def test_a_possible_number_of_images_is_accepted(config, num_images):
         ),
         ({"resolution": "x"}, "--resolution x"),
         ({"seed": -1}, "--seed must be a whole number at least 0"),
-        ({"channels": 2}, "--channels must be one of 1, 3, 4, not 2"),
+        ({"channels": 0}, "--channels must be a whole number above 0, not 0"),
     ],
 )
 def test_invalid_settings_are_rejected(config, changes, message):

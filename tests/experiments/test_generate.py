@@ -213,8 +213,10 @@ def test_an_impossible_number_of_steps_is_one_line(model_of, tmp_path, capsys):
         assert line.startswith(f"error: --num_inference_steps {steps} is not for this scheduler: ")
 
 
-def test_a_model_of_two_channels_is_refused_in_one_line(model_of, tmp_path, capsys):
+def test_a_model_of_two_channels_shows_the_second_as_green_and_blue(model_of, tmp_path):
     model = model_of(create_scheduler("flow"), channels=2)
-    assert run(model, "--output", str(tmp_path / "grid.png")) == 2
-    line = capsys.readouterr().err.splitlines()[-1]
-    assert "makes images of 2 channels, and a picture has 1, 3 or 4" in line
+    assert run(model, "--output", str(tmp_path / "grid.png"), "--num_images", "3") == 0
+    red, green, blue = np.moveaxis(np.asarray(Image.open(tmp_path / "grid.png")), 2, 0)
+    # The three rows begin with a label.
+    assert np.array_equal(green[:, LABEL_WIDTH:], blue[:, LABEL_WIDTH:])
+    assert not np.array_equal(red[:, LABEL_WIDTH:], green[:, LABEL_WIDTH:])

@@ -6,7 +6,7 @@ from PIL import Image
 
 from hf_latent.models.presets import create_scheduler
 from hf_latent.pipeline import LatentDiffusionPipeline
-from tests.conftest import count_calls, make_autoencoder, make_denoiser
+from tests.conftest import make_autoencoder, make_denoiser
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -63,19 +63,16 @@ def test_images_of_different_sizes_or_modes_are_refused(pipeline):
             pipeline.encode_images([Image.new("L", (16, 16)), other])
 
 
-def test_pil_output_of_two_channels_is_refused_before_sampling():
+def test_pil_output_of_two_channels_shows_the_second_as_green_and_blue():
     vae = make_autoencoder(channels=2)
     pipeline = LatentDiffusionPipeline(vae, make_denoiser(vae), create_scheduler("flow"))
-    calls = count_calls(pipeline.unet)
-    for draw in (
-        lambda: pipeline([0]),
-        lambda: pipeline.reconstruct(torch.zeros(1, 2, 16, 16), "pil"),
-    ):
-        with pytest.raises(ValueError, match="no images of 2 channels: set output_type to np"):
-            draw()
+    images = torch.linspace(-1, 1, 2 * 256).view(1, 2, 16, 16)
+    red, green, blue = np.moveaxis(np.asarray(pipeline.reconstruct(images, "pil")[0]), 2, 0)
+    first, second = pipeline.reconstruct(images)[0].numpy()
+    assert np.array_equal(red, (first * 255).round())
+    assert np.array_equal(green, (second * 255).round()) and np.array_equal(green, blue)
     with pytest.raises(ValueError, match="output_type must be pil, np or pt, not 'latent'"):
         pipeline.reconstruct(torch.zeros(1, 2, 16, 16), "latent")
-    assert not calls
     assert pipeline([0], num_inference_steps=1, output_type="pt").images.shape == (1, 2, 16, 16)
 
 

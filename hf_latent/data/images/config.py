@@ -1,6 +1,7 @@
 """The settings that say which images to use, and how they become tensors."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +13,7 @@ from hf_latent.errors import UserError
 LARGEST_SIDE = 2**16
 # 16,384 x 16,384, which take about 2 GB to decode.
 MAX_IMAGE_PIXELS = 2**28
+MEASURED = "measured"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +38,16 @@ class ImagesConfig(Settings):
         crop: Which part of a training image resize_mode crop keeps. Held-out images are always
             cropped at the centre.
         horizontal_flip: Mirror a random half of the training images, another half in each epoch.
-        channels: 1 for grey, 3 for RGB, 4 for RGBA. By default what most training images have; an
-            alpha that is opaque everywhere does not count.
+        channels: 1 for grey, 3 for RGB, 4 for RGBA; or the number of channels of measured images
+            (.npy, TIFF), whose pages or axis of that size are then channels. By default what most
+            training images have; an alpha that is opaque everywhere does not count.
         value_range: The pixel values in the files that become black and white, as in 0,4095 for 12
-            bits in 16-bit files; others are clipped. By default those of the file's type. A
-            negative value needs an equals sign, as in --value_range=-1000,3000.
+            bits in 16-bit files; others are clipped. Measured images may have a pair for each
+            channel. By default, and with measured, the lowest and highest of the training images
+            (pictures, by default: those of the file's type). A negative value needs an equals sign,
+            as in --value_range=-1000,3000.
+        shown_channels: The channel of measured images, from 0, that pictures show as grey, or three
+            as red, green and blue, as in 0,2,5. By default the first three.
         color_profile: convert colours to sRGB if a file has a colour profile (ICC), or ignore it.
         validation_fraction: Share of the images to hold out, between 0 and 1, chosen by content.
             Only used if the data has no validation or test split.
@@ -62,8 +69,9 @@ class ImagesConfig(Settings):
     resize_mode: Literal["crop", "pad"] = "crop"
     crop: Literal["center", "random"] = "center"
     horizontal_flip: bool = False
-    channels: Literal[1, 3, 4] | None = None
+    channels: PositiveInt | None = None
     value_range: str | None = None
+    shown_channels: int | str | None = None
     color_profile: Literal["convert", "ignore"] = "convert"
     validation_fraction: OpenUnitInterval = 0.05
     validation_fingerprint: str | None = None
@@ -77,6 +85,7 @@ class ImagesConfig(Settings):
         super().__post_init__()
         parse_resolution(self.resolution)
         parse_value_range(self.value_range)
+        parse_shown_channels(self.shown_channels)
 
 
 def parse_resolution(resolution: int | str) -> tuple[int, int]:
@@ -92,24 +101,46 @@ def parse_resolution(resolution: int | str) -> tuple[int, int]:
     return height, width
 
 
-def parse_value_range(value_range: str | None) -> tuple[float, float] | None:
-    """Return the pixel values that become black and white, from "LOW,HIGH"."""
-    if value_range is None:
+def parse_value_range(value_range: str | None) -> list[tuple[float, float]] | None:
+    """Return the pixel values that become black and white, a pair for all channels or for each.
+
+    None stands for the default values, and for those that are yet to be measured.
+    """
+    if value_range in (None, MEASURED):
         return None
     try:
-        low, high = (float(value) for value in value_range.split(","))
+        values = [float(value) for value in value_range.split(",")]
     except ValueError:
-        low, high = math.nan, math.nan
-    if not -math.inf < low < high < math.inf:
+        values = []
+    pairs = list(zip(values[::2], values[1::2], strict=False))
+    if not values or len(values) % 2 or not all(-math.inf < x < y < math.inf for x, y in pairs):
         raise UserError(
             f'--value_range {value_range} must be two numbers "LOW,HIGH", the lower one first, as '
-            "in 0,4095"
+            f"in 0,4095, or two for each channel, or {MEASURED}"
         )
-    return low, high
+    return pairs
+
+
+def write_value_range(pairs: Sequence[Sequence[float]]) -> str:
+    """Return the text that `parse_value_range` reads."""
+    return ",".join(repr(float(value)) for pair in pairs for value in pair)
+
+
+def parse_shown_channels(shown_channels: int | str | None) -> list[int] | None:
+    """Return one channel or three, from "0" or "0,2,5"."""
+    if shown_channels is None:
+        return None
+    parts = str(shown_channels).split(",")
+    if len(parts) not in (1, 3) or not all(part.strip().isdecimal() for part in parts):
+        raise UserError(
+            f"--shown_channels {shown_channels} must be one channel, or three for red, green and "
+            "blue, as in 0,2,5; the first one is 0"
+        )
+    return [int(part) for part in parts]
 
 
 def describe_values(config: ImagesConfig) -> str:
     """Return what of the decoding is not by default, as the end of `ImageDataset.preprocessing`."""
-    value_range = parse_value_range(config.value_range)
-    values = "" if value_range is None else ", values {:.9g} to {:.9g}".format(*value_range)
+    pairs = parse_value_range(config.value_range) or []
+    values = ", values " * bool(pairs) + ", ".join(f"{x:.9g} to {y:.9g}" for x, y in pairs)
     return values + (", colour profiles ignored" if config.color_profile == "ignore" else "")

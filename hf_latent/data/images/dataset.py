@@ -43,11 +43,12 @@ class ImageDataset(torch.utils.data.Dataset):
         rows: `(N,)` int64, the rows to use, in this order.
         hashes: `(N,)` ASCII bytes, the rows' content hashes; a pickled copy has none.
         config: says resize mode, crop, flip, seed and size.
-        channels: 1, 3 or 4.
+        channels: 1, 3 or 4 of pictures, any number of measured images.
         keep_in_memory: keep decoded and resized pixels, `N * H * W * C` bytes (twice that for
-            16-bit grey). Random crops are not kept.
+            16 bits). Random crops are not kept.
         at_random: draw crops and flips, if the configuration has them.
         mirrored: mirror every image, unless flips are drawn.
+        is_measured: whether the images are measured ones, which have a value range.
     """
 
     dataset: Dataset
@@ -58,6 +59,7 @@ class ImageDataset(torch.utils.data.Dataset):
     keep_in_memory: bool = False
     at_random: bool = True
     mirrored: bool = False
+    is_measured: bool = False
     _memory: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -113,15 +115,18 @@ class ImageDataset(torch.utils.data.Dataset):
         encoded = self.dataset[rows]["image"] if rows else []
         for key, image in zip(missing, encoded, strict=True):
             generator = np.random.default_rng((config.seed, *key, CROP)) if is_random else None
-            array = stretch(self._decode(image), parse_value_range(config.value_range))
-            array = to_channels(array, self.channels)
+            pairs = parse_value_range(config.value_range)
+            array = stretch(self._decode(image), pairs, self.is_measured)
+            if not self.is_measured:
+                array = to_channels(array, self.channels)
             # Copy, because a view of a crop would keep the whole image in memory.
             arrays[key] = fit(array, height, width, config.resize_mode, generator).copy()
         return [arrays[key] for key in keys]
 
     def _decode(self, image: dict[str, Any]) -> np.ndarray:
         config, encoded = self.config, image["bytes"] or image["path"]
-        return decode_image(encoded, config.max_image_pixels, config.color_profile)
+        how = config.max_image_pixels, config.color_profile, config.channels
+        return decode_image(encoded, *how)
 
     def is_mirrored(self, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
         """Return which images are mirrored in which epochs, `(n,)` bool for `(n,)` int64 each."""

@@ -1,4 +1,4 @@
-"""The image formats that are read: many of Pillow's, and HEIC if pillow-heif is installed."""
+"""The image formats that are read: many of Pillow's, NumPy's, and HEIC with pillow-heif."""
 
 from PIL import Image
 
@@ -17,3 +17,4 @@ else:
 # Other formats are not opened, whatever a file's name: Pillow would run Ghostscript on EPS.
 _FORMAT_OF = Image.registered_extensions()
 FORMATS = [name for name in Image.ID if name in {_FORMAT_OF.get(ending) for ending in ENDINGS}]
+ENDINGS |= {".npy"}  # see `measured.py`

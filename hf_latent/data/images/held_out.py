@@ -12,27 +12,32 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset, Features, Value
+from datasets import Dataset, Features, List, Value
 from datasets.fingerprint import Hasher
 from PIL import Image, UnidentifiedImageError
 
 from hf_latent.data.images.config import ImagesConfig
+from hf_latent.data.images.measured import PICTURE_CHANNELS
 from hf_latent.data.images.pixels import DecodedImage, read_image
 from hf_latent.data.images.sources import Source
 from hf_latent.data.quiet import quiet_datasets
 from hf_latent.errors import UserError
 
 # Part of the cache's key: raise it if the check finds something else.
-CHECK_VERSION = 3
+CHECK_VERSION = 4
 NAMED_BAD_IMAGES = 20
 # What the check notes of each good image. `kind` names its pixels in the file; `channels` are those
 # that it needs (an opaque alpha is not needed); `is_grey` is true if red, green and blue are equal;
-# `low` and `high` are the lowest and the highest value of its colours.
+# `low` and `high` are the lowest and the highest value of its colours, `lows` and `highs` those of
+# each channel of a measured image; `dtype` is that of the file.
+LISTS = ("lows", "highs")
 FACTS: dict[str, Any] = {
     **{"kind": Value("string"), "profile": Value("string")},
     **{"height": Value("int32"), "width": Value("int32"), "frames": Value("int32")},
-    **{"bits": Value("int8"), "channels": Value("int8"), "is_grey": Value("bool")},
-    **{"low": Value("float64"), "high": Value("float64")},
+    **{"bits": Value("int8"), "channels": Value("int32"), "is_grey": Value("bool")},
+    **{"low": Value("float64"), "high": Value("float64"), "dtype": Value("string")},
+    "is_measured": Value("bool"),
+    **dict.fromkeys(LISTS, List(Value("float64"))),
 }
 FOUND = Features({"hash": Value("string"), "error": Value("string"), **FACTS})
 # Pillow's names of pixel formats, in words.
@@ -47,7 +52,7 @@ class CheckedImages:
         dataset: may have other rows too.
         rows: `(n,)` int64, ascending.
         hashes: `(n,)` ASCII bytes, the rows' content hashes (64 hexadecimal digits each).
-        facts: by name of `FACTS`, `(n,)` values of the rows.
+        facts: by name of `FACTS`, `(n,)` values of the rows; `lows` and `highs` are lists.
     """
 
     dataset: Dataset
@@ -59,6 +64,11 @@ class CheckedImages:
         """Return the images at some places, `(m,)` int64 or `(n,)` bool."""
         facts = {name: values[places] for name, values in self.facts.items()}
         return replace(self, rows=self.rows[places], hashes=self.hashes[places], facts=facts)
+
+    @property
+    def are_measured(self) -> bool:
+        """Whether an image is a measured one; then all are taken for such."""
+        return bool(self.facts["is_measured"].any())
 
 
 def content_hash(array: np.ndarray) -> str:
@@ -93,7 +103,11 @@ def check_decodable(
     """
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "hf_latent_checked_images"
     folder.mkdir(parents=True, exist_ok=True)
-    how = {"max_pixels": config.max_image_pixels, "color_profile": config.color_profile}
+    how = {
+        "max_pixels": config.max_image_pixels,
+        "color_profile": config.color_profile,
+        "channels": config.channels,
+    }
     # By default the cache lies beside the data, on what may be a read-only shared disk.
     key = Hasher.hash((CHECK_VERSION, how, dataset._fingerprint))
     # Show progress in a terminal, but not in a log file.
@@ -116,21 +130,21 @@ def check_decodable(
         (again,) = _check_batch(dataset[row : row + 1], [row], **how).to_pylist()
         for name, value in again.items():
             columns[name][row] = value
-    for row, bits in enumerate(columns["bits"]):
-        if bits == 32 and config.value_range is None:
-            low, high = columns["low"][row], columns["high"][row]
-            image = dataset[row]["image"]
-            errors[row] = _describe_bad_image(
-                image, row, f"its values from {low:g} to {high:g} need --value_range LOW,HIGH"
-            )
     rows = np.array([row for row, error in enumerate(errors) if not error], np.int64)
-    facts = {name: np.array([columns[name][row] for row in rows]) for name in FACTS}
+    facts = {}
+    for name in FACTS:
+        values = [columns[name][row] for row in rows]
+        facts[name] = np.fromiter(values, object) if name in LISTS else np.array(values)
     good = CheckedImages(dataset, rows, np.array(columns["hash"], "S64")[rows], facts)
     return good, {row: error for row, error in enumerate(errors) if error}
 
 
 def _check_batch(
-    batch: dict[str, list[Any]], rows: Sequence[int], max_pixels: int, color_profile: Any
+    batch: dict[str, list[Any]],
+    rows: Sequence[int],
+    max_pixels: int,
+    color_profile: Any,
+    channels: int | None,
 ) -> pa.Table:
     """Return hash, error and facts of every image; an error is "" for a good one."""
     found = []
@@ -139,7 +153,8 @@ def _check_batch(
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         for row, image in zip(rows, batch["image"], strict=True):
             try:
-                decoded = read_image(image["bytes"] or image["path"], max_pixels, color_profile)
+                encoded = image["bytes"] or image["path"]
+                decoded = read_image(encoded, max_pixels, color_profile, channels)
                 digest = content_hash(decoded.array)
                 found.append({"hash": digest, "error": "", **image_facts(decoded)})
             # Decoders raise many exception types for damaged files; treat them all as unreadable.
@@ -153,16 +168,20 @@ def image_facts(image: DecodedImage) -> dict[str, Any]:
     """Return what the check notes of an image, by the names of `FACTS`."""
     array = image.array
     height, width, channels = array.shape
-    has_alpha = channels in (2, 4)
+    has_alpha = channels in (2, 4) and not image.is_measured
     colour = array[:, :, :-1] if has_alpha else array
     is_opaque = has_alpha and array[:, :, -1].min() == np.iinfo(array.dtype).max
-    is_grey = colour.shape[2] == 3 and len({*colour[height // 2, width // 2].tolist()}) == 1
+    is_colour = colour.shape[2] == 3 and not image.is_measured
+    is_grey = is_colour and len({*colour[height // 2, width // 2].tolist()}) == 1
     # Look at all pixels only if the one in the middle is grey: few are in colour images.
     if is_grey:
         is_grey = bool((colour == colour[:, :, :1]).all())
     kind = KINDS.get(image.mode, image.mode)
-    if image.mode[0] in "IF":
+    if image.mode.startswith(("I", "F")):
         kind = "16-bit grey" if array.dtype == np.uint16 else "grey without a fixed range"
+    if image.is_measured:
+        kind = f"measured ({channels} x {image.dtype})"
+    ends = [end(array, axis=(0, 1)) for end in (np.min, np.max)] if image.is_measured else [[], []]
     return {
         "kind": f"opaque {kind}" if is_opaque else kind,
         "bits": 8 * array.itemsize,
@@ -174,6 +193,10 @@ def image_facts(image: DecodedImage) -> dict[str, Any]:
         "is_grey": is_grey,
         "low": float(colour.min()),
         "high": float(colour.max()),
+        "dtype": image.dtype,
+        "is_measured": image.is_measured,
+        "lows": list(map(float, ends[0])),
+        "highs": list(map(float, ends[1])),
     }
 
 
@@ -213,15 +236,19 @@ def hold_out(
 
     Returns:
         The training images, the held-out images (at least one each), and the number of bad images.
+        Measured images all have the channels of most training images, or those of `config`.
 
     Raises:
         UserError: if an image is bad and not skipped, or a side would be empty.
     """
     train, bad = check_decodable(source.train, config, num_proc)
-    errors = [*source.bad_files, *bad.values()]
+    channels = _measured_channels(train, config)
+    train, others = _with_channels(train, channels)
+    errors = [*source.bad_files, *bad.values(), *others]
     if source.held_out is not None:
         validation, bad = check_decodable(source.held_out, config, num_proc)
-        errors += [f"held-out {error}" for error in bad.values()]
+        validation, others = _with_channels(validation, channels)
+        errors += [f"held-out {error}" for error in (*bad.values(), *others)]
     if errors and config.on_bad_image == "stop":
         rest = len(errors) - NAMED_BAD_IMAGES
         count = "1 image" if len(errors) == 1 else f"{len(errors)} images"
@@ -240,6 +267,32 @@ def hold_out(
             "need at least one; give more different images or another --validation_fraction"
         )
     return train, validation, len(errors)
+
+
+def _measured_channels(images: CheckedImages, config: ImagesConfig) -> int | None:
+    """Return the number of channels of measured images; None for pictures, which are converted."""
+    if images.are_measured:
+        return config.channels or int(np.bincount(images.facts["channels"]).argmax())
+    if config.channels not in (None, *PICTURE_CHANNELS) and len(images.rows):
+        raise UserError(
+            f"--channels {config.channels}: {config.data} has pictures, which become 1 (grey), 3 "
+            "(RGB) or 4 channels (RGBA). Other numbers are for .npy files, and for TIFF files with "
+            "as many channels or pages (pip install tifffile)"
+        )
+    return None
+
+
+def _with_channels(images: CheckedImages, channels: int | None) -> tuple[CheckedImages, list[str]]:
+    """Return the images that have as many channels, and a line about each that has not."""
+    if channels is None:
+        return images, []
+    fits = images.facts["channels"] == channels
+    others = images.subset(~fits)
+    lines = [
+        _describe_bad_image(others.dataset[row]["image"], row, f"{found} channels, not {channels}")
+        for row, found in zip(others.rows.tolist(), others.facts["channels"], strict=True)
+    ]
+    return images.subset(fits), lines
 
 
 def choose_held_out(

@@ -1,17 +1,30 @@
 """Open any source of images as `(C, H, W)` tensors in [-1, 1]."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from math import prod
+from typing import Any, TypeVar
 
 import numpy as np
 
-from hf_latent.data.images.config import ImagesConfig, parse_resolution
+from hf_latent.data.images.config import (
+    MEASURED,
+    ImagesConfig,
+    parse_resolution,
+    parse_shown_channels,
+    parse_value_range,
+    write_value_range,
+)
 from hf_latent.data.images.dataset import SUBSET, ImageDataset
-from hf_latent.data.images.held_out import fingerprint, hold_out, read_labels
+from hf_latent.data.images.held_out import CheckedImages, fingerprint, hold_out, read_labels
 from hf_latent.data.images.sources import Choice, open_source
 from hf_latent.data.images.summary import DataSummary, choose_channels, summarize_images
 from hf_latent.errors import UserError
+from hf_latent.models.load import Autoencoder
+from hf_latent.pipeline.autoencoders import image_channels
+from hf_latent.pipeline.decode import IMAGE_VALUES, first_channels, shown_channels
 
+Config = TypeVar("Config", bound=ImagesConfig)
 MEMORY_LIMIT_BYTES = 512 * 2**20
 
 
@@ -25,6 +38,8 @@ class ImageSplits:
         id2label: names of the class labels; None without labels.
         validation_fingerprint: 16 hexadecimal digits of all held-out images.
         summary: what the data is.
+        values: the entry `decode.IMAGE_VALUES` of an autoencoder's configuration, if the images
+            have a value range; otherwise None.
     """
 
     train: ImageDataset
@@ -32,6 +47,7 @@ class ImageSplits:
     id2label: dict[int, str] | None
     validation_fingerprint: str
     summary: DataSummary
+    values: dict[str, Any] | None = None
 
     @property
     def num_classes(self) -> int | None:
@@ -42,6 +58,11 @@ class ImageSplits:
     def image_shape(self) -> tuple[int, int, int]:
         """`(C, H, W)` of every image."""
         return self.train.image_shape
+
+    @property
+    def shown_channels(self) -> Sequence[int] | None:
+        """The channels of measured images that pictures show, as `decode.shown_channels`."""
+        return None if self.values is None else self.values["shown"]
 
     @property
     def bad_images(self) -> int:
@@ -77,6 +98,9 @@ def open_images(
             "the same data and --validation_fraction again, or leave out --validation_fingerprint"
         )
     channels = config.channels or choose_channels(checked_train)
+    if checked_train.are_measured:
+        channels = int(checked_train.facts["channels"][0])
+    config, values = _choose_values(config, checked_train, channels)
     # At random, because folders are sorted by class. The key has four numbers, like those of flips
     # and crops: the last one keeps the draws apart.
     generator = np.random.default_rng((config.seed, 0, 0, SUBSET))
@@ -87,7 +111,15 @@ def open_images(
         count = len(chosen) + len(checked_validation.rows)
         keep_in_memory = count * image_bytes <= MEMORY_LIMIT_BYTES
     train, validation = (
-        ImageDataset(images.dataset, images.rows, images.hashes, config, channels, keep_in_memory)
+        ImageDataset(
+            images.dataset,
+            images.rows,
+            images.hashes,
+            config,
+            channels,
+            keep_in_memory,
+            is_measured=checked_train.are_measured,
+        )
         for images in (checked_train, checked_validation)
     )
     train, validation = train.subset(chosen), validation.view(mirrored=False)
@@ -102,4 +134,65 @@ def open_images(
         id2label=None if labels is None else dict(enumerate(source.train.features["label"].names)),
         validation_fingerprint=found,
         summary=summary,
+        values=values,
     )
+
+
+def _choose_values(
+    config: ImagesConfig, train: CheckedImages, channels: int
+) -> tuple[ImagesConfig, dict[str, Any] | None]:
+    """Return settings with a value range, measured where it must be, and `ImageSplits.values`.
+
+    Raises:
+        UserError: if value range or shown channels do not fit the images.
+    """
+    facts, shown = train.facts, parse_shown_channels(config.shown_channels)
+    pairs = parse_value_range(config.value_range)
+    if pairs is None and train.are_measured:
+        ends = np.min(facts["lows"].tolist(), axis=0), np.max(facts["highs"].tolist(), axis=0)
+        pairs = list(zip(*(end.tolist() for end in ends), strict=True))
+    elif pairs is None and (config.value_range == MEASURED or (facts["bits"] == 32).any()):
+        pairs = [(facts["low"].min(), facts["high"].max())]
+    if shown is not None and (not train.are_measured or max(shown) >= channels):
+        what = f"{channels} channels, from 0" if train.are_measured else "no measured images"
+        raise UserError(f"--shown_channels {config.shown_channels}: {config.data} has {what}")
+    if pairs is None:
+        return config, None
+    if len(pairs) not in ((1, channels) if train.are_measured else (1,)):
+        raise UserError(
+            f"--value_range has {len(pairs)} pairs of values, and the images have {channels} "
+            "channels: give one pair" + ", or one for each channel" * train.are_measured
+        )
+    # A constant channel has no range.
+    pairs = [(float(low), float(high if low < high else low + 1)) for low, high in pairs]
+    values = {
+        "range": pairs,
+        "dtype": np.result_type(*set(facts["dtype"].tolist())).name,
+        "shown": (shown or first_channels(channels)) if train.are_measured else None,
+    }
+    has_alpha = channels == 4 and not train.are_measured  # it is no value of the range
+    config = replace(config, value_range=write_value_range(pairs))
+    return config, None if has_alpha else values
+
+
+def with_values_of(vae: Autoencoder, config: Config) -> Config:
+    """Return settings with the value range and the channels that an autoencoder was trained with.
+
+    Raises:
+        UserError: if the settings have another value range.
+    """
+    values = vae.config.get(IMAGE_VALUES)
+    if values is None:
+        return config
+    own = [tuple(pair) for pair in values["range"]]
+    if parse_value_range(config.value_range) not in (None, own):
+        raise UserError(
+            f"--value_range {config.value_range} is not that of the autoencoder, "
+            f"{write_value_range(own)}: leave it out"
+        )
+    changes: dict[str, Any] = {"value_range": write_value_range(own)}
+    if (shown := shown_channels(vae)) is not None:
+        given = config.shown_channels
+        changes["channels"] = config.channels or image_channels(vae)
+        changes["shown_channels"] = ",".join(map(str, shown)) if given is None else given
+    return replace(config, **changes)

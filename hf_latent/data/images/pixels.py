@@ -2,8 +2,9 @@
 
     file --decode_image--> --stretch--> --to_channels--> --fit--> array --to_tensors--> tensor
 
-An array is `(H, W, C)` with C = 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA); it is uint8 or
-uint16, or before `stretch` float32. Only grey files have more than 8 bits: Pillow reads 16-bit
+An array is `(H, W, C)`, uint8 or uint16, or before `stretch` float32. C = 1 (grey), 2 (grey,
+alpha), 3 (RGB) or 4 (RGBA) in a picture; a measured image, see `measured.py`, has any number of
+channels, and none is alpha. Of pictures only grey ones have more than 8 bits: Pillow reads 16-bit
 colour as 8-bit.
 """
 
@@ -21,6 +22,7 @@ from PIL import Image, ImageOps, PngImagePlugin
 from hf_latent.data.images.colour import to_srgb
 from hf_latent.data.images.config import MAX_IMAGE_PIXELS
 from hf_latent.data.images.formats import FORMATS
+from hf_latent.data.images.measured import read_measured
 
 # Most bytes of text in a PNG: image generators store their workflow, editors their history.
 MAX_TEXT_BYTES = 2**27
@@ -35,52 +37,66 @@ class DecodedImage(NamedTuple):
 
     Attributes:
         array: `(H, W, C)`, as `decode_image` returns.
-        mode: Pillow's name of the pixels' format in the file, such as RGB, L, P or I;16.
+        mode: Pillow's name of the pixels' format in the file, such as RGB, L, P or I;16; of a
+            measured image "".
         frames: number of pages or frames in the file; the first one is decoded.
         profile: what was done with the colour profile, as in `to_srgb`; "" without one.
+        dtype: of the values in the file, such as uint16.
+        is_measured: whether the image is a measured one.
     """
 
     array: np.ndarray
     mode: str
     frames: int
     profile: str
+    dtype: str
+    is_measured: bool
 
 
 def decode_image(
     encoded: bytes | str,
     max_image_pixels: int = MAX_IMAGE_PIXELS,
     color_profile: Literal["convert", "ignore"] = "convert",
+    channels: int | None = None,
 ) -> np.ndarray:
     """Decode one image, upright (EXIF orientation applied).
 
     Args:
-        encoded: bytes or path of an image file in one of `FORMATS`.
+        encoded: bytes or path of an image file in one of `FORMATS`, or as in `read_measured`.
         max_image_pixels: a larger image is not decoded.
         color_profile: `convert` colours to sRGB if the file has a profile, or `ignore` the profile.
+        channels: as in `read_measured`.
 
     Returns:
-        `(H, W, C)` uint8, or for grey of more bits uint16; float32 for pixels without a fixed range
-        (floating point, or 32-bit integers outside 0 to 65535). C is 1, 2, 3 or 4. The transparency
-        of a palette or a colour key becomes alpha. An animation gives its first frame.
+        `(H, W, C)` uint8, or for grey of more bits and measured images uint16; float32 for pixels
+        without a fixed range (floating point, or 32-bit integers outside 0 to 65535). The
+        transparency of a palette or a colour key becomes alpha. An animation gives its first frame.
 
     Raises:
-        ValueError: if a pixel is not finite.
-        Exception: any that Pillow raises for a damaged file, mostly OSError.
+        ValueError: if a pixel is not finite, or the axes of a measured image cannot be told.
+        Exception: any that the libraries raise for a damaged file, mostly OSError.
     """
-    return read_image(encoded, max_image_pixels, color_profile).array
+    return read_image(encoded, max_image_pixels, color_profile, channels).array
 
 
 def read_image(
-    encoded: bytes | str, max_image_pixels: int, color_profile: Literal["convert", "ignore"]
+    encoded: bytes | str,
+    max_image_pixels: int,
+    color_profile: Literal["convert", "ignore"],
+    channels: int | None,
 ) -> DecodedImage:
     """Decode one image as `decode_image` does, and describe it."""
+    if (measured := read_measured(encoded, channels, max_image_pixels)) is not None:
+        array, dtype, frames = measured
+        return DecodedImage(array, "", frames, "", dtype, True)
     file = io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded
     with _pillow_limits(max_image_pixels), Image.open(file, formats=FORMATS) as image:
         mode, frames = image.mode, getattr(image, "n_frames", 1)
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
+        dtype = np.asarray(image).dtype.name if mode[0] in "IF" else "uint8"
         array, profile = _to_array(image, color_profile == "convert")
-        return DecodedImage(array, mode, frames, profile)
+        return DecodedImage(array, mode, frames, profile, dtype, False)
 
 
 @contextmanager
@@ -121,23 +137,28 @@ def _to_array(image: Image.Image, convert_profile: bool) -> tuple[np.ndarray, st
     return (array[:, :, None] if array.ndim == 2 else array), use
 
 
-def stretch(array: np.ndarray, value_range: tuple[float, float] | None) -> np.ndarray:
+def stretch(
+    array: np.ndarray, value_range: Sequence[tuple[float, float]] | None, is_measured: bool = False
+) -> np.ndarray:
     """Map a range of the file's pixel values to black and white, and clip what is outside.
 
     Args:
         array: `(H, W, C)`, as `decode_image` returns.
-        value_range: the values that become black and white; None: those of the array's type.
+        value_range: the values that become black and white, of all channels or of each of the C
+            channels; None: those of the array's type.
+        is_measured: whether the image is a measured one, which has no alpha.
 
     Returns:
         `(H, W, C)` uint16, or uint8 with alpha, which stays as it is.
     """
     if value_range is None:
         return array
-    low, high = value_range
-    has_alpha = array.shape[2] in (2, 4)
+    low, high = np.array(value_range).T
+    has_alpha = not is_measured and array.shape[2] in (2, 4)
     colour, alpha = np.split(array, [array.shape[2] - has_alpha], axis=2)
     dtype = np.uint8 if has_alpha else np.uint16
-    shares = ((colour.astype(np.float32) - np.float32(low)) / np.float32(high - low)).clip(0, 1)
+    width = (high - low).astype(np.float32)
+    shares = ((colour.astype(np.float32) - low.astype(np.float32)) / width).clip(0, 1)
     stretched = np.rint(shares * np.iinfo(dtype).max).astype(dtype)
     return np.concatenate([stretched, alpha.astype(dtype)], axis=2)
 

@@ -7,13 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from hf_latent.data.images.config import ImagesConfig, parse_resolution, parse_value_range
+from hf_latent.data.images.config import (
+    ImagesConfig,
+    parse_resolution,
+    parse_shown_channels,
+    parse_value_range,
+)
 from hf_latent.data.images.held_out import CheckedImages
 from hf_latent.data.images.sources import Source
+from hf_latent.pipeline.decode import first_channels
 
 logger = logging.getLogger(__name__)
 
-NAMED_CLASSES = 10
+NAMED_CLASSES, NAMED_CHANNELS = 10, 10
 # Warn if the images use less than this share of the values from black to white.
 LEAST_RANGE = 0.5
 _LOGGED: set[tuple[str, ...]] = set()
@@ -66,7 +72,7 @@ class DataSummary:
 
 
 def choose_channels(images: CheckedImages) -> int:
-    """Return 1, 3 or 4: what most images need. Grey with alpha needs 4."""
+    """Return 1, 3 or 4: what most pictures need. Grey with alpha needs 4."""
     needed = images.facts["channels"]
     if 2 * np.isin(needed, (2, 4)).sum() >= len(needed):
         return 4
@@ -98,11 +104,13 @@ def summarize_images(
         (
             _count_images(source, config, len(train.rows), len(held_out.rows), bad_images),
             *_count_classes(source, labels),
-            *_describe_channels(facts, channels, config),
+            *(_describe_measured if train.are_measured else _describe_channels)(
+                facts, channels, config
+            ),
             _describe_sizes(facts, config),
             _describe_frames(facts),
             _describe_profiles(facts),
-            *_describe_values(facts, config),
+            *([] if train.are_measured else _describe_values(facts, config)),
             *(Finding({}, note) for note in source.notes),
         )
     )
@@ -177,6 +185,27 @@ def _describe_channels(
     return found
 
 
+def _describe_measured(
+    facts: dict[str, np.ndarray], channels: int, config: ImagesConfig
+) -> list[Finding]:
+    kinds, pairs = _count(facts["kind"]), parse_value_range(config.value_range) or []
+    shown = parse_shown_channels(config.shown_channels) or first_channels(channels)
+    low, high = np.array(pairs).T
+    outside = sum(
+        (np.array(lows) < low).any() or (np.array(highs) > high).any()
+        for lows, highs in zip(facts["lows"], facts["highs"], strict=True)
+    )
+    values = ", ".join(f"{x:g} to {y:g}" for x, y in pairs[:NAMED_CHANNELS])
+    values += ", ..." if len(pairs) > NAMED_CHANNELS else ""
+    text = f"values of {'each channel' if len(pairs) == 1 else 'the channels'}: {values}"
+    text += f"; {_plural(outside, 'image')} with values outside" if outside else ""
+    pictures = f"pictures show channel {', '.join(map(str, shown))} (--shown_channels)"
+    return [
+        Finding({"image_modes": kinds}, f"pixels: {kinds}; {pictures}"),
+        Finding({"clipped_images": int(outside)}, text),
+    ]
+
+
 def _plural(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
@@ -206,7 +235,10 @@ def _describe_frames(facts: dict[str, np.ndarray]) -> Finding:
     if not dropped:
         return Finding(figures)
     text = f"{_plural(files, 'file')} with several pages or frames: only the first is used, "
-    return Finding(figures, text + f"{dropped:,} are left out", dropped > files)
+    text += f"{dropped:,} are left out"
+    if (pages := np.unique(facts["frames"])).size == 1:
+        text += f"; if the pages are channels of one image, pass --channels {pages[0]}"
+    return Finding(figures, text, dropped > files)
 
 
 def _describe_profiles(facts: dict[str, np.ndarray]) -> Finding:
@@ -219,9 +251,9 @@ def _describe_profiles(facts: dict[str, np.ndarray]) -> Finding:
 
 
 def _describe_values(facts: dict[str, np.ndarray], config: ImagesConfig) -> list[Finding]:
-    value_range, found = parse_value_range(config.value_range), []
-    if value_range is not None:
-        black, white = value_range
+    pairs, found = parse_value_range(config.value_range), []
+    if pairs is not None:
+        [(black, white)] = pairs
         outside = int(((facts["low"] < black) | (facts["high"] > white)).sum())
         text = f"pixel values: {black:g} becomes black, {white:g} white"
         text += f"; {_plural(outside, 'image')} with values outside" if outside else ""
@@ -230,7 +262,7 @@ def _describe_values(facts: dict[str, np.ndarray], config: ImagesConfig) -> list
         same = facts["bits"] == bits
         # The median, because one image with a hot pixel or a white frame says little.
         low, high = (float(np.median(facts[name][same])) for name in ("low", "high"))
-        black, white = value_range or (0, 2**bits - 1)
+        [(black, white)] = pairs or [(0, 2**bits - 1)]
         share = (min(high, white) - max(low, black)) / (white - black)
         if share < LEAST_RANGE:
             text = (

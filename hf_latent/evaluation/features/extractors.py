@@ -3,7 +3,7 @@
 import hashlib
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from hf_latent.evaluation.features.networks import (
     imagenet_scale,
     load_feature_network,
 )
-from hf_latent.evaluation.measures.reconstruction import composite
+from hf_latent.evaluation.pictures import composite
 from hf_latent.models.frozen import hash_weights
 from hf_latent.models.load import Autoencoder
 from hf_latent.pipeline.encode import encode_images
@@ -45,15 +45,25 @@ class FeatureExtractor(nn.Module):
     Attributes:
         preprocessing: everything that the vectors depend on except the images, in one line. Only
             vectors of equal `preprocessing` can be compared.
+        shown: the channels of measured images that it sees, as of `pictures.to_picture`.
     """
 
     preprocessing: str
+    shown: Sequence[int] | None = None
+
+    def see(self, shown: Sequence[int] | None) -> None:
+        """See these channels of measured images; None: the images are pictures."""
+        if shown is not None:
+            self.shown = shown
+            self.preprocessing += f", channels {', '.join(map(str, shown))} as colours"
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return vectors `(B, d)` float32 on the CPU for images `(B, C, H, W)` uint8.
 
-        C is 1, 3 or 4; the images may be on any device.
+        C is 1, 3 or 4, or with shown channels any number; the images may be on any device.
         """
+        if self.shown is not None:
+            images = images[:, list(self.shown)]
         return self.vectors(images.to(next(self.parameters()).device)).float().cpu()
 
     @abstractmethod

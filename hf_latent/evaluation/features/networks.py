@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from hf_latent.errors import UserError
-from hf_latent.evaluation.measures.reconstruction import BACKGROUNDS, composite
+from hf_latent.evaluation.measures.reconstruction import BACKGROUNDS
+from hf_latent.evaluation.pictures import composite
 
 FeatureNetworkName = Literal["efficientnet-lite0", "dinov2", "lpips"]
 # These weights are published as a .pth file only; it is read with weights_only=True.
@@ -20,7 +21,7 @@ DINOV2 = "facebook/dinov2-small"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def as_rgb(images: torch.Tensor) -> torch.Tensor:
+def as_rgb(images: torch.Tensor, is_measured: bool = False) -> torch.Tensor:
     """Convert images of any number of channels to RGB images.
 
     RGBA is composited on white and on mid-grey, so that alpha counts. Other channels are grouped by
@@ -28,11 +29,12 @@ def as_rgb(images: torch.Tensor) -> torch.Tensor:
 
     Args:
         images: `(B, C, H, W)` float in [-1, 1].
+        is_measured: whether four channels are measurements, not RGBA.
 
     Returns:
         `(G * B, 3, H, W)`, G RGB images for each image.
     """
-    if images.shape[1] == 4:
+    if images.shape[1] == 4 and not is_measured:
         shown = [composite(images / 2 + 0.5, background) for background in BACKGROUNDS]
         return torch.cat(shown) * 2 - 1
     groups = images.split(3, dim=1)
@@ -53,7 +55,12 @@ def unit_length(features: torch.Tensor) -> torch.Tensor:
 
 
 class FeatureNetwork(nn.Module):
-    """A frozen network from images to feature maps whose squared difference is a distance."""
+    """A frozen network from images to feature maps whose squared difference is a distance.
+
+    `is_measured` says whether four channels are measurements, not RGBA.
+    """
+
+    is_measured = False
 
     def __init__(self, model: Any):
         """Wrap a network with published weights."""
@@ -62,7 +69,7 @@ class FeatureNetwork(nn.Module):
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Return each layer's feature maps `(G * B, C_l, H_l, W_l)` of images as for `as_rgb`."""
-        return self.feature_maps(as_rgb(images.float()))
+        return self.feature_maps(as_rgb(images.float(), self.is_measured))
 
     @abstractmethod
     def feature_maps(self, images: torch.Tensor) -> list[torch.Tensor]:
@@ -151,12 +158,13 @@ class Lpips(FeatureNetwork):
         return [unit_length(x) * weight for x, weight in zip(maps, weights, strict=True)]
 
 
-def load_feature_network(name: FeatureNetworkName) -> FeatureNetwork:
+def load_feature_network(name: FeatureNetworkName, is_measured: bool = False) -> FeatureNetwork:
     """Load a feature network: float32, on the CPU, frozen and in eval mode.
 
     Args:
         name: `efficientnet-lite0` (needs the extra `features`, no download), `dinov2` (from the
             Hub through transformers) or `lpips` (needs the extra `lpips` and torchvision).
+        is_measured: whether four channels are measurements, not RGBA.
 
     Raises:
         UserError: if it is not installed or cannot be downloaded.
@@ -179,4 +187,5 @@ def load_feature_network(name: FeatureNetworkName) -> FeatureNetwork:
                 "lpips is not installed: pip install lpips (the extra `lpips`)"
             ) from error
         network = Lpips(lpips.LPIPS(net="vgg", verbose=False))
+    network.is_measured = is_measured
     return network.requires_grad_(False).eval()

@@ -101,11 +101,13 @@ def labelled_real_images(dataset: ImageDataset) -> LabelledImages:
     labels = dataset.labels
     assert labels is not None
     return LabelledImages(
-        lambda rows: (dataset.read_uint8(rows) / 127.5 - 1, labels[rows]), len(dataset)
+        lambda rows: (dataset.read_uint8(rows) / 127.5 - 1, labels[rows]),
+        len(dataset),
+        dataset.is_measured,
     )
 
 
-def labelled_samples(samples: Shards) -> LabelledImages:
+def labelled_samples(samples: Shards, is_measured: bool = False) -> LabelledImages:
     """Return generated images and the labels that they were generated for."""
     return LabelledImages(
         lambda rows: (
@@ -113,6 +115,7 @@ def labelled_samples(samples: Shards) -> LabelledImages:
             samples.read("class_labels", rows),
         ),
         len(samples),
+        is_measured,
     )
 
 
@@ -134,8 +137,10 @@ def measure_classes(
     Returns:
         Flat figures; those of `perfect` begin with `floor_`.
     """
-    generated, test = labelled_samples(samples), labelled_real_images(real.held_out)
-    perfect_images = labelled_samples(perfect)
+    generated, perfect_images = (
+        labelled_samples(x, real.train.is_measured) for x in (samples, perfect)
+    )
+    test = labelled_real_images(real.held_out)
     trained_on = {
         "judge": labelled_real_images(real.train),
         "real": labelled_real_images(real.subset(real.reference)),

@@ -13,7 +13,7 @@ from safetensors.torch import save
 from tqdm import tqdm
 
 from hf_latent.data.images.dataset import ImageDataset
-from hf_latent.data.images.open import ImageSplits, open_images
+from hf_latent.data.images.open import ImageSplits, open_images, with_values_of
 from hf_latent.data.shards import Shards, write_shards
 from hf_latent.errors import UserError
 from hf_latent.evaluation.config import LARGEST_DEFAULT, ComparisonConfig
@@ -70,7 +70,7 @@ def open_real_images(
     size = pipeline.unet.config.sample_size
     f = downsampling_factor(pipeline.vae)
     height, width = (f * x for x in ((size, size) if isinstance(size, int) else size))
-    images = config.images_config((height, width))
+    images = with_values_of(pipeline.vae, config.images_config((height, width)))
     splits = open_images(images, keep_in_memory=False)
     measure_compression(pipeline.vae, splits.image_shape)  # rejects images it cannot encode
     if splits.image_shape[1:] != (height, width):

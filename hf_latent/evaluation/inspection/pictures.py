@@ -12,7 +12,7 @@ from hf_latent.evaluation.measures.reconstruction import reconstruct
 from hf_latent.evaluation.pictures import image_grid, interleave, save_picture
 from hf_latent.models.load import Autoencoder
 from hf_latent.output import replaced_whole
-from hf_latent.pipeline.decode import decode_latents
+from hf_latent.pipeline.decode import decode_latents, shown_channels
 from hf_latent.pipeline.encode import encode_images
 
 WORST, ROWS = 12, 6
@@ -55,7 +55,7 @@ def channel_rows(
     mean, std = (x.float().view(1, -1, 1, 1) for x in (mean, std))
     latents = (latents - mean) / std.clamp(min=1e-6)
     maps = channel_maps(latents, *images.shape[2:]).expand(-1, -1, images.shape[1], -1, -1).clone()
-    if images.shape[1] == 4:
+    if images.shape[1] == 4 and shown_channels(vae) is None:
         maps[:, :, 3] = 1  # opaque
     pair = torch.stack([images, reconstruct(vae, images).clamp(-1, 1)], dim=1) / 2 + 0.5
     return torch.cat([pair, maps], dim=1)
@@ -115,7 +115,7 @@ def save_pictures(
         report: has the latent's mean and deviation and the plot's figures.
     """
     mean, std = (torch.tensor(report[name]) for name in ("latent_mean", "latent_std"))
-    generator = torch.Generator().manual_seed(0)
+    generator, shown = torch.Generator().manual_seed(0), shown_channels(vae)
 
     def in_batches(images: torch.Tensor, show: Callable[..., torch.Tensor]) -> torch.Tensor:
         return torch.cat([show(vae, batch) for batch in images.split(batch_size)])
@@ -138,9 +138,9 @@ def save_pictures(
     rows = {"channels": channels, "interpolation": torch.cat(between), "latent_noise": noisy}
     for name, labels in columns.items():
         group = 1 if name == "channels" else None
-        picture = image_grid(rows[name].flatten(0, 1), len(labels), (), labels, group)
+        picture = image_grid(rows[name].flatten(0, 1), len(labels), (), labels, group, shown)
         save_picture(output_dir / f"{name}.png", picture)
-    save_picture(output_dir / "worst.png", image_grid(worst, 8, group=2))
+    save_picture(output_dir / "worst.png", image_grid(worst, 8, group=2, shown=shown))
     plot_frequencies(output_dir / "frequencies.png", report)
 
 

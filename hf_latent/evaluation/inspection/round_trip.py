@@ -1,5 +1,6 @@
 """One pass of images through an autoencoder, with everything that is measured on the way."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,18 +18,19 @@ from hf_latent.evaluation.inspection.structure import (
     sobel_edges,
 )
 from hf_latent.evaluation.measures.generation import FrechetDistance
-from hf_latent.evaluation.measures.reconstruction import composite, image_psnr, reconstruct
+from hf_latent.evaluation.measures.reconstruction import image_psnr, reconstruct
+from hf_latent.evaluation.pictures import composite
 from hf_latent.models.load import Autoencoder
 from hf_latent.pipeline.autoencoders import find_kind, latent_channels
-from hf_latent.pipeline.decode import decode_latents
+from hf_latent.pipeline.decode import decode_latents, shown_channels
 from hf_latent.pipeline.encode import encode_posteriors
 
 MS_SSIM_SMALLEST = 176  # a window of 11 pixels at the fifth scale
 
 
-def on_white(images: torch.Tensor) -> torch.Tensor:
+def on_white(images: torch.Tensor, is_measured: bool = False) -> torch.Tensor:
     """Map images `(B, C, H, W)` float in [-1, 1] to [0, 1], with RGBA composited on white."""
-    return composite(images / 2 + 0.5, 1.0)
+    return composite(images / 2 + 0.5, 1.0, is_measured)
 
 
 class RoundTrip:
@@ -49,6 +51,8 @@ class RoundTrip:
     ):
         """Start without images."""
         self.vae, self.extractor = vae, extractor
+        self._is_measured = shown_channels(vae) is not None
+        self._on_white = partial(on_white, is_measured=self._is_measured)
         size = image_shape[1:]
         self._generator = torch.Generator().manual_seed(seed)
         self._signal, self._error = BandPower(*size), BandPower(*size)
@@ -76,13 +80,14 @@ class RoundTrip:
         """
         decoded = decode_latents(self.vae, self._encode(images)).float().cpu()
         noise = torch.randn(images.shape, generator=self._generator) * 2 * NOISE_STD
-        if images.shape[1] == 4:
+        if images.shape[1] == 4 and not self._is_measured:
             noise[:, 3] = 0
         answer = reconstruct(self.vae, images + noise)
+        original, reconstruction = map(self._on_white, (images, decoded.clamp(-1, 1)))
         self._noise.update(
-            on_white(images + noise) - on_white(images), on_white(answer) - on_white(decoded)
+            self._on_white(images + noise) - original,
+            self._on_white(answer) - self._on_white(decoded),
         )
-        original, reconstruction = on_white(images), on_white(decoded.clamp(-1, 1))
         self._signal.update(original)
         self._error.update(reconstruction - original)
         self._edges.update(sobel_edges(original), sobel_edges(reconstruction))

@@ -17,10 +17,11 @@ from PIL import Image
 from torch.nn import functional as F
 
 from hf_latent.data.images.dataset import ImageDataset
-from hf_latent.evaluation.inspection.round_trip import on_white
 from hf_latent.evaluation.inspection.structure import Agreement, sobel_edges
 from hf_latent.evaluation.measures.reconstruction import measure_reconstructions, reconstruct
+from hf_latent.evaluation.pictures import to_picture
 from hf_latent.models.load import Autoencoder
+from hf_latent.pipeline.decode import shown_channels
 
 QUALITIES = range(1, 101)
 GRID_SHIFT = 3  # rows and columns
@@ -142,19 +143,22 @@ def compare_yardsticks(
     budget_bytes: float,
     batch_size: int,
 ) -> list[dict[str, Any]]:
-    """Return rows of figures of the autoencoder and the yardsticks; RGBA is composited on white.
+    """Return rows of figures of the autoencoder and the yardsticks, on pictures of the images.
 
-    Bytes and values are those of whole images, by area.
+    Bytes and values are those of whole images, by area; of measured images, by channels too.
     """
+    shown = shown_channels(vae)
     sums: dict[str, dict[str, float]] = {}
     edges: dict[str, Agreement] = {}
     for rows in torch.arange(len(dataset)).split(batch_size):
         images = dataset.read(rows)
         originals, reconstructions = (
-            on_white(x.clamp(-1, 1))[:, :, GRID_SHIFT:, GRID_SHIFT:]
+            to_picture(x.clamp(-1, 1) / 2 + 0.5, shown)[:, :, GRID_SHIFT:, GRID_SHIFT:]
             for x in (images, reconstruct(vae, images))
         )
         share = originals[0, 0].numel() / images[0, 0].numel()
+        if shown is not None:
+            share *= len(shown) / images.shape[1]
         for x in (
             Yardstick("autoencoder", reconstructions, share * budget_bytes, 1.0),
             *measure_yardsticks(originals, round(share * latent_values), share * budget_bytes),

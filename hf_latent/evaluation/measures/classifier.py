@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from hf_latent.evaluation.measures.reconstruction import composite
+from hf_latent.evaluation.pictures import composite
 
 WIDTHS = (16, 32, 64)
 LARGEST_SIZE = 64
@@ -22,10 +22,12 @@ class LabelledImages:
         read: from `(n,)` int64 row numbers to images `(n, C, H, W)` float in [-1, 1] and labels
             `(n,)` int64.
         length: the number of rows.
+        is_measured: whether four channels are measurements, not RGBA.
     """
 
     read: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
     length: int
+    is_measured: bool = False
 
     @classmethod
     def from_tensors(cls, images: torch.Tensor, class_labels: torch.Tensor) -> "LabelledImages":
@@ -33,12 +35,12 @@ class LabelledImages:
         return cls(lambda rows: (images[rows], class_labels[rows]), len(images))
 
 
-def classifier_input(images: torch.Tensor) -> torch.Tensor:
+def classifier_input(images: torch.Tensor, is_measured: bool = False) -> torch.Tensor:
     """Convert images `(B, C, H, W)` float in [-1, 1] to what the classifier accepts.
 
     RGBA is composited on white; other sizes than multiples of 8, up to 64, are resampled to these.
     """
-    if images.shape[1] == 4:
+    if images.shape[1] == 4 and not is_measured:
         images = composite(images / 2 + 0.5, 1.0) * 2 - 1
     size = tuple(min(LARGEST_SIZE, max(8, side // 8 * 8)) for side in images.shape[2:])
     if size != images.shape[2:]:
@@ -85,8 +87,8 @@ def train_classifier(
         on_images: called with the number of images after each step.
     """
     torch.manual_seed(seed)
-    first, _ = images.read(torch.tensor([0]))
-    classifier = create_classifier(tuple(classifier_input(first).shape[1:]), num_classes)
+    first = classifier_input(images.read(torch.tensor([0]))[0], images.is_measured)
+    classifier = create_classifier(tuple(first.shape[1:]), num_classes)
     optimizer = torch.optim.AdamW(classifier.parameters())
     steps = epochs * -(-images.length // batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -95,7 +97,8 @@ def train_classifier(
     for _ in range(epochs):
         for rows in torch.randperm(images.length).split(batch_size):
             batch, class_labels = images.read(rows)
-            batch = classifier_input(batch).contiguous(memory_format=torch.channels_last)
+            batch = classifier_input(batch, images.is_measured)
+            batch = batch.contiguous(memory_format=torch.channels_last)
             mirrored = torch.rand(len(rows), 1, 1, 1) < 0.5
             logits = classifier(torch.where(mirrored, batch.flip(3), batch))
             loss = functional.cross_entropy(logits, class_labels, label_smoothing=0.05)
@@ -116,5 +119,6 @@ def measure_accuracy(classifier: nn.Module, images: LabelledImages) -> float:
     right = 0
     for rows in torch.arange(images.length).split(500):
         batch, class_labels = images.read(rows)
-        right += int((classifier(classifier_input(batch)).argmax(1) == class_labels).sum())
+        batch = classifier_input(batch, images.is_measured)
+        right += int((classifier(batch).argmax(1) == class_labels).sum())
     return right / images.length

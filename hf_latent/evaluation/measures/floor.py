@@ -18,6 +18,7 @@ from hf_latent.evaluation.measures.neighbours import Blocks
 from hf_latent.evaluation.measures.reconstruction import measure_reconstructions, reconstruct
 from hf_latent.models.frozen import hash_weights
 from hf_latent.models.load import Autoencoder
+from hf_latent.pipeline.decode import shown_channels
 
 
 def measure_autoencoder(
@@ -49,7 +50,8 @@ def measure_autoencoder(
             bar.update(len(images))
             yield images / 2 + 0.5, reconstructions / 2 + 0.5
 
-    figures = asdict(measure_reconstructions(pairs(), held_out.unpadded_box()))
+    box, shown = held_out.unpadded_box(), shown_channels(vae)
+    figures = asdict(measure_reconstructions(pairs(), box, shown))
     for block in held_out_vectors:
         distance.update(block, real=True)
     figures["fd"] = distance.compute()

@@ -1,7 +1,7 @@
 """How much of an image an autoencoder keeps."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from torchmetrics.functional.image import (
 
 from hf_latent.data.images.pixels import Box
 from hf_latent.evaluation.measures.colour import ColourFit
+from hf_latent.evaluation.pictures import composite, to_picture
 from hf_latent.models.load import Autoencoder
 from hf_latent.models.slicing import slice_if_needed
 from hf_latent.pipeline.decode import decode_latents
@@ -68,7 +69,9 @@ def _ssim(reconstructions: torch.Tensor, originals: torch.Tensor) -> torch.Tenso
 
 
 def measure_reconstructions(
-    pairs: Iterable[tuple[torch.Tensor, torch.Tensor]], box: Box | None = None
+    pairs: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    box: Box | None = None,
+    shown: Sequence[int] | None = None,
 ) -> ReconstructionFigures:
     """Compare images with their reconstructions.
 
@@ -76,14 +79,17 @@ def measure_reconstructions(
         pairs: batches of originals and reconstructions, `(B, C, H, W)` float in [0, 1] each;
             reconstructions are clamped to that range.
         box: the part without padding, to measure it separately; None: there is no padding.
+        shown: of measured images, as of `to_picture`. All of their channels count, and luma and
+            chroma are those of the picture.
     """
     columns: dict[str, list[torch.Tensor]] = {}
     colours = ColourFit()
     for originals, reconstructions in pairs:
         pair = (reconstructions.clamp(0, 1), originals)
-        white, grey = ([composite(x, level) for x in pair] for level in BACKGROUNDS)
+        is_measured = shown is not None
+        white, grey = ([composite(x, level, is_measured) for x in pair] for level in BACKGROUNDS)
         figures = {"psnr_db": image_psnr(*white), "ssim": _ssim(*white)}
-        if originals.shape[1] == 4:
+        if originals.shape[1] == 4 and not is_measured:
             figures |= {
                 "grey_psnr_db": image_psnr(*grey),
                 "grey_ssim": _ssim(*grey),
@@ -92,8 +98,9 @@ def measure_reconstructions(
         if box is not None:
             white = [box.cut(x) for x in white]
             figures |= {"unpadded_psnr_db": image_psnr(*white), "unpadded_ssim": _ssim(*white)}
-        if white[0].shape[1] == 3:
-            colours.update(white[1], white[0])
+        picture, reconstructed = (to_picture(x, shown) for x in white[::-1])
+        if picture.shape[1] == 3:
+            colours.update(picture, reconstructed)
         for name, values in figures.items():
             columns.setdefault(name, []).append(values)
     means = {name: torch.cat(values).mean().item() for name, values in columns.items()}
@@ -121,16 +128,3 @@ def reconstruct(
     images = images.to(vae.device)
     latents = slice_if_needed(vae, lambda: encode_images(vae, images, generator, sample_posterior))
     return slice_if_needed(vae, lambda: decode_latents(vae, latents)).float().cpu()
-
-
-def composite(images: torch.Tensor, background: float) -> torch.Tensor:
-    """Composite RGBA images on a plain background; return other images unchanged.
-
-    Args:
-        images: `(B, C, H, W)` float in [0, 1]; four channels are RGBA with straight alpha.
-        background: its grey level, in [0, 1].
-    """
-    if images.shape[1] != 4:
-        return images
-    colour, alpha = images[:, :3], images[:, 3:]
-    return colour * alpha + background * (1 - alpha)

@@ -44,6 +44,7 @@ from hf_latent.experiments.generate import RELEASED
 from hf_latent.hub.ldm_pipeline import to_ldm_pipeline
 from hf_latent.output import replaced_whole
 from hf_latent.pipeline import LatentDiffusionPipeline
+from hf_latent.pipeline.decode import shown_channels
 from hf_latent.pipeline.samplers import compatible_samplers
 
 logger = logging.getLogger(__name__)
@@ -218,6 +219,7 @@ def benchmark_samplers(config: SamplerBenchmarkConfig) -> dict[str, Any]:
     pipeline = load_pipeline(config.model)
     guidance = choose_guidance(pipeline, None, None)
     extractor = load_feature_extractor(config.feature_extractor)
+    extractor.see(shown_channels(pipeline.vae))
     _, real = open_real_images(config, pipeline)
     points = create_points(pipeline, config.steps)
     stock = compare_with_stock(pipeline, config)

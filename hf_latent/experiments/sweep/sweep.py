@@ -88,6 +88,7 @@ def start_sweep(
     if plan is None:
         reserve_known(config, budget)
     splits = open_images(config.images_config())
+    extractor.see(splits.shown_channels)
     check_splits(config, splits)
     if plan is None:
         plan = make_plan(config, splits, extractor, budget)

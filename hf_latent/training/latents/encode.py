@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from hf_latent.command import run_command
 from hf_latent.data.images.dataset import ImageDataset
-from hf_latent.data.images.open import ImageSplits, open_images
+from hf_latent.data.images.open import ImageSplits, open_images, with_values_of
 from hf_latent.data.latents.cache import LatentCache
 from hf_latent.data.latents.manifest import SPLITS, read_manifest, split_ranges
 from hf_latent.data.shards import find_shard, write_shard
@@ -82,6 +82,7 @@ def encode_latents(
             check_output_dir(config.output_dir, overwrite=True)
     if vae is None:
         vae = load_autoencoder(config.vae)
+    config = with_values_of(vae, config)
     if splits is None:
         with first_process_first(accelerator):
             splits = open_images(config, keep_in_memory=False)

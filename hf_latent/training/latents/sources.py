@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 from hf_latent.data.device import to_device
 from hf_latent.data.images.config import ImagesConfig
 from hf_latent.data.images.flips import is_flipped
-from hf_latent.data.images.open import ImageSplits
+from hf_latent.data.images.open import ImageSplits, with_values_of
 from hf_latent.data.latents.cache import LatentBatch, LatentCache, concatenate
 from hf_latent.data.latents.download import pin_revision
 from hf_latent.data.latents.manifest import check_fits, read_manifest
@@ -364,6 +364,7 @@ def open_latent_source(
         config.max_validation_samples,
         config.latents_on_device,
     )
+    config = with_values_of(vae, config)
     if config.latents is None:
         # Images that are encoded once are read once.
         keep = None if config.encode_every_step else False

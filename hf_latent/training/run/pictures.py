@@ -1,5 +1,6 @@
 """The pictures in a run's folder `samples`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,15 +17,16 @@ def picture_path(output_dir: Path, step: int) -> Path:
     return output_dir / "samples" / f"step-{step:06d}.png"
 
 
-def save_grid(images: torch.Tensor, path: Path, group: int | None = None) -> None:
-    """Save images as a grid in a PNG file; do nothing if a PNG cannot have so many channels.
+def save_grid(
+    images: torch.Tensor, path: Path, group: int | None = None, shown: Sequence[int] | None = None
+) -> None:
+    """Save images as a grid in a PNG file.
 
     Args:
         images: `(B, C, H, W)` float in [-1, 1].
         path: as `picture_path` returns.
         group: number of neighbouring images that belong together.
+        shown: as of `image_grid`.
     """
-    if images.shape[1] not in (1, 3, 4):
-        return
     with replaced_whole(path) as temporary:
-        image_grid(images / 2 + 0.5, GRID_COLUMNS, group=group).save(temporary)
+        image_grid(images / 2 + 0.5, GRID_COLUMNS, group=group, shown=shown).save(temporary)

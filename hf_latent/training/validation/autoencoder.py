@@ -14,12 +14,12 @@ from hf_latent.evaluation.features.networks import FeatureNetwork
 from hf_latent.evaluation.inspection.yardsticks import resample
 from hf_latent.evaluation.measures.reconstruction import (
     ReconstructionFigures,
-    composite,
     image_psnr,
     measure_reconstructions,
 )
-from hf_latent.evaluation.pictures import interleave
+from hf_latent.evaluation.pictures import composite, interleave
 from hf_latent.models.fold import measure_latents, sum_latents
+from hf_latent.pipeline.decode import shown_channels
 from hf_latent.training.losses import kl_per_latent_value, perceptual_loss, reconstruction_loss
 from hf_latent.training.run.pictures import GRID_COLUMNS, MAX_GRID_ROWS, save_grid
 
@@ -88,6 +88,8 @@ def validate_autoencoder(
     """
     sums, moments = torch.zeros(3), torch.zeros(4, vae.config.latent_channels, dtype=torch.float64)
     bicubic_psnr_db: list[torch.Tensor] = []
+    shown = shown_channels(vae)
+    is_measured = shown is not None
 
     def reconstruct() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for number, batch in enumerate(loader):
@@ -95,11 +97,11 @@ def validate_autoencoder(
             posterior = vae.encode(images).latent_dist
             reconstructions = vae.decode(posterior.mean).sample
             if number == 0:
-                shown = interleave(images, reconstructions)[: GRID_COLUMNS * MAX_GRID_ROWS]
-                save_grid(shown, picture, group=2)
+                pairs = interleave(images, reconstructions)[: GRID_COLUMNS * MAX_GRID_ROWS]
+                save_grid(pairs, picture, group=2, shown=shown)
             figures = torch.stack(
                 [
-                    reconstruction_loss(reconstructions, images, loss_kind),
+                    reconstruction_loss(reconstructions, images, loss_kind, is_measured),
                     kl_per_latent_value(posterior.mean, posterior.logvar),
                     torch.zeros(()).to(images)
                     if network is None
@@ -109,14 +111,14 @@ def validate_autoencoder(
             sums.add_(figures.cpu() * len(images))
             moments.add_(sum_latents(posterior))
             originals = images.cpu() / 2 + 0.5
-            visible = composite(originals, 1.0)
+            visible = composite(originals, 1.0, is_measured)
             latent_values = posterior.mean[0].numel()
             if latent_values < visible[0].numel():
                 psnr_db = image_psnr(resample(visible, latent_values), visible)
                 bicubic_psnr_db.append(psnr_db.clamp(max=LARGEST_PSNR_DB))
             yield originals, reconstructions.cpu() / 2 + 0.5
 
-    kept = measure_reconstructions(reconstruct())
+    kept = measure_reconstructions(reconstruct(), shown=shown)
     loss, kl, distance = (sums / kept.images).tolist()
     latents = measure_latents(moments)
     count, mean, square, _ = moments

@@ -9,6 +9,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from hf_latent.data.latents.cache import LatentBatch
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.pipeline.add_noise import add_noise, is_flow
+from hf_latent.pipeline.decode import shown_channels
 from hf_latent.training.losses import denoising_loss
 from hf_latent.training.run.batches import seeded_generator
 from hf_latent.training.run.pictures import GRID_COLUMNS, MAX_GRID_ROWS, save_grid
@@ -89,4 +90,4 @@ def save_samples(pipeline: LatentDiffusionPipeline, path: Path, seed: int) -> No
         output_type="pt",
         return_dict=False,
     )
-    save_grid(images * 2 - 1, path)
+    save_grid(images * 2 - 1, path, shown=shown_channels(pipeline.vae))

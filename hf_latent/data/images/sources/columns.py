@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Mapping
 
-from datasets import ClassLabel, Dataset, Image, Value
+from datasets import Array2D, Array3D, ClassLabel, Dataset, Image, LargeList, List, Value
 from datasets.features.features import FeatureType
 
 from hf_latent.data.images.formats import ENDINGS
@@ -34,7 +34,7 @@ def choose_image_column(dataset: Dataset, where: str, wanted: str | None) -> tup
             `datasets` before plain bytes.
 
     Returns:
-        Its name, and notes.
+        Its name, and notes. It may be a column of arrays, see `array_dtype`.
 
     Raises:
         UserError: if there is none.
@@ -46,9 +46,10 @@ def choose_image_column(dataset: Dataset, where: str, wanted: str | None) -> tup
         )
     typed = {name: value for name, value in features.items() if isinstance(value, Image)}
     plain = {name: value for name, value in features.items() if _holds_bytes(value)}
-    found = [*_by_name(typed, IMAGE_COLUMNS), *typed, *_by_name(plain, IMAGE_COLUMNS)]
+    arrays = {name: value for name, value in features.items() if array_dtype(value)}
+    found = [*_by_name(typed, IMAGE_COLUMNS), *typed, *_by_name(plain | arrays, IMAGE_COLUMNS)]
     if wanted is not None:
-        found = [name for name in (wanted,) if name in typed or name in plain]
+        found = [name for name in (wanted,) if name in typed | plain | arrays]
     if found:
         several = f"columns of images: {', '.join(typed)}; {found[0]} is used (--image_column)"
         return found[0], [several] if len(typed) > 1 and wanted is None else []
@@ -68,6 +69,16 @@ def _holds_bytes(feature: FeatureType) -> bool:
     if isinstance(feature, dict):
         return set(feature) == {"bytes", "path"}
     return isinstance(feature, Value) and feature.dtype in ("binary", "large_binary")
+
+
+def array_dtype(feature: FeatureType) -> str | None:
+    """Return the type of the values of a column of 2 or 3 axes; None of another column."""
+    if isinstance(feature, Array2D | Array3D):
+        return feature.dtype
+    axes = 0
+    while isinstance(feature, List | LargeList):
+        feature, axes = feature.feature, axes + 1
+    return feature.dtype if axes in (2, 3) and isinstance(feature, Value) else None
 
 
 def _describe_column(dataset: Dataset, name: str) -> str:

@@ -85,6 +85,10 @@ def list_files(folder: str) -> Listing:
                 (linked if entry.is_symlink() else real).append(name)
             else:
                 _list_file(listing, name, entry, counts)
+    arrays = [name for name in listing.images if name.lower().endswith(".npy")]
+    if 0 < len(arrays) < len(listing.images):  # beside pictures they are features or masks
+        listing.images = {x: listing.images[x] for x in listing.images.keys() - arrays}
+        counts["ending"][".npy"] += len(arrays)
     listing.images = dict(sorted(listing.images.items()))
     for names in (listing.parquet, listing.metadata, listing.bad_files):
         names.sort()

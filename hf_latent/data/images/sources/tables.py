@@ -1,14 +1,21 @@
 """Sources with columns: parquet files, saved data sets and data sets of the Hub."""
 
+import io
 import os
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow.parquet as pq
-from datasets import ClassLabel, Dataset, DatasetDict, Image
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 
-from hf_latent.data.images.sources.columns import choose_image_column, choose_label_column
+from hf_latent.data.images.sources.columns import (
+    array_dtype,
+    choose_image_column,
+    choose_label_column,
+)
 from hf_latent.data.images.sources.labels import Labels
 from hf_latent.data.images.sources.listing import Listing
 from hf_latent.data.images.sources.splits import (
@@ -123,7 +130,24 @@ def take_images(
     images = splits.select_columns([image])
     # Rename only what changes: the key of the cached check depends on it.
     images = images if image == "image" else images.rename_column(image, "image")
-    return images.cast_column("image", Image(decode=False)), image, notes
+    dtype = array_dtype(images["train"].features["image"])
+    if dtype is None:
+        return images.cast_column("image", Image(decode=False)), image, notes
+    features = Features({"image": Image(decode=False)})
+    # Processes and later runs read the files that `map` writes to the cache of `datasets`.
+    arrays = images.with_format("numpy")
+    written = arrays.map(_as_npy, fn_kwargs={"dtype": dtype}, features=features)
+    return written.with_format(None), image, notes
+
+
+def _as_npy(row: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """Write a row's array as a NumPy file; a damaged one becomes a row without an image."""
+    file = io.BytesIO()
+    try:
+        np.save(file, np.asarray(row["image"], dtype), allow_pickle=False)
+    except (TypeError, ValueError):  # missing values, or lists of different lengths
+        return {"image": {"bytes": None, "path": None}}
+    return {"image": {"bytes": file.getvalue(), "path": None}}
 
 
 def read_column_labels(
