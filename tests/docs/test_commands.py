@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from make_micrographs import MicrographsConfig, make_micrographs
 from tests import forked
 from tests.docs.pages import ROOT, Block, code_blocks, read
 from tests.hub.loopback_hub import LoopbackHub
@@ -100,6 +101,8 @@ def folder(tmp_path_factory) -> Path:
         for i in range(30):
             pixels = generator.integers(0, 256, (70, 90, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / f"path/to/images/{label}/{i}.png")
+    micrographs = str(folder / "path" / "to" / "micrographs")
+    make_micrographs(MicrographsConfig(output_dir=micrographs, num_images=30))
     return folder
 
 
