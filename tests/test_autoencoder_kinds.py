@@ -27,6 +27,7 @@ from hf_latent.training.autoencoder import train_autoencoder
 from hf_latent.training.autoencoder_config import AutoencoderConfig
 from hf_latent.training.denoiser import train_denoiser
 from hf_latent.training.denoiser_config import DenoiserConfig
+from hf_latent.training.latents.posteriors import encode_batches
 from tests import small
 from tests.autoencoder_kinds import CONFIGS, STOCK, make_kind, make_kind_pipeline
 
@@ -74,6 +75,9 @@ def test_latents_and_images_are_those_of_the_stock_pipeline(name, images):
 def test_posterior_samples_are_normalised_as_the_encoders_are(name, images):
     vae = make_kind(name)
     posteriors = encode_posteriors(vae, images)
+    ((mean, std),) = encode_batches(vae, [images], False, torch.float32)  # for the latent cache
+    torch.testing.assert_close(mean[:, 0], posteriors.mean, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(std[:, 0], posteriors.std, rtol=1e-4, atol=1e-5)
     if not KINDS[CONFIGS[name][0]].has_posterior:
         assert not posteriors.std.any()
         return

@@ -125,9 +125,9 @@ def find_kind(vae: Autoencoder) -> AutoencoderKind:
         ValueError: if there is none, naming the classes that have one.
     """
     own = type(getattr(vae, "_orig_mod", vae))  # torch.compile(vae) wraps it
-    for name in (ours.__name__ for ours in own.__mro__):
-        if name in KINDS:
-            return KINDS[name]
+    for ours in own.__mro__:
+        if ours.__name__ in KINDS:
+            return KINDS[ours.__name__]
     raise ValueError(f"{own.__name__} is no autoencoder for images: use {', '.join(KINDS)}")
 
 

@@ -119,4 +119,4 @@ def test_the_path_from_a_label_to_the_denoiser_is_short(tmp_path):
     figures, travelling_files = call_paths.record_label_to_pixels(package, tmp_path)
     assert figures["calls"] <= 20
     assert figures["changes_of_file"] <= 8
-    assert travelling_files == 9
+    assert travelling_files == 10
