@@ -59,13 +59,24 @@ def read_measured(
         if channels in (None, *PICTURE_CHANNELS):
             return None
         raise ValueError(f"TIFF of {channels} channels needs pip install tifffile") from None
-    file = io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded
-    try:
-        tiff = tifffile.TiffFile(file)
-    except tifffile.TiffFileError:
-        return None  # Pillow says what is wrong
-    with tiff:
+    with io.BytesIO(encoded) if isinstance(encoded, bytes) else _LoneFile(encoded) as file:
+        try:
+            tiff = tifffile.TiffFile(file, _multifile=False)
+        except tifffile.TiffFileError:
+            return None  # Pillow says what is wrong
         return _read_tiff(tiff.series[0], channels, max_image_pixels)
+
+
+class _LoneFile(io.FileIO):
+    """A file without a number, which tifffile takes for one that has no files beside it.
+
+    An image may name others as its parts, anywhere on the disk. (Of OME-TIFF the parts that are not
+    opened would be zeros, which `_multifile` prevents.)
+    """
+
+    def fileno(self) -> int:
+        """Have no number."""
+        raise OSError
 
 
 def _first_bytes(path: str) -> bytes:

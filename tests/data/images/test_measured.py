@@ -1,5 +1,7 @@
 import io
 import logging
+import re
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +13,7 @@ from datasets import Array3D, Dataset, Features
 from PIL import Image
 
 from hf_latent.data.images.config import ImagesConfig
-from hf_latent.data.images.measured import read_measured
+from hf_latent.data.images.measured import _LoneFile, read_measured
 from hf_latent.data.images.open import open_images
 from hf_latent.data.images.pixels import decode_image
 from hf_latent.errors import UserError
@@ -149,6 +151,38 @@ def test_nothing_is_unpickled(tmp_path):
     for encoded in (tmp_path / "images" / "b.npy", (tmp_path / "images" / "b.npy").read_bytes()):
         with pytest.raises(ValueError, match=r"[Oo]bject"):
             read_measured(encoded if isinstance(encoded, bytes) else str(encoded), None, LIMIT)
+
+
+def test_no_other_file_is_opened(tmp_path):
+    private, image = values(seed=1), values(seed=2)
+    (tmp_path / "private.tif").write_bytes(tiff(private[:1], metadata=None))
+    xml = ome(image[:2])
+    with tifffile.TiffFile(io.BytesIO(xml)) as file:
+        text = file.ome_metadata
+    other = f'IFD="0"><UUID FileName="{tmp_path}/private.tif">urn:uuid:2</UUID></TiffData>'
+    plane = '<TiffData FirstC="{}" FirstT="0" FirstZ="0" '
+    parts = plane.format(0) + 'IFD="0"/>' + plane.format(1) + other
+    text = re.sub(r"<TiffData.*?/>|<TiffData.*?</TiffData>", "", text, flags=re.DOTALL)
+    text = text.replace("</Pixels>", parts + "</Pixels>")
+    content = tiff(image[:1], description=text.encode(), metadata=None)
+    (tmp_path / "a.ome.tif").write_bytes(content)
+    with tifffile.TiffFile(tmp_path / "a.ome.tif") as file:
+        assert np.array_equal(file.asarray()[1], private[0]), "tifffile would open it"
+    for encoded in (str(tmp_path / "a.ome.tif"), content):
+        assert read_measured(encoded, None, LIMIT) is None
+        assert np.array_equal(decode_image(encoded)[:, :, 0], image[0])
+    with _LoneFile(tmp_path / "a.ome.tif") as lone, tifffile.TiffFile(lone) as file:
+        assert not file.filehandle.is_file
+
+
+def test_without_tifffile_other_channels_are_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    image = values()
+    for channels in (None, 1, 3, 4):
+        assert read_measured(ome(image), channels, LIMIT) is None
+    assert_read(npy(image), image, channels=6)
+    with pytest.raises(ValueError, match="TIFF of 6 channels needs pip install tifffile"):
+        read_measured(ome(image), 6, LIMIT)
 
 
 def test_sizes_are_checked_before_decoding(tmp_path, monkeypatch):
