@@ -54,6 +54,15 @@ def unit_length(features: torch.Tensor) -> torch.Tensor:
     return features * torch.rsqrt(features.square().sum(1, keepdim=True) + 1e-10)
 
 
+def enlarge(images: torch.Tensor, minimum: int) -> torch.Tensor:
+    """Enlarge `(N, 3, H, W)` until the shorter side has at least `minimum` pixels."""
+    scale = minimum / min(images.shape[2:])
+    if scale <= 1:
+        return images
+    size = [round(scale * side) for side in images.shape[2:]]
+    return F.interpolate(images, size, mode="bilinear", antialias=True)
+
+
 class FeatureNetwork(nn.Module):
     """A frozen network from images to feature maps whose squared difference is a distance.
 
@@ -83,7 +92,7 @@ class FeatureNetwork(nn.Module):
 class EfficientNetLite(FeatureNetwork):
     """EfficientNet-Lite0, trained on ImageNet: the last map at each of its five sizes.
 
-    Images are used at their own size; sides smaller than 32 pixels are enlarged to 32.
+    Images are used at their own size; those with a side below 32 pixels are enlarged to 32.
     """
 
     MINIMUM_SIZE = 32
@@ -107,7 +116,7 @@ class EfficientNetLite(FeatureNetwork):
 
     def feature_maps(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Compute maps of 16, 24, 40, 112 and 320 channels at strides 2, 4, 8, 16 and 32."""
-        images = self.enlarge(images)
+        images = enlarge(images, self.MINIMUM_SIZE)
         model, maps = self.model, []
         hidden = model._swish(model._bn0(model._conv_stem(images)))
         for block in model._blocks:
@@ -115,13 +124,6 @@ class EfficientNetLite(FeatureNetwork):
                 maps.append(unit_length(hidden))
             hidden = block(hidden)
         return [*maps, unit_length(hidden)]
-
-    def enlarge(self, images: torch.Tensor) -> torch.Tensor:
-        """Enlarge `(N, 3, H, W)` to at least 32 pixels a side."""
-        height, width = (max(size, self.MINIMUM_SIZE) for size in images.shape[2:])
-        if (height, width) == images.shape[2:]:
-            return images
-        return F.interpolate(images, (height, width), mode="bilinear", antialias=True)
 
 
 class Dinov2(FeatureNetwork):
