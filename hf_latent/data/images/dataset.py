@@ -34,6 +34,12 @@ from hf_latent.pipeline.conditions import Conditions
 CROP, SUBSET = 2, 3
 
 
+def evenly_spaced(length: int, count: int) -> np.ndarray:
+    """Return the places of `count` evenly spaced ones of `length`, or of all if there are fewer."""
+    count = min(length, count)
+    return np.arange(count) * length // count
+
+
 @dataclass(frozen=True, eq=False)
 class ImageDataset(torch.utils.data.Dataset):
     """Images of one split as tensors. A pickled copy is small: each worker reads from the disk.
@@ -148,9 +154,7 @@ class ImageDataset(torch.utils.data.Dataset):
         Folders are sorted by class, so the first images may all have the same class.
         """
         view = self.view(self.mirrored)
-        if count >= len(self):
-            return view
-        return view.subset(np.arange(count) * len(self) // count)
+        return view if count >= len(self) else view.subset(evenly_spaced(len(self), count))
 
     def read(self, rows: torch.Tensor | None = None) -> torch.Tensor:
         """Read images `(n,)` int64 (None: all) as a tensor `(n, C, H, W)` float32 in [-1, 1]."""

@@ -10,6 +10,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch.utils.data import DataLoader
 
+from hf_latent.data.images.dataset import evenly_spaced
 from hf_latent.evaluation.features.networks import FeatureNetwork
 from hf_latent.evaluation.inspection.yardsticks import resample
 from hf_latent.evaluation.measures.reconstruction import (
@@ -27,6 +28,7 @@ from hf_latent.training.run.pictures import GRID_COLUMNS, MAX_GRID_ROWS, save_gr
 # inactive units of Burda et al. 2016, section 5.2).
 DEAD_CHANNEL_VARIANCE = 1e-2
 LARGEST_PSNR_DB = 60.0  # of a flat image, which is resampled without an error
+SHOWN_PAIRS = GRID_COLUMNS * MAX_GRID_ROWS // 2
 
 
 @dataclass(frozen=True)
@@ -77,28 +79,30 @@ def validate_autoencoder(
     picture: Path,
     network: FeatureNetwork | None = None,
 ) -> HeldOutFigures:
-    """Reconstruct held-out images from the posterior's mean, and save the first pairs.
+    """Reconstruct held-out images from the posterior's mean, and save pairs of them.
 
     Args:
         vae: with the averaged weights.
         loader: of the held-out images.
         loss_kind: as in training.
-        picture: the PNG file of the first images and their reconstructions.
+        picture: the PNG file of some images and their reconstructions, evenly spaced.
         network: measures the perceptual distance, if given.
     """
     sums, moments = torch.zeros(3), torch.zeros(4, vae.config.latent_channels, dtype=torch.float64)
     bicubic_psnr_db: list[torch.Tensor] = []
     shown = shown_channels(vae)
     is_measured = shown is not None
+    pairs: list[torch.Tensor] = []
 
     def reconstruct() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for number, batch in enumerate(loader):
             images = batch["images"].to(vae.device)
             posterior = vae.encode(images).latent_dist
             reconstructions = vae.decode(posterior.mean).sample
-            if number == 0:
-                pairs = interleave(images, reconstructions)[: GRID_COLUMNS * MAX_GRID_ROWS]
-                save_grid(pairs, picture, group=2, shown=shown)
+            # Of all batches, because images sorted by class have one class in a batch.
+            end, start = (x * SHOWN_PAIRS // len(loader) for x in (number + 1, number))
+            rows = evenly_spaced(len(images), end - start)
+            pairs.append(interleave(images[rows], reconstructions[rows]))
             figures = torch.stack(
                 [
                     reconstruction_loss(reconstructions, images, loss_kind, is_measured),
@@ -119,6 +123,7 @@ def validate_autoencoder(
             yield originals, reconstructions.cpu() / 2 + 0.5
 
     kept = measure_reconstructions(reconstruct(), shown=shown)
+    save_grid(torch.cat(pairs), picture, group=2, shown=shown)
     loss, kl, distance = (sums / kept.images).tolist()
     latents = measure_latents(moments)
     count, mean, square, _ = moments

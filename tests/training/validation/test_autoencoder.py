@@ -168,6 +168,16 @@ def test_pairs_are_saved_and_the_autoencoder_is_unchanged(setting, tmp_path):
     assert Image.open(picture).size == (8 * 64 + 3 * GAP, 2 * 64)
 
 
+def test_pairs_are_spread_over_all_batches(setting, tmp_path, monkeypatch):
+    vae, held_out, config = setting
+    monkeypatch.setattr("hf_latent.training.validation.autoencoder.SHOWN_PAIRS", 4)
+    shown = []
+    save = "hf_latent.training.validation.autoencoder.save_grid"
+    monkeypatch.setattr(save, lambda images, path, **_: shown.append(images))
+    validate(vae, held_out, config, 0)
+    assert torch.equal(shown[0][::2], stack(held_out)[[0, 4, 8, 10]])  # batches of 8 and 5
+
+
 def test_a_latent_as_large_as_the_image_has_no_bicubic_yardstick(setting):
     _, held_out, config = setting
     vae = make_autoencoder(sample_size=32, latent_channels=16)
