@@ -6,6 +6,7 @@ from statistics import median
 
 import pytest
 
+from hf_latent.evaluation.features.extractors import EfficientNetVectors
 from hf_latent.evaluation.inspection.report import render_report
 from hf_latent.experiments.sweep.report import render_report as render_sweep
 from hf_latent.training.denoiser_config import DenoiserConfig
@@ -333,6 +334,20 @@ def test_of_the_evaluation():
         assert row(page, start).endswith(f"| {figures} |"), start
     assert f"| {x['num_images']:,} images | generated | real |" in read(page)
     assert f"(with a perfect denoiser: {x['floor_fd']:.2f})" in read(page)
+
+
+def test_of_the_size_that_features_are_measured_at():
+    found = load(REPORTS / "feature_size.json")["accuracies"]
+    photographs, clothes = (
+        [found[data][str(size)] for size in (EfficientNetVectors.MINIMUM_SIZE, 32)]
+        for data in ("photos-64", "fashion_mnist")
+    )
+    page = prose("guides/evaluating.md")
+    assert (
+        f"right for {photographs[0]:.2f} of held-out photographs of 32 pixels in 20 classes, and "
+        f"for {photographs[1]:.2f} at their own size; of Fashion-MNIST's for {clothes[0]:.2f} and "
+        f"{clothes[1]:.2f}" in page
+    )
 
 
 def test_of_the_objectives():

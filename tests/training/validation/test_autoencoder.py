@@ -165,7 +165,7 @@ def test_pairs_are_saved_and_the_autoencoder_is_unchanged(setting, tmp_path):
     assert vae.training
     assert all(parameter.grad is None for parameter in vae.parameters())
     picture = tmp_path / "autoencoder" / "samples" / "step-000003.png"
-    assert Image.open(picture).size == (8 * 64 + 3 * GAP, 2 * 64)
+    assert Image.open(picture).size == (8 * 64 + 3 * GAP, 4 * 64)
 
 
 def test_pairs_are_spread_over_all_batches(setting, tmp_path, monkeypatch):
