@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -26,7 +27,7 @@ from hf_latent.training.reports import (
     portable_settings,
     save_model,
 )
-from hf_latent.training.run.pictures import picture_path
+from hf_latent.training.run.pictures import picture_path, save_grid
 from tests.conftest import make_autoencoder
 from tests.small import HELD_OUT
 from tests.training.conftest import short_autoencoder, short_denoiser
@@ -258,6 +259,8 @@ def test_data_whose_name_is_not_utf8_is_accepted(autoencoder_config, tmp_path, c
     figures = {"steps": 1, "train_images": 2, "image_shape": [1, 32, 32], "data": "im\udcffages"}
     figures["vae_weights_sha256"] = hash_weights(vae)
     settings = portable_settings(autoencoder_config())
+    picture_path(tmp_path, 1).parent.mkdir()
+    save_grid(torch.zeros(1, 1, 8, 8), picture_path(tmp_path, 1))
     save_model(vae, tmp_path, settings, figures, "samples.png")
     assert capsys.readouterr().err == ""
     card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")

@@ -62,7 +62,7 @@ def test_flags_and_recipe(tmp_path):
         ({"num_seeds": 0}, "--num_seeds must be a whole number above 0"),
         ({"num_seeds": 1}, "--num_seeds 1 must be at least 2"),
         ({"ldm_kl_weight": -1}, "--ldm_kl_weight must be a number at least 0"),
-        ({"channels": 2}, "--channels must be one of 1, 3, 4, not 2"),
+        ({"channels": 0}, "--channels must be a whole number above 0, not 0"),
         ({"crop": "random"}, "--crop random does not go with"),
         ({"block_out_channels": []}, "--block_out_channels"),
     ],
