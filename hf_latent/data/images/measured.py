@@ -64,7 +64,8 @@ def read_measured(
             tiff = tifffile.TiffFile(file, _multifile=False)
         except tifffile.TiffFileError:
             return None  # Pillow says what is wrong
-        return _read_tiff(tiff.series[0], channels, max_image_pixels)
+        is_scientific = tiff.is_ome or tiff.is_imagej
+        return _read_tiff(tiff.series[0], channels, max_image_pixels, is_scientific)
 
 
 class _LoneFile(io.FileIO):
@@ -106,8 +107,13 @@ def _channels_last(array: np.ndarray, channels: int | None) -> np.ndarray:
     return np.moveaxis(array, 0, 2) if is_first else array
 
 
-def _read_tiff(series: Any, channels: int | None, max_image_pixels: int) -> MeasuredImage | None:
-    """Read the first image of a TIFF series; its axes are letters such as TCYX or YXS."""
+def _read_tiff(
+    series: Any, channels: int | None, max_image_pixels: int, is_scientific: bool
+) -> MeasuredImage | None:
+    """Read the first image of a TIFF series; its axes are letters such as TCYX or YXS.
+
+    Colours, and grey of a file that is not `is_scientific` (OME or ImageJ), are left to Pillow.
+    """
     axes, shape = series.axes, series.shape
     others = [axis for axis in axes if axis not in "CSYX"]
     own = [axis for axis in "CS" if axis in axes]
@@ -116,7 +122,8 @@ def _read_tiff(series: Any, channels: int | None, max_image_pixels: int) -> Meas
     if len(own) > 1 or not {"Y", "X"} <= {*axes}:
         raise ValueError(f"its axes {axes} are not those of one image")
     count = shape[axes.index(own[0])] if own else 1
-    if series.dtype in READ_BY_PILLOW and (not own or _is_picture(series, own, count)):
+    is_picture = _is_picture(series, own, count) if own else not is_scientific
+    if is_picture and series.dtype in READ_BY_PILLOW:
         return None
     _check_size(shape, max_image_pixels)
     array = series.asarray()
