@@ -31,6 +31,7 @@ from hf_latent.pipeline.decode import IMAGE_VALUES, shown_channels, to_values
 RELEASED = "fashion-mnist"
 COLUMNS, UNCONDITIONAL_COLUMNS = 4, 8
 TIFF, NPY = (".tif", ".tiff"), ".npy"
+NOT_IN_OME = ("float16", "int64", "uint64")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +105,9 @@ def wants_values(output: Path, pipeline: LatentDiffusionPipeline) -> bool:
         raise UserError(f"--output {output}: the model was trained without a value range: use .png")
     if suffix in TIFF and has_values and find_spec("tifffile") is None:
         raise UserError(f"--output {output} needs tifffile: pip install tifffile")
+    dtype = pipeline.vae.config[IMAGE_VALUES]["dtype"] if has_values else None
+    if suffix in TIFF and dtype in NOT_IN_OME:
+        raise UserError(f"--output {output}: OME-TIFF has no values of {dtype}: use .npy")
     return has_values and suffix in (*TIFF, NPY)
 
 

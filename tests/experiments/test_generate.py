@@ -11,6 +11,7 @@ from hf_latent.evaluation.pictures import LABEL_WIDTH
 from hf_latent.experiments.generate import GenerateConfig, choose_labels
 from hf_latent.models.presets import create_denoiser, create_scheduler
 from hf_latent.pipeline import LatentDiffusionPipeline
+from hf_latent.pipeline.decode import IMAGE_VALUES
 from tests.conftest import make_autoencoder, make_denoiser
 from tests.small import NARROW_DENOISER
 
@@ -220,3 +221,16 @@ def test_a_model_of_two_channels_shows_the_second_as_green_and_blue(model_of, tm
     # The three rows begin with a label.
     assert np.array_equal(green[:, LABEL_WIDTH:], blue[:, LABEL_WIDTH:])
     assert not np.array_equal(red[:, LABEL_WIDTH:], green[:, LABEL_WIDTH:])
+
+
+def test_values_of_a_type_that_ome_tiff_has_not_are_one_line(pipeline, tmp_path, capsys):
+    values = {"range": [[0, 900]], "dtype": "int64", "shown": None}
+    pipeline.vae.register_to_config(**{IMAGE_VALUES: values})
+    pipeline.save_pretrained(tmp_path / "model")
+    output = tmp_path / "x.ome.tif"
+    assert run(str(tmp_path / "model"), "--output", str(output)) == 2
+    assert (
+        f"--output {output}: OME-TIFF has no values of int64: use .npy" in capsys.readouterr().err
+    )
+    assert run(str(tmp_path / "model"), "--output", str(tmp_path / "x.npy")) == 0
+    assert np.load(tmp_path / "x.npy").dtype == np.int64

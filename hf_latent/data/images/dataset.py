@@ -121,10 +121,11 @@ class ImageDataset(torch.utils.data.Dataset):
         encoded = self.dataset[rows]["image"] if rows else []
         for key, image in zip(missing, encoded, strict=True):
             generator = np.random.default_rng((config.seed, *key, CROP)) if is_random else None
-            pairs = parse_value_range(config.value_range)
-            array = stretch(self._decode(image), pairs, self.is_measured)
-            if not self.is_measured:
-                array = to_channels(array, self.channels)
+            pairs, array = parse_value_range(config.value_range), self._decode(image)
+            if self.is_measured:  # to_channels drops the opaque alpha of a picture among them
+                array = stretch(to_channels(array, self.channels), pairs, is_measured=True)
+            else:
+                array = to_channels(stretch(array, pairs), self.channels)
             # Copy, because a view of a crop would keep the whole image in memory.
             arrays[key] = fit(array, height, width, config.resize_mode, generator).copy()
         return [arrays[key] for key in keys]

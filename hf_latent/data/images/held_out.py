@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -53,22 +54,19 @@ class CheckedImages:
         rows: `(n,)` int64, ascending.
         hashes: `(n,)` ASCII bytes, the rows' content hashes (64 hexadecimal digits each).
         facts: by name of `FACTS`, `(n,)` values of the rows; `lows` and `highs` are lists.
+        are_measured: whether all are taken for measured images, or all for pictures.
     """
 
     dataset: Dataset
     rows: np.ndarray
     hashes: np.ndarray
     facts: dict[str, np.ndarray]
+    are_measured: bool = False
 
     def subset(self, places: np.ndarray) -> "CheckedImages":
         """Return the images at some places, `(m,)` int64 or `(n,)` bool."""
         facts = {name: values[places] for name, values in self.facts.items()}
         return replace(self, rows=self.rows[places], hashes=self.hashes[places], facts=facts)
-
-    @property
-    def are_measured(self) -> bool:
-        """Whether an image is a measured one; then all are taken for such."""
-        return bool(self.facts["is_measured"].any())
 
 
 def content_hash(array: np.ndarray) -> str:
@@ -109,7 +107,8 @@ def check_decodable(
         "channels": config.channels,
     }
     # By default the cache lies beside the data, on what may be a read-only shared disk.
-    key = Hasher.hash((CHECK_VERSION, how, dataset._fingerprint))
+    has_tifffile = find_spec("tifffile") is not None  # it reads what Pillow reads otherwise
+    key = Hasher.hash((CHECK_VERSION, how, has_tifffile, dataset._fingerprint))
     # Show progress in a terminal, but not in a log file.
     with nullcontext() if sys.stderr.isatty() else quiet_datasets():
         checked = dataset.map(
@@ -236,18 +235,19 @@ def hold_out(
 
     Returns:
         The training images, the held-out images (at least one each), and the number of bad images.
-        Measured images all have the channels of most training images, or those of `config`.
+        If most training images are measured, all have the channels of most of them, or those of
+        `config`.
 
     Raises:
         UserError: if an image is bad and not skipped, or a side would be empty.
     """
     train, bad = check_decodable(source.train, config, num_proc)
     channels = _measured_channels(train, config)
-    train, others = _with_channels(train, channels)
+    train, others = _alike(train, channels)
     errors = [*source.bad_files, *bad.values(), *others]
     if source.held_out is not None:
         validation, bad = check_decodable(source.held_out, config, num_proc)
-        validation, others = _with_channels(validation, channels)
+        validation, others = _alike(validation, channels)
         errors += [f"held-out {error}" for error in (*bad.values(), *others)]
     if errors and config.on_bad_image == "stop":
         rest = len(errors) - NAMED_BAD_IMAGES
@@ -270,8 +270,8 @@ def hold_out(
 
 
 def _measured_channels(images: CheckedImages, config: ImagesConfig) -> int | None:
-    """Return the number of channels of measured images; None for pictures, which are converted."""
-    if images.are_measured:
+    """Return the number of channels of measured images; None if most images are pictures."""
+    if 2 * images.facts["is_measured"].sum() > len(images.rows):
         return config.channels or int(np.bincount(images.facts["channels"]).argmax())
     if config.channels not in (None, *PICTURE_CHANNELS) and len(images.rows):
         raise UserError(
@@ -282,17 +282,33 @@ def _measured_channels(images: CheckedImages, config: ImagesConfig) -> int | Non
     return None
 
 
-def _with_channels(images: CheckedImages, channels: int | None) -> tuple[CheckedImages, list[str]]:
-    """Return the images that have as many channels, and a line about each that has not."""
+def _alike(images: CheckedImages, channels: int | None) -> tuple[CheckedImages, list[str]]:
+    """Return the images that fit together, and a line about each that does not fit.
+
+    Args:
+        images: measured images and pictures.
+        channels: number of channels of measured images, for which pictures of as many are taken;
+            None: pictures, for which grey measured images are taken.
+    """
+    facts = images.facts
     if channels is None:
-        return images, []
-    fits = images.facts["channels"] == channels
-    others = images.subset(~fits)
+        fits = ~facts["is_measured"].astype(bool) | (facts["channels"] == 1)
+        expected = "and most images are pictures"
+    else:
+        fits, expected = facts["channels"] == channels, f"not {channels}"
+    others, images = images.subset(~fits), images.subset(fits)
     lines = [
-        _describe_bad_image(others.dataset[row]["image"], row, f"{found} channels, not {channels}")
+        _describe_bad_image(others.dataset[row]["image"], row, f"{found} channels, {expected}")
         for row, found in zip(others.rows.tolist(), others.facts["channels"], strict=True)
     ]
-    return images.subset(fits), lines
+    if channels is None:
+        return images, lines
+    facts = dict(images.facts)
+    for end, ends in zip(("low", "high"), LISTS, strict=True):
+        # A picture has one lowest and one highest value, of all its channels.
+        filled = [x or [one] * channels for x, one in zip(facts[ends], facts[end], strict=True)]
+        facts[ends] = np.fromiter(filled, object)
+    return replace(images, facts=facts, are_measured=True), lines
 
 
 def choose_held_out(

@@ -100,7 +100,8 @@ def open_images(
     channels = config.channels or choose_channels(checked_train)
     if checked_train.are_measured:
         channels = int(checked_train.facts["channels"][0])
-    config, values = _choose_values(config, checked_train, channels)
+    needs_range = any((x.facts["bits"] == 32).any() for x in (checked_train, checked_validation))
+    config, values = _choose_values(config, checked_train, channels, needs_range)
     # At random, because folders are sorted by class. The key has four numbers, like those of flips
     # and crops: the last one keeps the draws apart.
     generator = np.random.default_rng((config.seed, 0, 0, SUBSET))
@@ -139,9 +140,15 @@ def open_images(
 
 
 def _choose_values(
-    config: ImagesConfig, train: CheckedImages, channels: int
+    config: ImagesConfig, train: CheckedImages, channels: int, needs_range: bool
 ) -> tuple[ImagesConfig, dict[str, Any] | None]:
     """Return settings with a value range, measured where it must be, and `ImageSplits.values`.
+
+    Args:
+        config: the settings.
+        train: the images that are measured.
+        channels: of every image.
+        needs_range: whether an image, also a held-out one, has no range of its own.
 
     Raises:
         UserError: if value range or shown channels do not fit the images.
@@ -151,9 +158,11 @@ def _choose_values(
     if pairs is None and train.are_measured:
         ends = np.min(facts["lows"].tolist(), axis=0), np.max(facts["highs"].tolist(), axis=0)
         pairs = list(zip(*(end.tolist() for end in ends), strict=True))
-    elif pairs is None and (config.value_range == MEASURED or (facts["bits"] == 32).any()):
+    elif pairs is None and (config.value_range == MEASURED or needs_range):
         pairs = [(facts["low"].min(), facts["high"].max())]
-    if shown is not None and (not train.are_measured or max(shown) >= channels):
+    # Channel 0 of grey pictures may be named: an autoencoder of measured grey images names it.
+    known = channels if train.are_measured or channels == 1 else 0
+    if shown is not None and max(shown) >= known:
         what = f"{channels} channels, from 0" if train.are_measured else "no measured images"
         raise UserError(f"--shown_channels {config.shown_channels}: {config.data} has {what}")
     if pairs is None:

@@ -237,7 +237,9 @@ def _describe_frames(facts: dict[str, np.ndarray]) -> Finding:
     text = f"{_plural(files, 'file')} with several pages or frames: only the first is used, "
     text += f"{dropped:,} are left out"
     if (pages := np.unique(facts["frames"])).size == 1:
-        text += f"; if the pages are channels of one image, pass --channels {pages[0]}"
+        text += (
+            f"; if the pages are channels of one image, pass --channels {pages[0]} (needs tifffile)"
+        )
     return Finding(figures, text, dropped > files)
 
 

@@ -122,7 +122,8 @@ class TrainingConfig(ImagesConfig):
         for tracker in self.trackers():
             if tracker not in TRACKERS:
                 raise UserError(f"--report_to {tracker} is not one of {', '.join(TRACKERS)}")
-        if self.lr_warmup_ratio + self.lr_decay_ratio > 1:
+        constant = self.lr_scheduler == "constant_with_decay"
+        if constant and self.lr_warmup_ratio + self.lr_decay_ratio > 1:
             raise UserError("--lr_warmup_ratio and --lr_decay_ratio are more than 1 together")
         if self.hub_model_id is not None:
             check_repo_id(self.hub_model_id, "hub_model_id", account="user")

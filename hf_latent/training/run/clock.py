@@ -241,7 +241,8 @@ class TrainingClock:
         share = self._share_of(self.step, self._seconds_before, self.reserved_seconds)
         if share >= self._constant_until:
             self.decay_start = state.get("decay_start")
-        before, rate = state.get("learning_rate"), self._rate_at(share)  # older ones have none
+        before, rate = state.get("learning_rate"), self._rate_at(min(share, 1.0))
+        # Older checkpoints have no rate.
         if before is not None and share >= self.config.lr_warmup_ratio and rate > 1.05 * before:
             logger.warning(
                 f"the learning rate rises again, from {before:.3g} to {rate:.3g}, because it "

@@ -287,11 +287,89 @@ def test_images_of_another_number_of_channels_are_named(tmp_path):
 
 def test_pictures_have_no_other_channels(tmp_path):
     for i in range(4):
-        Image.new("RGB", (8, 8), (i, i, i)).save(tmp_path / f"{i}.png")
+        Image.new("RGB", (8, 8), (i, 0, 9)).save(tmp_path / f"{i}.png")
     with pytest.raises(UserError, match=r"--channels 6: .* has pictures"):
         opened(tmp_path, channels=6)
     with pytest.raises(UserError, match=r"--shown_channels 0: .* has no measured images"):
         opened(tmp_path, shown_channels=0)
+
+
+def write_grey(folder, number, count, **options):
+    """Write grey TIFF files of uint16 and return their pixels, (count, H, W)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    images = np.stack([values(1, seed=100 * number + x)[0] for x in range(count)])
+    for i, image in enumerate(images):
+        (folder / f"{number}-{i}.tif").write_bytes(tiff(image, **options))
+    return images
+
+
+@pytest.mark.parametrize("most_are_measured", [True, False])
+def test_grey_measured_images_and_grey_pictures_are_used_together(tmp_path, most_are_measured):
+    counts = (7, 3) if most_are_measured else (3, 7)
+    images = np.concatenate(
+        [
+            write_grey(tmp_path, 0, counts[0], imagej=True, resolution=(1, 1)),
+            write_grey(tmp_path, 1, counts[1], metadata=None),
+        ]
+    )
+    splits = opened(tmp_path, value_range="measured", validation_fraction=0.2)
+    (low, high) = splits.values["range"][0]
+    assert splits.values["shown"] == ([0] if most_are_measured else None)
+    found = torch.cat([splits.train.read(), splits.validation.read()])[:, 0].numpy()
+    expected = (images.clip(low, high) - low) / (high - low) * 2 - 1
+    order = [np.abs(x - expected).max((1, 2)).argmin() for x in found]
+    assert sorted(order) == [*range(10)]
+    assert np.abs(found - expected[order]).max() < 1e-4
+
+
+def test_a_measured_image_among_pictures_is_named_if_it_is_not_grey(tmp_path):
+    for i in range(4):
+        (tmp_path / "train").mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8), (i, 0, 9)).save(tmp_path / "train" / f"{i}.png")
+    (tmp_path / "validation").mkdir()
+    (tmp_path / "validation" / "a.tif").write_bytes(ome(values(3)))
+    with pytest.raises(UserError, match=r"held-out .*a.tif \(3 channels, and most .* pictures"):
+        opened(tmp_path)
+
+
+def test_pictures_with_an_opaque_alpha_are_used_among_measured_images(tmp_path):
+    write_folder(tmp_path, 3, channels=3)
+    pixels = np.dstack([*values(3, np.uint8), np.full((8, 10), 255, np.uint8)])
+    Image.fromarray(pixels).save(tmp_path / "opaque.png")
+    splits = opened(tmp_path, value_range="0,4000")
+    assert splits.image_shape == (3, 8, 10) and splits.train.is_measured
+    found = torch.cat([splits.train.read(), splits.validation.read()])
+    expected = torch.from_numpy(pixels[:, :, :3].transpose(2, 0, 1) / 4000 * 2 - 1)
+    assert min((x - expected).abs().max() for x in found) < 1e-4
+
+
+@pytest.mark.parametrize("options", [{"metadata": None}, {"imagej": True, "resolution": (1, 1)}])
+def test_one_held_out_image_without_a_fixed_range_is_enough_to_measure(tmp_path, options):
+    images = write_grey(tmp_path / "train", 0, 4, metadata=None)
+    (tmp_path / "validation").mkdir()
+    held_out = images[0].astype(np.float32)
+    (tmp_path / "validation" / "a.tif").write_bytes(tiff(held_out, **options))
+    splits = opened(tmp_path)
+    assert splits.values["range"] == [(images.min(), images.max())]
+    assert torch.equal(splits.validation.read(), splits.train.read()[:1])
+
+
+def test_grey_pictures_are_read_with_the_settings_of_a_grey_measured_autoencoder(tmp_path):
+    write_grey(tmp_path, 0, 4, metadata=None)
+    splits = opened(tmp_path, shown_channels=0, channels=1, value_range="0,4000")
+    assert splits.image_shape == (1, 8, 10) and splits.shown_channels is None
+    with pytest.raises(UserError, match="--shown_channels 1"):
+        opened(tmp_path, shown_channels=1)
+
+
+def test_the_check_is_made_again_after_tifffile_is_installed(tmp_path, monkeypatch):
+    for i in range(4):
+        (tmp_path / f"{i}.tif").write_bytes(tiff(values(3, seed=i)))
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "tifffile", None)
+        patch.setattr("hf_latent.data.images.held_out.find_spec", lambda name: None)
+        assert not opened(tmp_path, channels=3).train.is_measured
+    assert opened(tmp_path, channels=3).train.is_measured
 
 
 def test_shown_channels_are_chosen_and_checked(tmp_path):

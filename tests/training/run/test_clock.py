@@ -333,6 +333,19 @@ def test_a_rise_of_the_learning_rate_is_told(tmp_path, optimizer, caplog):
     assert "the learning rate rises again, from 0.0271 to 0.541" in caplog.text
 
 
+def test_the_rate_of_a_training_that_is_made_shorter_does_not_rise(tmp_path, optimizer, caplog):
+    first = start_clock(tmp_path, max_train_steps=20, learning_rate=1.0)
+    run_to(first, optimizer, 20)
+    start_clock(tmp_path, max_train_steps=10, learning_rate=1.0).load_state(first.state())
+    assert "rises" not in caplog.text
+
+
+def test_only_a_rate_with_decay_needs_a_share_for_it(tmp_path):
+    start_clock(tmp_path, lr_warmup_ratio=0.9)
+    with pytest.raises(UserError, match="--lr_decay_ratio"):
+        start_clock(tmp_path, lr_scheduler="constant_with_decay", lr_warmup_ratio=0.9)
+
+
 def test_a_constant_rate_of_an_unfinished_training_is_no_rise(tmp_path, optimizer, caplog):
     first = start_clock(tmp_path, max_train_steps=10, **CONSTANT)
     run_to(first, optimizer, 5)
