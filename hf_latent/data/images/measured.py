@@ -65,7 +65,7 @@ def read_measured(
         except tifffile.TiffFileError:
             return None  # Pillow says what is wrong
         is_scientific = tiff.is_ome or tiff.is_imagej
-        return _read_tiff(tiff.series[0], channels, max_image_pixels, is_scientific)
+        return _read_tiff(tiff, channels, max_image_pixels, is_scientific)
 
 
 class _LoneFile(io.FileIO):
@@ -108,12 +108,13 @@ def _channels_last(array: np.ndarray, channels: int | None) -> np.ndarray:
 
 
 def _read_tiff(
-    series: Any, channels: int | None, max_image_pixels: int, is_scientific: bool
+    tiff: Any, channels: int | None, max_image_pixels: int, is_scientific: bool
 ) -> MeasuredImage | None:
-    """Read the first image of a TIFF series; its axes are letters such as TCYX or YXS.
+    """Read the first image of the first series; its axes are letters such as TCYX or YXS.
 
     Colours, and grey of a file that is not `is_scientific` (OME or ImageJ), are left to Pillow.
     """
+    series = tiff.series[0]
     axes, shape = series.axes, series.shape
     others = [axis for axis in axes if axis not in "CSYX"]
     own = [axis for axis in "CS" if axis in axes]
@@ -125,13 +126,27 @@ def _read_tiff(
     is_picture = _is_picture(series, own, count) if own else not is_scientific
     if is_picture and series.dtype in READ_BY_PILLOW:
         return None
-    _check_size(shape, max_image_pixels)
-    array = series.asarray()
-    for axis in others:
-        array, axes = array.take(0, axes.index(axis)), axes.replace(axis, "")
+    array = _read_first(tiff, others, max_image_pixels)
+    frames = math.prod(shape[axes.index(axis)] for axis in others)
+    axes = "".join(axis for axis in axes if axis not in others)
     array = array.transpose([axes.index(axis) for axis in ("Y", "X", *own)])
-    frames = math.prod(shape[series.axes.index(axis)] for axis in others)
     return _measured(array if own else array[:, :, None], frames)
+
+
+def _read_first(tiff: Any, others: list[str], max_image_pixels: int) -> np.ndarray:
+    """Decode the first series at the first place of the axes `others`, and no other pages."""
+    series = tiff.series[0]
+    shape, page = series.shape, series.keyframe.shape
+    ahead = len(shape) - len(page)
+    first = tuple(0 if axis in others else slice(None) for axis in series.axes)
+    pages = np.arange(math.prod(shape[:ahead])).reshape(shape[:ahead])
+    if shape[ahead:] != page or pages.size > len(tiff.pages):  # they are not the file's pages
+        _check_size(shape, max_image_pixels)
+        return series.asarray()[first]
+    pages = pages[first[:ahead]]
+    _check_size((*pages.shape, *page), max_image_pixels)
+    array = tiff.asarray(key=pages.flatten().tolist(), series=0).reshape(*pages.shape, *page)
+    return array[(..., *first[ahead:])]
 
 
 def _is_picture(series: Any, own: list[str], count: int) -> bool:

@@ -94,6 +94,31 @@ def test_a_plain_stack_has_channels_if_the_user_says_so():
     assert_read(tiff(image, compression="zlib", bigtiff=True), image, channels=6)
 
 
+@pytest.mark.parametrize("axes", ["TCYX", "CZYX", "TZCYX", "CTZYX"])
+@pytest.mark.parametrize("options", [{}, {"compression": "zlib"}, {"imagej": True}])
+def test_of_several_times_and_depths_only_the_first_is_decoded(axes, options):
+    if options == {"imagej": True} and axes[0] == "C":
+        axes = "TZCYX"  # the one order of ImageJ
+    lengths = {"T": 4, "Z": 5, "C": 3, "Y": 8, "X": 10}
+    array = np.arange(9600)[-np.prod([lengths[x] for x in axes]) :].astype(np.uint16)
+    array = array.reshape([lengths[x] for x in axes])
+    encoded = tiff(array, metadata={"axes": axes}, **{"ome": "imagej" not in options} | options)
+    first = array[tuple(0 if axis in "TZ" else slice(None) for axis in axes)]
+    found = read_measured(encoded, None, first.size)
+    assert np.array_equal(found.array, first.transpose(1, 2, 0))
+    assert found.frames == array.size // first.size
+    with pytest.raises(ValueError, match="--max_image_pixels"):
+        read_measured(encoded, None, first.size - 1)
+
+
+def test_a_stack_with_one_page_for_all_its_images_is_read():
+    array = values(6).reshape(2, 3, 8, 10)
+    stack = tiff(array, imagej=True, metadata={"axes": "TCYX"}, truncate=True)
+    with tifffile.TiffFile(io.BytesIO(stack)) as file:
+        assert len(file.pages) == 1
+    assert_read(stack, array[0], frames=2)
+
+
 def test_samples_beside_each_other_or_in_planes_are_channels():
     image = values()
     assert_read(tiff(np.moveaxis(image, 0, 2).copy(), planarconfig="contig"), image)
@@ -188,7 +213,8 @@ def test_without_tifffile_other_channels_are_refused(monkeypatch):
 
 
 def test_sizes_are_checked_before_decoding(tmp_path, monkeypatch):
-    monkeypatch.setattr(tifffile.TiffPageSeries, "asarray", None)
+    for decoder in (tifffile.TiffPageSeries, tifffile.TiffFile):
+        monkeypatch.setattr(decoder, "asarray", None)
     for encoded in (ome(values()), npy(values())):
         with pytest.raises(ValueError, match="more pixels in all channels than --max_image_pixels"):
             read_measured(encoded, 6, 6 * 80 - 1)
