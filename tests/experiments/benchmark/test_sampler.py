@@ -15,6 +15,7 @@ from hf_latent.evaluation.measures.generation import frechet_distance
 from hf_latent.experiments.benchmark import sampler as benchmark
 from hf_latent.models.presets import create_denoiser, create_scheduler
 from hf_latent.pipeline import LatentDiffusionPipeline
+from hf_latent.pipeline.decode import IMAGE_VALUES
 from tests.conftest import NARROW_DENOISER, make_autoencoder, make_guide
 from tests.evaluation.features.short_vectors import ShortVectors
 from tests.small import few_images
@@ -83,6 +84,14 @@ def test_the_stock_pipeline_draws_the_same_images(tmp_path):
     assert report["stock_largest_difference"] < 1e-4
     assert report["stock_images_per_second"] == report["own_images_per_second"] == [8]
     assert report["stock_ratio_median"] == 1
+
+
+def test_the_difference_to_the_stock_pipeline_has_no_unit_of_the_data():
+    pipeline = make_pipeline("epsilon")
+    values = {"range": [[0, 4095]], "dtype": "uint16", "shown": None}
+    pipeline.vae.register_to_config(**{IMAGE_VALUES: values})
+    config = benchmark.SamplerBenchmarkConfig(batch_size=1, rounds=1, num_inference_steps=[2])
+    assert benchmark.compare_with_stock(pipeline, config)["stock_largest_difference"] < 1e-4
 
 
 def test_a_model_that_cannot_be_exported_is_measured_without_the_stock_pipeline(caplog):
