@@ -145,6 +145,10 @@ def _read_first(tiff: Any, others: list[str], max_image_pixels: int) -> np.ndarr
         return series.asarray()[first]
     pages = pages[first[:ahead]]
     _check_size((*pages.shape, *page), max_image_pixels)
+    for found in (tiff.pages[number] for number in pages.flat):
+        # tifffile decodes all of it, however few pixels the file says it has.
+        if sum(found.databytecounts) > 2 * found.nbytes + 4096 * len(found.databytecounts):
+            raise ValueError("its compressed pixels are larger than its pixels")
     array = tiff.asarray(key=pages.flatten().tolist(), series=0).reshape(*pages.shape, *page)
     return array[(..., *first[ahead:])]
 

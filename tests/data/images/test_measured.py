@@ -229,6 +229,18 @@ def test_sizes_are_checked_before_decoding(tmp_path, monkeypatch):
         opened(tmp_path / "lying")
 
 
+def test_a_small_image_with_large_compressed_pixels_is_refused(tmp_path):
+    path = tmp_path / "bomb.tif"
+    noise = np.random.default_rng(0).integers(0, 2**16, (2, 64, 64), np.uint16)
+    path.write_bytes(tiff(noise, compression="zlib", metadata=None, rowsperstrip=64))
+    with tifffile.TiffFile(path, mode="r+") as file:
+        for page in file.pages:
+            for name in ("ImageWidth", "ImageLength"):
+                page.tags[name].overwrite(8)
+    with pytest.raises(ValueError, match="its compressed pixels are larger than its pixels"):
+        read_measured(path.read_bytes(), 2, LIMIT)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_pixels_that_are_not_finite_are_refused(bad):
     image = values(2, np.float64)
