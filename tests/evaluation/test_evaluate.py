@@ -165,7 +165,7 @@ def test_a_report_is_complete(config, models, capsys, model, guidance, evaluatio
     assert (metrics["guide_unet_weights_sha256"] is None) == (model != "guided")
     assert "efficientnet-lite0" in metrics["preprocessing"]
     # Samples of an untrained model are further from real images than real ones are.
-    assert metrics["fd"] > 2 * metrics["real_fd"] > 0
+    assert metrics["fd"] > 1.5 * metrics["real_fd"] > 0
     assert metrics["kid"] > 0.01 + metrics["real_kid"]
     assert metrics["coverage"] < 0.3 < 0.9 < metrics["real_coverage"]
     assert metrics["memorisation_found"] is False

@@ -64,7 +64,7 @@ def test_a_run_leaves_a_folded_autoencoder_and_its_log(autoencoder_config, tmp_p
         "step-000002.png",
         "step-000004.png",
     ]
-    assert Image.open(run / "samples" / "step-000004.png").size == (8 * 64 + 3 * GAP, 2 * 64)
+    assert Image.open(run / "samples" / "step-000004.png").size == (8 * 64 + 3 * GAP, 3 * 64)
     lines = [json.loads(line) for line in (run / "logs" / "losses.jsonl").open()]
     assert all(math.isfinite(value) for line in lines for value in line.values())
     assert sorted(summary.validation_losses) == [2, 4]

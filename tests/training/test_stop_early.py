@@ -126,8 +126,8 @@ def test_a_process_is_stopped_even_if_its_output_is_closed():
     """Ctrl-C ends both a training and the program that reads its output through a pipe."""
     process = start(
         "-c",
-        "import signal; from hf_latent.training.run.stop import StopSignal\n"
-        "StopSignal('the line'); print('ready', flush=True); signal.pause()",
+        "import time; from hf_latent.training.run.stop import StopSignal\n"
+        "StopSignal('the line'); print('ready', flush=True)\nwhile True: time.sleep(0.1)",
     )
     assert process.stdout.readline() == "ready\n"
     process.stdout.close()

@@ -5,6 +5,7 @@ import multiprocessing.connection
 import multiprocessing.util  # imported first, so that its exit handler is registered first
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -78,6 +79,9 @@ def init_reader(worker: int) -> None:
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+    # Of a training that ends while it takes a batch, multiprocessing's thread would print a
+    # traceback. The reader's own errors reach the training.
+    sys.excepthook = lambda *error: None
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

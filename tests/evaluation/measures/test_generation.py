@@ -77,7 +77,8 @@ def assert_rise(features, real):
         [kernel_distances([[x]], [[real]])[0] for x in features],
     ):
         assert all(a < b for a, b in pairwise(distance)), distance
-        assert distance[-1] > 5 * max(distance[0], 1e-4)
+        # So few real images have a distance too.
+        assert distance[-1] > 2.5 * max(distance[0], 1e-4)
 
 
 def test_a_set_has_distance_0_to_itself(real):

@@ -1,5 +1,6 @@
 import os
 import signal
+import subprocess
 import sys
 from itertools import islice
 
@@ -106,6 +107,34 @@ def init_late(worker):
 read = iter(DataLoader(range(100), num_workers=2, worker_init_fn=init_late))
 os._exit(3)
 """
+
+
+CUT_OFF = """
+import multiprocessing, socket, time
+from multiprocessing import resource_sharer
+from hf_latent.training.run.batches import init_reader
+
+def read(pipe):
+    init_reader(0)
+    address, _ = resource_sharer.DupFd(0)._id  # as a reader hands over a batch
+    pipe.send(address)
+    pipe.recv()
+
+own, other = multiprocessing.Pipe()
+process = multiprocessing.get_context("fork").Process(target=read, args=(other,))
+process.start()
+taker = socket.socket(socket.AF_UNIX)
+taker.connect(own.recv())
+taker.close()
+time.sleep(0.5)
+own.send(None)
+process.join()
+"""
+
+
+def test_a_reader_says_nothing_if_its_training_ends_while_it_takes_a_batch():
+    found = subprocess.run([sys.executable, "-c", CUT_OFF], capture_output=True, text=True)
+    assert (found.returncode, found.stdout, found.stderr) == (0, "", "")
 
 
 @pytest.mark.slow
