@@ -177,7 +177,7 @@ def test_nothing_is_unpickled(tmp_path):
         opened(tmp_path / "images")
     pickle.assert_never_loaded()
     for encoded in (tmp_path / "images" / "b.npy", (tmp_path / "images" / "b.npy").read_bytes()):
-        with pytest.raises(ValueError, match=r"[Oo]bject"):
+        with pytest.raises(ValueError, match=r"(?i)object"):
             read_measured(encoded if isinstance(encoded, bytes) else str(encoded), None, LIMIT)
 
 
