@@ -202,6 +202,25 @@ def test_of_the_space_benchmark_with_a_larger_batch():
         assert point["step_ratio_median"] >= 0.85 * point["step_operations_ratio"]
 
 
+def test_of_the_samplers():
+    report, page = load(REPORTS / "bench" / "sampler.json"), "guides/sampling.md"
+    points = {(x["sampler"], x["num_inference_steps"]): x for x in report["points"]}
+    steps = sorted({number for _, number in points})
+    assert f"| steps | {' | '.join(map(str, steps))} |" in read(page)
+    for sampler in {name for name, _ in points}:
+        cells = (
+            f"{x['fd']:.0f} ({x['evaluations_per_image']:.0f}, {x['images_per_second_median']:.0f})"
+            for x in (points[sampler, number] for number in steps)
+        )
+        assert f"| `{sampler}` | {' | '.join(cells)} |" in read(page)
+    images = f"FD of {report['num_images']:,} images ({report['real_fd']:.0f} of as many real ones)"
+    stock = (
+        f"at most {report['stock_largest_difference']:.1g} of 1; this pipeline has "
+        f"{report['stock_ratio_median']:.2f} of its speed."
+    )
+    assert images in prose(page) and stock in prose(page)
+
+
 @pytest.mark.parametrize("path", sorted((REPORTS / "pixels").glob("*.json")), ids=lambda x: x.stem)
 def test_of_equal_minutes(path):
     report = load(path)
