@@ -214,12 +214,8 @@ class TrainingClock:
             decay_start = _clock_state(checkpoint)["decay_start"]
             before = checkpoint.with_name(f"checkpoint-{decay_start}")
             state = _clock_state(before)
-            reserved = state["reserved_seconds"]
-            if (
-                self._share_of(state["step"], state["seconds"], reserved)
-                < self._constant_until
-                <= 1
-            ):
+            done = self._share_of(state["step"], state["seconds"], state["reserved_seconds"])
+            if done < self._constant_until <= 1:
                 logger.info(
                     f"the training is longer now: it resumes from {before}, where the learning "
                     "rate had not fallen yet"
