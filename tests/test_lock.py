@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from hf_latent.cli import main
 from hf_latent.errors import UserError
 from hf_latent.lock import locks_output
+from tests.test_bad_input import GOOD
 
 
 @dataclass
@@ -40,6 +42,16 @@ def hold(path: Path, kind=Config):
 @locks_output
 def returned(config, *args, **kwargs):
     return args, kwargs
+
+
+@pytest.mark.parametrize("command", [name for name, flags in GOOD.items() if "OUT" in flags])
+def test_every_command_that_writes_holds_the_lock(tmp_path, capsys, command):
+    process = hold(tmp_path / "out")
+    flags = GOOD[command].replace("OUT.png", "OUT").replace("OUT", str(tmp_path / "out"))
+    with pytest.raises(SystemExit):
+        main([*command.split(), *flags.split()])
+    assert "error: another run is writing to" in capsys.readouterr().err
+    process.kill()
 
 
 @pytest.mark.parametrize("kind", [Config, FileConfig])

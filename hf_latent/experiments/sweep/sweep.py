@@ -147,7 +147,6 @@ def sweep_pairs(
     return finished, failed
 
 
-@locks_output
 def train_command(config: SweepConfig, pair: dict[str, Any]) -> str:
     """Return the command that trains a pair's autoencoder, given its figures."""
     return command_line(
@@ -162,6 +161,7 @@ def train_command(config: SweepConfig, pair: dict[str, Any]) -> str:
     )
 
 
+@locks_output
 def sweep(
     config: SweepConfig,
     started: float | None = None,
