@@ -8,9 +8,10 @@ import pytest
 
 from hf_latent.command import run_command
 from hf_latent.data.images import sources
+from hf_latent.evaluation import costs
 from hf_latent.evaluation.config import EvaluateConfig
 from hf_latent.evaluation.inspect import InspectConfig, inspect_autoencoder
-from hf_latent.experiments.benchmark import costs, loop
+from hf_latent.experiments.benchmark import loop
 from hf_latent.experiments.evaluate_model import evaluate_model
 from hf_latent.experiments.generate import GenerateConfig, generate
 from hf_latent.experiments.quickstart import QuickstartConfig, run_quickstart

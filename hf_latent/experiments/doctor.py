@@ -16,10 +16,11 @@ from huggingface_hub import HfApi, constants, get_token
 from hf_latent import __version__
 from hf_latent.command import Settings
 from hf_latent.errors import UserError
+from hf_latent.evaluation.costs import product_rate
 from hf_latent.evaluation.machine import device_name, machine_figures
 from hf_latent.evaluation.precision import TOO_SLOW, WORTH, bf16_speed, small_product_bf16_speed
-from hf_latent.experiments.benchmark.benchmark import benchmark_device, seconds_per_call
-from hf_latent.experiments.benchmark.costs import product_rate
+from hf_latent.evaluation.timing import seconds_per_call
+from hf_latent.experiments.benchmark.benchmark import benchmark_device
 from hf_latent.experiments.benchmark.loop import TRAININGS, BareLoop
 from hf_latent.hub.remote import retry
 from hf_latent.training.run.accelerator import default_precision

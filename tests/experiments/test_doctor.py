@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from hf_latent.cli import main
+from hf_latent.evaluation import costs
 from hf_latent.experiments import doctor
-from hf_latent.experiments.benchmark import costs
 from hf_latent.experiments.doctor import choose_batch, describe_accounts, measure_batches
 
 CPU = torch.device("cpu")

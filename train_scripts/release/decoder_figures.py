@@ -14,7 +14,7 @@ from unittest.mock import patch
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from hf_latent.experiments.benchmark.costs import count_operations
+from hf_latent.evaluation.costs import count_operations
 from hf_latent.experiments.benchmark.space import (
     AUTOENCODERS,
     DENOISERS,

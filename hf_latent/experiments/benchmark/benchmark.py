@@ -1,7 +1,6 @@
-"""What the benchmarks share: the two sides of a ratio alternate, and bench.json has both."""
+"""What the benchmarks share: their settings, the ratio of two sides, and bench.json."""
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -14,8 +13,6 @@ from hf_latent.command import Settings
 from hf_latent.evaluation.machine import machine_figures
 from hf_latent.lock import locks_output
 from hf_latent.output import check_output_dir, write_json
-
-SHORTEST_SECONDS = 0.2  # of a timed run, so that starting the clock and the device does not count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,25 +53,6 @@ class TrainingBenchmarkConfig(BenchmarkConfig):
         }
 
 
-def alternate(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Run the sides alternately; each runs first equally often.
-
-    Args:
-        sides: functions by name; each returns its rate or its seconds.
-        rounds: number of runs of each side, after one for warm-up.
-
-    Returns:
-        What they returned by name, in order.
-    """
-    results: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range(rounds + 1):
-        for name in sorted(sides, reverse=turn % 2 == 0):
-            result = sides[name]()
-            if turn:
-                results[name].append(result)
-    return results
-
-
 def round_ratios(numerators: list[float], denominators: list[float]) -> list[float]:
     """Return the ratio of each round."""
     return [a / b for a, b in zip(numerators, denominators, strict=True)]
@@ -88,28 +66,6 @@ def median_ratio(numerators: list[float], denominators: list[float]) -> float:
 def benchmark_device() -> torch.device:
     """Return the accelerator of this machine, or the CPU."""
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-
-
-def seconds_per_call(call: Callable[[], Any], shortest: float = SHORTEST_SECONDS) -> float:
-    """Return the time of a call, repeated until `shortest` seconds have passed.
-
-    The device has done all work before the clock starts, and again before it stops.
-    """
-    calls, seconds = 1, 0.0
-    while seconds < shortest:
-        calls = max(calls + 1, int(1.2 * calls * shortest / seconds)) if seconds else calls
-        _synchronize()
-        start = time.perf_counter()
-        for _ in range(calls):
-            call()
-        _synchronize()
-        seconds = time.perf_counter() - start
-    return seconds / calls
-
-
-def _synchronize() -> None:
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()
 
 
 Benchmark = TypeVar("Benchmark", bound=BenchmarkConfig)

@@ -11,9 +11,9 @@ from jsonargparse.typing import PositiveInt
 
 from hf_latent.data.images.config import ImagesConfig
 from hf_latent.data.images.open import ImageSplits, open_images
+from hf_latent.evaluation.timing import alternate
 from hf_latent.experiments.benchmark.benchmark import (
     TrainingBenchmarkConfig,
-    alternate,
     median_ratio,
     run_benchmark,
 )

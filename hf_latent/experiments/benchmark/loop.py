@@ -14,15 +14,14 @@ from torch import nn
 
 from hf_latent.data.images.config import ImagesConfig
 from hf_latent.data.images.open import ImageSplits, open_images
+from hf_latent.evaluation.costs import count_operations, product_rate
+from hf_latent.evaluation.timing import alternate, seconds_per_call
 from hf_latent.experiments.benchmark.benchmark import (
     TrainingBenchmarkConfig,
-    alternate,
     benchmark_device,
     round_ratios,
     run_benchmark,
-    seconds_per_call,
 )
-from hf_latent.experiments.benchmark.costs import count_operations, product_rate
 from hf_latent.experiments.benchmark.shares import time_operations, time_parts
 from hf_latent.experiments.quickstart import IMAGES, RELEASED_AUTOENCODER
 from hf_latent.models.load import load_autoencoder

@@ -16,7 +16,8 @@ from hf_latent.data.latents.store import ShardStore
 from hf_latent.data.latents.stream import LatentStream
 from hf_latent.data.shards import write_shard
 from hf_latent.evaluation.machine import anonymous_memory_mb
-from hf_latent.experiments.benchmark.benchmark import alternate, median_ratio
+from hf_latent.evaluation.timing import alternate
+from hf_latent.experiments.benchmark.benchmark import median_ratio
 from hf_latent.pipeline.encode import LatentPosteriors
 from hf_latent.training.run.batches import GlobalBatchSampler, ProcessRows
 

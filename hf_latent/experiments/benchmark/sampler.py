@@ -32,13 +32,8 @@ from hf_latent.evaluation.images.sampling import (
 from hf_latent.evaluation.machine import shown_name
 from hf_latent.evaluation.measures.generation import FD_SUBSETS, frechet_distance
 from hf_latent.evaluation.stages import Stages
-from hf_latent.experiments.benchmark.benchmark import (
-    BenchmarkConfig,
-    alternate,
-    median_ratio,
-    run_benchmark,
-    seconds_per_call,
-)
+from hf_latent.evaluation.timing import alternate, seconds_per_call
+from hf_latent.experiments.benchmark.benchmark import BenchmarkConfig, median_ratio, run_benchmark
 from hf_latent.experiments.benchmark.plot import Line, draw_panels
 from hf_latent.experiments.generate import RELEASED
 from hf_latent.hub.ldm_pipeline import to_ldm_pipeline

@@ -13,18 +13,13 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hf_latent.errors import UserError
+from hf_latent.evaluation.costs import count_operations, count_peak_bytes, measure_peak_bytes
+from hf_latent.evaluation.timing import time_alternately
 from hf_latent.experiments.benchmark.benchmark import (
     BenchmarkConfig,
-    alternate,
     benchmark_device,
     median_ratio,
     run_benchmark,
-    seconds_per_call,
-)
-from hf_latent.experiments.benchmark.costs import (
-    count_operations,
-    count_peak_bytes,
-    measure_peak_bytes,
 )
 from hf_latent.experiments.benchmark.space_plot import draw_costs
 from hf_latent.models.frozen import freeze
@@ -202,11 +197,6 @@ def count_costs(name: str, shape: Shape, space: str, device: torch.device) -> di
             costs[f"{space}_{kind}_operations"] = count_operations(call)
             costs[f"{space}_{kind}_activations_mb"] = count_peak_bytes(call, *side.held) / 2**20
     return {f"{space}_parameters": side.unet.num_parameters(), **costs}
-
-
-def time_alternately(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Return the seconds of calls by name, one for each round."""
-    return alternate({name: partial(seconds_per_call, x) for name, x in calls.items()}, rounds)
 
 
 def measure_image(

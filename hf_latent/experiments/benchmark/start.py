@@ -11,7 +11,8 @@ from statistics import median
 from typing import Any
 
 from hf_latent.errors import UserError
-from hf_latent.experiments.benchmark.benchmark import BenchmarkConfig, alternate, run_benchmark
+from hf_latent.evaluation.timing import alternate
+from hf_latent.experiments.benchmark.benchmark import BenchmarkConfig, run_benchmark
 from hf_latent.experiments.generate import RELEASED
 from hf_latent.models.load import find_model
 

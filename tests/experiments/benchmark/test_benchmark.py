@@ -5,7 +5,7 @@ import pytest
 from hf_latent.cli import main
 from hf_latent.data.images import sources
 from hf_latent.experiments.benchmark import reading as reading_benchmark
-from hf_latent.experiments.benchmark.benchmark import alternate, median_ratio, seconds_per_call
+from hf_latent.experiments.benchmark.benchmark import median_ratio
 from tests.small import few_images, small_trainings
 
 
@@ -44,24 +44,8 @@ def test_bench_cache_writes_both_sides_of_every_ratio(tmp_path, capsys, monkeypa
     assert [path.name for path in (tmp_path / "bench").iterdir()] == ["bench.json"]
 
 
-def test_sides_alternate_in_running_first_and_the_warm_up_does_not_count():
-    order: list[str] = []
-    sides = {name: lambda name=name: order.append(name) or len(order) for name in ("a", "b")}
-    rates = alternate(sides, 3)
-    assert order == ["b", "a", "a", "b", "b", "a", "a", "b"]
-    assert rates == {"a": [3, 6, 7], "b": [4, 5, 8]}
-
-
 def test_the_ratio_is_the_median_of_the_rounds():
     assert median_ratio([1.0, 8.0, 3.0], [2.0, 2.0, 3.0]) == 1.0
-
-
-@pytest.mark.parametrize(("seconds", "calls"), [(0.5, 1), (0.2, 1), (0.125, 3), (0.03125, 8)])
-def test_short_calls_are_repeated_until_they_can_be_timed(monkeypatch, seconds, calls):
-    times = [0.0]
-    monkeypatch.setattr("time.perf_counter", lambda: sum(times))
-    assert seconds_per_call(lambda: times.append(seconds), 0.2) == seconds
-    assert len(times) == 1 + calls
 
 
 def test_bench_refuses_an_unknown_benchmark(capsys):

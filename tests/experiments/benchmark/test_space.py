@@ -6,8 +6,9 @@ from PIL import Image
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hf_latent.cli import main
+from hf_latent.evaluation import timing
+from hf_latent.evaluation.costs import count_operations
 from hf_latent.experiments.benchmark import space
-from hf_latent.experiments.benchmark.costs import count_operations
 from hf_latent.experiments.benchmark.space_plot import cost_lines
 from hf_latent.models.presets import create_autoencoder
 
@@ -26,7 +27,7 @@ SMALL = {
 def small_models(monkeypatch):
     monkeypatch.setattr(space, "DENOISERS", {"without attention": SMALL})
     monkeypatch.setattr(space, "AUTOENCODERS", ("tiny",))
-    monkeypatch.setattr(space, "seconds_per_call", lambda call: (call(), 0.5)[1])
+    monkeypatch.setattr(timing, "seconds_per_call", lambda call: (call(), 0.5)[1])
 
 
 def measure(tmp_path, *flags):

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from hf_latent.experiments.benchmark.costs import count_operations, count_peak_bytes
+from hf_latent.evaluation.costs import count_operations, count_peak_bytes
 
 MB = 2**20
 

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import (
     sdpa_flop_count,
 )
 
-from hf_latent.experiments.benchmark.benchmark import seconds_per_call
+from hf_latent.evaluation.timing import seconds_per_call
 
 
 def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
