@@ -26,6 +26,7 @@ from hf_latent.output import write_json
 from hf_latent.pipeline.decode import IMAGE_VALUES, shown_channels
 from hf_latent.training.adversary import Adversary, check_image_size
 from hf_latent.training.autoencoder_config import AutoencoderConfig
+from hf_latent.training.equivariance import choose_transform
 from hf_latent.training.latents.scale import estimate_seconds, measure_latent_scale
 from hf_latent.training.losses import kl_per_latent_value, perceptual_loss, reconstruction_loss
 from hf_latent.training.next_steps import after_autoencoder
@@ -185,13 +186,20 @@ def train_autoencoder(
             noise = draws.normal((step, micro_step), *compression.latent_shape)
             batch |= {f"images_{micro_step}": images, f"noise_{micro_step}": noise}
             with accelerator.accumulate(model, *adversary.wrapped):
-                reconstructions, mean, logvar = model(images, noise)
+                transform = None
+                if config.equivariance_weight:
+                    transform = choose_transform(config.seed, step, micro_step)
+                reconstructions, mean, logvar, transformed = model(images, noise, transform)
                 kind = config.reconstruction_loss
                 fidelity = reconstruction_loss(reconstructions, images, kind, is_measured)
                 if network is not None and config.perceptual_weight:
                     distance = perceptual_loss(network, reconstructions, images)
                     fidelity = fidelity + config.perceptual_weight * distance
                 loss = fidelity + config.kl_weight * kl_per_latent_value(mean, logvar)
+                if transform is not None:
+                    target = transform(images, images.shape[-1] // mean.shape[-1])
+                    error = reconstruction_loss(transformed, target, kind, is_measured)
+                    loss = loss + config.equivariance_weight * error
                 clock.log_loss(loss)
                 losses.append(loss.detach())
                 adversarial = adversary.adversarial_loss(reconstructions, fidelity, step)

@@ -29,6 +29,8 @@ class AutoencoderConfig(TrainingConfig):
             the denoisers trained on them stay valid.
         reconstruction_loss: l1 (absolute error, sharper edges) or l2 (squared error, higher PSNR).
         kl_weight: Weight of the KL divergence, which is measured in nats per latent value.
+        equivariance_weight: Weight of the error of images decoded from turned and smaller latents,
+            compared with images turned and made smaller. 0 turns it off.
         perceptual_weight: Weight of the perceptual distance. 0 turns it off.
         perceptual_network: Network that measures the perceptual distance: efficientnet-lite0 (extra
             `features`), dinov2 (from the Hub) or lpips (extra `lpips`). If perceptual_weight is 0,
@@ -52,6 +54,7 @@ class AutoencoderConfig(TrainingConfig):
     train_decoder_only: bool = False
     reconstruction_loss: Literal["l1", "l2"] = "l1"
     kl_weight: NonNegativeFloat = 1e-3
+    equivariance_weight: NonNegativeFloat = 0.0
     perceptual_weight: NonNegativeFloat = 0.0
     perceptual_network: FeatureNetworkName | None = None
     discriminator_weight: NonNegativeFloat = 0.0

@@ -1,5 +1,7 @@
 """The autoencoder at the start of its training: new or pretrained, whole or only the decoder."""
 
+from typing import NamedTuple
+
 import torch
 from diffusers import AutoencoderKL
 from torch import nn
@@ -9,6 +11,23 @@ from hf_latent.models.fold import prepare_for_training
 from hf_latent.models.load import load_autoencoder
 from hf_latent.models.presets import create_autoencoder
 from hf_latent.training.autoencoder_config import AutoencoderConfig
+from hf_latent.training.equivariance import Transform
+
+
+class Reconstruction(NamedTuple):
+    """What a training step needs of an autoencoder's forward pass.
+
+    Attributes:
+        images: `(B, C, H, W)` float, decoded from posterior samples.
+        mean: `(B, c, h, w)`, the posterior's mean.
+        logvar: `(B, c, h, w)`, the posterior's log-variance.
+        transformed: decoded from the same samples, transformed; None without a transform.
+    """
+
+    images: torch.Tensor
+    mean: torch.Tensor
+    logvar: torch.Tensor
+    transformed: torch.Tensor | None = None
 
 
 class TrainableAutoencoder(nn.Module):
@@ -24,21 +43,22 @@ class TrainableAutoencoder(nn.Module):
         self.vae = vae
 
     def forward(
-        self, images: torch.Tensor, noise: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        self, images: torch.Tensor, noise: torch.Tensor, transform: Transform | None = None
+    ) -> Reconstruction:
         """Reconstruct images from posterior samples.
 
         Args:
             images: `(B, C, H, W)` float in [-1, 1].
             noise: `(B, c, h, w)`, standard normal.
-
-        Returns:
-            Reconstructions `(B, C, H, W)`, and the posterior's mean and log-variance
-            `(B, c, h, w)`.
+            transform: also decode the latents transformed by it.
         """
         posterior = self.vae.encode(images).latent_dist
         latents = posterior.mean + posterior.std * noise
-        return self.vae.decode(latents).sample, posterior.mean, posterior.logvar
+        transformed = None
+        if transform is not None:
+            transformed = self.vae.decode(transform(latents)).sample
+        decoded = self.vae.decode(latents).sample
+        return Reconstruction(decoded, posterior.mean, posterior.logvar, transformed)
 
 
 def start_autoencoder(

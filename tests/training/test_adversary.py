@@ -52,7 +52,7 @@ def micro_step(training, step: int, rows: slice = slice(None)) -> torch.Tensor:
     """Do one micro-step as in the training; return the reconstructions."""
     images, adversary = training.images[rows], training.adversary
     with training.accelerator.accumulate(training.model, *adversary.wrapped):
-        reconstructions, _, _ = training.model(images, training.noise[rows])
+        reconstructions, *_ = training.model(images, training.noise[rows])
         fidelity = reconstruction_loss(reconstructions, images)
         training.accelerator.backward(
             fidelity + adversary.adversarial_loss(reconstructions, fidelity, step)
@@ -63,7 +63,7 @@ def micro_step(training, step: int, rows: slice = slice(None)) -> torch.Tensor:
 
 
 def losses_by_autograd(training) -> tuple[torch.Tensor, torch.Tensor]:
-    reconstructions, _, _ = training.model(training.images, training.noise)
+    reconstructions, *_ = training.model(training.images, training.noise)
     fidelity = reconstruction_loss(reconstructions, training.images)
     return fidelity, generator_hinge_loss(training.adversary.discriminator(reconstructions))
 
@@ -86,7 +86,7 @@ def test_the_adversarial_gradient_is_the_weight_times_that_of_the_generators_los
     training.adversary.weight = 3.5
     _, adversarial = losses_by_autograd(training)
     expected = torch.autograd.grad(adversarial, list(training.vae.parameters()))
-    reconstructions, _, _ = training.model(training.images, training.noise)
+    reconstructions, *_ = training.model(training.images, training.noise)
     fidelity = reconstruction_loss(reconstructions, training.images)
     training.adversary.adversarial_loss(reconstructions, fidelity, START).backward()
     assert max(gradient.abs().max() for gradient in expected) > 1e-4
@@ -99,7 +99,7 @@ def test_the_adversarial_gradient_is_the_weight_times_that_of_the_generators_los
 def test_the_discriminator_gets_no_gradient_from_the_adversarial_loss(start):
     training = start()
     training.adversary.weight = 3.5
-    reconstructions, _, _ = training.model(training.images, training.noise)
+    reconstructions, *_ = training.model(training.images, training.noise)
     fidelity = reconstruction_loss(reconstructions, training.images)
     adversarial = training.adversary.adversarial_loss(reconstructions, fidelity, START)
     training.accelerator.backward(fidelity + adversarial)
@@ -112,14 +112,14 @@ def test_the_discriminator_gets_no_gradient_from_the_adversarial_loss(start):
 def test_the_autoencoder_gets_no_gradient_from_the_discriminators_loss(start):
     training = start()
     training.adversary.weight = 3.5
-    reconstructions, _, _ = training.model(training.images, training.noise)
+    reconstructions, *_ = training.model(training.images, training.noise)
     fidelity = reconstruction_loss(reconstructions, training.images)
     training.accelerator.backward(
         fidelity + training.adversary.adversarial_loss(reconstructions, fidelity, START)
     )
     before = gradients(training.vae)
     # The graph still exists: a gradient could flow.
-    reconstructions, _, _ = training.model(training.images, training.noise)
+    reconstructions, *_ = training.model(training.images, training.noise)
     training.accelerator.backward(
         training.adversary.discriminator_loss(training.images, reconstructions)
     )
@@ -132,7 +132,7 @@ def test_the_autoencoder_gets_no_gradient_from_the_discriminators_loss(start):
 
 def test_the_discriminators_loss_is_the_hinge_loss_of_images_and_reconstructions(start):
     training = start()
-    reconstructions, _, _ = training.model(training.images, training.noise)
+    reconstructions, *_ = training.model(training.images, training.noise)
     real, fake = (training.adversary.discriminator(x) for x in (training.images, reconstructions))
     expected = 0.5 * ((1 - real).clamp(min=0).mean() + (1 + fake).clamp(min=0).mean())
     found = training.adversary.discriminator_loss(training.images, reconstructions)
@@ -176,7 +176,7 @@ def test_the_step_before_the_start_measures_the_first_weight(start):
     adversary, last = training.adversary, training.vae.decoder.conv_out.weight
     for step in range(START + 1):
         weight = adversary.weight
-        reconstructions, _, _ = training.model(training.images, training.noise)
+        reconstructions, *_ = training.model(training.images, training.noise)
         fidelity = reconstruction_loss(reconstructions, training.images)
         adversarial = adversary.adversarial_loss(reconstructions, fidelity, step)
         norm = 0.0

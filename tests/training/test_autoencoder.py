@@ -107,7 +107,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(autoencoder_c
 def test_trainable_autoencoder_samples_the_posterior_with_given_noise(images):
     vae = make_autoencoder()
     noise = torch.randn(4, 4, 4, 4)
-    reconstructions, mean, logvar = TrainableAutoencoder(vae)(images, noise)
+    reconstructions, mean, logvar, _ = TrainableAutoencoder(vae)(images, noise)
     posterior = vae.encode(images).latent_dist
     torch.testing.assert_close(mean, posterior.mean)
     torch.testing.assert_close(logvar, posterior.logvar)
@@ -119,7 +119,7 @@ def test_the_perceptual_gradient_reaches_the_encoder():
     vae, network = make_autoencoder(sample_size=32).train(), load_feature_network(NETWORK)
     images = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     # Only the posterior's mean: no other loss and no noise brings a gradient.
-    reconstructions, _, _ = TrainableAutoencoder(vae)(images, torch.zeros(2, 4, 8, 8))
+    reconstructions, *_ = TrainableAutoencoder(vae)(images, torch.zeros(2, 4, 8, 8))
     perceptual_loss(network, reconstructions, images).backward()
     for name, parameter in vae.encoder.named_parameters():
         if name == "conv_out.bias":  # half of it belongs to the log-variance
@@ -147,7 +147,7 @@ def test_the_perceptual_weight_changes_the_trained_encoder(autoencoder_config, t
     images = torch.stack([train[key]["images"] for key in keys])
     draws = ShardedDraws(0, "posterior", ProcessRows(8), torch.device("cpu"))
     noise = draws.normal((0, 0), 4, 8, 8)
-    reconstructions, mean, logvar = TrainableAutoencoder(vae)(images, noise)
+    reconstructions, mean, logvar, _ = TrainableAutoencoder(vae)(images, noise)
     loss = (reconstructions - images).square().mean() + 0.1 * kl_per_latent_value(mean, logvar)
     distance = perceptual_loss(load_feature_network(NETWORK), reconstructions, images)
     (loss + 3.0 * distance).backward()

@@ -44,7 +44,7 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
 
 def gradients(vae: AutoencoderKL) -> dict[str, torch.Tensor | None]:
     images, noise = batch()
-    reconstructions, mean, logvar = TrainableAutoencoder(vae)(images, noise)
+    reconstructions, mean, logvar, _ = TrainableAutoencoder(vae)(images, noise)
     loss = (reconstructions - images).abs().mean() + 0.1 * kl_per_latent_value(mean, logvar)
     loss.backward()
     return {name: parameter.grad for name, parameter in vae.named_parameters()}

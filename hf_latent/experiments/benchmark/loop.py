@@ -107,7 +107,7 @@ def bare_autoencoder(
     noise = torch.randn(config.train_batch_size, *latent_shape, device=device)
 
     def loss() -> torch.Tensor:
-        reconstructions, mean, logvar = model(images, noise)
+        reconstructions, mean, logvar, _ = model(images, noise)
         fidelity = reconstruction_loss(reconstructions, images, config.reconstruction_loss)
         return fidelity + config.kl_weight * kl_per_latent_value(mean, logvar)
 

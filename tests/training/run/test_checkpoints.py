@@ -74,7 +74,7 @@ def train(state: TrainingState, steps: int) -> TrainingState:
         generator = torch.Generator().manual_seed(steps_done.done)
         images = torch.rand(2, 1, 16, 16, generator=generator)
         noise = torch.randn(2, 4, 4, 4, generator=generator)
-        reconstructions, _, _ = TrainableAutoencoder(vae)(images, noise)
+        reconstructions, *_ = TrainableAutoencoder(vae)(images, noise)
         (reconstructions - images).square().mean().backward()
         optimizer.step()
         optimizer.zero_grad()
