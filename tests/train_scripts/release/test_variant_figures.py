@@ -1,0 +1,34 @@
+import pytest
+
+import variant_figures
+from hf_latent.data.images.sources import BUILT_IN
+from hf_latent.output import read_json
+from tests.small import few_images, small_trainings
+from variant_figures import Experiment, Variant, run_experiment
+
+
+@pytest.fixture
+def experiment(monkeypatch):
+    monkeypatch.setattr(variant_figures, "NUM_IMAGES", 20)
+    monkeypatch.setattr(variant_figures, "NUM_INFERENCE_STEPS", 1)
+    changes = {"equivariance_weight": 0.5}
+    variants = [Variant("without"), Variant("with", changes, {"train_batch_size": 8})]
+    autoencoder = variant_figures.VAE | {"fold_samples": 20}
+    return Experiment({"resolution": 32, "resize_mode": "pad"}, variants, 0.02, 0.15, autoencoder)
+
+
+def test_each_variant_trains_with_its_settings_and_is_measured(experiment, tmp_path):
+    with small_trainings() as patch:
+        patch.setitem(BUILT_IN, "fashion_mnist", few_images)
+        report = run_experiment(experiment, "fashion_mnist", tmp_path)
+    for row, weight, size in zip(report["variants"], (0.0, 0.5), (32, 8), strict=True):
+        autoencoder, denoiser = (
+            read_json(tmp_path / row["name"] / name / "model" / "training.json")
+            for name in ("autoencoder", "denoiser")
+        )
+        assert autoencoder["equivariance_weight"] == weight
+        assert denoiser["train_batch_size"] == size
+        assert denoiser["vae_weights_sha256"] == autoencoder["vae_weights_sha256"]
+        assert row["denoiser_minutes"] <= 0.04
+        assert row["generated_fd"] > report["real_fd"] > 0
+    assert report["variants"][0]["floor_fd"] != report["variants"][1]["floor_fd"]

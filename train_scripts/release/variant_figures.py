@@ -1,0 +1,156 @@
+"""Compare variants that train for equal minutes: write docs/reports/variants/NAME.json.
+
+    OMP_NUM_THREADS=1 python train_scripts/release/variant_figures.py NAME DATA RUNS
+
+NAME is a key of `EXPERIMENTS`, DATA has the images, RUNS is the folder of the trainings. A finished
+training is not repeated. A minute is one of the processor's time: another program takes none of it.
+"""
+
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from hf_latent.data.images.config import ImagesConfig
+from hf_latent.data.images.open import open_images
+from hf_latent.evaluation.features.extractors import load_feature_extractor
+from hf_latent.evaluation.images.sampling import load_pipeline
+from hf_latent.evaluation.machine import machine_figures, shown_name
+from hf_latent.evaluation.measures.floor import measure_autoencoder, measure_floor
+from hf_latent.experiments.quickstart import AUTOENCODER, DENOISER, RELEASED_AUTOENCODER
+from hf_latent.experiments.sweep.pair import BATCH_SIZE, RealBaseline, measure_generated, train_once
+from hf_latent.experiments.sweep.sweep import measure_real_images
+from hf_latent.output import write_json
+from hf_latent.training.autoencoder import train_autoencoder
+from hf_latent.training.autoencoder_config import AutoencoderConfig
+from hf_latent.training.denoiser import train_denoiser
+from hf_latent.training.denoiser_config import DenoiserConfig
+
+REPORTS = Path(__file__).parents[2] / "docs" / "reports" / "variants"
+NUM_IMAGES, NUM_SEEDS, NUM_INFERENCE_STEPS = 2000, 2, 20
+ONLY_LAST = {"validation_steps": 10**9, "checkpointing_steps": None, "overwrite_output_dir": True}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What a variant changes.
+
+    Attributes:
+        name: of its folder and of its row.
+        autoencoder: settings of its autoencoder's training.
+        denoiser: settings of its denoiser's training.
+    """
+
+    name: str
+    autoencoder: dict[str, Any] = field(default_factory=dict)
+    denoiser: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Variants, and what they share.
+
+    Attributes:
+        images: settings of the images.
+        variants: at least two.
+        denoiser_minutes: of each denoiser.
+        autoencoder_minutes: of each autoencoder; 0: all use the released one.
+        autoencoder: settings that the autoencoders share.
+    """
+
+    images: dict[str, Any]
+    variants: list[Variant]
+    denoiser_minutes: float
+    autoencoder_minutes: float = 0.0
+    autoencoder: dict[str, Any] = field(default_factory=dict)
+
+
+FASHION_MNIST = {"resolution": 32, "resize_mode": "pad"}
+PHOTOGRAPHS = {"resolution": 64, "horizontal_flip": True}
+VAE = AUTOENCODER | {"reconstruction_loss": "l2", "kl_weight": 3e-4}
+# The learning rate follows the square root of the batch (Malladi et al. 2022, section 4).
+BATCHES = [
+    Variant(f"batch-{size}", denoiser={"train_batch_size": size, "learning_rate": rate})
+    for size, rate in [(32, 2e-3), (64, 2.8e-3), (128, 4e-3)]
+]
+EQUIVARIANCE = [
+    Variant(f"equivariance-{weight:g}", autoencoder={"equivariance_weight": weight})
+    for weight in (0.0, 0.25, 1.0)
+]
+SMALL = VAE | {"block_out_channels": [8, 16, 32]}
+WIDER = VAE | {"block_out_channels": [8, 16, 32, 48], "latent_channels": 8}
+EXPERIMENTS = {
+    "batch": Experiment(FASHION_MNIST, BATCHES, 8),
+    "equivariance-fashion-mnist": Experiment(FASHION_MNIST, EQUIVARIANCE, 10, 5, SMALL),
+    "equivariance-photos-64": Experiment(PHOTOGRAPHS, EQUIVARIANCE, 12, 12, WIDER),
+}
+
+
+def run_variant(
+    experiment: Experiment, variant: Variant, data: str, folder: Path, real: RealBaseline
+) -> dict[str, Any]:
+    """Train a variant and measure it; return the figures of its row."""
+    images = ImagesConfig(data=data, **experiment.images)
+    splits = open_images(images)
+    shared = experiment.images | ONLY_LAST | {"data": data}
+    vae, trained = RELEASED_AUTOENCODER, dict[str, Any]()
+    folder.mkdir(parents=True, exist_ok=True)
+    if experiment.autoencoder_minutes:
+        vae = str(folder / "autoencoder" / "model")
+        autoencoder = AutoencoderConfig(
+            **experiment.autoencoder | variant.autoencoder | shared,
+            max_train_minutes=experiment.autoencoder_minutes,
+            output_dir=str(folder / "autoencoder"),
+        )
+        now = time.process_time
+        trained |= train_once("autoencoder", train_autoencoder, autoencoder, splits, now)
+    denoiser = DenoiserConfig(
+        **DENOISER | variant.denoiser | shared,
+        vae=vae,
+        max_train_minutes=experiment.denoiser_minutes,
+        output_dir=str(folder / "denoiser"),
+    )
+    trained |= train_once("denoiser", train_denoiser, denoiser, splits, time.process_time)
+    pipeline = load_pipeline(str(folder / "denoiser" / "model"))
+    bar = tqdm(disable=True)
+    others = real.images.subset(real.images.other)
+    return {
+        "name": variant.name,
+        **variant.autoencoder,
+        **variant.denoiser,
+        **trained,
+        **measure_autoencoder(
+            pipeline.vae, real.held_out, real.held_out_vectors, real.extractor, BATCH_SIZE, bar
+        ),
+        "floor_fd": measure_floor(
+            pipeline.vae, others, real.reference, real.extractor, BATCH_SIZE, images.seed, bar
+        ),
+        **measure_generated(pipeline, real, images.seed, NUM_SEEDS, NUM_INFERENCE_STEPS),
+    }
+
+
+def run_experiment(experiment: Experiment, data: str, runs: Path) -> dict[str, Any]:
+    """Train and measure all variants; return the report."""
+    images = ImagesConfig(data=data, **experiment.images)
+    extractor = load_feature_extractor("efficientnet-lite0")
+    real, real_fd = measure_real_images(open_images(images), NUM_IMAGES, images.seed, extractor)
+    rows = [run_variant(experiment, x, data, runs / x.name, real) for x in experiment.variants]
+    return {
+        "data": shown_name(data),
+        "autoencoder_minutes": experiment.autoencoder_minutes,
+        "denoiser_minutes": experiment.denoiser_minutes,
+        "num_images": NUM_IMAGES,
+        "num_inference_steps": NUM_INFERENCE_STEPS,
+        "real_fd": real_fd,
+        "preprocessing": extractor.preprocessing,
+        "variants": rows,
+        **machine_figures(),
+    }
+
+
+if __name__ == "__main__":
+    name, data, runs = sys.argv[1:]
+    write_json(REPORTS / f"{name}.json", run_experiment(EXPERIMENTS[name], data, Path(runs)))
