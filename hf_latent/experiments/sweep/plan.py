@@ -28,6 +28,7 @@ FOLD_SAMPLES = 2000  # training images to measure the latent scale on
 VALIDATION_IMAGES = 200  # held-out images to validate on after each training
 BATCH_SIZE = 100
 ADVICE = "fewer --factors, --latent_channels, --num_images or --max_train_samples save time"
+ELSEWHERE = "choose another --output_dir, or remove this one"
 TIMED_IMAGES = 50
 SECONDS_AROUND_A_PAIR = 5.0  # to start trainings and to save, hash and load models, on a small CPU
 
@@ -40,6 +41,7 @@ class Plan:
         settings: see `SweepConfig.settings`.
         train_identity: hash of the training images and their preprocessing.
         validation_fingerprint: of the held-out images.
+        preprocessing: of the feature extractor.
         autoencoder_minutes: of each autoencoder's training.
         denoiser_minutes: of each denoiser's training.
         measuring_minutes: reserved for a pair's other work, on average.
@@ -48,6 +50,7 @@ class Plan:
     settings: dict[str, Any]
     train_identity: str
     validation_fingerprint: str
+    preprocessing: str
     autoencoder_minutes: float
     denoiser_minutes: float
     measuring_minutes: float
@@ -149,6 +152,7 @@ def make_plan(
         config.settings(),
         splits.train.identity,
         splits.validation_fingerprint,
+        extractor.preprocessing,
         autoencoder,
         denoiser,
         budget.reserved_seconds / 60 / count,
@@ -165,31 +169,37 @@ def read_plan(path: Path, settings: dict[str, Any]) -> Plan:
     Raises:
         UserError: if the file cannot be read, or the sweep has other settings.
     """
-    elsewhere = "choose another --output_dir, or remove this one"
     try:
         plan = Plan(**read_json(path))
         before = plan.settings
         names = sorted(x for x in {*before, *settings} if before.get(x) != settings.get(x))
     except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged: {elsewhere}") from error
+        raise UserError(f"{path} is damaged: {ELSEWHERE}") from error
     if names:
         changes = ", ".join(f"--{x} {before.get(x)} (now {settings.get(x)})" for x in names)
         raise UserError(
             f"{path.parent} has a sweep of other settings: {changes}; give the earlier ones to "
-            f"resume it, or {elsewhere}"
+            f"resume it, or {ELSEWHERE}"
         )
     return plan
 
 
-def check_same_images(plan: Plan, splits: ImageSplits, output_dir: Path) -> None:
-    """Check that a resumed sweep has the same images.
+def check_same_images(
+    plan: Plan, splits: ImageSplits, extractor: FeatureExtractor, output_dir: Path
+) -> None:
+    """Check that a resumed sweep has the same images and compares them by the same features.
 
     Raises:
-        UserError: if it has others.
+        UserError: if not.
     """
     now = (splits.train.identity, splits.validation_fingerprint)
     if (plan.train_identity, plan.validation_fingerprint) != now:
         raise UserError(
             f"the images of {plan.settings['data']} are not those of the sweep in {output_dir}: "
-            "choose another --output_dir, or remove this one"
+            f"{ELSEWHERE}"
+        )
+    if plan.preprocessing != extractor.preprocessing:
+        raise UserError(
+            f"the sweep in {output_dir} compares images by other features "
+            f"({plan.preprocessing}; now {extractor.preprocessing}): {ELSEWHERE}"
         )

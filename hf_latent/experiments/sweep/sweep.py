@@ -95,7 +95,7 @@ def start_sweep(
         output_dir.mkdir(parents=True, exist_ok=True)
         write_json(path, asdict(plan))
     else:
-        check_same_images(plan, splits, output_dir)
+        check_same_images(plan, splits, extractor, output_dir)
     return splits, plan
 
 

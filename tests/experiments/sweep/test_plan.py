@@ -10,6 +10,7 @@ from hf_latent.command import parse_config
 from hf_latent.data.images.config import ImagesConfig
 from hf_latent.data.images.open import open_images
 from hf_latent.errors import UserError
+from hf_latent.evaluation.features.extractors import FeatureExtractor
 from hf_latent.experiments.sweep import plan as sweep_plan
 from hf_latent.experiments.sweep.config import Pair, SweepConfig
 from hf_latent.experiments.sweep.pair import latent_kl_weight
@@ -119,7 +120,7 @@ def test_minutes_are_divided_equally():
 @pytest.fixture
 def plan():
     settings = SweepConfig(factors="2,4", max_minutes=3.0).settings()
-    return Plan(json.loads(json.dumps(settings)), "train", "held out", 0.1, 0.2, 0.3)
+    return Plan(json.loads(json.dumps(settings)), "train", "held out", "features", 0.1, 0.2, 0.3)
 
 
 def test_a_written_plan_is_read_back(plan, tmp_path):
@@ -144,17 +145,26 @@ def test_a_damaged_plan_is_refused(text, tmp_path):
         read_plan(tmp_path / "plan.json", SweepConfig().settings())
 
 
-@pytest.mark.parametrize("change", ["train_identity", "validation_fingerprint"])
-def test_other_images_are_refused(plan, tmp_path, change):
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ("train_identity", "not those of the sweep in"),
+        ("validation_fingerprint", "not those of the sweep in"),
+        ("preprocessing", r"by other features \(other; now features\): choose another"),
+    ],
+)
+def test_other_images_and_features_are_refused(plan, tmp_path, change, message):
     class Train:
         identity = "train"
 
     class Splits:
         train, validation_fingerprint = Train(), "held out"
 
-    check_same_images(plan, Splits(), tmp_path)
-    with pytest.raises(UserError, match="not those of the sweep in"):
-        check_same_images(replace(plan, **{change: "other"}), Splits(), tmp_path)
+    extractor = FeatureExtractor()
+    extractor.preprocessing = "features"
+    check_same_images(plan, Splits(), extractor, tmp_path)
+    with pytest.raises(UserError, match=message):
+        check_same_images(replace(plan, **{change: "other"}), Splits(), extractor, tmp_path)
 
 
 def test_the_parts_of_a_plan_add_up_to_the_given_time(monkeypatch):
@@ -183,7 +193,7 @@ def test_the_parts_of_a_plan_add_up_to_the_given_time(monkeypatch):
 
     monkeypatch.setattr(sweep_plan, "reserve_measuring", reserve)
     config, budget = SweepConfig(), Budget()
-    made = sweep_plan.make_plan(config, Splits(), None, budget)
+    made = sweep_plan.make_plan(config, Splits(), ShortVectors(), budget)
     assert 9 * made.pair_minutes == pytest.approx(100 - 45)
     assert made.measuring_minutes == pytest.approx(10 / 9)
     # An autoencoder's training is the shortest.

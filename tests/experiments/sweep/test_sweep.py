@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from filelock import FileLock
 from PIL import Image
 
 from hf_latent.command import parse_config
@@ -339,6 +340,12 @@ def test_a_folder_with_other_files_is_refused(config, tmp_path):
     (tmp_path / "sweep" / "letter.txt").touch()
     with pytest.raises(UserError, match="has files in it"):
         sweep(config)
+
+
+def test_a_second_sweep_of_the_folder_is_refused_at_once(config, trained, tmp_path):
+    with FileLock(tmp_path / ".sweep.lock"), pytest.raises(UserError, match="another run is"):
+        sweep(config)
+    assert trained == [] and not Path(config.output_dir).exists()
 
 
 def test_missing_figures_are_rendered(finished):
