@@ -59,9 +59,13 @@ def first_channels(channels: int) -> Sequence[int]:
 
 
 def _range(vae: Autoencoder, images: torch.Tensor) -> torch.Tensor:
-    """Return the lowest and the highest value of each channel, `(2, C or 1, 1, 1)` float32."""
+    """Return lowest value and width of each channel's range, `(2, C or 1, 1, 1)` float32.
+
+    float32 may not tell a narrow range's ends apart, so its width is computed before.
+    """
     pairs = (vae.config.get(IMAGE_VALUES) or {"range": [[0.0, 1.0]]})["range"]
-    return torch.tensor(pairs, device=images.device).T[:, :, None, None]
+    lows_and_widths = [(low, high - low) for low, high in pairs]
+    return torch.tensor(lows_and_widths, device=images.device).T[:, :, None, None]
 
 
 def to_values(vae: Autoencoder, images: torch.Tensor) -> torch.Tensor:
@@ -70,14 +74,14 @@ def to_values(vae: Autoencoder, images: torch.Tensor) -> torch.Tensor:
     `low + (images + 1) / 2 * (high - low)`, clipped to [low, high], with the value range of the
     autoencoder's training; without one [0, 1].
     """
-    low, high = _range(vae, images)
-    return low + (images.float() / 2 + 0.5).clamp(0, 1) * (high - low)
+    low, width = _range(vae, images)
+    return low + (images.float() / 2 + 0.5).clamp(0, 1) * width
 
 
 def from_values(vae: Autoencoder, values: torch.Tensor) -> torch.Tensor:
     """Convert values `(B, C, H, W)` to images in [-1, 1], the inverse of `to_values`."""
-    low, high = _range(vae, values)
-    return ((values.float() - low) / (high - low)).clamp(0, 1) * 2 - 1
+    low, width = _range(vae, values)
+    return ((values.float() - low) / width).clamp(0, 1) * 2 - 1
 
 
 def write_images(

@@ -43,6 +43,15 @@ def test_values_and_images_are_an_inverse_pair(ranges):
     assert torch.equal(to_values(vae, images * 9), to_values(vae, (images * 9).clamp(-1, 1)))
 
 
+def test_a_range_that_is_narrow_for_float32_gives_no_nan():
+    vae = make_autoencoder(2)
+    narrow = [[1e9, 1e9 + 1], [0.0, 1.0]]  # the first two are one number in float32
+    vae.register_to_config(**{IMAGE_VALUES: {"range": narrow, "dtype": "x", "shown": [0]}})
+    images = torch.tensor([-1.0, 1.0]).repeat(1, 2, 4, 4)
+    back = from_values(vae, to_values(vae, images))
+    assert back.isfinite().all() and torch.equal(back[:, 1], images[:, 1])
+
+
 def test_arrays_come_back_in_the_values_of_the_data(tmp_path):
     pipeline = make_pipeline()
     pipeline.save_pretrained(tmp_path / "model")
