@@ -125,10 +125,15 @@ def find_kind(vae: Autoencoder) -> AutoencoderKind:
         ValueError: if there is none, naming the classes that have one.
     """
     own = type(getattr(vae, "_orig_mod", vae))  # torch.compile(vae) wraps it
-    for ours in own.__mro__:
-        if ours.__name__ in KINDS:
-            return KINDS[ours.__name__]
-    raise ValueError(f"{own.__name__} is no autoencoder for images: use {', '.join(KINDS)}")
+    return named_kind(*(ours.__name__ for ours in own.__mro__))
+
+
+def named_kind(*names: str) -> AutoencoderKind:
+    """Return the row of the first of a class's names that has one; errors are as of `find_kind`."""
+    for name in names:
+        if name in KINDS:
+            return KINDS[name]
+    raise ValueError(f"{names[0]} is no autoencoder for images: use {', '.join(KINDS)}")
 
 
 def downsampling_factor(vae: Autoencoder) -> int:

@@ -20,7 +20,7 @@ from huggingface_hub import (
 )
 from huggingface_hub.utils import WeakFileLock
 
-from .autoencoders import KINDS
+from .autoencoders import named_kind
 from .denoise import Guidance, check_guide
 from .encode import check_image_channels
 from .samplers import check_sampler, get_objective, load_scheduler
@@ -126,7 +126,7 @@ class HubFormat:
             kwargs.setdefault("objective", get_objective(trained))  # older models lack it
         if kwargs.get("vae") is not None:
             saved = AutoModel.load_config(folder, subfolder="vae")
-            channels = KINDS[saved["_class_name"]].image_channels(saved)
+            channels = named_kind(saved["_class_name"]).image_channels(saved)
             check_image_channels(kwargs["vae"], channels)
         if not {"device_map", "quantization_config"} & kwargs.keys():
             for component in saved_models(cls.load_config(folder)):  # type: ignore[attr-defined]

@@ -1,5 +1,7 @@
 """What users of diffusers' own pipelines write works here, or is refused with a word about ours."""
 
+import json
+
 import pytest
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
@@ -144,6 +146,10 @@ def test_an_autoencoder_of_other_latents_or_channels_is_refused(pipeline, tmp_pa
         LatentDiffusionPipeline.from_pretrained(tmp_path, vae=make_autoencoder(3))
     loaded = LatentDiffusionPipeline.from_pretrained(tmp_path, vae=pipeline.vae)
     assert loaded.vae is pipeline.vae
+    config = json.loads((tmp_path / "vae" / "config.json").read_text())
+    (tmp_path / "vae" / "config.json").write_text(json.dumps(config | {"_class_name": "Other"}))
+    with pytest.raises(ValueError, match="Other is no autoencoder for images: use AutoencoderKL, "):
+        LatentDiffusionPipeline.from_pretrained(tmp_path, vae=pipeline.vae)
 
 
 def test_sampling_that_overflows_is_refused(pipeline):
