@@ -210,7 +210,7 @@ class TrainingClock:
         if checkpoint is None or self.config.resume_from_checkpoint != "latest":
             return checkpoint
         # A damaged state is refused with its reason when it is loaded.
-        with suppress(KeyError, TypeError, UserError):
+        with suppress(KeyError, TypeError, ValueError, ZeroDivisionError):
             decay_start = _clock_state(checkpoint)["decay_start"]
             before = checkpoint.with_name(f"checkpoint-{decay_start}")
             state = _clock_state(before)

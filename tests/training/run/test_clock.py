@@ -324,6 +324,19 @@ def test_a_time_limit_saves_a_checkpoint_before_the_decay_too(tmp_path, optimize
         assert start_clock(tmp_path, **longer).before_decay(last) == resumed
 
 
+@pytest.mark.parametrize("change", [{"reserved_seconds": 20.0}, {"decay_start": "../10"}])
+def test_a_damaged_state_is_left_to_its_loading(tmp_path, optimizer, change):
+    settings = CONSTANT | {"checkpointing_steps": 1000, "max_train_minutes": 20 / 60}
+    _, saved = rates_of(start_clock(tmp_path, clock_of_seconds(), **settings), optimizer)
+    for step in saved:
+        path = tmp_path / f"checkpoint-{step}" / "state.json"
+        state = read_json(path)
+        state["others"]["clock"] |= change
+        write_json(path, state)
+    clock = start_clock(tmp_path, **settings, resume_from_checkpoint="latest")
+    assert clock.before_decay(path.parent) == path.parent
+
+
 def test_a_rise_of_the_learning_rate_is_told(tmp_path, optimizer, caplog):
     first = start_clock(tmp_path, max_train_steps=10, learning_rate=1.0)
     run_to(first, optimizer, 10)
