@@ -27,6 +27,7 @@ from hf_latent.models.load import loading
 from hf_latent.models.presets import Compression, image_size, measure_compression
 from hf_latent.output import read_json
 from hf_latent.pipeline.autoencoders import KINDS, downsampling_factor, image_channels
+from hf_latent.pipeline.decode import IMAGE_VALUES
 
 # The reports that each picture belongs to; a card shows it if one of them is there.
 PICTURES = {
@@ -50,6 +51,9 @@ class ModelFacts:
         weights: of `vae`, and of a pipeline's `unet` and `guide_unet`.
         vae_class: the autoencoder's class in diffusers.
         has_code: whether the pipeline's code lies beside it, so that diffusers alone loads it.
+        value_range: the pixel values that become -1 and 1, a pair for all channels or for each;
+            empty if the images have those of a picture.
+        value_dtype: of these values in the files.
         folded: whether the scale of the latents is folded into the autoencoder's weights.
         scheduler: class of a pipeline's scheduler.
         guidance: the pipeline's default guidance; empty if it has none.
@@ -67,6 +71,8 @@ class ModelFacts:
     weights: dict[str, SavedWeights]
     vae_class: str
     has_code: bool
+    value_range: list[tuple[float, float]]
+    value_dtype: str
     folded: bool
     scheduler: str | None
     guidance: dict[str, Any]
@@ -178,6 +184,8 @@ def read_model_facts(folder: Path) -> ModelFacts:
         compression = _measure(vae_config, unet_config, None if is_pipeline else image_shape)
         embeddings = unet_config.get("num_class_embeds")
         num_classes = None if embeddings is None else int(embeddings) - 1
+        values = {"range": [], "dtype": "", **vae_config.get(IMAGE_VALUES, {})}
+        value_range = [(float(low), float(high)) for low, high in values["range"]]
         names = index.get("id2label") or {}
         class_names = {int(label): str(names[label]) for label in sorted(names, key=int)}
     scheduler_class = scheduler.get("_class_name")
@@ -189,6 +197,8 @@ def read_model_facts(folder: Path) -> ModelFacts:
         weights=weights,
         vae_class=vae_class,
         has_code=isinstance(index.get("_class_name"), list),
+        value_range=value_range,
+        value_dtype=str(values["dtype"]),
         folded="_folded_latents_std" in vae_config,
         scheduler=scheduler_class,
         guidance=index.get("guidance", {}),

@@ -7,6 +7,7 @@ from diffusers import AutoencoderTiny
 from hf_latent.hub.card.render import card_pictures, render_model_card
 from hf_latent.models.frozen import hash_weights
 from hf_latent.output import write_json
+from hf_latent.pipeline.decode import IMAGE_VALUES
 from tests.hub.saved_models import TRAINING, blocks, results, section, unlisted
 
 FIGURES = {
@@ -138,6 +139,15 @@ def test_the_card_shows_the_size_of_the_training_images(folder, vae):
     write_training(folder, vae, image_shape=[1, 32, 64])
     facts = section(render_model_card(folder), "What it does")
     assert "| image | 1 x 32 x 64 (" in facts and "| latent | 4 x 8 x 16: " in facts
+
+
+def test_values_that_are_not_those_of_a_picture_are_on_the_card(folder, vae):
+    assert "pixel values" not in render_model_card(folder)
+    values = {"range": [[10.0, 20.0], [-1000.0, 65535.0]], "dtype": "uint16", "shown": [0, 1, 1]}
+    vae.register_to_config(**{IMAGE_VALUES: values})
+    vae.save_pretrained(folder)
+    row = "| pixel values in the files | 10 to 20; -1000 to 65535 (uint16); they become -1 to 1 |"
+    assert row in section(render_model_card(folder), "What it does").splitlines()
 
 
 def test_the_scale_is_described_only_if_it_is_folded(folder, vae):
