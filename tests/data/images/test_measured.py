@@ -1,3 +1,4 @@
+import importlib
 import io
 import logging
 import re
@@ -210,6 +211,30 @@ def test_without_tifffile_other_channels_are_refused(monkeypatch):
     assert_read(npy(image), image, channels=6)
     with pytest.raises(ValueError, match="TIFF of 6 channels needs pip install tifffile"):
         read_measured(ome(image), 6, LIMIT)
+
+
+def lzw_stack(path):
+    """Write a TIFF stack with LZW compression, which tifffile leaves to imagecodecs."""
+    image = values(6, np.uint16)
+    first, *others = (Image.fromarray(plane) for plane in image)
+    first.save(path, compression="tiff_lzw", save_all=True, append_images=others)
+    return image
+
+
+def test_lzw_compression_is_read(tmp_path):
+    pytest.importorskip("imagecodecs")
+    image = lzw_stack(tmp_path / "a.tif")
+    assert_read(str(tmp_path / "a.tif"), image, channels=6)
+
+
+def test_without_imagecodecs_one_line_names_it(tmp_path, monkeypatch):
+    fresh = tifffile.tifffile.CompressionCodec(encode=False)
+    few = importlib.import_module("tifffile._imagecodecs")
+    monkeypatch.setattr(tifffile.tifffile, "imagecodecs", few)
+    monkeypatch.setattr(tifffile.TIFF, "DECOMPRESSORS", fresh)
+    lzw_stack(tmp_path / "a.tif")
+    with pytest.raises(UserError, match=r"a.tif \(<COMPRESSION.LZW: 5> requires the 'imagecodecs'"):
+        opened(tmp_path, channels=6)
 
 
 def test_sizes_are_checked_before_decoding(tmp_path, monkeypatch):
