@@ -103,13 +103,13 @@ def train_autoencoder(
         SystemExit: with `stop.status`, if `stop` ended the training.
     """
     accelerator = start_accelerator(config)
-    fine_tuned = config.pretrained_vae and load_autoencoder(config.pretrained_vae)
+    fine_tuned = load_autoencoder(config.pretrained_vae) if config.pretrained_vae else None
     with_values = with_values_of(fine_tuned, config) if fine_tuned else config
     splits = splits or open_run_images(with_values, accelerator)
     image_shape = splits.image_shape
     if config.discriminator_weight:
         check_image_size(config.discriminator_num_layers, *image_shape[1:])
-    vae = start_autoencoder(config, image_shape)
+    vae = start_autoencoder(config, image_shape, fine_tuned)
     if splits.values is not None:
         vae.register_to_config(**{IMAGE_VALUES: splits.values})
     is_measured = shown_channels(vae) is not None

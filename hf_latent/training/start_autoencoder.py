@@ -8,7 +8,7 @@ from torch import nn
 
 from hf_latent.errors import UserError
 from hf_latent.models.fold import prepare_for_training
-from hf_latent.models.load import load_autoencoder
+from hf_latent.models.load import Autoencoder
 from hf_latent.models.presets import create_autoencoder
 from hf_latent.training.autoencoder_config import AutoencoderConfig
 from hf_latent.training.equivariance import Transform
@@ -62,28 +62,31 @@ class TrainableAutoencoder(nn.Module):
 
 
 def start_autoencoder(
-    config: AutoencoderConfig, image_shape: tuple[int, int, int]
+    config: AutoencoderConfig,
+    image_shape: tuple[int, int, int],
+    pretrained: Autoencoder | None = None,
 ) -> AutoencoderKL:
-    """Create or load the autoencoder to train.
+    """Create the autoencoder to train, or prepare a pretrained one.
 
     Args:
-        config: names the preset or the pretrained autoencoder.
+        config: names the preset.
         image_shape: `(C, H, W)`.
+        pretrained: the autoencoder of `config.pretrained_vae`; None: a new one.
 
     Returns:
         The autoencoder in float32. With `train_decoder_only` its encoder has no gradient, and its
         latents keep their scale.
 
     Raises:
-        UserError: if the pretrained autoencoder cannot be loaded or has no posterior.
+        UserError: if the pretrained autoencoder has no posterior.
     """
-    if config.pretrained_vae is None:
+    if pretrained is None:
         channels, height, width = image_shape
         torch.manual_seed(config.seed)
         size = height if height == width else (height, width)
         vae = create_autoencoder(config.preset, channels, size, **config.architecture())
     else:
-        vae = load_autoencoder(config.pretrained_vae)
+        vae = pretrained
         if not isinstance(vae, AutoencoderKL):
             raise UserError(
                 f"--pretrained_vae {config.pretrained_vae} is a {type(vae).__name__}, which has no "

@@ -6,7 +6,9 @@ from torch._dynamo.utils import counters
 
 from hf_latent.data.images.open import open_images
 from hf_latent.errors import UserError
+from hf_latent.models import load as models_load
 from hf_latent.models.fold import FOLDED_MEAN, LatentStatistics, fold_latent_scale
+from hf_latent.models.load import load_autoencoder
 from hf_latent.pipeline.decode import decode_latents
 from hf_latent.pipeline.encode import encode_images
 from hf_latent.training.autoencoder import train_autoencoder
@@ -77,7 +79,9 @@ def test_a_new_autoencoder_depends_only_on_the_seed(autoencoder_config):
 def test_a_pretrained_autoencoder_starts_unfolded(autoencoder_config, tmp_path, folded):
     original = make_autoencoder(sample_size=32)
     (make_folded() if folded else original).save_pretrained(tmp_path / "pretrained")
-    vae = start_autoencoder(autoencoder_config(pretrained_vae=str(tmp_path / "pretrained")), SHAPE)
+    vae = start_autoencoder(
+        autoencoder_config(), SHAPE, load_autoencoder(str(tmp_path / "pretrained"))
+    )
     assert FOLDED_MEAN not in vae.config
     assert vae.training
     assert all(parameter.requires_grad for parameter in vae.parameters())
@@ -87,7 +91,9 @@ def test_a_pretrained_autoencoder_starts_unfolded(autoencoder_config, tmp_path, 
 
 def test_the_autoencoder_of_a_pipeline_can_be_trained(autoencoder_config, pipeline, tmp_path):
     pipeline.save_pretrained(tmp_path / "pipeline")
-    vae = start_autoencoder(autoencoder_config(pretrained_vae=str(tmp_path / "pipeline")), SHAPE)
+    vae = start_autoencoder(
+        autoencoder_config(), SHAPE, load_autoencoder(str(tmp_path / "pipeline"))
+    )
     assert equal_weights(vae, pipeline.vae)
 
 
@@ -97,6 +103,7 @@ def test_only_the_decoder_is_trained(autoencoder_config, tmp_path):
     vae = start_autoencoder(
         autoencoder_config(pretrained_vae=str(tmp_path / "pretrained"), train_decoder_only=True),
         SHAPE,
+        load_autoencoder(str(tmp_path / "pretrained")),
     )
     assert equal_weights(vae, folded), "its latents keep their scale"
     found = gradients(vae)
@@ -129,7 +136,12 @@ def test_training_only_the_decoder_keeps_the_latents_bit_for_bit(
     assert (decoded - decoded_before).abs().max() > 1e-3
 
 
-def test_a_pretrained_autoencoder_is_trained_and_folded_again(autoencoder_config, tmp_path):
+def test_a_pretrained_autoencoder_is_trained_and_folded_again(
+    autoencoder_config, tmp_path, monkeypatch
+):
+    loaded = []
+    load = models_load._load
+    monkeypatch.setattr(models_load, "_load", lambda *x: loaded.append(x) or load(*x))
     folded = make_folded()
     folded.save_pretrained(tmp_path / "pretrained")
     config = autoencoder_config(pretrained_vae=str(tmp_path / "pretrained"), max_train_steps=2)
@@ -138,6 +150,7 @@ def test_a_pretrained_autoencoder_is_trained_and_folded_again(autoencoder_config
     assert saved.config[FOLDED_MEAN] != folded.config[FOLDED_MEAN]
     assert not equal_weights(saved.encoder, folded.encoder)
     assert summary.residual_std == pytest.approx([1.0] * 4, abs=0.2)
+    assert len(loaded) == 1
 
 
 def test_an_autoencoder_without_a_posterior_is_refused(autoencoder_config, tmp_path):
