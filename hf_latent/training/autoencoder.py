@@ -164,7 +164,7 @@ def train_autoencoder(
         picture = picture_path(output_dir, clock.step)
         with clock.validation(), eval_mode(vae):
             figures = validate_autoencoder(
-                vae, held_out_loader, config.reconstruction_loss, picture, network
+                vae, held_out_loader, config.reconstruction_loss, picture, network, previous
             )
             clock.check_validation_loss(figures.loss)
             adversarial = adversary.figures()

@@ -78,6 +78,7 @@ def validate_autoencoder(
     loss_kind: Literal["l1", "l2"],
     picture: Path,
     network: FeatureNetwork | None = None,
+    previous: HeldOutFigures | None = None,
 ) -> HeldOutFigures:
     """Reconstruct held-out images from the posterior's mean, and save pairs of them.
 
@@ -87,9 +88,11 @@ def validate_autoencoder(
         loss_kind: as in training.
         picture: the PNG file of some images and their reconstructions, evenly spaced.
         network: measures the perceptual distance, if given.
+        previous: earlier figures of the same images, whose bicubic yardstick is taken over.
     """
     sums, moments = torch.zeros(3), torch.zeros(4, vae.config.latent_channels, dtype=torch.float64)
     bicubic_psnr_db: list[torch.Tensor] = []
+    known_bicubic = None if previous is None else previous.bicubic_psnr_db
     shown = shown_channels(vae)
     is_measured = shown is not None
     pairs: list[torch.Tensor] = []
@@ -117,7 +120,7 @@ def validate_autoencoder(
             originals = images.cpu() / 2 + 0.5
             visible = composite(originals, 1.0, is_measured)
             latent_values = posterior.mean[0].numel()
-            if latent_values < visible[0].numel():
+            if known_bicubic is None and latent_values < visible[0].numel():
                 psnr_db = image_psnr(resample(visible, latent_values), visible)
                 bicubic_psnr_db.append(psnr_db.clamp(max=LARGEST_PSNR_DB))
             yield originals, reconstructions.cpu() / 2 + 0.5
@@ -135,6 +138,8 @@ def validate_autoencoder(
         latent_mean=latents.mean.tolist(),
         latent_std=latents.std.tolist(),
         dead_channels=(variance_of_mean < DEAD_CHANNEL_VARIANCE).nonzero().flatten().tolist(),
-        bicubic_psnr_db=torch.cat(bicubic_psnr_db).mean().item() if bicubic_psnr_db else None,
+        bicubic_psnr_db=torch.cat(bicubic_psnr_db).mean().item()
+        if bicubic_psnr_db
+        else known_bicubic,
         reconstruction=kept,
     )

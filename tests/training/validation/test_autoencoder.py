@@ -33,10 +33,11 @@ def setting(autoencoder_config, tmp_path):
     return vae, held_out, config
 
 
-def validate(vae, held_out, config, step, network=None) -> HeldOutFigures:
+def validate(vae, held_out, config, step, network=None, previous=None) -> HeldOutFigures:
     loader = DataLoader(held_out, config.train_batch_size)
     picture = picture_path(Path(config.output_dir), step)
-    return validate_autoencoder(vae, loader, config.reconstruction_loss, picture, network)
+    kind = config.reconstruction_loss
+    return validate_autoencoder(vae, loader, kind, picture, network, previous)
 
 
 def stack(held_out) -> torch.Tensor:
@@ -184,6 +185,13 @@ def test_a_latent_as_large_as_the_image_has_no_bicubic_yardstick(setting):
     figures = validate(vae, held_out, config, 0)
     assert figures.bicubic_psnr_db is None
     assert "bicubic_psnr_db" not in figures.scalars()
+
+
+def test_the_bicubic_yardstick_is_measured_once(setting, monkeypatch):
+    vae, held_out, config = setting
+    first = validate(vae, held_out, config, 0)
+    monkeypatch.setattr("hf_latent.training.validation.autoencoder.resample", None)
+    assert validate(vae, held_out, config, 1, previous=first) == first
 
 
 def test_a_flat_image_does_not_make_the_bicubic_yardstick_infinite(setting):
