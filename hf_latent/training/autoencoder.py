@@ -6,7 +6,7 @@ Read from top to bottom: data, model, optimizer, steps, fold, save.
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -106,6 +106,8 @@ def train_autoencoder(
     fine_tuned = load_autoencoder(config.pretrained_vae) if config.pretrained_vae else None
     with_values = with_values_of(fine_tuned, config) if fine_tuned else config
     splits = splits or open_run_images(with_values, accelerator)
+    # A resumed training then sees the values as before, or says that it does not.
+    config = replace(config, value_range=splits.train.config.value_range)
     image_shape = splits.image_shape
     if config.discriminator_weight:
         check_image_size(config.discriminator_num_layers, *image_shape[1:])

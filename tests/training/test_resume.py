@@ -10,10 +10,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from hf_latent.command import dump_config
+from hf_latent.command import dump_config, parse_config
 from hf_latent.errors import UserError
+from hf_latent.models.load import load_autoencoder
+from hf_latent.pipeline.decode import IMAGE_VALUES
 from hf_latent.training.autoencoder import train_autoencoder
 from hf_latent.training.autoencoder_config import AutoencoderConfig
 from hf_latent.training.denoiser import train_denoiser
@@ -290,6 +293,29 @@ def test_settings_that_change_on_resuming_are_printed(denoiser_config, tmp_path,
     output = capsys.readouterr().out
     assert "--snr_gamma is 5.0 from now on, None until now" in output
     assert "--zero_terminal_snr is True from now on, False until now" in output
+
+
+def test_a_resumed_training_keeps_a_measured_value_range_or_says_so(
+    autoencoder_config, tmp_path, capsys
+):
+    (tmp_path / "images").mkdir()
+    for number, image in enumerate(np.random.default_rng(0).random((12, 16, 16))):
+        np.save(tmp_path / "images" / f"{number}.npy", image.round(3))
+    np.save(tmp_path / "images" / "ends.npy", np.linspace(0, 1, 256).reshape(16, 16))
+    config = autoencoder_config(
+        data=str(tmp_path / "images"), resolution=16, max_train_steps=1, checkpointing_steps=1
+    )
+    model = train_autoencoder(config).model_dir
+    assert load_autoencoder(str(model)).config[IMAGE_VALUES]["range"] == [[0.0, 1.0]]
+    np.save(tmp_path / "images" / "bright.npy", np.linspace(0, 9, 256).reshape(16, 16))
+    path = tmp_path / "autoencoder" / "config.yaml"
+    resume = ["--resume_from_checkpoint", "latest", "--max_train_steps"]
+    train_autoencoder(parse_config(AutoencoderConfig, ["--config", str(path), *resume, "2"]))
+    assert load_autoencoder(str(model)).config[IMAGE_VALUES]["range"] == [[0.0, 1.0]]
+    capsys.readouterr()
+    train_autoencoder(replace(config, resume_from_checkpoint="latest", max_train_steps=3))
+    assert load_autoencoder(str(model)).config[IMAGE_VALUES]["range"] == [[0.0, 9.0]]
+    assert "--value_range is 0.0,9.0 from now on, 0.0,1.0 until now" in capsys.readouterr().out
 
 
 def test_other_latents_are_refused_and_moved_ones_are_accepted(denoiser_config, tmp_path):
