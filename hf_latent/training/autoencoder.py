@@ -43,10 +43,9 @@ from hf_latent.training.run.accelerator import (
     raise_everywhere,
     start_accelerator,
 )
-from hf_latent.training.run.batches import global_batches, init_reader
+from hf_latent.training.run.batches import ShardedDraws, global_batches, init_reader
 from hf_latent.training.run.checkpoints import TrainingState, resume_training, save_checkpoint
 from hf_latent.training.run.clock import TrainingClock, TrainingSummary
-from hf_latent.training.run.draws import ShardedDraws
 from hf_latent.training.run.ema import create_ema, ema_weights
 from hf_latent.training.run.eval_mode import eval_mode
 from hf_latent.training.run.folder import (

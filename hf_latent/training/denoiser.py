@@ -40,7 +40,7 @@ from hf_latent.training.run.accelerator import (
     raise_everywhere,
     start_accelerator,
 )
-from hf_latent.training.run.batches import seed_torch
+from hf_latent.training.run.batches import ShardedDraws, seed_torch
 from hf_latent.training.run.checkpoints import (
     HasState,
     TrainingState,
@@ -48,7 +48,6 @@ from hf_latent.training.run.checkpoints import (
     save_checkpoint,
 )
 from hf_latent.training.run.clock import TrainingClock, TrainingSummary
-from hf_latent.training.run.draws import ShardedDraws
 from hf_latent.training.run.ema import create_ema, ema_weights
 from hf_latent.training.run.eval_mode import eval_mode
 from hf_latent.training.run.folder import find_checkpoint, start_run_folder

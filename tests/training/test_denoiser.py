@@ -16,8 +16,7 @@ from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.pipeline.encode import LatentPosteriors
 from hf_latent.training import denoiser
 from hf_latent.training.denoiser import draw_batch, train_denoiser
-from hf_latent.training.run.batches import ProcessRows
-from hf_latent.training.run.draws import ShardedDraws
+from hf_latent.training.run.batches import ProcessRows, ShardedDraws
 from tests.conftest import make_autoencoder
 from tests.training.conftest import short_denoiser
 

@@ -10,8 +10,7 @@ from hf_latent.models.presets import create_scheduler
 from hf_latent.pipeline.encode import LatentPosteriors
 from hf_latent.training.denoiser import draw_batch
 from hf_latent.training.losses import denoising_loss
-from hf_latent.training.run.batches import ProcessRows
-from hf_latent.training.run.draws import ShardedDraws
+from hf_latent.training.run.batches import ProcessRows, ShardedDraws
 
 COUNT, SHAPE = 64, (4, 3, 5)
 PLACE = (7, 1)

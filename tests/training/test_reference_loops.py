@@ -11,8 +11,7 @@ from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.training.autoencoder import train_autoencoder
 from hf_latent.training.denoiser import train_denoiser
 from hf_latent.training.discriminator import PatchDiscriminator
-from hf_latent.training.run.batches import GlobalBatchSampler, ProcessRows
-from hf_latent.training.run.draws import ShardedDraws
+from hf_latent.training.run.batches import GlobalBatchSampler, ProcessRows, ShardedDraws
 from tests.conftest import make_autoencoder
 
 STEPS, BATCH, RATE, CLIP = 4, 8, 0.02, 0.05

@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from hf_latent.training.run.batches import ProcessRows, draw_seeds
-from hf_latent.training.run.draws import SHARDS, ShardedDraws
+from hf_latent.training.run.batches import SHARDS, ProcessRows, ShardedDraws, draw_seeds
 
 CPU = torch.device("cpu")
 
