@@ -54,9 +54,9 @@ from hf_latent.training.run.folder import (
     start_run_folder,
 )
 from hf_latent.training.run.guard import NonFiniteGuard
+from hf_latent.training.run.log import end_trackers
 from hf_latent.training.run.pictures import picture_path
 from hf_latent.training.run.stop import StopSignal, exit_after_checkpoint
-from hf_latent.training.run.trackers import end_trackers
 from hf_latent.training.start_autoencoder import TrainableAutoencoder, start_autoencoder
 from hf_latent.training.validation.autoencoder import HeldOutFigures, validate_autoencoder
 from hf_latent.training.validation.diagnosis import diagnose

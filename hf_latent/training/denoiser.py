@@ -52,9 +52,9 @@ from hf_latent.training.run.ema import create_ema, ema_weights
 from hf_latent.training.run.eval_mode import eval_mode
 from hf_latent.training.run.folder import find_checkpoint, start_run_folder
 from hf_latent.training.run.guard import NonFiniteGuard
+from hf_latent.training.run.log import end_trackers
 from hf_latent.training.run.pictures import picture_path
 from hf_latent.training.run.stop import StopSignal, exit_after_checkpoint
-from hf_latent.training.run.trackers import end_trackers
 from hf_latent.training.start_denoiser import start_denoiser
 from hf_latent.training.validation.denoiser import measure_held_out_loss, save_samples
 

@@ -18,8 +18,7 @@ from hf_latent.output import read_json
 from hf_latent.training.run.accelerator import TrainingConfig
 from hf_latent.training.run.late import LateValues
 from hf_latent.training.run.learning_rate import constant_with_decay, cosine_with_warmup
-from hf_latent.training.run.log import append_line
-from hf_latent.training.run.trackers import log_to_trackers
+from hf_latent.training.run.log import write_line
 
 logger = logging.getLogger(__name__)
 
@@ -343,8 +342,7 @@ class TrainingClock:
         if self.validation_losses:
             shown["held-out"] = f"{list(self.validation_losses.values())[-1]:.4f}"
         self._bar.set_postfix(shown, refresh=False)
-        append_line(self.config.output_dir, {"step": self.step, **values})
-        log_to_trackers(Path(self.config.output_dir), self.accelerator, values, self.step)
+        write_line(Path(self.config.output_dir), self.accelerator, values, self.step)
 
     @contextmanager
     def validation(self) -> Iterator[None]:

@@ -26,8 +26,7 @@ from hf_latent.training.run.accelerator import (
     first_process_first,
     raise_everywhere,
 )
-from hf_latent.training.run.log import remove_lines_after
-from hf_latent.training.run.trackers import start_trackers
+from hf_latent.training.run.log import remove_lines_after, start_trackers
 
 logger = logging.getLogger(__name__)
 

@@ -131,7 +131,7 @@ def test_a_resumed_run_continues_its_tracker_run_and_logs_no_step_twice(
     runs = [start[key] for start in tracker.starts]
     assert runs == runs[:1] * (len(kills) + 1)
     told = []
-    for line in read_lines(config.output_dir):
+    for line in read_lines(Path(config.output_dir)):
         is_validation = "validation_loss" in line
         names = ["validation/loss", "validation/samples"] if is_validation else ["train/loss"]
         told += [(line["step"], x) for x in names]
