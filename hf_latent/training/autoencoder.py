@@ -46,8 +46,7 @@ from hf_latent.training.run.accelerator import (
 from hf_latent.training.run.batches import ShardedDraws, global_batches, init_reader
 from hf_latent.training.run.checkpoints import TrainingState, resume_training, save_checkpoint
 from hf_latent.training.run.clock import TrainingClock, TrainingSummary
-from hf_latent.training.run.ema import create_ema, ema_weights
-from hf_latent.training.run.eval_mode import eval_mode
+from hf_latent.training.run.ema import create_ema, ema_weights, eval_mode
 from hf_latent.training.run.folder import (
     find_checkpoint,
     open_run_images,

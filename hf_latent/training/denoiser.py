@@ -48,8 +48,7 @@ from hf_latent.training.run.checkpoints import (
     save_checkpoint,
 )
 from hf_latent.training.run.clock import TrainingClock, TrainingSummary
-from hf_latent.training.run.ema import create_ema, ema_weights
-from hf_latent.training.run.eval_mode import eval_mode
+from hf_latent.training.run.ema import create_ema, ema_weights, eval_mode
 from hf_latent.training.run.folder import find_checkpoint, start_run_folder
 from hf_latent.training.run.guard import NonFiniteGuard
 from hf_latent.training.run.log import end_trackers

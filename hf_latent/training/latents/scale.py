@@ -13,7 +13,7 @@ from hf_latent.data.images.dataset import ImageDataset
 from hf_latent.messages import progress_bar
 from hf_latent.models.fold import LatentStatistics, measure_latents, sum_latents
 from hf_latent.training.run.accelerator import TrainingConfig
-from hf_latent.training.run.eval_mode import eval_mode
+from hf_latent.training.run.ema import eval_mode
 
 TIMED_BATCHES = 3
 SAFETY = 1.2  # a machine may slow down after the timing

@@ -1,4 +1,4 @@
-"""The moving average of a model's weights."""
+"""The moving average of a model's weights, and the use of a model between two training steps."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -45,3 +45,22 @@ def ema_weights(ema: EMAModel, model: nn.Module) -> Iterator[None]:
         yield
     finally:
         ema.restore(model.parameters())
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model into eval mode, without dropout and compilation; afterwards restore its mode.
+
+    `torch.compile` takes minutes for every shape, and again without gradients. So only training
+    steps, which all have one shape, use what it makes.
+
+    Args:
+        model: changed in place.
+    """
+    training = model.training
+    model.eval()
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        model.train(training)
