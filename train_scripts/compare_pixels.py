@@ -5,7 +5,7 @@ python train_scripts/compare_pixels.py --data DATA --minutes 5 --output_dir OUT
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, UNet2DModel
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from hf_latent.command import Share, run_command
-from hf_latent.data.images.config import ImagesConfig
+from hf_latent.data.images.config import ImagesConfig, select_image_settings
 from hf_latent.data.images.open import ImageSplits, open_images
 from hf_latent.data.images.pixels import to_uint8
 from hf_latent.errors import UserError
@@ -83,16 +83,12 @@ class ComparePixelsConfig(ImagesConfig):
     num_inference_steps: PositiveInt = 10
     guidance_scale: NonNegativeFloat = 2.0
 
-    def images_config(self) -> dict[str, Any]:
-        """Return the settings of the images."""
-        return {field.name: getattr(self, field.name) for field in fields(ImagesConfig)}
-
 
 def train_latents(
     config: ComparePixelsConfig, splits: ImageSplits, folder: Path, now: Callable[[], float]
 ) -> None:
     """Train an autoencoder and a denoiser in the minutes; write training.json last."""
-    images = config.images_config() | {"max_validation_samples": VALIDATION_IMAGES}
+    images = select_image_settings(config) | {"max_validation_samples": VALIDATION_IMAGES}
     shared = {
         **images,
         "overwrite_output_dir": True,
@@ -224,7 +220,7 @@ def compare_pixels(config: ComparePixelsConfig, now: Callable[[], float] | None 
     """
     now = now or {"wall": time.perf_counter, "cpu": time.process_time}[config.clock]
     output_dir = Path(config.output_dir)
-    splits = open_images(ImagesConfig(**config.images_config()))
+    splits = open_images(ImagesConfig(**select_image_settings(config)))
     if splits.num_classes is None:
         raise UserError(
             f"{config.data} has no classes: the comparison needs a folder for each class"
@@ -236,7 +232,7 @@ def compare_pixels(config: ComparePixelsConfig, now: Callable[[], float] | None 
     if "pixels" in config.parts and not (pixels / "training.json").exists():
         train_pixels(
             PixelsConfig(
-                **config.images_config(),
+                **select_image_settings(config),
                 block_out_channels=config.pixel_channels,
                 max_train_minutes=read_json(latents / "training.json")["minutes"],
                 output_dir=str(pixels),

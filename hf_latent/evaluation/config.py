@@ -1,6 +1,6 @@
 """The settings for measuring a finished model on images and for generating images with it."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -8,7 +8,7 @@ from huggingface_hub import constants
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from hf_latent.command import Settings
-from hf_latent.data.images.config import ImagesConfig
+from hf_latent.data.images.config import ImagesConfig, select_image_settings
 from hf_latent.errors import UserError
 from hf_latent.evaluation.precision import Dtype
 from hf_latent.pipeline import LatentDiffusionPipeline
@@ -50,7 +50,7 @@ class ImagesOfModelConfig(ImagesConfig):
         Raises:
             UserError: if the model has none either.
         """
-        values = {field.name: getattr(self, field.name) for field in fields(ImagesConfig)}
+        values = select_image_settings(self)
         if self.resolution == "auto":
             if size is None:
                 raise UserError("--resolution is needed: the autoencoder's configuration has none")

@@ -1,11 +1,11 @@
 """What a finished training says: where its model is, and commands to go on with."""
 
 import shlex
-from dataclasses import fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hf_latent.data.images.config import ImagesConfig
+from hf_latent.data.images.config import ImagesConfig, select_image_settings
 from hf_latent.training.autoencoder_config import AutoencoderConfig
 from hf_latent.training.denoiser_config import DenoiserConfig
 
@@ -21,11 +21,8 @@ def command_line(command: str, **settings: Any) -> str:
 
 def image_settings(config: ImagesConfig) -> dict[str, Any]:
     """Return `data` and the settings of the images that are not the defaults."""
-    changed = {
-        field.name: getattr(config, field.name)
-        for field in fields(ImagesConfig)
-        if getattr(config, field.name) != field.default
-    }
+    defaults = asdict(ImagesConfig())
+    changed = {k: x for k, x in select_image_settings(config).items() if x != defaults[k]}
     return {"data": config.data, **changed}
 
 

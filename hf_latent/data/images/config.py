@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 from jsonargparse.typing import OpenUnitInterval, PositiveInt
 
@@ -86,6 +86,11 @@ class ImagesConfig(Settings):
         parse_resolution(self.resolution)
         parse_value_range(self.value_range)
         parse_shown_channels(self.shown_channels)
+
+
+def select_image_settings(config: ImagesConfig) -> dict[str, Any]:
+    """Return those of a command's settings that say which images to use."""
+    return {field.name: getattr(config, field.name) for field in fields(ImagesConfig)}
 
 
 def parse_resolution(resolution: int | str) -> tuple[int, int]:

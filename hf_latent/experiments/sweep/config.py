@@ -1,12 +1,12 @@
 """The settings of a sweep: the latents to compare, the images and the time."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from math import log2
 from typing import Any
 
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt
 
-from hf_latent.data.images.config import ImagesConfig
+from hf_latent.data.images.config import ImagesConfig, select_image_settings
 from hf_latent.errors import UserError
 from hf_latent.models.presets import AUTOENCODERS, Preset
 
@@ -90,8 +90,7 @@ class SweepConfig(ImagesConfig):
 
     def images_config(self) -> ImagesConfig:
         """Return the settings of the images."""
-        values = {field.name: getattr(self, field.name) for field in fields(ImagesConfig)}
-        return ImagesConfig(**values)
+        return ImagesConfig(**select_image_settings(self))
 
     def pairs(self) -> list[Pair]:
         """Return the latents to compare, in ascending order.

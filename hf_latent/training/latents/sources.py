@@ -12,7 +12,7 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +23,7 @@ from accelerate.utils import broadcast_object_list
 from torch.utils.data import DataLoader
 
 from hf_latent.data.device import to_device
-from hf_latent.data.images.config import ImagesConfig
+from hf_latent.data.images.config import select_image_settings
 from hf_latent.data.images.flips import is_flipped
 from hf_latent.data.images.open import ImageSplits, with_values_of
 from hf_latent.data.latents.cache import LatentBatch, LatentCache, concatenate
@@ -371,9 +371,8 @@ def open_latent_source(
         splits = splits or open_run_images(config, accelerator, keep)
         if config.encode_every_step:
             return EncodedLatents(splits, shown_name(config.data), options)
-        images = {x.name: getattr(config, x.name) for x in fields(ImagesConfig)}
         settings = EncodeConfig(
-            **images,
+            **select_image_settings(config),
             vae=config.vae,
             output_dir=str(Path(config.output_dir) / "latents"),
             dataloader_num_workers=config.dataloader_num_workers,
