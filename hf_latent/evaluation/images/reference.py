@@ -83,13 +83,18 @@ def open_real_images(
             f"the model has {pipeline.num_classes} classes and {config.data} has "
             f"{splits.num_classes or 'none'}: give the data that it was trained on"
         )
-    if len(splits.validation) < FEWEST_HELD_OUT:
-        raise UserError(
-            f"{config.data} has {len(splits.validation)} held-out image, which is too few: raise "
-            "--validation_fraction"
-        )
+    check_held_out(splits, config.data)
     real = RealImages.choose(splits, config.choose_num_images(len(splits.train)), config.seed)
     return splits, real
+
+
+def check_held_out(splits: ImageSplits, data: str) -> None:
+    """Raise UserError if there are too few held-out images to measure on; `data` names them all."""
+    if len(splits.validation) < FEWEST_HELD_OUT:
+        raise UserError(
+            f"{data} has {len(splits.validation)} held-out image, which is too few: raise "
+            "--validation_fraction"
+        )
 
 
 def _lock(folder: Path) -> AbstractContextManager[Any]:

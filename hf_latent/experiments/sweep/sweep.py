@@ -17,7 +17,7 @@ from hf_latent.evaluation.features.extractors import (
     image_vectors,
     load_feature_extractor,
 )
-from hf_latent.evaluation.images.reference import FEWEST_HELD_OUT, RealImages
+from hf_latent.evaluation.images.reference import RealImages, check_held_out
 from hf_latent.evaluation.machine import machine_figures, shown_name
 from hf_latent.evaluation.measures.generation import frechet_distance
 from hf_latent.evaluation.report_text import write_report
@@ -54,11 +54,7 @@ def check_splits(config: SweepConfig, splits: ImageSplits) -> None:
             f"--num_images {config.num_images} needs {2 * config.num_images} training images to "
             f"compare with, and there are {len(splits.train)}"
         )
-    if len(splits.validation) < FEWEST_HELD_OUT:
-        raise UserError(
-            f"{config.data} has {len(splits.validation)} held-out image, which is too few: raise "
-            "--validation_fraction"
-        )
+    check_held_out(splits, config.data)
     with torch.device("meta"):  # computes nothing
         for pair in config.pairs():
             create_models(config, pair, splits.image_shape, splits.num_classes)
