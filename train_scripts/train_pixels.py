@@ -15,6 +15,7 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 from torch.utils.data import DataLoader, RandomSampler
 
 from hf_latent.command import Share, run_command
+from hf_latent.data.device import fastest_device
 from hf_latent.data.images.config import ImagesConfig
 from hf_latent.data.images.dataset import ImageDataset
 from hf_latent.data.images.open import open_images
@@ -75,7 +76,7 @@ def train_pixels(config: PixelsConfig, now: Callable[[], float] = time.perf_coun
     torch.manual_seed(config.seed)
     splits = open_images(config)
     null = splits.num_classes or 0
-    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    device = fastest_device()
     unet = create_unet(config, splits.train, null).to(device)
     ema = EMAModel(unet.parameters(), config.ema_decay, use_ema_warmup=True, power=0.75)
     optimizer = torch.optim.AdamW(unet.parameters(), config.learning_rate, (0.9, 0.99), fused=True)

@@ -1,6 +1,11 @@
-"""Copies to the device that trains."""
+"""The device to compute on, and copies to it."""
 
 import torch
+
+
+def fastest_device() -> torch.device:
+    """Return the accelerator of this machine, or the CPU if there is none."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

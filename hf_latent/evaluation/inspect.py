@@ -9,6 +9,7 @@ import torch
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from torch.utils.data import DataLoader
 
+from hf_latent.data.device import fastest_device
 from hf_latent.data.images.dataset import ImageDataset
 from hf_latent.data.images.open import ImageSplits, open_images, with_values_of
 from hf_latent.errors import UserError
@@ -116,8 +117,7 @@ def inspect_autoencoder(config: InspectConfig) -> dict[str, Any]:
     with stages.stage("setup", shown=False):
         vae = load_autoencoder(config.vae)
         freeze(vae)
-        if torch.accelerator.is_available():
-            vae.to(torch.accelerator.current_accelerator())
+        vae.to(fastest_device())
         splits, held_out, compression = open_fitting_images(config, vae, config.max_images)
         name = config.feature_extractor
         shown = shown_channels(vae)

@@ -15,12 +15,12 @@ from huggingface_hub import HfApi, constants, get_token
 
 from hf_latent import __version__
 from hf_latent.command import Settings
+from hf_latent.data.device import fastest_device
 from hf_latent.errors import UserError
 from hf_latent.evaluation.costs import product_rate
 from hf_latent.evaluation.machine import device_name, machine_figures
 from hf_latent.evaluation.precision import TOO_SLOW, WORTH, bf16_speed, small_product_bf16_speed
 from hf_latent.evaluation.timing import seconds_per_call
-from hf_latent.experiments.benchmark.benchmark import benchmark_device
 from hf_latent.experiments.benchmark.loop import TRAININGS, BareLoop
 from hf_latent.hub.remote import retry
 from hf_latent.training.run.accelerator import default_precision
@@ -60,7 +60,7 @@ def describe_versions() -> Iterator[str]:
 
 def describe_machine() -> Iterator[str]:
     """Yield processors, GPUs, memory, disk, and the rates of matrix products."""
-    device, memory = benchmark_device(), psutil.virtual_memory()
+    device, memory = fastest_device(), psutil.virtual_memory()
     yield f"device: {device.type}, {device_name()}"
     for index in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(index)
@@ -113,7 +113,7 @@ def _describe_login() -> str:
 
 def recommend() -> Iterator[str]:
     """Yield images a second of both trainings by batch, and commands with the best settings."""
-    device = benchmark_device()
+    device = fastest_device()
     precision = default_precision() or "no"
     if device.type == "cpu":
         in_float32, in_bf16 = (_loop("denoiser", SMALLEST_BATCH, x, device) for x in ("no", "bf16"))

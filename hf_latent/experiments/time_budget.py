@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import torch
 
+from hf_latent.data.device import fastest_device
 from hf_latent.errors import UserError
 from hf_latent.evaluation.images.sampling import sample_images
 from hf_latent.evaluation.measures.reconstruction import reconstruct
@@ -127,8 +128,7 @@ class TimeBudget:
             guidance_scale: of the generated images.
             stages: that encode, reconstruct and generate.
         """
-        if torch.accelerator.is_available():
-            pipeline.to(torch.accelerator.current_accelerator())
+        pipeline.to(fastest_device())
         pipeline.set_progress_bar_config(disable=True)
         labels, scale = (None, None) if pipeline.num_classes is None else ([0], guidance_scale)
         count = min(len(images), TIMED_IMAGES)

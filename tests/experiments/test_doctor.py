@@ -34,7 +34,7 @@ def test_doctor_prints_plain_lines(monkeypatch, capsys):
     monkeypatch.setattr(doctor, "SMALLEST_BATCH", 2)
     monkeypatch.setattr(doctor, "LARGEST_BATCH", {"cpu": 4})
     monkeypatch.setattr(doctor, "SECONDS", 0.01)
-    monkeypatch.setattr(doctor, "benchmark_device", lambda: CPU)
+    monkeypatch.setattr(doctor, "fastest_device", lambda: CPU)
     monkeypatch.setitem(costs.PRODUCT_SIZES, "cpu", 64)
     main(["doctor"])
     out = capsys.readouterr().out
@@ -51,7 +51,7 @@ def test_what_pays_is_recommended(monkeypatch, speed, precision):
         return {32: 100.0, 64: 120.0, 128: 125.0}
 
     monkeypatch.setattr(doctor, "measure_batches", measure)
-    monkeypatch.setattr(doctor, "benchmark_device", lambda: CPU)
+    monkeypatch.setattr(doctor, "fastest_device", lambda: CPU)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     last = list(doctor.recommend())[-1]
     assert last == (

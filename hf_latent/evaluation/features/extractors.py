@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
+from hf_latent.data.device import fastest_device
 from hf_latent.data.images.pixels import to_uint8
 from hf_latent.errors import UserError
 from hf_latent.evaluation.config import FeatureExtractorName
@@ -211,9 +212,7 @@ def load_feature_extractor(name: FeatureExtractorName) -> FeatureExtractor:
     else:
         extractor = InceptionVectors(_load_inception())
     extractor = extractor.requires_grad_(False).eval()
-    if torch.accelerator.is_available():
-        extractor.to(torch.accelerator.current_accelerator())
-    return extractor
+    return extractor.to(fastest_device())
 
 
 def _load_inception() -> nn.Module:

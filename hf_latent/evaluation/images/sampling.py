@@ -4,6 +4,7 @@ from functools import partial
 
 import torch
 
+from hf_latent.data.device import fastest_device
 from hf_latent.errors import UserError
 from hf_latent.models.load import find_model, load_denoiser, loading
 from hf_latent.models.slicing import slice_if_needed
@@ -45,8 +46,7 @@ def load_pipeline(
             raise UserError(f"--sampler {sampler} is not for this model: {error}") from error
     if guide is not None:
         _add_guide(pipeline, guide)
-    if torch.accelerator.is_available():
-        pipeline.to(torch.accelerator.current_accelerator())
+    pipeline.to(fastest_device())
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
+from hf_latent.data.device import fastest_device
 from hf_latent.errors import UserError
 
 # Feature vectors in blocks, `(n, d)` float each; iterated over more than once.
@@ -28,9 +29,8 @@ def finite(features: torch.Tensor) -> torch.Tensor:
 
 def on_device(blocks: Blocks) -> Iterator[torch.Tensor]:
     """Move blocks to the accelerator, if there is one."""
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    for block in blocks:
-        yield block if device is None else block.to(device)
+    device = fastest_device()
+    return (block.to(device) for block in blocks)
 
 
 def center_of(reference: Blocks) -> torch.Tensor:

@@ -6,7 +6,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
 
-import torch
 from jsonargparse.typing import PositiveInt
 
 from hf_latent.command import Settings
@@ -61,11 +60,6 @@ def round_ratios(numerators: list[float], denominators: list[float]) -> list[flo
 def median_ratio(numerators: list[float], denominators: list[float]) -> float:
     """Return the median of the ratios of the rounds."""
     return median(round_ratios(numerators, denominators))
-
-
-def benchmark_device() -> torch.device:
-    """Return the accelerator of this machine, or the CPU."""
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 Benchmark = TypeVar("Benchmark", bound=BenchmarkConfig)

@@ -12,13 +12,13 @@ import torch
 from jsonargparse.typing import PositiveInt
 from torch import nn
 
+from hf_latent.data.device import fastest_device
 from hf_latent.data.images.config import ImagesConfig
 from hf_latent.data.images.open import ImageSplits, open_images
 from hf_latent.evaluation.costs import count_operations, product_rate
 from hf_latent.evaluation.timing import alternate, seconds_per_call
 from hf_latent.experiments.benchmark.benchmark import (
     TrainingBenchmarkConfig,
-    benchmark_device,
     round_ratios,
     run_benchmark,
 )
@@ -158,7 +158,7 @@ def measure_training(
         splits: the images.
         config: the settings.
     """
-    training, device = TRAININGS[name], benchmark_device()
+    training, device = TRAININGS[name], fastest_device()
     precision: Any = default_precision() or "no"
     with tempfile.TemporaryDirectory() as folder:
         settings = training.config(

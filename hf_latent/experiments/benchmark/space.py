@@ -12,12 +12,12 @@ from diffusers import UNet2DModel
 from jsonargparse.typing import PositiveFloat, PositiveInt
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from hf_latent.data.device import fastest_device
 from hf_latent.errors import UserError
 from hf_latent.evaluation.costs import count_operations, count_peak_bytes, measure_peak_bytes
 from hf_latent.evaluation.timing import time_alternately
 from hf_latent.experiments.benchmark.benchmark import (
     BenchmarkConfig,
-    benchmark_device,
     median_ratio,
     run_benchmark,
 )
@@ -157,7 +157,7 @@ def measure_point(
         "pixels": (batch_size, 3, resolution, resolution),
         "latents": (batch_size, LATENT_CHANNELS, size, size),
     }
-    device = benchmark_device()
+    device = fastest_device()
     point: dict[str, Any] = {"denoiser": name, "resolution": resolution}
     for space, shape in shapes.items():
         point |= count_costs(name, shape, space, device)
@@ -209,7 +209,7 @@ def measure_image(
         image, and their ratio if a step on pixels was timed.
     """
     steps, size = config.num_inference_steps, resolution // FACTOR
-    device, latent_step = benchmark_device(), median(point["latents_step_seconds"])
+    device, latent_step = fastest_device(), median(point["latents_step_seconds"])
     latents = torch.randn(config.batch_size, LATENT_CHANNELS, size, size, device=device)
     calls: dict[str, Callable[[], Any]] = {}
     for preset in AUTOENCODERS:
