@@ -129,26 +129,19 @@ def render_model_card(
     )
 
 
-def write_model_card(
-    folder: Path,
-    repo_id: str | None = None,
-    license: str | None = None,
-    overwrite: bool = False,
-) -> bool:
+def write_model_card(folder: Path, repo_id: str | None = None, license: str | None = None) -> bool:
     """Write the card of `render_model_card` into a model's folder, but keep an edited one.
 
     Args:
         folder: of a pipeline or an autoencoder.
         repo_id: as in `render_model_card`.
         license: as in `render_model_card`.
-        overwrite: replace an edited card too.
 
     Returns:
         Whether the card was written.
     """
     path = Path(folder) / CARD
-    is_kept = path.is_file() and not is_unedited(path.read_text("utf-8", "replace"))
-    if is_kept and not overwrite:
+    if path.is_file() and not is_unedited(path.read_text("utf-8", "replace")):
         return False
     write_text(path, render_model_card(Path(folder), repo_id, license))
     return True

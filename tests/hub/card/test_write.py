@@ -57,9 +57,6 @@ def test_a_card_written_by_a_person_is_kept(folder, edited):
     (folder / "README.md").write_text(edited)
     assert not write_model_card(folder, license="mit")
     assert (folder / "README.md").read_text() == edited
-    assert write_model_card(folder, license="mit", overwrite=True)
-    card = (folder / "README.md").read_text()
-    assert is_unedited(card) and licence(card) == "mit"
 
 
 def test_nothing_is_taken_from_an_edited_card(folder):
