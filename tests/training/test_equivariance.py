@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 import torch
-from hf_latent.training.run.draws import ShardedDraws
 from PIL import Image
 from safetensors.torch import load_file
 from torch.nn.functional import interpolate, l1_loss
@@ -9,7 +8,7 @@ from torch.nn.functional import interpolate, l1_loss
 from hf_latent.data.images.open import open_images
 from hf_latent.training.autoencoder import train_autoencoder
 from hf_latent.training.equivariance import Transform, choose_transform
-from hf_latent.training.run.batches import GlobalBatchSampler, ProcessRows
+from hf_latent.training.run.batches import GlobalBatchSampler, ProcessRows, ShardedDraws
 from hf_latent.training.start_autoencoder import TrainableAutoencoder, start_autoencoder
 from tests.conftest import make_autoencoder
 
