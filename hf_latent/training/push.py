@@ -39,8 +39,7 @@ def prepare_push(
         return None
     with raise_everywhere(accelerator):
         if accelerator.is_main_process:
-            overwrite, resume = config.overwrite_output_dir, config.resume_from_checkpoint
-            check_run_folder(Path(config.output_dir), overwrite, resume)
+            check_run_folder(config)
             repo_id, private = _repo_id(config), config.hub_private_repo
             retry(partial(_open_repository, repo_id, private, class_name), repo_id)
             model = Path(config.output_dir, "model")

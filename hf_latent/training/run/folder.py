@@ -128,27 +128,23 @@ def open_run_images(
     # The first process checks every image; the others find the result in the cache.
     with first_process_first(accelerator):
         if accelerator.is_main_process:
-            overwrite, resume = config.overwrite_output_dir, config.resume_from_checkpoint
-            check_run_folder(Path(config.output_dir), overwrite, resume)
+            check_run_folder(config)
         workers = config.dataloader_num_workers
         return open_images(config, workers or None, False if workers else keep_in_memory)
 
 
-def check_run_folder(output_dir: Path, overwrite: bool, resume_from_checkpoint: str | None) -> None:
-    """Check that a run's folder can be written.
-
-    Args:
-        overwrite: accept a folder with files in it.
-        resume_from_checkpoint: as in `find_checkpoint`; a resumed run's folder may have files.
+def check_run_folder(config: TrainingConfig) -> None:
+    """Check that a run's folder can be written. That of a resumed run may have files.
 
     Raises:
         UserError: if it cannot be written, or has files and may not be overwritten.
     """
-    resumed = find_checkpoint(output_dir, resume_from_checkpoint) is not None or (
-        resume_from_checkpoint == "latest" and _is_interrupted_start(output_dir)
+    output_dir, resume = Path(config.output_dir), config.resume_from_checkpoint
+    resumed = find_checkpoint(output_dir, resume) is not None or (
+        resume == "latest" and _is_interrupted_start(output_dir)
     )
     remedy = "pass --resume_from_checkpoint latest to continue, "
-    check_output_dir(output_dir, overwrite or resumed, remedy)
+    check_output_dir(output_dir, config.overwrite_output_dir or resumed, remedy)
 
 
 def _is_interrupted_start(output_dir: Path) -> bool:
@@ -180,7 +176,7 @@ def start_run_folder(
     output_dir, resume = Path(config.output_dir), config.resume_from_checkpoint
     with raise_everywhere(accelerator):
         if accelerator.is_main_process:
-            check_run_folder(output_dir, config.overwrite_output_dir, resume)
+            check_run_folder(config)
             if checkpoint is None:
                 remove_written(output_dir, LOGGED_FILES)
                 for old in list_checkpoints(output_dir):
