@@ -1,4 +1,4 @@
-"""The exceptions for user errors."""
+"""The exceptions for user errors, and the causes that they name."""
 
 
 class UserError(ValueError):
@@ -10,3 +10,8 @@ class UserError(ValueError):
 
 class SharedError(UserError):
     """A user error that every process of a launch raises, so that only the first one prints it."""
+
+
+def cause_of(error: BaseException) -> str:
+    """Return an error's type and text, in one line of at most 200 characters, for a message."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]

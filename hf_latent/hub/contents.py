@@ -12,7 +12,7 @@ from huggingface_hub import RepoCard
 
 from hf_latent.data.latents.cache import LatentCache
 from hf_latent.data.shards import hash_file
-from hf_latent.errors import UserError
+from hf_latent.errors import UserError, cause_of
 from hf_latent.hub.card.cache import render_cache_card
 from hf_latent.hub.card.render import card_pictures, render_model_card
 from hf_latent.hub.card.signature import is_unedited
@@ -187,8 +187,9 @@ class ModelContents(_Contents):
         try:
             RepoCard(card)
         except Exception as error:  # the errors of YAML and of huggingface_hub share no class
-            cause = " ".join(str(error).split())[:200]
-            raise UserError(f"the metadata of {path} cannot be read ({cause}): mend it") from error
+            raise UserError(
+                f"the metadata of {path} cannot be read ({cause_of(error)}): mend it"
+            ) from error
         return card
 
 

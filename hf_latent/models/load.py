@@ -15,7 +15,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from hf_latent.errors import UserError
+from hf_latent.errors import UserError, cause_of
 from hf_latent.pipeline.autoencoders import KINDS, Autoencoder
 from hf_latent.pipeline.samplers import get_objective, load_scheduler
 from hf_latent.pipeline.weights import align_weights, load_exactly
@@ -46,13 +46,10 @@ def loading(name: str, what: str) -> Iterator[None]:
     # The libraries raise many exception types for damaged or foreign folders.
     except Exception as error:
         shown = error if Path(name).is_dir() else _hub_error(error)
-        cause = " ".join(str(shown).split())[:200]
         where = "in that folder" if Path(name).is_dir() else "no such folder, and not on the Hub"
         if isinstance(shown, RepositoryNotFoundError):
             where += " for this token: correct the name or, for a private one, run hf auth login"
-        raise UserError(
-            f"no {what} found at {name}: {where} ({type(shown).__name__}: {cause})"
-        ) from error
+        raise UserError(f"no {what} found at {name}: {where} ({cause_of(shown)})") from error
     finally:
         diffusers_logging.set_verbosity(verbosity)
         diffusers_logging.enable_progress_bar()

@@ -7,7 +7,7 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub.errors import OfflineModeIsEnabled
 
-from hf_latent.errors import UserError
+from hf_latent.errors import UserError, cause_of
 
 CACHE_FILES = ("manifest.json", "train-*.safetensors", "validation-*.safetensors")
 
@@ -70,5 +70,4 @@ def hub_errors_in_one_line(failure: str, advice: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # the client's errors have no common class
-        cause = " ".join(str(error).split())[:200]
-        raise UserError(f"{failure} ({type(error).__name__}: {cause}): {advice}") from error
+        raise UserError(f"{failure} ({cause_of(error)}): {advice}") from error

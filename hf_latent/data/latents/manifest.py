@@ -13,7 +13,7 @@ from hf_latent.data.images.config import ImagesConfig, describe_values, parse_re
 from hf_latent.data.images.dataset import ImageDataset
 from hf_latent.data.images.open import ImageSplits
 from hf_latent.data.shards import shard_ranges
-from hf_latent.errors import UserError
+from hf_latent.errors import UserError, cause_of
 
 FORMAT = "hf_latent latents 1"
 SPLITS = ("train", "validation")
@@ -98,9 +98,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
             "train_scripts/encode_latents.py"
         ) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path} is damaged ({type(error).__name__}: {error}): encode again"
-        ) from error
+        raise UserError(f"{path} is damaged ({cause_of(error)}): encode again") from error
     return manifest
 
 

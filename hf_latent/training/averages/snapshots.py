@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import nn
 
-from hf_latent.errors import UserError
+from hf_latent.errors import UserError, cause_of
 from hf_latent.output import replaced_whole
 from hf_latent.training.averages.power_function import PowerFunctionEMA
 from hf_latent.training.run.checkpoints import SETTINGS_WITHOUT_EFFECT
@@ -169,8 +169,6 @@ def _read_snapshot(path: Path) -> Snapshot:
         return snapshot
     # Damaged files make the libraries raise many exception types.
     except Exception as error:
-        cause = " ".join(str(error).split())
         raise UserError(
-            f"{path} is damaged or no snapshot ({type(error).__name__}: {cause}): remove it, or "
-            "copy it again"
+            f"{path} is damaged or no snapshot ({cause_of(error)}): remove it, or copy it again"
         ) from error

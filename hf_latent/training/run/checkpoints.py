@@ -26,7 +26,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from safetensors.torch import load_file, save_file
 
 from hf_latent.data.shards import hash_file
-from hf_latent.errors import SharedError, UserError
+from hf_latent.errors import SharedError, UserError, cause_of
 from hf_latent.hub.model_files import CHECKPOINT_FILES
 from hf_latent.output import read_json, replaced_whole, write_json
 from hf_latent.pipeline.weights import check_finite, check_weights
@@ -300,9 +300,8 @@ def resume_training(
             before, processes = values["settings"], values["num_processes"]
         # Damaged files make the libraries raise many exception types.
         except Exception as error:
-            cause = " ".join(str(error).split())[:200]
             raise UserError(
-                f"{checkpoint} is damaged or of another training ({type(error).__name__}: {cause})"
+                f"{checkpoint} is damaged or of another training ({cause_of(error)})"
                 ": resume from another, with the settings that it was made with"
             ) from error
     now = json.loads(json.dumps(settings))
