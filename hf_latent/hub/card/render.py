@@ -45,7 +45,6 @@ ENVIRONMENT.filters |= {
     "interval": text.interval_text,
     "number": text.number,
     "python_string": text.python_string,
-    "size": text.size_text,
     "whole": text.whole,
 }
 ENVIRONMENT.tests["fingerprint"] = lambda value: (

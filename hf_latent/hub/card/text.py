@@ -72,14 +72,6 @@ def interval_text(report: dict[str, Any]) -> str:
     return Markup(f" between the noise levels {low} and {high}") if low and high else ""
 
 
-def size_text(size: int) -> str:
-    """Format a number of bytes."""
-    unit, name = next(
-        (u, n) for u, n in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if size >= u or u < 1e4
-    )
-    return f"{size / unit:.1f} {name}"
-
-
 def duration_text(seconds: float) -> str:
     """Format a duration in seconds, minutes or hours."""
     if seconds < 120:
