@@ -18,7 +18,6 @@ from hf_latent.data.images.sources.own_files import check_own_files, hub_folders
 from hf_latent.data.images.sources.splits import NONE
 from hf_latent.data.images.sources.tables import (
     choose_table_splits,
-    one_line,
     open_parquet,
     open_parquet_folder,
     open_saved,
@@ -26,7 +25,7 @@ from hf_latent.data.images.sources.tables import (
     take_images,
 )
 from hf_latent.data.quiet import quiet_datasets
-from hf_latent.errors import UserError
+from hf_latent.errors import UserError, cause_of
 
 BUILT_IN = {
     "fashion_mnist": load_fashion_mnist_sample,
@@ -115,7 +114,7 @@ def _load_from_hub(data: str) -> DatasetDict:
     except Exception as error:
         raise UserError(
             f"{data} is neither a folder nor a file here, and the Hub (or its cache) does not "
-            f"give a data set of that name: {one_line(error)}"
+            f"give a data set of that name: {cause_of(error)}"
         ) from error
 
 
@@ -125,7 +124,7 @@ def _open_folder(folder: Path, data: str, choice: Choice) -> Source:
     try:
         listing = list_files(str(folder))
     except OSError as error:
-        raise UserError(f"{data} cannot be read: {one_line(error)}") from error
+        raise UserError(f"{data} cannot be read: {cause_of(error)}") from error
     if listing.parquet:
         splits = open_parquet_folder(listing, choice.train_split, choice.validation_split)
         images = len(listing.images)

@@ -24,15 +24,10 @@ from hf_latent.data.images.sources.splits import (
     describe_unused,
     split_kind,
 )
-from hf_latent.errors import UserError
+from hf_latent.errors import UserError, cause_of
 from hf_latent.output import read_json
 
 UNNAMED = "other files"
-
-
-def one_line(error: BaseException) -> str:
-    """Return the first 300 characters of an error's text in one line."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def open_saved(folder: str) -> DatasetDict:
@@ -46,7 +41,7 @@ def open_saved(folder: str) -> DatasetDict:
             raise ValueError(f"{index} names no splits")
         return DatasetDict({name: _open_saved_split(os.path.join(folder, name)) for name in names})
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder} was not saved whole: {one_line(error)}") from error
+        raise UserError(f"{folder} was not saved whole: {cause_of(error)}") from error
 
 
 def _open_saved_split(folder: str) -> Dataset:
@@ -87,7 +82,7 @@ def open_parquet(files: Sequence[str]) -> Dataset:
             return Dataset.from_dict({})
         return datasets.load_dataset("parquet", data_files={"train": patterns})["train"]
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        cause = one_line(error.__cause__ or error)
+        cause = cause_of(error.__cause__ or error)
         raise UserError(f"{files[0]} (or a file beside it) cannot be read: {cause}") from error
 
 
