@@ -77,8 +77,8 @@ COMMANDS = {
     "inspect": Command(
         "hf_latent.evaluation.inspect",
         "InspectConfig",
-        "inspect_autoencoder",
-        "measure how much of your images an autoencoder keeps",
+        "inspect_autoencoders",
+        "measure how much of your images autoencoders keep",
     ),
     "evaluate": Command(
         "hf_latent.experiments.evaluate_model",

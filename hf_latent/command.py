@@ -5,6 +5,7 @@ import inspect
 import json
 import math
 import re
+import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -149,6 +150,30 @@ def describe_flag(action: Any) -> str:
     return f"{action.help} ({'; '.join(notes)})" if notes else action.help
 
 
+def _join_lists(words: Sequence[str], actions: Sequence[Any]) -> list[str]:
+    """Write the words after the flag of a list as one: `--flag A B` means `--flag [A,B]`.
+
+    Args:
+        words: the command line.
+        actions: jsonargparse's, of all flags.
+    """
+    kinds = {flag: getattr(x, "_typehint", None) for x in actions for flag in x.option_strings}
+    groups: list[list[str]] = []
+    joined: list[str] = []
+    for word in words:
+        if not groups or word.startswith("--"):
+            groups.append([])
+        groups[-1].append(word)
+    for flag, *values in groups:
+        kind = kinds.get(flag)
+        lists = [x for x in (kind, *get_args(kind)) if get_origin(x) is list]
+        if lists and len(values) > 1:
+            is_text = get_args(lists[0])[0] is str
+            values = [json.dumps(values) if is_text else f"[{','.join(values)}]"]
+        joined += [flag, *values]
+    return joined
+
+
 class _HelpFormatter(jsonargparse.DefaultHelpFormatter):
     """Name types in words, and defaults only if there are any; do not break lines at hyphens."""
 
@@ -241,10 +266,11 @@ def parse_config(
             action.metavar, action.help = "", "print the configuration as YAML and exit"
         if action.required:
             required.append(f"{action.option_strings[0]} {action.dest.upper()}")
-    words = " ".join([parser.prog, *required, "[--flags]"])
-    parser.usage = textwrap.fill(words, 72, subsequent_indent="  ", break_on_hyphens=False)
+    usage = " ".join([parser.prog, *required, "[--flags]"])
+    parser.usage = textwrap.fill(usage, 72, subsequent_indent="  ", break_on_hyphens=False)
     try:
-        values = parser.parse_args(arguments).as_dict()
+        words = _join_lists(sys.argv[1:] if arguments is None else arguments, parser._actions)
+        values = parser.parse_args(words).as_dict()
     except UnicodeDecodeError as error:
         raise UserError(f"--config is not a YAML file in UTF-8 ({error.reason})") from error
     except RecursionError as error:

@@ -55,21 +55,22 @@ def check_models_stay(settings: Mapping[str, Any]) -> None:
     """Check that a command does not write into a model that it reads.
 
     Args:
-        settings: a command's; those of `MODEL_SETTINGS` name a model, or the run that trained it.
+        settings: a command's; those of `MODEL_SETTINGS` name one or several models, or the runs
+            that trained them.
 
     Raises:
         UserError: if `output_dir` is the folder of such a model, or holds it.
     """
     output = Path(settings["output_dir"]).resolve()
     for name in sorted(MODEL_SETTINGS & settings.keys()):
-        places = [Path(settings[name] or "", part) for part in ("", "model", "ema_snapshots")]
-        if settings[name] and any(
-            x.exists() and x.resolve().is_relative_to(output) for x in places
-        ):
-            raise UserError(
-                f"--output_dir {settings['output_dir']} holds --{name} {settings[name]}, which is "
-                "read: choose another"
-            )
+        given = settings[name]
+        for model in filter(None, given if isinstance(given, list) else [given]):
+            places = [Path(model, part) for part in ("", "model", "ema_snapshots")]
+            if any(x.exists() and x.resolve().is_relative_to(output) for x in places):
+                raise UserError(
+                    f"--output_dir {settings['output_dir']} holds --{name} {model}, which is read: "
+                    "choose another"
+                )
 
 
 @contextmanager

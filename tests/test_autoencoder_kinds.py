@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hf_latent.errors import UserError
-from hf_latent.evaluation.inspect import InspectConfig, inspect_autoencoder
+from hf_latent.evaluation.inspect import InspectConfig, inspect_autoencoders
 from hf_latent.hub.card.render import render_model_card
 from hf_latent.hub.ldm_pipeline import to_ldm_pipeline
 from hf_latent.models.frozen import hash_weights
@@ -168,7 +168,7 @@ def test_a_pipeline_is_saved_loaded_and_used_in_another_one(name, images, tmp_pa
 def test_a_kind_is_inspected(name, tmp_path):
     vae = make_kind(name)
     vae.save_pretrained(tmp_path / "vae")
-    report = inspect_autoencoder(
+    report = inspect_autoencoders(
         InspectConfig(
             **CLOTHES,
             vae=str(tmp_path / "vae"),

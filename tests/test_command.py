@@ -96,6 +96,40 @@ def test_values_are_converted_to_plain_types():
         assert type(config.spices[0]) is float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Order(Settings):
+    """Order.
+
+    Attributes:
+        dishes: one or several.
+        tables: their numbers.
+        note: for the cook.
+    """
+
+    dishes: list[str] | str
+    tables: list[int] | int | str = "1,2"
+    note: str = "none"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--dishes", "soup"], Order(dishes="soup")),
+        (["--dishes", "soup", "fish pie", "[a,b]"], Order(dishes=["soup", "fish pie", "[a,b]"])),
+        (["--dishes", "[soup,pie]", "--note", "hot"], Order(dishes=["soup", "pie"], note="hot")),
+        (["--tables", "3", "-4", "--dishes", "7"], Order(dishes="7", tables=[3, -4])),
+        (["--tables", "3,4", "--dishes=soup"], Order(dishes="soup", tables="3,4")),
+    ],
+)
+def test_the_flag_of_a_list_takes_several_words(words, expected):
+    assert parse_config(Order, words) == expected
+
+
+def test_other_flags_take_one_word():
+    with pytest.raises(UserError, match="cold"):
+        parse_config(Order, ["--dishes", "soup", "--note", "hot", "cold"])
+
+
 def test_a_changed_copy_does_not_change_the_first_ones_list():
     first = Config(dish="soup", spices=[1.5, 2.5])
     replace(first)

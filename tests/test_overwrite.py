@@ -10,7 +10,7 @@ from hf_latent.command import run_command
 from hf_latent.data.images import sources
 from hf_latent.evaluation import costs
 from hf_latent.evaluation.config import EvaluateConfig
-from hf_latent.evaluation.inspect import InspectConfig, inspect_autoencoder
+from hf_latent.evaluation.inspect import InspectConfig, inspect_autoencoders
 from hf_latent.experiments.benchmark import loop
 from hf_latent.experiments.evaluate_model import evaluate_model
 from hf_latent.experiments.generate import GenerateConfig, generate
@@ -89,7 +89,7 @@ COMMANDS: dict[str, tuple[type, Callable, tuple, tuple, str]] = {
         "generated/000000.safetensors",
     ),
     "inspect": (
-        *(InspectConfig, inspect_autoencoder),
+        *(InspectConfig, inspect_autoencoders),
         (*CLOTHES, "--vae", "{vae}", "--feature_extractor", "none", "--max_images", "4"),
         ((), ("--max_images", "6", *OVERWRITE)),
         "report.json",

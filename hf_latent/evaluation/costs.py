@@ -55,11 +55,19 @@ def count_peak_bytes(call: Callable[[], Any], *held: Any) -> int:
         call: makes the tensors to count.
         held: the modules, optimizers and tensors that it uses, which do not count.
     """
+    modules = [x for x in held if isinstance(x, torch.nn.Module)]
+    frozen = [x for module in modules for x in module.parameters() if not x.requires_grad]
     tracker = MemTracker()
     tracker.track_external(*held)
     before = _total(tracker)
-    with tracker:
-        call()
+    for parameter in frozen:  # the tracker hooks every parameter, which needs a gradient for it
+        parameter.requires_grad_(True)
+    try:
+        with tracker:
+            call()
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
     return max(_total(tracker, "peak") - before, 0)
 
 

@@ -11,7 +11,8 @@ from PIL import Image
 from hf_latent.errors import UserError
 from hf_latent.evaluation.config import EvaluateConfig
 from hf_latent.evaluation.images.reference import open_real_images
-from hf_latent.evaluation.inspect import InspectConfig, inspect_autoencoder, open_fitting_images
+from hf_latent.evaluation.inspect import InspectConfig, inspect_autoencoders
+from hf_latent.evaluation.inspection.images import open_fitting_images
 from hf_latent.models.load import load_autoencoder
 from hf_latent.models.presets import create_scheduler
 from hf_latent.pipeline import LatentDiffusionPipeline
@@ -24,7 +25,7 @@ from hf_latent.training.latents.encode import encode_latents
 from tests.conftest import make_autoencoder, make_denoiser
 
 COMMANDS: dict[str, Callable[..., Any]] = {
-    "inspect": lambda vae, **c: inspect_autoencoder(InspectConfig(vae=str(vae), **c)),
+    "inspect": lambda vae, **c: inspect_autoencoders(InspectConfig(vae=str(vae), **c)),
     "encode": lambda vae, **c: encode_latents(EncodeConfig(vae=str(vae), **c)),
     "train-denoiser": lambda vae, **c: train_denoiser(DenoiserConfig(vae=str(vae), **c)),
     "train-autoencoder": lambda vae, **c: train_autoencoder(
@@ -64,5 +65,5 @@ def test_channels_that_are_asked_for_are_converted_to(tmp_path):
     make_autoencoder(1).save_pretrained(tmp_path / "vae")
     data = make_images(tmp_path / "images", "RGB")
     config = InspectConfig(vae="v", data=data, output_dir="o", channels=1, validation_fraction=0.5)
-    splits, *_ = open_fitting_images(config, make_autoencoder(1), 10)
+    splits, *_ = open_fitting_images(config, {"v": make_autoencoder(1)}, 10)
     assert splits.image_shape == (1, 16, 16)

@@ -57,3 +57,10 @@ def test_weights_gradients_and_the_optimizer_do_not_count():
     step()
     # A new gradient is held beside the one that it is added to; the rest are small.
     assert MB <= count_peak_bytes(step, layer, optimizer, values) < 1.1 * MB
+
+
+def test_a_frozen_module_is_measured_and_stays_frozen():
+    layer, values = nn.Linear(512, 512, bias=False).requires_grad_(False), torch.ones(512, 512)
+    with torch.no_grad():
+        assert count_peak_bytes(lambda: layer(values), layer, values) == MB
+    assert not layer.weight.requires_grad

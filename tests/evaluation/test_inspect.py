@@ -14,7 +14,7 @@ from PIL import Image
 from hf_latent.cli import main
 from hf_latent.data.fashion_mnist import load_fashion_mnist_sample
 from hf_latent.errors import UserError
-from hf_latent.evaluation.inspect import InspectConfig, inspect_autoencoder
+from hf_latent.evaluation.inspect import InspectConfig, inspect_autoencoders
 from hf_latent.models.fold import LatentStatistics, fold_latent_scale, unfold_latent_scale
 from hf_latent.models.load import load_autoencoder
 from hf_latent.models.presets import create_autoencoder
@@ -30,7 +30,7 @@ def inspect(vae: str, folder, **changes):
     config = InspectConfig(
         **CLOTHES | {"feature_extractor": "none"}, vae=vae, output_dir=str(folder)
     )
-    return inspect_autoencoder(replace(config, **changes))
+    return inspect_autoencoders(replace(config, **changes))
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,8 @@ from diffusers import AutoencoderKL, DiffusionPipeline
 
 from hf_latent.errors import UserError
 from hf_latent.evaluation.images.sampling import sample_images
-from hf_latent.evaluation.inspect import InspectConfig, open_fitting_images
+from hf_latent.evaluation.inspect import InspectConfig
+from hf_latent.evaluation.inspection.images import open_fitting_images
 from hf_latent.models.presets import create_autoencoder, create_scheduler
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.pipeline.conditions import INSTEAD
@@ -172,5 +173,5 @@ def test_a_non_square_autoencoder_tiles_also_in_plain_diffusers(tmp_path):
             assert latents.shape == (1, 4, 16, 24)
             assert vae.decode(latents).sample.shape == images.shape
     config = InspectConfig(vae="v", output_dir="o", channels=3, max_train_samples=4)
-    splits, *_ = open_fitting_images(config, made, 10)
+    splits, *_ = open_fitting_images(config, {"v": made}, 10)
     assert splits.image_shape == (3, 32, 48)

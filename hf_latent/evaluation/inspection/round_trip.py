@@ -6,8 +6,6 @@ from typing import Any
 import torch
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
-from hf_latent.data.images.pixels import to_uint8
-from hf_latent.evaluation.features.extractors import FeatureExtractor
 from hf_latent.evaluation.inspection.frequencies import BandPower
 from hf_latent.evaluation.inspection.latent_figures import LatentMoments, PosteriorRate
 from hf_latent.evaluation.inspection.structure import (
@@ -17,7 +15,6 @@ from hf_latent.evaluation.inspection.structure import (
     heavy_blur,
     sobel_edges,
 )
-from hf_latent.evaluation.measures.generation import FrechetDistance
 from hf_latent.evaluation.measures.reconstruction import image_psnr, reconstruct
 from hf_latent.evaluation.pictures import composite
 from hf_latent.models.load import Autoencoder
@@ -38,19 +35,12 @@ class RoundTrip:
 
     Args:
         image_shape: `(C, H, W)`.
-        extractor: for the distance between images and reconstructions; None: no distance.
         seed: of the posterior samples and of the added noise.
     """
 
-    def __init__(
-        self,
-        vae: Autoencoder,
-        image_shape: tuple[int, int, int],
-        extractor: FeatureExtractor | None,
-        seed: int,
-    ):
+    def __init__(self, vae: Autoencoder, image_shape: tuple[int, int, int], seed: int):
         """Start without images."""
-        self.vae, self.extractor = vae, extractor
+        self.vae = vae
         self._is_measured = shown_channels(vae) is not None
         self._on_white = partial(on_white, is_measured=self._is_measured)
         size = image_shape[1:]
@@ -59,7 +49,6 @@ class RoundTrip:
         self._edges, self._layout, self._noise = Agreement(), Agreement(), NoiseSurvival()
         self.moments = LatentMoments(latent_channels(vae))
         self.rate = PosteriorRate(vae) if find_kind(vae).has_posterior else None
-        self.distance = FrechetDistance()
         self.psnr_db: list[torch.Tensor] = []
         self._ms_ssim: float | None = 0.0 if min(size) >= MS_SSIM_SMALLEST else None
 
@@ -98,9 +87,6 @@ class RoundTrip:
                 reconstruction, original, data_range=1.0
             )
             self._ms_ssim += similarity.item() * len(images)
-        if self.extractor is not None:
-            self.distance.update(self.extractor(to_uint8(images)), real=True)
-            self.distance.update(self.extractor(to_uint8(decoded)), real=False)
         return decoded
 
     def figures(self) -> dict[str, Any]:
@@ -128,8 +114,6 @@ class RoundTrip:
         }
         if self._ms_ssim is not None:
             figures["ms_ssim"] = self._ms_ssim / len(psnr)
-        if self.extractor is not None:
-            figures["reconstruction_fd"] = self.distance.compute()
         if live := [x for channel, x in enumerate(std) if channel not in dead]:
             figures["live_latent_std_smallest"] = min(live)
         return figures

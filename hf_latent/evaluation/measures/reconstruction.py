@@ -108,6 +108,34 @@ def measure_reconstructions(
     return ReconstructionFigures(**means, **colours.compute(), images=images)
 
 
+def encode_batch(
+    vae: Autoencoder,
+    images: torch.Tensor,
+    generator: torch.Generator | None = None,
+    sample_posterior: bool = False,
+) -> torch.Tensor:
+    """Encode images `(B, C, H, W)` float in [-1, 1], one by one if the memory is too small.
+
+    Args:
+        generator: of the posterior sample.
+        sample_posterior: return a sample of the posterior instead of its mean.
+
+    Returns:
+        `(B, c, h, w)` on the autoencoder's device and in its dtype.
+    """
+    images = images.to(vae.device)
+    return slice_if_needed(vae, lambda: encode_images(vae, images, generator, sample_posterior))
+
+
+def decode_batch(vae: Autoencoder, latents: torch.Tensor) -> torch.Tensor:
+    """Decode latents `(B, c, h, w)`, one by one if the memory is too small.
+
+    Returns:
+        `(B, C, H, W)` float32 on the CPU, near [-1, 1] and not clamped.
+    """
+    return slice_if_needed(vae, lambda: decode_latents(vae, latents)).float().cpu()
+
+
 @torch.no_grad()
 def reconstruct(
     vae: Autoencoder,
@@ -115,16 +143,5 @@ def reconstruct(
     generator: torch.Generator | None = None,
     sample_posterior: bool = False,
 ) -> torch.Tensor:
-    """Encode images and decode them again.
-
-    Args:
-        images: `(B, C, H, W)` float in [-1, 1].
-        generator: of the posterior sample.
-        sample_posterior: decode a sample of the posterior instead of its mean.
-
-    Returns:
-        `(B, C, H, W)` float32 on the CPU, near [-1, 1] and not clamped.
-    """
-    images = images.to(vae.device)
-    latents = slice_if_needed(vae, lambda: encode_images(vae, images, generator, sample_posterior))
-    return slice_if_needed(vae, lambda: decode_latents(vae, latents)).float().cpu()
+    """Encode images and decode them again, see `encode_batch` and `decode_batch`."""
+    return decode_batch(vae, encode_batch(vae, images, generator, sample_posterior))
