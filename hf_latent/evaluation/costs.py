@@ -1,17 +1,23 @@
 """Operations and memory of a call."""
 
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch.distributed._tools.mem_tracker import MemTracker
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import (
-    FlopCounterMode,
+    flop_registry,
     sdpa_backward_flop_count,
     sdpa_flop_count,
+    shape_wrapper,
 )
+from torch.utils.weak import WeakIdKeyDictionary
 
 from hf_latent.evaluation.timing import seconds_per_call
+
+PRODUCT_SIZES = {"cpu": 2048}  # larger products are no faster; on a GPU they are
 
 
 def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
@@ -22,23 +28,13 @@ def _attention_backward(output: Any, query: Any, key: Any, value: Any, *_: Any, 
     return sdpa_backward_flop_count(output, query, key, value)
 
 
-PRODUCT_SIZES = {"cpu": 2048}  # larger products are no faster; on a GPU they are
 # torch counts the attention kernels of a GPU, and not that of a CPU.
-CPU_ATTENTION = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+FLOPS = flop_registry | {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: shape_wrapper(_attention),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: shape_wrapper(
+        _attention_backward
+    ),
 }
-
-
-def count_operations(call: Callable[[], Any]) -> int:
-    """Return the floating-point operations of a call's convolutions, products and attentions.
-
-    A multiplication with an addition counts as two. Sums, norms and the optimizer do not count.
-    With fake tensors nothing is computed.
-    """
-    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
-        call()
-    return int(counter.get_total_flops())
 
 
 def product_rate(dtype: torch.dtype, device: torch.device) -> float:
@@ -48,32 +44,50 @@ def product_rate(dtype: torch.dtype, device: torch.device) -> float:
     return 2 * size**3 / seconds_per_call(lambda: matrix @ matrix)
 
 
-def count_peak_bytes(call: Callable[[], Any], *held: Any) -> int:
-    """Return the most bytes of tensors that a call holds at once, of fake or CPU tensors.
+class Costs(TorchDispatchMode):
+    """Counts what happens inside the context. With fake tensors nothing is computed.
 
-    Args:
-        call: makes the tensors to count.
-        held: the modules, optimizers and tensors that it uses, which do not count.
+    torch's own `FlopCounterMode` and `MemTracker` allow no `autograd.grad`, and the latter takes
+    minutes for a large model.
+
+    Attributes:
+        operations: floating-point operations of convolutions, products and attentions. A
+            multiplication with an addition counts as two. Sums, norms and the optimizer do not
+            count.
+        peak_bytes: the most bytes of tensors that were made and held at once. What an operation
+            needs only while it runs does not count.
     """
-    modules = [x for x in held if isinstance(x, torch.nn.Module)]
-    frozen = [x for module in modules for x in module.parameters() if not x.requires_grad]
-    tracker = MemTracker()
-    tracker.track_external(*held)
-    before = _total(tracker)
-    for parameter in frozen:  # the tracker hooks every parameter, which needs a gradient for it
-        parameter.requires_grad_(True)
-    try:
-        with tracker:
-            call()
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(False)
-    return max(_total(tracker, "peak") - before, 0)
+
+    def __init__(self) -> None:
+        """Start with nothing."""
+        super().__init__()
+        self.operations, self.peak_bytes, self._bytes = 0, 0, 0
+        self._known = WeakIdKeyDictionary()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run an operation, and count it."""
+        kwargs = kwargs or {}
+        for storage in _storages((args, kwargs)):  # a view's memory is that of its input
+            self._known.setdefault(storage, True)
+        made = func(*args, **kwargs)
+        if count := FLOPS.get(func._overloadpacket):
+            self.operations += count(*args, **kwargs, out_val=made)
+        for storage in _storages(made):
+            if storage not in self._known:
+                self._known[storage] = True
+                self._add(storage.nbytes())
+                weakref.finalize(storage, self._add, -storage.nbytes())
+        return made
+
+    def _add(self, size: int) -> None:
+        self._bytes += size
+        self.peak_bytes = max(self.peak_bytes, self._bytes)
 
 
-def _total(tracker: MemTracker, kind: str = "current") -> int:
-    snapshot = tracker.get_tracker_snapshot(kind)
-    return sum(values["Total"] for values in snapshot.values())
+def _storages(values: Any) -> Iterator[torch.UntypedStorage]:
+    return (x.untyped_storage() for x in tree_leaves(values) if isinstance(x, torch.Tensor))
 
 
 def measure_peak_bytes(call: Callable[[], Any]) -> int:

@@ -21,8 +21,9 @@ from hf_latent.evaluation.costs import product_rate
 from hf_latent.evaluation.machine import device_name, machine_figures
 from hf_latent.evaluation.precision import TOO_SLOW, WORTH, bf16_speed, small_product_bf16_speed
 from hf_latent.evaluation.timing import seconds_per_call
-from hf_latent.experiments.benchmark.loop import TRAININGS, BareLoop
+from hf_latent.experiments.benchmark.loop import TRAININGS, bare_loop
 from hf_latent.hub.remote import retry
+from hf_latent.training.bare import BareLoop
 from hf_latent.training.run.accelerator import default_precision
 from hf_latent.training.run.threads import usable_cores
 
@@ -140,7 +141,7 @@ def _loop(name: str, batch: int, precision: str, device: torch.device) -> BareLo
     training = TRAININGS[name]
     settings: dict[str, Any] = {"train_batch_size": batch, "mixed_precision": precision}
     config = training.config(output_dir="unused", **training.settings, **settings)
-    return training.bare(config, IMAGES, device)
+    return bare_loop(name, config, IMAGES, device)
 
 
 def measure_batches(name: str, precision: str, device: torch.device) -> dict[int, float]:

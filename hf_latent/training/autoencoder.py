@@ -26,6 +26,8 @@ from hf_latent.output import write_json
 from hf_latent.pipeline.decode import IMAGE_VALUES, shown_channels
 from hf_latent.training.adversary import Adversary, check_image_size
 from hf_latent.training.autoencoder_config import AutoencoderConfig
+from hf_latent.training.bare import bare_autoencoder
+from hf_latent.training.dry_run import end_dry_run
 from hf_latent.training.equivariance import choose_transform
 from hf_latent.training.latents.scale import estimate_seconds, measure_latent_scale
 from hf_latent.training.losses import kl_per_latent_value, perceptual_loss, reconstruction_loss
@@ -99,6 +101,7 @@ def train_autoencoder(
     Raises:
         UserError: if the settings, the images or the run folder are not valid.
         SystemExit: with `stop.status`, if `stop` ended the training.
+        DryRunEnd: for `config.dry_run`, before anything is written.
     """
     accelerator = start_accelerator(config)
     fine_tuned = load_autoencoder(config.pretrained_vae) if config.pretrained_vae else None
@@ -132,6 +135,11 @@ def train_autoencoder(
     checkpoint = find_checkpoint(output_dir, config.resume_from_checkpoint)
     checkpoint = clock.before_decay(checkpoint)
     resume_training(checkpoint, state, settings, accelerator)
+    if config.dry_run:
+        others, count = {"network": network}, len(splits.train)
+        end_dry_run(
+            config, bare_autoencoder, state, others, compression, count, splits.train, accelerator
+        )
     push_settings = prepare_push(config, "AutoencoderKL", accelerator)
     fingerprint = splits.validation_fingerprint
     start_run_folder(config, checkpoint, lines, fingerprint, accelerator)

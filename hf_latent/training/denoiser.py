@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,7 +24,9 @@ from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.pipeline.add_noise import NoisedLatents, add_noise
 from hf_latent.pipeline.conditions import Conditions, drop_conditions, null_conditions
 from hf_latent.training.averages.snapshots import EmaSnapshots
+from hf_latent.training.bare import bare_denoiser
 from hf_latent.training.denoiser_config import DenoiserConfig
+from hf_latent.training.dry_run import end_dry_run
 from hf_latent.training.latents.sources import open_latent_source
 from hf_latent.training.losses import choose_timesteps, denoising_loss, normal_to_uniform
 from hf_latent.training.next_steps import after_denoiser
@@ -139,6 +142,7 @@ def train_denoiser(
     Raises:
         UserError: if the settings, the images, the autoencoder or the run folder are not valid.
         SystemExit: with `stop.status`, if `stop` ended the training.
+        DryRunEnd: for `config.dry_run`, before anything is encoded or written.
     """
     accelerator = start_accelerator(config)
     vae = load_autoencoder(config.vae)
@@ -151,7 +155,8 @@ def train_denoiser(
     )
     pipeline = LatentDiffusionPipeline(vae, unet, sampler, id2label, guidance=config.guidance)
     pipeline.set_progress_bar_config(disable=True)
-    logger.info(f"latents: {measure_compression(vae, source.image_shape)}")
+    compression = measure_compression(vae, source.image_shape)
+    logger.info(f"latents: {compression}")
     freeze(vae).to(accelerator.device)
     frozen_vae = FrozenWeights(vae)
 
@@ -173,6 +178,9 @@ def train_denoiser(
     checkpoint = find_checkpoint(output_dir, config.resume_from_checkpoint)
     checkpoint = clock.before_decay(checkpoint)
     resume_training(checkpoint, state, settings, accelerator)
+    if config.dry_run:
+        bare, count = partial(bare_denoiser, scheduler), source.train_images
+        end_dry_run(config, bare, state, {"vae": vae}, compression, count, None, accelerator)
     push_settings = prepare_push(config, "LatentDiffusionPipeline", accelerator)
     fingerprint = source.validation_fingerprint
     start_run_folder(config, checkpoint, lines, fingerprint, accelerator)

@@ -14,7 +14,7 @@ from unittest.mock import patch
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from hf_latent.evaluation.costs import count_operations
+from hf_latent.evaluation.costs import Costs
 from hf_latent.experiments.benchmark.space import (
     AUTOENCODERS,
     DENOISERS,
@@ -40,21 +40,24 @@ def count_decoder(preset: Preset) -> float:
     with FakeTensorMode(), torch.no_grad():
         vae = create_autoencoder(preset, 3, RESOLUTION, latent_channels=LATENT_CHANNELS)
         latents = torch.empty(1, LATENT_CHANNELS, size, size)
-        return count_operations(lambda: vae.decode(latents)) / 1e9
+        with Costs() as costs:
+            vae.decode(latents)
+    return costs.operations / 1e9
 
 
 def count_steps() -> dict[str, dict[str, float]]:
     """Count operations of a step of each denoiser of `bench space`, in 10^9."""
     size, device = RESOLUTION // FACTOR, torch.device("cpu")
     shapes = {"pixels": (1, 3, RESOLUTION, RESOLUTION), "latents": (1, LATENT_CHANNELS, size, size)}
-    with FakeTensorMode():
-        return {
-            name: {
-                space: count_operations(Side(name, shape, device).step) / 1e9
-                for space, shape in shapes.items()
-            }
-            for name in DENOISERS
-        }
+    counted: dict[str, dict[str, float]] = {name: {} for name in DENOISERS}
+    for name, spaces in counted.items():
+        for space, shape in shapes.items():
+            with FakeTensorMode():
+                side = Side(name, shape, device)
+                with Costs() as costs:
+                    side.step()
+            spaces[space] = costs.operations / 1e9
+    return counted
 
 
 def train_half(preset: Preset, steps: int, data: str, runs: Path) -> dict[str, Any]:

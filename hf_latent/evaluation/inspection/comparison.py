@@ -10,7 +10,7 @@ import torch
 
 from hf_latent.data.images.dataset import ImageDataset
 from hf_latent.errors import UserError
-from hf_latent.evaluation.costs import count_peak_bytes, measure_peak_bytes
+from hf_latent.evaluation.costs import Costs, measure_peak_bytes
 from hf_latent.evaluation.inspection.ranking import rank
 from hf_latent.evaluation.machine import machine_figures, shown_name
 from hf_latent.evaluation.measures.reconstruction import decode_batch, encode_batch
@@ -82,7 +82,9 @@ def measure_costs(
         one = latents[:1].clone()
         decode_one = partial(decode_latents, vae, one)
         if one.device.type == "cpu":
-            held = count_peak_bytes(decode_one, vae, one)
+            with Costs() as costs:
+                decode_one()
+            held = costs.peak_bytes
         else:
             held = measure_peak_bytes(decode_one)
         figures[name] = {"decode_activations_mb": held / 2**20}

@@ -15,7 +15,7 @@ from torch import nn
 from hf_latent.data.device import fastest_device
 from hf_latent.data.images.config import ImagesConfig
 from hf_latent.data.images.open import ImageSplits, open_images
-from hf_latent.evaluation.costs import count_operations, product_rate
+from hf_latent.evaluation.costs import Costs, product_rate
 from hf_latent.evaluation.timing import alternate, seconds_per_call
 from hf_latent.experiments.benchmark.benchmark import (
     TrainingBenchmarkConfig,
@@ -25,15 +25,14 @@ from hf_latent.experiments.benchmark.benchmark import (
 from hf_latent.experiments.benchmark.shares import time_operations, time_parts
 from hf_latent.experiments.quickstart import IMAGES, RELEASED_AUTOENCODER
 from hf_latent.models.load import load_autoencoder
-from hf_latent.models.presets import create_scheduler, measure_compression
-from hf_latent.pipeline.add_noise import add_noise
+from hf_latent.models.presets import create_scheduler
 from hf_latent.training.autoencoder import train_autoencoder
 from hf_latent.training.autoencoder_config import AutoencoderConfig
+from hf_latent.training.bare import BareLoop, bare_autoencoder, bare_denoiser
 from hf_latent.training.denoiser import train_denoiser
 from hf_latent.training.denoiser_config import DenoiserConfig
-from hf_latent.training.losses import denoising_loss, kl_per_latent_value, reconstruction_loss
-from hf_latent.training.run.accelerator import TrainingConfig, create_optimizer, default_precision
-from hf_latent.training.start_autoencoder import TrainableAutoencoder, start_autoencoder
+from hf_latent.training.run.accelerator import TrainingConfig, default_precision
+from hf_latent.training.start_autoencoder import start_autoencoder
 from hf_latent.training.start_denoiser import start_denoiser
 
 TRAIN_IMAGES = 2000
@@ -63,74 +62,6 @@ class LoopBenchmarkConfig(TrainingBenchmarkConfig):
     train_batch_sizes: list[PositiveInt] | None = None
 
 
-class BareLoop:
-    """The least that trains a model.
-
-    Args:
-        model: to train, on the device.
-        loss: computes the loss of the model on tensors in memory.
-        config: the settings of the training.
-    """
-
-    def __init__(self, model: nn.Module, loss: Callable[[], torch.Tensor], config: TrainingConfig):
-        """Create the optimizer."""
-        self.model, self.loss, self.config = model, loss, config
-        betas = (0.9, config.adam_beta2)
-        self.optimizer = create_optimizer(model, 1e-4, config.adam_weight_decay, betas)
-        device = next(model.parameters()).device.type
-        bf16 = config.mixed_precision == "bf16"
-        self.precision = torch.autocast(device, torch.bfloat16, enabled=bf16)
-
-    def step(self) -> None:
-        """Train one step."""
-        with self.precision:
-            loss = self.loss()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-
-    def run(self, steps: int) -> None:
-        """Train some steps."""
-        for _ in range(steps):
-            self.step()
-
-
-def bare_autoencoder(
-    config: AutoencoderConfig, splits: ImageSplits, device: torch.device
-) -> BareLoop:
-    """Return the bare loop of an autoencoder's training."""
-    vae = start_autoencoder(config, splits.image_shape)
-    latent_shape = measure_compression(vae, splits.image_shape).latent_shape
-    model = TrainableAutoencoder(vae).to(device)
-    images = torch.rand(config.train_batch_size, *splits.image_shape, device=device) * 2 - 1
-    noise = torch.randn(config.train_batch_size, *latent_shape, device=device)
-
-    def loss() -> torch.Tensor:
-        reconstructions, mean, logvar, _ = model(images, noise)
-        fidelity = reconstruction_loss(reconstructions, images, config.reconstruction_loss)
-        return fidelity + config.kl_weight * kl_per_latent_value(mean, logvar)
-
-    return BareLoop(model, loss, config)
-
-
-def bare_denoiser(config: DenoiserConfig, splits: ImageSplits, device: torch.device) -> BareLoop:
-    """Return the bare loop of a denoiser's training."""
-    vae, num_classes = load_autoencoder(config.vae), len(splits.id2label or ())
-    unet = start_denoiser(config, vae, splits.image_shape, num_classes).to(device)
-    latent_shape = measure_compression(vae, splits.image_shape).latent_shape
-    latents, noise = torch.randn(2, config.train_batch_size, *latent_shape, device=device)
-    timesteps = 1000 * torch.rand(config.train_batch_size, device=device)
-    noised = add_noise(create_scheduler(config.objective), latents, noise, timesteps)
-    labels = torch.randint(num_classes, timesteps.shape, device=device)
-
-    def loss() -> torch.Tensor:
-        output = unet(noised.noisy_latents, noised.timesteps, class_labels=labels).sample
-        return denoising_loss(output, noised.target, noised.weights)
-
-    return BareLoop(unet, loss, config)
-
-
 @dataclass(frozen=True)
 class Training:
     """A training, its settings and its bare loop."""
@@ -143,8 +74,33 @@ class Training:
 
 TRAININGS = {
     "autoencoder": Training(AutoencoderConfig, AUTOENCODER, train_autoencoder, bare_autoencoder),
-    "denoiser": Training(DenoiserConfig, DENOISER, train_denoiser, bare_denoiser),
+    "denoiser": Training(
+        DenoiserConfig,
+        DENOISER,
+        train_denoiser,
+        partial(bare_denoiser, create_scheduler(DENOISER["objective"])),
+    ),
 }
+
+
+def bare_loop(name: str, config: Any, splits: ImageSplits, device: torch.device) -> BareLoop:
+    """Return a training's bare loop.
+
+    Args:
+        name: a key of `TRAININGS`.
+        config: the settings of the training.
+        splits: the images, of which only the shape and the classes matter.
+        device: that trains.
+    """
+    shape = splits.image_shape
+    if name == "autoencoder":
+        models: dict[str, nn.Module] = {"vae": start_autoencoder(config, shape)}
+    else:
+        vae, num_classes = load_autoencoder(config.vae), len(splits.id2label or ())
+        models = {"vae": vae, "unet": start_denoiser(config, vae, shape, num_classes)}
+    for model in models.values():
+        model.to(device)
+    return TRAININGS[name].bare(config, models, (config.train_batch_size, *shape), device)
 
 
 def measure_training(
@@ -171,7 +127,7 @@ def measure_training(
         images = config.steps * train_batch_size
 
         def bare() -> float:
-            loop = training.bare(settings, splits, device)
+            loop = bare_loop(name, settings, splits, device)
             return images / seconds_per_call(partial(loop.run, config.steps))
 
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -184,10 +140,11 @@ def measure_training(
             config.rounds,
         )
         parts = time_parts(lambda: training.train(settings, splits), training.train.__name__)
-    loop = training.bare(settings, splits, device)
+    loop = bare_loop(name, settings, splits, device)
     loop.step()
-    operations = count_operations(loop.step)
-    bare_rates = [x * operations / train_batch_size for x in rates["bare"]]
+    with Costs() as costs:
+        loop.step()
+    bare_rates = [x * costs.operations / train_batch_size for x in rates["bare"]]
     return {
         "training": name,
         "train_batch_size": train_batch_size,
@@ -196,7 +153,7 @@ def measure_training(
         "bare_images_per_second": rates["bare"],
         "ratios": (ratios := round_ratios(rates["trainer"], rates["bare"])),
         "ratio_median": median(ratios),
-        "step_operations": operations,
+        "step_operations": costs.operations,
         "product_operations_per_second": rates["product"],
         "product_ratio_median": median(round_ratios(bare_rates, rates["product"])),
         "trainer_step_shares": parts,

@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hf_latent.data.device import fastest_device
 from hf_latent.errors import UserError
-from hf_latent.evaluation.costs import count_operations, count_peak_bytes, measure_peak_bytes
+from hf_latent.evaluation.costs import Costs, measure_peak_bytes
 from hf_latent.evaluation.timing import time_alternately
 from hf_latent.experiments.benchmark.benchmark import (
     BenchmarkConfig,
@@ -117,11 +117,6 @@ class Side:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=False)  # so that gradients stay and do not count
 
-    @property
-    def held(self) -> tuple[Any, ...]:
-        """What exists before a step."""
-        return self.unet, self.optimizer, self.noisy, self.target, self.timesteps
-
 
 def benchmark_space(config: SpaceBenchmarkConfig) -> dict[str, Any]:
     """Measure every denoiser at every size; draw the plot; return figures for bench.json."""
@@ -194,8 +189,10 @@ def count_costs(name: str, shape: Shape, space: str, device: torch.device) -> di
         side.training_step()  # makes the gradients and the optimizer's state
         for kind in KINDS:
             call = getattr(side, kind)
-            costs[f"{space}_{kind}_operations"] = count_operations(call)
-            costs[f"{space}_{kind}_activations_mb"] = count_peak_bytes(call, *side.held) / 2**20
+            with Costs() as counted:
+                call()
+            costs[f"{space}_{kind}_operations"] = counted.operations
+            costs[f"{space}_{kind}_activations_mb"] = counted.peak_bytes / 2**20
     return {f"{space}_parameters": side.unet.num_parameters(), **costs}
 
 

@@ -32,7 +32,7 @@ UNSUPPORTED = (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.
 TRACKERS = ("tensorboard", "trackio", "wandb")
 # Settings of where a run is stored and logged. They do not affect the model.
 STORAGE_SETTINGS = {
-    *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "report_to"),
+    *("output_dir", "dry_run", "overwrite_output_dir", "resume_from_checkpoint", "report_to"),
     *("push_to_hub", "hub_model_id", "hub_private_repo"),
 }
 # Timeout of waiting for another process. The first process decodes images, downloads caches,
@@ -47,6 +47,8 @@ class TrainingConfig(ImagesConfig):
 
     Attributes:
         output_dir: The run's folder: config.yaml, logs, samples, and at the end the model.
+        dry_run: Open the data and the models, check the settings, print memory, time and steps of
+            the training, and end before its first step. Nothing is written.
         overwrite_output_dir: Accept a folder with files in it and replace them. The old model
             stays until the new one is complete.
         learning_rate: The highest learning rate, reached after the warm-up.
@@ -89,6 +91,7 @@ class TrainingConfig(ImagesConfig):
     """
 
     output_dir: str
+    dry_run: bool = False
     overwrite_output_dir: bool = False
     learning_rate: PositiveFloat = 1e-3
     lr_scheduler: LearningRateScheduler = "cosine"

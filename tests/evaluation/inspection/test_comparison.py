@@ -13,7 +13,7 @@ from hf_latent.data.images import ImagesConfig, open_images
 from hf_latent.data.images.pixels import to_uint8
 from hf_latent.errors import UserError
 from hf_latent.evaluation import inspect
-from hf_latent.evaluation.costs import count_peak_bytes
+from hf_latent.evaluation.costs import Costs
 from hf_latent.evaluation.inspection import comparison
 from hf_latent.evaluation.inspection.comparison import (
     distinct_names,
@@ -163,5 +163,7 @@ def test_memory_is_that_of_one_image_without_the_weights():
     found = measure_costs({"own": vae}, images)["own"]["decode_activations_mb"]
     with FakeTensorMode(), torch.no_grad():
         vae, latents = make_autoencoder(), torch.zeros(1, 4, 4, 4)
-        expected = count_peak_bytes(lambda: decode_latents(vae, latents), vae, latents)
+        with Costs() as costs:
+            decode_latents(vae, latents)
+        expected = costs.peak_bytes
     assert found == pytest.approx(expected / 2**20, rel=0.05)

@@ -10,6 +10,7 @@ from hf_latent.cli import main
 from hf_latent.data.images import sources
 from hf_latent.evaluation import costs
 from hf_latent.experiments.benchmark import loop, shares
+from hf_latent.training.bare import BareLoop
 from tests.small import few_images, small_trainings
 
 RECIPES = Path(__file__).parents[3] / "train_scripts" / "recipes" / "fashion_mnist-32"
@@ -56,9 +57,10 @@ def test_a_bare_step_clips_the_gradients_and_changes_the_weights():
     model = torch.nn.Linear(3, 1, bias=False)
     before = model.weight.detach().clone()
     config = loop.AutoencoderConfig(data="fashion_mnist", output_dir="run", adam_weight_decay=0)
-    bare = loop.BareLoop(model, lambda: model(100 * torch.ones(1, 3)).sum(), config)
+    bare = BareLoop([model], lambda: iter([model(100 * torch.ones(1, 3)).sum()]), config)
     gradients = []
-    bare.optimizer.register_step_pre_hook(lambda *_: gradients.append(model.weight.grad.clone()))
+    (optimizer,) = bare.optimizers
+    optimizer.register_step_pre_hook(lambda *_: gradients.append(model.weight.grad.clone()))
     bare.run(2)
     for gradient in gradients:
         torch.testing.assert_close(gradient.norm(), torch.tensor(1.0))

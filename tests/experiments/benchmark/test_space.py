@@ -7,7 +7,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hf_latent.cli import main
 from hf_latent.evaluation import timing
-from hf_latent.evaluation.costs import count_operations
+from hf_latent.evaluation.costs import Costs
 from hf_latent.experiments.benchmark import space
 from hf_latent.experiments.benchmark.space_plot import cost_lines
 from hf_latent.models.presets import create_autoencoder
@@ -93,10 +93,13 @@ def test_the_fast_decoder_costs_at_most_ten_steps_on_latents_at_256_pixels(name,
     cpu = torch.device("cpu")
     with FakeTensorMode(), torch.no_grad():
         vae = create_autoencoder("base-fast", 3, 256)
-        decoder = count_operations(lambda: vae.decode(torch.randn(1, 4, 32, 32)))
-        pixels, latents = (
-            count_operations(space.Side(name, shape, cpu).step)
-            for shape in ((1, 3, 256, 256), (1, 4, 32, 32))
-        )
+        with Costs() as decoding:
+            vae.decode(torch.randn(1, 4, 32, 32))
+        sides = [space.Side(name, x, cpu) for x in ((1, 3, 256, 256), (1, 4, 32, 32))]
+        with Costs() as of_pixels:
+            sides[0].step()
+        with Costs() as of_latents:
+            sides[1].step()
+    decoder, pixels, latents = (x.operations for x in (decoding, of_pixels, of_latents))
     assert decoder <= 10 * latents
     assert 20 * pixels >= 40 * (20 * latents + decoder)
