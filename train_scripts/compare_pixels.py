@@ -43,7 +43,10 @@ from hf_latent.training.latents.encode import encode_latents
 from train_pixels import PixelsConfig, train_pixels
 
 Part = Literal["latents", "pixels", "measure"]
-BATCH_SIZE, VALIDATION_IMAGES, SHOWN_CLASSES, SHOWN_COLUMNS = 100, 500, 10, 8
+# Few enough that activations of 64x64 pixels take less than 32 MB: glibc asks the kernel for larger
+# blocks anew each time, which costs a pixel denoiser half as much again on a CPU.
+BATCH_SIZE = 25
+VALIDATION_IMAGES, SHOWN_CLASSES, SHOWN_COLUMNS = 500, 10, 8
 # Quickstart's settings, made for short trainings, with the squared error: a higher PSNR.
 VAE: dict[str, Any] = AUTOENCODER | {"reconstruction_loss": "l2", "kl_weight": 3e-4}
 LAST = {"validation_steps": 10**9}  # validate only at the end
