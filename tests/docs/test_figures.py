@@ -231,11 +231,19 @@ def test_of_equal_minutes(path):
         " and ".join(f"{report[f'{way}_fd']:.1f}" for way in ways) + f" ({report['real_fd']:.1f})",
         " and ".join(f"{report[f'{way}_label_agreement']:.2f}" for way in ways)
         + f" ({report['judge_real_accuracy']:.2f})",
-        " and ".join(f"{1000 * report[f'{way}_cpu_seconds_per_image']:.0f}" for way in ways),
     )
     link = f"[{data}, {minutes}](../reports/pixels/{path.name})"
     assert f"| {link} | {' | '.join(cells)} |" in read("guides/performance.md")
     assert report["minutes"] == int(minutes)
+
+
+def test_of_the_minutes_of_the_autoencoder_of_photographs():
+    report = load(REPORTS / "pixels" / "photos-64-60.json")
+    assert (
+        f"it trained for {report['latents_autoencoder_minutes']:.0f} of the 60 minutes and saw "
+        f"{report['latents_autoencoder_images'] / 1000:.0f} thousand images"
+        in prose("guides/performance.md")
+    )
 
 
 def test_of_the_start():
