@@ -13,5 +13,6 @@ class SharedError(UserError):
 
 
 def cause_of(error: BaseException) -> str:
-    """Return an error's type and text, in one line of at most 200 characters, for a message."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    """Return an error's type and the first 200 characters of its text, in one line."""
+    text = " ".join(str(error).split())[:200]
+    return f"{type(error).__name__}: {text}"
