@@ -13,7 +13,7 @@ SCALES = (1.0, 0.75, 0.5, 0.25)
 
 @dataclass(frozen=True)
 class Transform:
-    """Quarter turns, then a smaller size: the transforms of EQ-VAE (Kouzelis et al. 2025, section 3).
+    """A smaller size and quarter turns, as in EQ-VAE (Kouzelis et al. 2025, section 3).
 
     Attributes:
         turns: quarter turns, counterclockwise, from 0 to 3.

@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from hf_latent.command import parse_config
+from hf_latent.data.images.config import ImagesConfig
 from hf_latent.data.images.open import ImageSplits, open_images
 from hf_latent.data.images.summary import DataSummary
 from hf_latent.errors import UserError
@@ -257,6 +258,8 @@ def test_accumulation_of_2_equals_one_batch_of_both(autoencoder_config, tmp_path
 
 class MadeUpImages(torch.utils.data.Dataset):
     """Random images of any shape, with `ImageDataset`'s interface."""
+
+    config = ImagesConfig()
 
     def __init__(self, count: int, shape: tuple[int, int, int]):
         self.image_shape = shape

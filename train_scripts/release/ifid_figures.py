@@ -85,9 +85,9 @@ def measure_pairs(sweep: Path) -> dict[str, Any]:
     settings = read_json(sweep / "plan.json")["settings"]
     plan, report = read_plan(sweep / "plan.json", settings), read_json(sweep / "report.json")
     splits = open_images(SweepConfig(**settings).images_config())
-    check_same_images(plan, splits, sweep)
     extractor = load_feature_extractor("efficientnet-lite0")
     extractor.see(splits.shown_channels)
+    check_same_images(plan, splits, extractor, sweep)
     batch_size, seed = InspectConfig.batch_size, InspectConfig.seed
     held_out = splits.validation.evenly_spaced(InspectConfig.max_images)
     bar = tqdm(disable=True)

@@ -62,7 +62,8 @@ def sweep(tmp_path, monkeypatch):
         }
         pairs.append({"name": f"f4-c{channels}", "latent_shape": [channels, 8, 8]} | figures)
     report = {"data": "fashion_mnist", "num_images": 500, "pairs": pairs}
-    identity = (splits.train.identity, splits.validation_fingerprint)
+    features = ShortVectors().preprocessing
+    identity = (splits.train.identity, splits.validation_fingerprint, features)
     write_json(folder / "plan.json", asdict(Plan(config.settings(), *identity, 1, 1, 1)))
     write_json(folder / "report.json", report)
     return folder
