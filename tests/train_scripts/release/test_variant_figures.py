@@ -14,7 +14,7 @@ def experiment(monkeypatch):
     changes = {"equivariance_weight": 0.5}
     variants = [Variant("without"), Variant("with", changes, {"train_batch_size": 8})]
     autoencoder = variant_figures.VAE | {"fold_samples": 20}
-    return Experiment({"resolution": 32, "resize_mode": "pad"}, variants, 0.02, 0.15, autoencoder)
+    return Experiment({"resolution": 32, "resize_mode": "pad"}, variants, 0.02, 0.06, autoencoder)
 
 
 def test_each_variant_trains_with_its_settings_and_is_measured(experiment, tmp_path):
