@@ -23,7 +23,7 @@ from hf_latent.evaluation.precision import TOO_SLOW, WORTH, bf16_speed, small_pr
 from hf_latent.evaluation.timing import seconds_per_call
 from hf_latent.experiments.benchmark.loop import TRAININGS, bare_loop
 from hf_latent.hub.remote import retry
-from hf_latent.training.bare import BareLoop
+from hf_latent.training.dry_run.bare import BareLoop
 from hf_latent.training.run.accelerator import default_precision
 from hf_latent.training.run.threads import usable_cores
 

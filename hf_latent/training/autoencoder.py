@@ -26,11 +26,11 @@ from hf_latent.output import write_json
 from hf_latent.pipeline.decode import IMAGE_VALUES, shown_channels
 from hf_latent.training.adversary import Adversary, check_image_size
 from hf_latent.training.autoencoder_config import AutoencoderConfig
-from hf_latent.training.bare import bare_autoencoder
-from hf_latent.training.dry_run import end_dry_run
+from hf_latent.training.dry_run.bare import bare_autoencoder
+from hf_latent.training.dry_run.estimate import end_dry_run
 from hf_latent.training.equivariance import choose_transform
 from hf_latent.training.latents.scale import estimate_seconds, measure_latent_scale
-from hf_latent.training.losses import kl_per_latent_value, perceptual_loss, reconstruction_loss
+from hf_latent.training.losses import autoencoder_losses
 from hf_latent.training.next_steps import after_autoencoder
 from hf_latent.training.push import prepare_push, push_model
 from hf_latent.training.reports import (
@@ -197,23 +197,16 @@ def train_autoencoder(
                 transform = None
                 if config.equivariance_weight:
                     transform = choose_transform(config.seed, step, micro_step)
-                reconstructions, mean, logvar, transformed = model(images, noise, transform)
-                kind = config.reconstruction_loss
-                fidelity = reconstruction_loss(reconstructions, images, kind, is_measured)
-                if network is not None and config.perceptual_weight:
-                    distance = perceptual_loss(network, reconstructions, images)
-                    fidelity = fidelity + config.perceptual_weight * distance
-                loss = fidelity + config.kl_weight * kl_per_latent_value(mean, logvar)
-                if transform is not None:
-                    target = transform(images, images.shape[-1] // mean.shape[-1])
-                    error = reconstruction_loss(transformed, target, kind, is_measured)
-                    loss = loss + config.equivariance_weight * error
+                output = model(images, noise, transform)
+                fidelity, loss = autoencoder_losses(
+                    config, output, images, transform, network, is_measured
+                )
                 clock.log_loss(loss)
                 losses.append(loss.detach())
-                adversarial = adversary.adversarial_loss(reconstructions, fidelity, step)
+                adversarial = adversary.adversarial_loss(output.images, fidelity, step)
                 accelerator.backward(loss + adversarial)
                 if adversary.is_active(step):
-                    discriminator_loss = adversary.discriminator_loss(images, reconstructions)
+                    discriminator_loss = adversary.discriminator_loss(images, output.images)
                     accelerator.backward(discriminator_loss)
                     losses.append(discriminator_loss.detach())
         norms = state.clip_gradients(trained, config.max_grad_norm, accelerator)

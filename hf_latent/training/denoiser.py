@@ -24,9 +24,9 @@ from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.pipeline.add_noise import NoisedLatents, add_noise
 from hf_latent.pipeline.conditions import Conditions, drop_conditions, null_conditions
 from hf_latent.training.averages.snapshots import EmaSnapshots
-from hf_latent.training.bare import bare_denoiser
 from hf_latent.training.denoiser_config import DenoiserConfig
-from hf_latent.training.dry_run import end_dry_run
+from hf_latent.training.dry_run.bare import bare_denoiser
+from hf_latent.training.dry_run.estimate import end_dry_run
 from hf_latent.training.latents.sources import open_latent_source
 from hf_latent.training.losses import choose_timesteps, denoising_loss, normal_to_uniform
 from hf_latent.training.next_steps import after_denoiser

@@ -7,11 +7,51 @@ from typing import Literal
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
+from hf_latent.evaluation.features.networks import FeatureNetwork
 from hf_latent.evaluation.measures.reconstruction import BACKGROUNDS
 from hf_latent.evaluation.pictures import composite
 from hf_latent.pipeline.add_noise import is_flow
+from hf_latent.training.autoencoder_config import AutoencoderConfig
+from hf_latent.training.equivariance import Transform
+from hf_latent.training.start_autoencoder import Reconstruction
 
 TimestepSampling = Literal["logit_normal", "uniform"]
+
+
+def autoencoder_losses(
+    config: AutoencoderConfig,
+    output: Reconstruction,
+    images: torch.Tensor,
+    transform: Transform | None,
+    network: FeatureNetwork | None,
+    is_measured: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the losses of an autoencoder, without the adversarial one.
+
+    Args:
+        config: has the weights.
+        output: of the forward pass.
+        images: `(B, C, H, W)` float in [-1, 1].
+        transform: that of the forward pass.
+        network: measures the perceptual distance; None only if its weight is 0.
+        is_measured: as of `as_seen`.
+
+    Returns:
+        Two scalars. The fidelity: the error of the reconstructions and the weighted perceptual
+        distance. The loss: the fidelity, the weighted KL, and with a transform the weighted error
+        of the images that were decoded from transformed latents.
+    """
+    kind = config.reconstruction_loss
+    fidelity = reconstruction_loss(output.images, images, kind, is_measured)
+    if network is not None and config.perceptual_weight:
+        distance = perceptual_loss(network, output.images, images)
+        fidelity = fidelity + config.perceptual_weight * distance
+    loss = fidelity + config.kl_weight * kl_per_latent_value(output.mean, output.logvar)
+    if transform is not None and output.transformed is not None:
+        target = transform(images, images.shape[-1] // output.mean.shape[-1])
+        error = reconstruction_loss(output.transformed, target, kind, is_measured)
+        loss = loss + config.equivariance_weight * error
+    return fidelity, loss
 
 
 def reconstruction_loss(

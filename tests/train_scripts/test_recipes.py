@@ -13,12 +13,12 @@ from hf_latent.data.images import sources
 from hf_latent.evaluation import costs
 from hf_latent.models.load import released_models
 from hf_latent.models.presets import create_autoencoder
-from hf_latent.training import dry_run
 from hf_latent.training.autoencoder import train_autoencoder
 from hf_latent.training.autoencoder_config import AutoencoderConfig
 from hf_latent.training.denoiser import train_denoiser
 from hf_latent.training.denoiser_config import DenoiserConfig
-from hf_latent.training.dry_run import DryRunEnd
+from hf_latent.training.dry_run import estimate
+from hf_latent.training.dry_run.estimate import DryRunEnd
 from hf_latent.training.run.accelerator import TrainingConfig
 from hf_latent.training.start_autoencoder import start_autoencoder
 from make_micrographs import MicrographsConfig, make_micrographs
@@ -47,7 +47,7 @@ def quick(monkeypatch):
     """Leave weights as they are in memory, and measure only the steps of small images."""
     for name in ("kaiming_uniform_", "uniform_", "normal_", "xavier_uniform_"):
         monkeypatch.setattr(torch.nn.init, name, lambda tensor, *_, **__: tensor)
-    monkeypatch.setattr(dry_run, "SECONDS", 1e-9)
+    monkeypatch.setattr(estimate, "SECONDS", 1e-9)
     monkeypatch.setitem(costs.PRODUCT_SIZES, "cpu", 64)
     for name in ("fashion_mnist", "fashion_mnist_full"):
         monkeypatch.setitem(sources.BUILT_IN, name, few_images)
@@ -94,7 +94,7 @@ def test_a_recipe_is_dry_run(recipe, tmp_path, monkeypatch, capsys):
     settings = yaml.safe_load((SCRIPTS / "recipes" / recipe).read_text())
     size = settings["resolution"]
     if size > 64:  # counted, not computed
-        monkeypatch.setattr(dry_run, "measure_free_mb", lambda device: 0.0)
+        monkeypatch.setattr(estimate, "measure_free_mb", lambda device: 0.0)
     data = {"data": write_data(tmp_path / "data", recipe, size), "dataloader_num_workers": 0}
     places = {"output_dir": str(tmp_path / "run"), "dry_run": True}
     config: type[TrainingConfig] = AutoencoderConfig

@@ -2,9 +2,12 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
+from hf_latent.data.images.open import open_images
 from hf_latent.training.autoencoder import AutoencoderConfig
 from hf_latent.training.denoiser_config import DenoiserConfig
+from hf_latent.training.run.batches import GlobalBatchSampler, ProcessRows, ShardedDraws
 from tests import small
 
 SHORT = {
@@ -36,6 +39,16 @@ def short_denoiser(folder: Path, **changes) -> DenoiserConfig:
         "vae": str(folder / "autoencoder" / "model"),
     }
     return DenoiserConfig(**{**places, **SHORT, **changes})
+
+
+def first_batch(config: AutoencoderConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images and noise of the first step of a training of `short_autoencoder`."""
+    rows = ProcessRows(config.train_batch_size)
+    keys = GlobalBatchSampler(config.max_train_samples, rows, config.seed).keys(0)
+    train = open_images(config).train
+    images = torch.stack([train[key]["images"] for key in keys])
+    draws = ShardedDraws(config.seed, "posterior", rows, torch.device("cpu"))
+    return images, draws.normal((0, 0), 4, 8, 8)
 
 
 @pytest.fixture

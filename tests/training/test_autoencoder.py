@@ -24,9 +24,10 @@ from hf_latent.training import autoencoder
 from hf_latent.training.autoencoder import train_autoencoder
 from hf_latent.training.autoencoder_config import AutoencoderConfig
 from hf_latent.training.losses import kl_per_latent_value, perceptual_loss, reconstruction_loss
-from hf_latent.training.run.batches import GlobalBatchSampler, ProcessRows, ShardedDraws
+from hf_latent.training.run.batches import ProcessRows, ShardedDraws
 from hf_latent.training.start_autoencoder import TrainableAutoencoder, start_autoencoder
 from tests.conftest import make_autoencoder
+from tests.training.conftest import first_batch
 
 WITH_DISCRIMINATOR = {
     "discriminator_weight": 0.5,
@@ -142,11 +143,7 @@ def test_the_perceptual_weight_changes_the_trained_encoder(autoencoder_config, t
     summary = train_autoencoder(config)
     # Adam's first moment after one step is a tenth of the gradient.
     vae = start_autoencoder(config, (1, 32, 32))
-    keys = GlobalBatchSampler(40, ProcessRows(8), 0).keys(0)
-    train = open_images(config).train
-    images = torch.stack([train[key]["images"] for key in keys])
-    draws = ShardedDraws(0, "posterior", ProcessRows(8), torch.device("cpu"))
-    noise = draws.normal((0, 0), 4, 8, 8)
+    images, noise = first_batch(config)
     reconstructions, mean, logvar, _ = TrainableAutoencoder(vae)(images, noise)
     loss = (reconstructions - images).square().mean() + 0.1 * kl_per_latent_value(mean, logvar)
     distance = perceptual_loss(load_feature_network(NETWORK), reconstructions, images)

@@ -5,12 +5,11 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.nn.functional import interpolate, l1_loss
 
-from hf_latent.data.images.open import open_images
 from hf_latent.training.autoencoder import train_autoencoder
 from hf_latent.training.equivariance import Transform, choose_transform
-from hf_latent.training.run.batches import GlobalBatchSampler, ProcessRows, ShardedDraws
 from hf_latent.training.start_autoencoder import TrainableAutoencoder, start_autoencoder
 from tests.conftest import make_autoencoder
+from tests.training.conftest import first_batch
 
 
 def test_a_transform_turns_and_resizes_as_pillow_does():
@@ -58,12 +57,7 @@ def test_the_training_adds_the_weighted_error(autoencoder_config, tmp_path):
     )
     summary = train_autoencoder(config)
     vae = start_autoencoder(config, (1, 32, 32))
-    keys = GlobalBatchSampler(40, ProcessRows(8), 0).keys(0)
-    train = open_images(config).train
-    images = torch.stack([train[key]["images"] for key in keys])
-    noise = ShardedDraws(0, "posterior", ProcessRows(8), torch.device("cpu")).normal(
-        (0, 0), 4, 8, 8
-    )
+    images, noise = first_batch(config)
     transform = choose_transform(0, 0, 0)
     posterior = vae.encode(images).latent_dist
     latents = posterior.mean + posterior.std * noise

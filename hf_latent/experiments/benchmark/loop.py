@@ -28,9 +28,9 @@ from hf_latent.models.load import load_autoencoder
 from hf_latent.models.presets import create_scheduler
 from hf_latent.training.autoencoder import train_autoencoder
 from hf_latent.training.autoencoder_config import AutoencoderConfig
-from hf_latent.training.bare import BareLoop, bare_autoencoder, bare_denoiser
 from hf_latent.training.denoiser import train_denoiser
 from hf_latent.training.denoiser_config import DenoiserConfig
+from hf_latent.training.dry_run.bare import BareLoop, bare_autoencoder, bare_denoiser
 from hf_latent.training.run.accelerator import TrainingConfig, default_precision
 from hf_latent.training.start_autoencoder import start_autoencoder
 from hf_latent.training.start_denoiser import start_denoiser
@@ -89,7 +89,7 @@ def bare_loop(name: str, config: Any, splits: ImageSplits, device: torch.device)
     Args:
         name: a key of `TRAININGS`.
         config: the settings of the training.
-        splits: the images, of which only the shape and the classes matter.
+        splits: the images. Only their shape and their classes are used.
         device: that trains.
     """
     shape = splits.image_shape

@@ -10,7 +10,7 @@ from hf_latent.cli import main
 from hf_latent.data.images import sources
 from hf_latent.evaluation import costs
 from hf_latent.experiments.benchmark import loop, shares
-from hf_latent.training.bare import BareLoop
+from hf_latent.training.dry_run.bare import BareLoop
 from tests.small import few_images, small_trainings
 
 RECIPES = Path(__file__).parents[3] / "train_scripts" / "recipes" / "fashion_mnist-32"

@@ -22,7 +22,7 @@ from hf_latent.evaluation.costs import (
 from hf_latent.evaluation.machine import device_name
 from hf_latent.evaluation.timing import seconds_per_call
 from hf_latent.models.presets import Compression
-from hf_latent.training.bare import BareLoop, Models, Shape
+from hf_latent.training.dry_run.bare import BareLoop, Models, Shape
 from hf_latent.training.run.accelerator import TrainingConfig
 from hf_latent.training.run.checkpoints import TrainingState
 

@@ -17,13 +17,7 @@ from hf_latent.training.adversary import Adversary
 from hf_latent.training.autoencoder_config import AutoencoderConfig
 from hf_latent.training.denoiser_config import DenoiserConfig
 from hf_latent.training.equivariance import Transform
-from hf_latent.training.losses import (
-    choose_timesteps,
-    denoising_loss,
-    kl_per_latent_value,
-    perceptual_loss,
-    reconstruction_loss,
-)
+from hf_latent.training.losses import autoencoder_losses, choose_timesteps, denoising_loss
 from hf_latent.training.run.accelerator import TrainingConfig, create_optimizer
 from hf_latent.training.run.checkpoints import TrainingState
 from hf_latent.training.start_autoencoder import TrainableAutoencoder
@@ -100,7 +94,8 @@ def bare_autoencoder(
         device: that trains.
     """
     vae: Any = models["vae"]
-    model, network = TrainableAutoencoder(vae), models.get("network")
+    network: Any = models.get("network")
+    model = TrainableAutoencoder(vae)
     is_measured, (channels, height, width) = shown_channels(vae) is not None, shape[1:]
     latent_shape = measure_compression(vae, (channels, height, width)).latent_shape
     images = torch.rand(shape, device=device) * 2 - 1
@@ -114,20 +109,11 @@ def bare_autoencoder(
     transform = Transform(turns=1, scale=1.0) if config.equivariance_weight else None
 
     def losses() -> Iterator[torch.Tensor]:
-        reconstructions, mean, logvar, transformed = model(images, noise, transform)
-        kind = config.reconstruction_loss
-        fidelity = reconstruction_loss(reconstructions, images, kind, is_measured)
-        if network is not None and config.perceptual_weight:
-            distance = perceptual_loss(network, reconstructions, images)
-            fidelity = fidelity + config.perceptual_weight * distance
-        loss = fidelity + config.kl_weight * kl_per_latent_value(mean, logvar)
-        if transform is not None:
-            target = transform(images, height // mean.shape[-2])
-            error = reconstruction_loss(transformed, target, kind, is_measured)
-            loss = loss + config.equivariance_weight * error
-        yield loss + adversary.adversarial_loss(reconstructions, fidelity, step)
+        output = model(images, noise, transform)
+        fidelity, loss = autoencoder_losses(config, output, images, transform, network, is_measured)
+        yield loss + adversary.adversarial_loss(output.images, fidelity, step)
         if adversary.is_active(step):
-            yield adversary.discriminator_loss(images, reconstructions)
+            yield adversary.discriminator_loss(images, output.images)
 
     return BareLoop([vae, *state.models.values()], losses, config)
 

@@ -9,10 +9,17 @@ import torch
 from hf_latent.cli import main
 from hf_latent.evaluation import costs
 from hf_latent.evaluation.costs import Costs
-from hf_latent.training import autoencoder, dry_run
+from hf_latent.training import autoencoder
 from hf_latent.training.autoencoder import train_autoencoder
 from hf_latent.training.denoiser import train_denoiser
-from hf_latent.training.dry_run import MB, DryRunEnd, choose_shape, describe, length_figures
+from hf_latent.training.dry_run import estimate
+from hf_latent.training.dry_run.estimate import (
+    MB,
+    DryRunEnd,
+    choose_shape,
+    describe,
+    length_figures,
+)
 from hf_latent.training.equivariance import Transform
 
 ADVERSARIAL = {
@@ -40,7 +47,7 @@ TRAININGS = {
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(dry_run, "SECONDS", 1e-9)
+    monkeypatch.setattr(estimate, "SECONDS", 1e-9)
     monkeypatch.setitem(costs.PRODUCT_SIZES, "cpu", 64)
     # The dearest transform in every step.
     monkeypatch.setattr(autoencoder, "choose_transform", lambda *place: Transform(1, 1.0))
@@ -100,7 +107,7 @@ def test_it_makes_the_checks_of_a_training(tmp_path, autoencoder_config, denoise
 
 
 def test_without_memory_for_one_image_the_time_stays_unknown(autoencoder_config, monkeypatch):
-    monkeypatch.setattr(dry_run, "measure_free_mb", lambda device: 0.0)
+    monkeypatch.setattr(estimate, "measure_free_mb", lambda device: 0.0)
     figures = run_dry(train_autoencoder, autoencoder_config(max_train_minutes=5))
     assert not {"step_seconds", "steps", "hours"} & figures.keys()
     text = "\n".join(describe(figures))
@@ -121,9 +128,9 @@ def test_a_step_is_that_of_all_parts_scaled_from_the_measured_batch(
         calls.append(call)
         return {"gradients": 2.0, "update": 0.5}.get(call, 0.0)
 
-    monkeypatch.setattr(dry_run, "seconds_per_call", seconds)
+    monkeypatch.setattr(estimate, "seconds_per_call", seconds)
     monkeypatch.setattr(Loop, "step", lambda self: calls.append("step"))
-    found = dry_run.measure_step(config, Loop(), (8, 3, 64, 64), (2, 3, 32, 32), None)
+    found = estimate.measure_step(config, Loop(), (8, 3, 64, 64), (2, 3, 32, 32), None)
     assert found == 3 * 2.0 * 16 + 0.5
     assert calls == ["step", "gradients", "update"]
 
@@ -162,7 +169,7 @@ def test_the_length_of_a_run(autoencoder_config):
 
 def test_several_processes_keep_gradients_twice(autoencoder_config):
     model = torch.nn.Linear(512, 512, bias=False)
-    state = dry_run.TrainingState({"vae": model}, {}, {"vae": {}}, {})
-    one, two = (dry_run.memory_figures(state, state.models, 3 * MB, n) for n in (1, 2))
+    state = estimate.TrainingState({"vae": model}, {}, {"vae": {}}, {})
+    one, two = (estimate.memory_figures(state, state.models, 3 * MB, n) for n in (1, 2))
     assert one["gradients_mb"] == 1 and one["activations_mb"] == 2
     assert two == one | {"gradients_mb": 2, "memory_mb": one["memory_mb"] + 1}
