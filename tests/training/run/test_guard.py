@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 
 from hf_latent.errors import UserError
-from hf_latent.training import autoencoder, denoiser
+from hf_latent.training import denoiser, losses
 from hf_latent.training.autoencoder import train_autoencoder
 from hf_latent.training.denoiser import train_denoiser
 from hf_latent.training.run.accelerator import create_optimizer
@@ -227,7 +227,7 @@ def test_an_autoencoder_survives_a_step_that_is_not_finite(
     autoencoder_config, tmp_path, monkeypatch, capsys, value
 ):
     # Calls 4 and 5 are the micro-steps of the third step.
-    spoil(monkeypatch, autoencoder, "reconstruction_loss", {5}, value)
+    spoil(monkeypatch, losses, "reconstruction_loss", {5}, value)
     config = autoencoder_config(
         gradient_accumulation_steps=2,
         checkpointing_steps=1,
@@ -285,7 +285,7 @@ def test_a_bad_last_step_is_noticed_before_the_model_is_saved(
 def test_a_training_whose_loss_stays_not_finite_ends_with_one_line(
     autoencoder_config, tmp_path, monkeypatch
 ):
-    spoil(monkeypatch, autoencoder, "reconstruction_loss", set(range(1, 10)), torch.nan)
+    spoil(monkeypatch, losses, "reconstruction_loss", set(range(1, 10)), torch.nan)
     with pytest.raises(UserError, match="5 steps in a row up to step 6"):
         train_autoencoder(autoencoder_config(max_train_steps=10, validation_steps=100))
     assert len(list((tmp_path / "autoencoder" / "bad_batches").iterdir())) == 5
