@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,26 +19,31 @@ from tests.hub.loopback_hub import LoopbackHub
 BIN = Path(sys.executable).parent
 TRAINING = "--max_train_steps 2 --train_batch_size 4 --max_validation_samples 4 --preset tiny"
 # Commands with a time limit go by a clock that every look at it moves on, on any machine alike.
-# They and denoisers' trainings have narrower models and draw smaller pictures.
+# They have narrower models, fewer built-in images, shorter vectors, and draw smaller pictures.
 TICKING = f"""
 import itertools, runpy, sys, time
 sys.path.append({str(ROOT)!r})
-from tests.small import small_trainings
+from hf_latent.data.images import sources
+from hf_latent.evaluation.features import extractors
+from tests.evaluation.features.short_vectors import ShortVectors
+from tests.small import few_images, small_trainings
 looks, seconds = itertools.count(), float(sys.argv[1])
 time.perf_counter = lambda: next(looks) * seconds
 sys.argv = sys.argv[2:]
-with small_trainings():
+extractors.load_feature_extractor = lambda name: ShortVectors()
+with small_trainings() as patch:
+    patch.setitem(sources.BUILT_IN, "fashion_mnist", few_images)
     runpy.run_path(sys.argv[0], run_name="__main__")
 """
-SECONDS_A_LOOK = {"quickstart": "1", "sweep": "0.2", "train_unet.py": "0.01"}
+SECONDS_A_LOOK = {"quickstart": "2", "sweep": "0.2", "evaluate": "1", "inspect": "1"}
+SECONDS_A_LOOK |= {"train_vae.py": "1", "train_unet.py": "0.01"}
 SHORT = {
-    "quickstart": "--max_minutes 2 --max_train_samples 300 --evaluation_images 20 "
-    "--num_inference_steps 2",
+    "quickstart": "--max_minutes 2 --evaluation_images 20 --num_inference_steps 2",
     "generate": "--num_inference_steps 2",
     "inspect": "--max_images 4",
     "evaluate": "--num_images 10 --num_inference_steps 1 --cache_dir vectors "
     "--max_train_samples 20",
-    "sweep": "--max_minutes 3 --factors 4 --latent_channels 4 --resolution 32 "
+    "sweep": "--max_minutes 2.75 --factors 4 --latent_channels 4 --resolution 32 "
     "--num_images 10 --num_inference_steps 1",
     "encode_latents.py": "",
     "synthesize_ema.py": "",
@@ -106,20 +112,34 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def hub(folder) -> Iterator[LoopbackHub]:
+    """A Hub on this machine, and a server that has imported the libraries for its programs."""
+    with LoopbackHub() as hub:
+        hub.add_token("hf_reader", "user")
+        forked.warm(ENVIRONMENT | hub_environment(hub, folder))
+        yield hub
+
+
+def hub_environment(hub: LoopbackHub, folder: Path) -> dict[str, str]:
+    return {**hub.environment(folder, "hf_reader"), "HF_HUB_OFFLINE": "0"}
+
+
+# With one thread: two of one program wait for each other, and for the tests beside them.
+ENVIRONMENT = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+
+
 def run(arguments: list[str], folder: Path, **variables: str) -> str:
-    # With one thread: two of one program wait for each other, and for the tests beside them.
-    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"} | variables
+    environment = ENVIRONMENT | variables
     process = forked.run(arguments, cwd=folder, env=environment)
     assert process.returncode == 0, f"{arguments}\n{process.stderr[-2000:]}"
     return process.stdout
 
 
-def push_to_loopback_hub(arguments: list[str], folder: Path) -> None:
-    with LoopbackHub() as hub:
-        hub.add_token("hf_reader", "user")
-        run(arguments, folder, **hub.environment(folder, "hf_reader"), HF_HUB_OFFLINE="0")
-        kind = "models" if "--model" in arguments else "datasets"
-        files = hub.repos[kind, "user/name"].files("main")
+def push_to_loopback_hub(arguments: list[str], folder: Path, hub: LoopbackHub) -> None:
+    run(arguments, folder, **hub_environment(hub, folder))
+    kind = "models" if "--model" in arguments else "datasets"
+    files = hub.repos[kind, "user/name"].files("main")
     whole = {
         "datasets": {"README.md", "manifest.json", "train-000000.safetensors"},
         "models": {"README.md", "model_index.json", "pipeline.py", "unet/config.json"},
@@ -132,7 +152,8 @@ def run_python(block: Block, folder: Path) -> None:
     text = block.text
     for long, short in SHORT_PYTHON.items():
         text = text.replace(long, short)
-    output = run([sys.executable, "-c", text], folder).strip()
+    (folder / "block.py").write_text(text)
+    output = run([sys.executable, "-c", TICKING, "1", "block.py"], folder).strip()
     last = text.strip().splitlines()[-1]
     if last.startswith("# "):
         assert output.splitlines()[-1] == last.removeprefix("# ")
@@ -140,12 +161,12 @@ def run_python(block: Block, folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipes", [False, True], ids=["pages", "recipes"])
-def test_every_command_and_block_runs_in_order(folder, recipes):
+def test_every_command_and_block_runs_in_order(folder, hub, recipes):
     for block in blocks_to_run(recipes):
         if block.language == "python":
             run_python(block, folder)
         elif " push " in block.text:
-            push_to_loopback_hub(shorten(block.text), folder)
+            push_to_loopback_hub(shorten(block.text), folder, hub)
         else:
             run(shorten(block.text), folder)
 

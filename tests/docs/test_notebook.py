@@ -15,6 +15,13 @@ SHORT = {
     "steps = 1500": "steps = 2",
     '"validation_steps": 500,': '"max_train_samples": 40, "max_validation_samples": 8,',
 }
+# Few images, and models and pictures that are small.
+SMALL = """
+from hf_latent.data.images import sources
+from tests.small import few_images, small_trainings
+small = small_trainings()
+small.__enter__().setitem(sources.BUILT_IN, "fashion_mnist", few_images)
+"""
 
 
 @pytest.mark.slow
@@ -28,6 +35,7 @@ def test_it_runs_and_shows_images(tmp_path, monkeypatch):
         for long, short in SHORT.items():
             cell.source = cell.source.replace(long, short)
     assert all(long.replace('"', '\\"') in text for long in SHORT)
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(SMALL))
     resources = {"metadata": {"path": str(tmp_path)}}
     NotebookClient(notebook, timeout=300, resources=resources).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]

@@ -10,6 +10,7 @@ import compare_pixels
 from compare_pixels import ComparePixelsConfig, load_pixels
 from hf_latent.data.images import sources
 from hf_latent.errors import UserError
+from tests.evaluation.features.short_vectors import ShortVectors
 from tests.small import few_images, small_trainings
 from train_pixels import PixelsConfig, train_pixels
 
@@ -64,6 +65,7 @@ def test_both_are_trained_for_equal_minutes_and_measured(tmp_path, monkeypatch):
     with small_trainings() as patch:
         patch.setitem(sources.BUILT_IN, "fashion_mnist", few_images)
         patch.setitem(compare_pixels.VAE, "fold_samples", 20)
+        patch.setattr(compare_pixels, "load_feature_extractor", lambda name: ShortVectors())
         patch.setattr(compare_pixels, "SHOWN_CLASSES", 2)
         patch.setattr(compare_pixels, "SHOWN_COLUMNS", 1)
         patch.setattr(compare_pixels, "shown_name", "the name of {}".format)

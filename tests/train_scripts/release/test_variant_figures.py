@@ -3,12 +3,14 @@ import pytest
 import variant_figures
 from hf_latent.data.images.sources import BUILT_IN
 from hf_latent.output import read_json
+from tests.evaluation.features.short_vectors import ShortVectors
 from tests.small import few_images, small_trainings
 from variant_figures import Experiment, Variant, run_experiment
 
 
 @pytest.fixture
 def experiment(monkeypatch):
+    monkeypatch.setattr(variant_figures, "load_feature_extractor", lambda name: ShortVectors())
     monkeypatch.setattr(variant_figures, "NUM_IMAGES", 20)
     monkeypatch.setattr(variant_figures, "NUM_INFERENCE_STEPS", 1)
     changes = {"equivariance_weight": 0.5}
