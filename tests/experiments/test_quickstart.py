@@ -3,9 +3,11 @@ import time
 from contextlib import contextmanager
 
 import pytest
+from datasets import DatasetDict
 from PIL import Image
 
 from hf_latent.cli import main
+from hf_latent.data.images import sources
 from hf_latent.evaluation.pictures import GAP, LABEL_WIDTH
 from hf_latent.experiments import quickstart
 from hf_latent.experiments.quickstart import QuickstartConfig, run_quickstart
@@ -15,7 +17,7 @@ from hf_latent.models.frozen import hash_weights
 from hf_latent.models.load import load_autoencoder
 from hf_latent.pipeline import LatentDiffusionPipeline
 from tests.conftest import ticking_clock
-from tests.small import HELD_OUT, small_trainings
+from tests.small import HELD_OUT, few_held_out, small_trainings
 
 MAX_MINUTES = 2
 TICK_SECONDS = 1.2
@@ -25,7 +27,12 @@ CPU_SECONDS: dict[str, float] = {}
 
 @pytest.fixture(autouse=True, scope="module")
 def small():
-    with small_trainings():
+    """Narrow models, and no more built-in images than a test trains on: each one is checked."""
+    whole = few_held_out()
+    images = DatasetDict(whole, train=whole["train"].select(range(600)))
+    with small_trainings() as patch:
+        patch.setitem(sources.BUILT_IN, "fashion_mnist", lambda: images)
+        patch.setitem(quickstart.AUTOENCODER, "fold_samples", 100)
         yield
 
 

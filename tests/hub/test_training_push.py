@@ -17,10 +17,15 @@ from hf_latent.training.push import prepare_push
 from tests.hub.conftest import TOKEN, model_files
 
 IMPORTS = """
-from tests.small import small_trainings
+from tests.small import few_images, small_trainings
+from hf_latent.data.images.sources import BUILT_IN
 from hf_latent.command import run_command
 from hf_latent.training.autoencoder import AutoencoderConfig, train_autoencoder
 from hf_latent.training.denoiser import DenoiserConfig, train_denoiser
+"""
+SMALL = """
+with small_trainings() as patch:
+    patch.setitem(BUILT_IN, "fashion_mnist", few_images)
 """
 SHORT = shlex.split(
     "--data fashion_mnist --resolution 32 --resize_mode pad --max_train_samples 20 "
@@ -40,7 +45,7 @@ def train(process, tmp_path):
             words += ["--vae", "fashion-mnist-f4"]
         config = f"{what.capitalize()}Config"
         training = f"run_command({config}, train_{what}, {words!r})"
-        outcome = process.run(f"{before}{IMPORTS}with small_trainings():\n    {training}", token)
+        outcome = process.run(f"{before}{IMPORTS}{SMALL}    {training}", token)
         assert TOKEN not in outcome.out + outcome.err
         return outcome
 
