@@ -1,5 +1,6 @@
 """Every user error is one line with exit status 2, and leaves no files: over all commands."""
 
+import inspect
 import json
 import shutil
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from hf_latent.cli import COMMANDS, main
 from hf_latent.command import run_command
+from hf_latent.data.images import sources
 from hf_latent.models.presets import create_scheduler
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.training.autoencoder import AutoencoderConfig, train_autoencoder
@@ -277,11 +279,16 @@ def wrong_values(kind: Any) -> list[str]:
 
 
 def wrong_settings() -> Iterator[tuple[str, str, str]]:
+    """Try each setting with the first command that has it: commands inherit settings of a class."""
+    tried = set()
     for command, entry in COMMANDS.items():
         config = getattr(import_module(entry.module), entry.config)
         for name, kind in get_type_hints(config).items():
+            (owner, *_) = (x for x in config.__mro__ if name in inspect.get_annotations(x))
             for value in wrong_values(kind):
-                yield command, f"--{name} {value}", f"--{name}"
+                if (owner, name, value) not in tried:
+                    yield command, f"--{name} {value}", f"--{name}"
+                tried.add((owner, name, value))
 
 
 # A command, flags, and what the message must say. Later flags win over those of GOOD.
@@ -369,6 +376,7 @@ def test_the_table_covers_all_commands_with_300_inputs():
 @pytest.fixture(autouse=True, scope="module")
 def small_trainings():
     with small.small_trainings() as patch:
+        patch.setitem(sources.BUILT_IN, "fashion_mnist", small.few_images)
         # quickstart checks its time limit after it trained a classifier: use an untrained one.
         patch.setattr(
             "hf_latent.experiments.quickstart.train_classifier",
