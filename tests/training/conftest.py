@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from hf_latent.data.images import sources
 from hf_latent.data.images.open import open_images
 from hf_latent.training.autoencoder import AutoencoderConfig
 from hf_latent.training.denoiser_config import DenoiserConfig
@@ -23,7 +24,8 @@ SHORT = {
 
 @pytest.fixture(autouse=True, scope="module")
 def small_trainings():
-    with small.small_trainings():
+    with small.small_trainings() as patch:
+        patch.setitem(sources.BUILT_IN, "fashion_mnist", small.few_images)  # each is checked
         yield
 
 
