@@ -8,9 +8,9 @@ import pytest
 
 from hf_latent.command import run_command
 from hf_latent.data.images import sources
-from hf_latent.evaluation import costs
 from hf_latent.evaluation.config import EvaluateConfig
 from hf_latent.evaluation.inspect import InspectConfig, inspect_autoencoders
+from hf_latent.experiments import quickstart
 from hf_latent.experiments.benchmark import loop
 from hf_latent.experiments.evaluate_model import evaluate_model
 from hf_latent.experiments.generate import GenerateConfig, generate
@@ -41,8 +41,8 @@ def small():
         patch.setattr(
             "hf_latent.evaluation.evaluate.load_feature_extractor", lambda name: ShortVectors()
         )
-        patch.setitem(costs.PRODUCT_SIZES, "cpu", 64)
-        patch.delitem(loop.TRAININGS, "denoiser")  # one is enough
+        patch.setattr(loop, "benchmark_loop", lambda config: {"rounds": config.rounds})
+        patch.setattr(quickstart, "SAMPLES_PER_CLASS", 1)
         yield
 
 
@@ -102,7 +102,7 @@ COMMANDS: dict[str, tuple[type, Callable, tuple, tuple, str]] = {
     ),
     "quickstart": (
         *(QuickstartConfig, lambda config: run_quickstart(config, now=ticking_clock(4))),
-        ("--max_minutes", "5", "--evaluation_images", "20", "--num_inference_steps", "1"),
+        ("--max_minutes", "4", "--evaluation_images", "20", "--num_inference_steps", "1"),
         ((), ("--seed", "1", *OVERWRITE)),
         f"model/unet/{MODEL}",
     ),
