@@ -1,7 +1,7 @@
 """Presets of autoencoders, denoisers and schedulers: configurations of plain diffusers classes."""
 
 from dataclasses import dataclass
-from math import prod
+from math import gcd, prod
 from typing import Any, Literal
 
 import torch
@@ -35,7 +35,6 @@ AUTOENCODERS: dict[str, dict[str, Any]] = {
     "tiny": {
         "block_out_channels": (8, 16, 32),
         "layers_per_block": 1,
-        "norm_num_groups": 8,
         "mid_block_add_attention": False,
     },
     "small": {"block_out_channels": (32, 64, 128), "layers_per_block": 2},
@@ -44,16 +43,22 @@ AUTOENCODERS: dict[str, dict[str, Any]] = {
         "block_out_channels": (128, 256, 512),
         "layers_per_block": 2,
         "latent_channels": 3,
+        "norm_num_groups": 32,
     },
-    "ldm-f8": {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2},
+    "ldm-f8": {
+        "block_out_channels": (128, 256, 512, 512),
+        "layers_per_block": 2,
+        "norm_num_groups": 32,
+    },
     # Decoding 256 pixels costs less than ten steps of a small denoiser (see `hf-latent bench
     # space`), those of `base` more than sixty.
     "base-fast": {
         "block_out_channels": (16, 32, 64, 128),
         "layers_per_block": 1,
-        "norm_num_groups": 8,
     },
 }
+# A group of one channel would lose the image's brightness and colour: a norm takes its mean away.
+CHANNELS_PER_GROUP, MOST_GROUPS = 8, 32
 
 # ldm-f4: LDM-4 of CelebA-HQ and FFHQ; ldm-f8: LDM-8 of LSUN-Churches (Rombach et al. 2022,
 # table 12). LDM-8 fixes the number of attention heads (8), UNet2DModel their width: 24 is the
@@ -177,10 +182,12 @@ def create_autoencoder(
         The autoencoder, with `scaling_factor = 1`: the scale is folded in after training.
     """
     config = AUTOENCODERS[preset] | changes
-    levels = len(config["block_out_channels"])
+    levels, divisor = len(config["block_out_channels"]), gcd(*config["block_out_channels"])
+    most = min(max(divisor // CHANNELS_PER_GROUP, 1), MOST_GROUPS)
+    groups = max(x for x in range(1, most + 1) if divisor % x == 0)
     height, width = (sample_size,) * 2 if isinstance(sample_size, int) else sample_size
     vae = AutoencoderKL(
-        **{"latent_channels": 4} | config,
+        **{"latent_channels": 4, "norm_num_groups": groups} | config,
         in_channels=image_channels,
         out_channels=image_channels,
         down_block_types=("DownEncoderBlock2D",) * levels,

@@ -112,7 +112,10 @@ def train_autoencoder(
     image_shape = splits.image_shape
     if config.discriminator_weight:
         check_image_size(config.discriminator_num_layers, *image_shape[1:])
-    vae = start_autoencoder(config, image_shape, fine_tuned)
+    output_dir, lines = Path(config.output_dir), splits.summary.lines()
+    checkpoint = find_checkpoint(output_dir, config.resume_from_checkpoint)
+    fitted_to = None if checkpoint or config.dry_run else splits.train
+    vae = start_autoencoder(config, image_shape, fine_tuned, fitted_to)
     if splits.values is not None:
         vae.register_to_config(**{IMAGE_VALUES: splits.values})
     is_measured = shown_channels(vae) is not None
@@ -122,7 +125,6 @@ def train_autoencoder(
         network.to(accelerator.device)
     compression = measure_compression(vae, image_shape)
     logger.info(f"autoencoder: {compression}")
-    output_dir, lines = Path(config.output_dir), splits.summary.lines()
     ema = create_ema(vae, config.ema_decay, accelerator.device)
     betas = (0.9, config.adam_beta2)
     optimizer = create_optimizer(vae, config.learning_rate, config.adam_weight_decay, betas)
@@ -132,7 +134,6 @@ def train_autoencoder(
     state = TrainingState({"vae": vae}, {"vae": optimizer}, {"vae": {"ema": ema}}, {"clock": clock})
     adversary = Adversary(config, image_shape[0], vae, state, accelerator)
     settings = asdict(config)
-    checkpoint = find_checkpoint(output_dir, config.resume_from_checkpoint)
     checkpoint = clock.before_decay(checkpoint)
     resume_training(checkpoint, state, settings, accelerator)
     if config.dry_run:

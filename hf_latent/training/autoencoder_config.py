@@ -27,6 +27,9 @@ class AutoencoderConfig(TrainingConfig):
             on the Hub.
         train_decoder_only: Keep the encoder of pretrained_vae unchanged, so that its latents and
             the denoisers trained on them stay valid.
+        initialization: Start of a new autoencoder. components: as a linear one, whose latents are
+            the principal components of the images' patches; it has their colours at once. random:
+            torch's random weights.
         reconstruction_loss: l1 (absolute error, sharper edges) or l2 (squared error, higher PSNR).
         kl_weight: Weight of the KL divergence, which is measured in nats per latent value.
         equivariance_weight: Weight of the error of images decoded from turned and smaller latents,
@@ -52,6 +55,7 @@ class AutoencoderConfig(TrainingConfig):
     layers_per_block: PositiveInt | None = None
     pretrained_vae: str | None = None
     train_decoder_only: bool = False
+    initialization: Literal["components", "random"] = "components"
     reconstruction_loss: Literal["l1", "l2"] = "l1"
     kl_weight: NonNegativeFloat = 1e-3
     equivariance_weight: NonNegativeFloat = 0.0

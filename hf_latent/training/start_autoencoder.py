@@ -6,12 +6,17 @@ import torch
 from diffusers import AutoencoderKL
 from torch import nn
 
+from hf_latent.data.images.dataset import ImageDataset
 from hf_latent.errors import UserError
 from hf_latent.models.fold import prepare_for_training
+from hf_latent.models.linear_start import start_from_components
 from hf_latent.models.load import Autoencoder
 from hf_latent.models.presets import create_autoencoder
 from hf_latent.training.autoencoder_config import AutoencoderConfig
 from hf_latent.training.equivariance import Transform
+
+# Of the training images that a linear start is fitted to: positions enough for its widest layer.
+FITTED_PIXELS, FITTED_IMAGES = 2**18, (8, 256)
 
 
 class Reconstruction(NamedTuple):
@@ -65,6 +70,7 @@ def start_autoencoder(
     config: AutoencoderConfig,
     image_shape: tuple[int, int, int],
     pretrained: Autoencoder | None = None,
+    dataset: ImageDataset | None = None,
 ) -> AutoencoderKL:
     """Create the autoencoder to train, or prepare a pretrained one.
 
@@ -72,6 +78,7 @@ def start_autoencoder(
         config: names the preset.
         image_shape: `(C, H, W)`.
         pretrained: the autoencoder of `config.pretrained_vae`; None: a new one.
+        dataset: the training images, for a linear start; None: a new one has random weights.
 
     Returns:
         The autoencoder in float32. With `train_decoder_only` its encoder has no gradient, and its
@@ -85,6 +92,11 @@ def start_autoencoder(
         torch.manual_seed(config.seed)
         size = height if height == width else (height, width)
         vae = create_autoencoder(config.preset, channels, size, **config.architecture())
+        if dataset is not None and config.initialization == "components":
+            fewest, most = FITTED_IMAGES
+            count = min(max(FITTED_PIXELS // (height * width), fewest), most)
+            images = dataset.evenly_spaced(count).read()
+            start_from_components(vae, images, config.kl_weight)
     else:
         vae = pretrained
         if not isinstance(vae, AutoencoderKL):

@@ -63,11 +63,8 @@ def count_steps() -> dict[str, dict[str, float]]:
 def train_half(preset: Preset, steps: int, data: str, runs: Path) -> dict[str, Any]:
     """Train a preset at half of its widths; return figures of its report."""
     run = runs / f"{preset}-{steps}"
-    full = {"norm_num_groups": 32} | presets.AUTOENCODERS[preset]
-    half = {
-        "block_out_channels": tuple(width // 2 for width in full["block_out_channels"]),
-        "norm_num_groups": full["norm_num_groups"] // 2,
-    }
+    full = presets.AUTOENCODERS[preset]
+    half = {"block_out_channels": tuple(width // 2 for width in full["block_out_channels"])}
     if not (run / "report.json").is_file():
         config = AutoencoderConfig(
             preset=preset,
