@@ -58,7 +58,11 @@ from hf_latent.training.run.guard import NonFiniteGuard
 from hf_latent.training.run.log import end_trackers
 from hf_latent.training.run.pictures import picture_path
 from hf_latent.training.run.stop import StopSignal, exit_after_checkpoint
-from hf_latent.training.start_autoencoder import TrainableAutoencoder, start_autoencoder
+from hf_latent.training.start_autoencoder import (
+    TrainableAutoencoder,
+    start_autoencoder,
+    start_linearly,
+)
 from hf_latent.training.validation.autoencoder import HeldOutFigures, validate_autoencoder
 from hf_latent.training.validation.diagnosis import diagnose
 
@@ -112,10 +116,7 @@ def train_autoencoder(
     image_shape = splits.image_shape
     if config.discriminator_weight:
         check_image_size(config.discriminator_num_layers, *image_shape[1:])
-    output_dir, lines = Path(config.output_dir), splits.summary.lines()
-    checkpoint = find_checkpoint(output_dir, config.resume_from_checkpoint)
-    fitted_to = None if checkpoint or config.dry_run else splits.train
-    vae = start_autoencoder(config, image_shape, fine_tuned, fitted_to)
+    vae = start_autoencoder(config, image_shape, fine_tuned)
     if splits.values is not None:
         vae.register_to_config(**{IMAGE_VALUES: splits.values})
     is_measured = shown_channels(vae) is not None
@@ -125,6 +126,11 @@ def train_autoencoder(
         network.to(accelerator.device)
     compression = measure_compression(vae, image_shape)
     logger.info(f"autoencoder: {compression}")
+    output_dir, lines = Path(config.output_dir), splits.summary.lines()
+    checkpoint = find_checkpoint(output_dir, config.resume_from_checkpoint)
+    is_new = fine_tuned is None and checkpoint is None and not config.dry_run
+    if is_new and config.initialization == "components":
+        start_linearly(vae, splits.train, config.kl_weight)
     ema = create_ema(vae, config.ema_decay, accelerator.device)
     betas = (0.9, config.adam_beta2)
     optimizer = create_optimizer(vae, config.learning_rate, config.adam_weight_decay, betas)

@@ -70,7 +70,6 @@ def start_autoencoder(
     config: AutoencoderConfig,
     image_shape: tuple[int, int, int],
     pretrained: Autoencoder | None = None,
-    dataset: ImageDataset | None = None,
 ) -> AutoencoderKL:
     """Create the autoencoder to train, or prepare a pretrained one.
 
@@ -78,7 +77,6 @@ def start_autoencoder(
         config: names the preset.
         image_shape: `(C, H, W)`.
         pretrained: the autoencoder of `config.pretrained_vae`; None: a new one.
-        dataset: the training images, for a linear start; None: a new one has random weights.
 
     Returns:
         The autoencoder in float32. With `train_decoder_only` its encoder has no gradient, and its
@@ -92,11 +90,6 @@ def start_autoencoder(
         torch.manual_seed(config.seed)
         size = height if height == width else (height, width)
         vae = create_autoencoder(config.preset, channels, size, **config.architecture())
-        if dataset is not None and config.initialization == "components":
-            fewest, most = FITTED_IMAGES
-            count = min(max(FITTED_PIXELS // (height * width), fewest), most)
-            images = dataset.evenly_spaced(count).read()
-            start_from_components(vae, images, config.kl_weight)
     else:
         vae = pretrained
         if not isinstance(vae, AutoencoderKL):
@@ -118,3 +111,17 @@ def start_autoencoder(
         for module in (vae.encoder, vae.decoder.mid_block, *vae.decoder.up_blocks):
             module.compile(dynamic=False)
     return vae
+
+
+def start_linearly(vae: AutoencoderKL, dataset: ImageDataset, kl_weight: float) -> None:
+    """Let a new autoencoder start from principal components of some training images.
+
+    Args:
+        vae: new, on the CPU; it is changed.
+        dataset: the training images. Every process reads the same.
+        kl_weight: of the training.
+    """
+    _, height, width = dataset.image_shape
+    fewest, most = FITTED_IMAGES
+    count = min(max(FITTED_PIXELS // (height * width), fewest), most)
+    start_from_components(vae, dataset.evenly_spaced(count).read(), kl_weight)

@@ -147,3 +147,13 @@ def test_sampling_with_true_predictions_ends_with_the_clean_latents(objective, z
         sample = scheduler.step(answer, timestep, sample).prev_sample
     # With little signal at the start, epsilon divides float32's rounding by its amplitude.
     torch.testing.assert_close(sample, latents, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("widths", "groups"),
+    [((8, 16, 32), 1), ((16, 32), 2), ((28, 56), 2), ((64, 128), 8), ((512, 512), 32), ((4, 4), 1)],
+)
+def test_a_group_of_a_norm_has_several_channels(widths, groups):
+    vae = create_autoencoder("tiny", 3, 32, block_out_channels=widths)
+    assert vae.config.norm_num_groups == groups
+    assert vae.decoder.conv_norm_out.num_groups == groups

@@ -42,7 +42,7 @@ def test_plain_diffusers_loads_what_the_fast_preset_trained(autoencoder_config):
     summary = train_autoencoder(config)
     vae = AutoencoderKL.from_pretrained(summary.model_dir, use_safetensors=True)
     assert tuple(vae.config.block_out_channels) == (16, 32, 64, 128)
-    assert vae.config.norm_num_groups == 8 and vae.config.layers_per_block == 1
+    assert vae.config.norm_num_groups == 2 and vae.config.layers_per_block == 1
     assert vae.config.scaling_factor == 1 and FOLDED_MEAN in vae.config
     assert summary.held_out.dead_channels == []
     torch.testing.assert_close(summary.residual_std, [1.0] * 4, rtol=0, atol=0.3)
@@ -131,6 +131,7 @@ def test_the_perceptual_gradient_reaches_the_encoder():
 
 def test_the_perceptual_weight_changes_the_trained_encoder(autoencoder_config, tmp_path):
     config = autoencoder_config(
+        initialization="random",
         perceptual_network=NETWORK,
         perceptual_weight=3.0,
         kl_weight=0.1,
@@ -223,6 +224,8 @@ def test_accumulation_of_2_equals_one_batch_of_both(autoencoder_config, tmp_path
         monkeypatch.setattr(autoencoder, "ShardedDraws", InParts)
         config = autoencoder_config(
             **WITH_DISCRIMINATOR,
+            # A linear start has gradients of nearly 0, whose rounding Adam amplifies.
+            initialization="random",
             output_dir=str(tmp_path / str(parts)),
             train_batch_size=8 // parts,
             gradient_accumulation_steps=parts,
@@ -274,6 +277,9 @@ class MadeUpImages(torch.utils.data.Dataset):
         count = min(count, len(self))
         view.images = self.images[torch.arange(count) * len(self) // count]
         return view
+
+    def read(self):
+        return self.images * 2 - 1
 
     def view(self, mirrored):
         view = object.__new__(MadeUpImages)

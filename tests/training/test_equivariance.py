@@ -49,6 +49,7 @@ def test_every_transform_is_drawn_but_the_one_that_changes_nothing():
 
 def test_the_training_adds_the_weighted_error(autoencoder_config, tmp_path):
     config = autoencoder_config(
+        initialization="random",
         equivariance_weight=0.7,
         kl_weight=0.0,
         max_train_steps=1,

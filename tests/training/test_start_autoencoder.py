@@ -1,3 +1,6 @@
+from contextlib import suppress
+from dataclasses import replace
+
 import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
@@ -11,9 +14,15 @@ from hf_latent.models.fold import FOLDED_MEAN, LatentStatistics, fold_latent_sca
 from hf_latent.models.load import load_autoencoder
 from hf_latent.pipeline.decode import decode_latents
 from hf_latent.pipeline.encode import encode_images
+from hf_latent.training import autoencoder
 from hf_latent.training.autoencoder import train_autoencoder
+from hf_latent.training.dry_run.estimate import DryRunEnd
 from hf_latent.training.losses import kl_per_latent_value
-from hf_latent.training.start_autoencoder import TrainableAutoencoder, start_autoencoder
+from hf_latent.training.start_autoencoder import (
+    TrainableAutoencoder,
+    start_autoencoder,
+    start_linearly,
+)
 from tests.conftest import make_autoencoder
 
 SHAPE = (1, 32, 32)
@@ -232,3 +241,36 @@ def test_a_compiled_training_does_the_same_with_one_graph_a_module(
         for name, weight in weights.items():
             torch.testing.assert_close(weight, expected[name], rtol=0, atol=1e-5, msg=name)
     assert AutoencoderKL.from_pretrained(summary.model_dir)
+
+
+def test_a_training_starts_from_components_unless_told_otherwise(autoencoder_config, tmp_path):
+    def after_one_step(**changes) -> float:
+        config = autoencoder_config(max_train_steps=1, learning_rate=1e-9, **changes)
+        return train_autoencoder(config).held_out.reconstruction.psnr_db
+
+    linear = after_one_step(output_dir=str(tmp_path / "linear"))
+    random = after_one_step(output_dir=str(tmp_path / "random"), initialization="random")
+    config = autoencoder_config()
+    splits = open_images(config)
+    vae = start_autoencoder(config, SHAPE)
+    start_linearly(vae, splits.train, config.kl_weight)
+    images = splits.validation.evenly_spaced(config.max_validation_samples).read()
+    with torch.no_grad():
+        rebuilt = vae.decode(vae.encode(images).latent_dist.mean).sample.clamp(-1, 1)
+    errors = (rebuilt - images).square().mean((1, 2, 3))
+    assert linear == pytest.approx((10 * torch.log10(4 / errors)).mean().item(), abs=0.02)
+    assert linear > random + 3
+
+
+@pytest.mark.parametrize("changes", [{}, {"pretrained_vae": "vae"}, {"dry_run": True}])
+def test_only_a_new_autoencoder_is_fitted(autoencoder_config, tmp_path, monkeypatch, changes):
+    if "pretrained_vae" in changes:
+        make_autoencoder(sample_size=32).save_pretrained(tmp_path / "vae")
+        changes = {"pretrained_vae": str(tmp_path / "vae")}
+    fitted = []
+    monkeypatch.setattr(autoencoder, "start_linearly", lambda *x: fitted.append(x))
+    config = autoencoder_config(max_train_steps=1, checkpointing_steps=1, **changes)
+    with suppress(DryRunEnd):
+        train_autoencoder(config)
+        train_autoencoder(replace(config, max_train_steps=2, resume_from_checkpoint="latest"))
+    assert len(fitted) == (0 if changes else 1)
