@@ -23,6 +23,7 @@ from hf_latent.evaluation.measures.floor import measure_autoencoder, measure_flo
 from hf_latent.experiments.quickstart import AUTOENCODER, DENOISER, RELEASED_AUTOENCODER
 from hf_latent.experiments.sweep.pair import BATCH_SIZE, RealBaseline, measure_generated, train_once
 from hf_latent.experiments.sweep.sweep import measure_real_images
+from hf_latent.models.load import load_autoencoder
 from hf_latent.output import write_json
 from hf_latent.training.autoencoder import train_autoencoder
 from hf_latent.training.autoencoder_config import AutoencoderConfig
@@ -56,7 +57,7 @@ class Experiment:
     Attributes:
         images: settings of the images.
         variants: at least two.
-        denoiser_minutes: of each denoiser.
+        denoiser_minutes: of each denoiser; 0: only the autoencoders are compared.
         autoencoder_minutes: of each autoencoder; 0: all use the released one.
         autoencoder: settings that the autoencoders share.
     """
@@ -82,7 +83,20 @@ EQUIVARIANCE = [
 ]
 SMALL = VAE | {"block_out_channels": [8, 16, 32]}
 WIDER = VAE | {"block_out_channels": [8, 16, 32, 48], "latent_channels": 8}
+# The random start has the rate that was best for it, and the one of the linear start.
+STARTS = [
+    Variant(f"{start}-{rate:g}", autoencoder={"initialization": start, "learning_rate": rate})
+    for start, rate in [
+        ("random", 6e-3),
+        ("random", 1e-3),
+        ("components", 2e-3),
+        ("components", 1e-3),
+        ("components", 5e-4),
+    ]
+]
 EXPERIMENTS = {
+    "start-fashion-mnist": Experiment(FASHION_MNIST, STARTS, 0, 4, SMALL),
+    "start-photos-64": Experiment(PHOTOGRAPHS, STARTS, 0, 6, WIDER | {"train_batch_size": 8}),
     "batch": Experiment(FASHION_MNIST, BATCHES, 8),
     "equivariance-fashion-mnist": Experiment(FASHION_MNIST, EQUIVARIANCE, 10, 5, SMALL),
     "equivariance-photos-64": Experiment(PHOTOGRAPHS, EQUIVARIANCE, 12, 12, WIDER),
@@ -107,15 +121,18 @@ def run_variant(
         )
         now = time.process_time
         trained |= train_once("autoencoder", train_autoencoder, autoencoder, splits, now)
-    denoiser = DenoiserConfig(
-        **DENOISER | variant.denoiser | shared,
-        vae=vae,
-        max_train_minutes=experiment.denoiser_minutes,
-        output_dir=str(folder / "denoiser"),
-    )
-    trained |= train_once("denoiser", train_denoiser, denoiser, splits, time.process_time)
-    pipeline = load_pipeline(str(folder / "denoiser" / "model"))
-    bar = tqdm(disable=True)
+    generated = dict[str, Any]()
+    if experiment.denoiser_minutes:
+        denoiser = DenoiserConfig(
+            **DENOISER | variant.denoiser | shared,
+            vae=vae,
+            max_train_minutes=experiment.denoiser_minutes,
+            output_dir=str(folder / "denoiser"),
+        )
+        trained |= train_once("denoiser", train_denoiser, denoiser, splits, time.process_time)
+        pipeline = load_pipeline(str(folder / "denoiser" / "model"))
+        generated = measure_generated(pipeline, real, images.seed, NUM_SEEDS, NUM_INFERENCE_STEPS)
+    frozen, bar = load_autoencoder(vae), tqdm(disable=True)
     others = real.images.subset(real.images.other)
     return {
         "name": variant.name,
@@ -123,12 +140,12 @@ def run_variant(
         **variant.denoiser,
         **trained,
         **measure_autoencoder(
-            pipeline.vae, real.held_out, real.held_out_vectors, real.extractor, BATCH_SIZE, bar
+            frozen, real.held_out, real.held_out_vectors, real.extractor, BATCH_SIZE, bar
         ),
         "floor_fd": measure_floor(
-            pipeline.vae, others, real.reference, real.extractor, BATCH_SIZE, images.seed, bar
+            frozen, others, real.reference, real.extractor, BATCH_SIZE, images.seed, bar
         ),
-        **measure_generated(pipeline, real, images.seed, NUM_SEEDS, NUM_INFERENCE_STEPS),
+        **generated,
     }
 
 

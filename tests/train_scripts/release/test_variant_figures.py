@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 import variant_figures
@@ -34,3 +36,13 @@ def test_each_variant_trains_with_its_settings_and_is_measured(experiment, tmp_p
         assert row["denoiser_minutes"] <= 0.04
         assert row["generated_fd"] > report["real_fd"] > 0
     assert report["variants"][0]["floor_fd"] != report["variants"][1]["floor_fd"]
+
+
+def test_autoencoders_alone(experiment, tmp_path):
+    alone = replace(experiment, denoiser_minutes=0.0, variants=experiment.variants[:1])
+    with small_trainings() as patch:
+        patch.setitem(BUILT_IN, "fashion_mnist", few_images)
+        (row,) = run_experiment(alone, "fashion_mnist", tmp_path)["variants"]
+    assert row["reconstruction_psnr_db"] > 5 and row["floor_fd"] > 0
+    assert "generated_fd" not in row
+    assert [x.name for x in (tmp_path / "without").iterdir()] == ["autoencoder"]
