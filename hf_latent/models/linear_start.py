@@ -7,6 +7,8 @@ set, and the residual branches, which are closed at the start, learn the rest. T
 layers to data in turn is of Krähenbühl et al. 2016, that of components of Seuret et al. 2017.
 """
 
+from collections.abc import Sequence
+from math import prod
 from typing import NamedTuple
 
 import torch
@@ -133,7 +135,8 @@ def _fit_decoder(
 
 def _shortcuts(block: nn.Module) -> list[nn.Conv2d]:
     """Return the 1x1 convolutions around the residual branches that change the width."""
-    return [x.conv_shortcut for x in block.resnets if x.conv_shortcut is not None]
+    resnets = block.get_submodule("resnets").children()
+    return [x for resnet in resnets if isinstance(x := resnet.conv_shortcut, nn.Conv2d)]
 
 
 def _constant_channels(count: int, groups: int) -> list[int]:
@@ -155,9 +158,7 @@ def _fit_targets(
     constant = _constant_channels(layer.out_channels, groups)
     free = [x for x in range(layer.out_channels) if x not in constant]
     rows = free[: targets.shape[1]]
-    maps = _fit(layer, features, targets[:, : len(rows)], rows)
-    layer.bias[constant] = CONSTANT
-    return Features(maps, rows)
+    return Features(_fit(layer, features, targets[:, : len(rows)], rows, constant), rows)
 
 
 def _fit_last(
@@ -177,7 +178,11 @@ def _fit_last(
 
 
 def _fit(
-    layer: nn.Conv2d, features: Features, targets: torch.Tensor, rows: list[int]
+    layer: nn.Conv2d,
+    features: Features,
+    targets: torch.Tensor,
+    rows: list[int],
+    constant: Sequence[int] = (),
 ) -> torch.Tensor:
     """Set some output channels of a layer by least squares, and the others to 0.
 
@@ -186,23 +191,27 @@ def _fit(
         features: what it gets.
         targets: `(B, len(rows), H, W)`, what its outputs should be.
         rows: the output channels.
+        constant: output channels that become `CONSTANT`.
 
     Returns:
         Its outputs at these channels.
     """
-    maps, size, squares, products = features.maps, layer.kernel_size, 0.0, 0.0
-    if layer.stride == (2, 2):  # diffusers' downsampler pads so, and its convolution not at all
-        maps = F.pad(maps, (0, 1, 0, 1))
+    size, edge = layer.kernel_size, layer.kernel_size[0] // 2
+    # diffusers' downsampler adds a row and a column, and its convolution none.
+    maps = F.pad(features.maps, (0, edge, 0, edge) if layer.stride == (2, 2) else (edge,) * 4)
+    columns = len(features.channels) * prod(size) + 1
+    squares = torch.zeros(columns, columns, dtype=torch.float64)
+    products = torch.zeros(columns, len(rows), dtype=torch.float64)
     for one, target in zip(maps, targets, strict=True):
-        patches = F.unfold(one[None], size, padding=layer.padding, stride=layer.stride)[0]
+        patches = F.unfold(one[None], size, stride=layer.stride)[0]
         patches = torch.cat([patches, torch.ones_like(patches[:1])])
         squares += (patches @ patches.T).double()
         products += (patches @ target.flatten(1).T).double()
-    ridge = RIDGE * squares.diagonal().mean() * torch.eye(len(squares), dtype=squares.dtype)
-    solution = torch.linalg.solve(squares + ridge, products).T.to(layer.weight)
-    weight, bias = solution[:, :-1].unflatten(1, (len(features.channels), *size)), solution[:, -1]
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    layer.weight[torch.tensor(rows)[:, None], torch.tensor(features.channels)] = weight
-    layer.bias[rows] = bias
-    return F.conv2d(maps, weight, bias, layer.stride, layer.padding)
+    squares.diagonal().add_(RIDGE * squares.diagonal().mean())
+    solution = torch.linalg.solve(squares, products).T.to(maps)
+    fitted, offsets = solution[:, :-1].unflatten(1, (-1, *size)), solution[:, -1]
+    weight, bias = torch.zeros_like(layer.weight), maps.new_zeros(layer.out_channels)
+    weight[torch.tensor(rows)[:, None], torch.tensor(features.channels)] = fitted
+    bias[rows], bias[list(constant)] = offsets, CONSTANT
+    layer.load_state_dict({"weight": weight, "bias": bias})
+    return F.conv2d(maps, fitted, offsets, layer.stride)
