@@ -237,6 +237,25 @@ def test_of_equal_minutes(path):
     assert report["minutes"] == int(minutes)
 
 
+@pytest.mark.parametrize("path", sorted((REPORTS / "variants").glob("start-*.json")), ids=str)
+def test_of_the_start_of_an_autoencoder(path):
+    report = load(path)
+    name = path.stem.removeprefix("start-")
+    link = f"[{name}, {report['autoencoder_minutes']:g}](../reports/variants/{path.name})"
+    for variant in report["variants"]:
+        chroma = variant.get("reconstruction_chroma_r2")
+        cells = (
+            link,
+            variant["initialization"],
+            f"{variant['learning_rate']:g}",
+            f"{variant['reconstruction_psnr_db']:.1f} dB",
+            f"{variant['reconstruction_luma_r2']:.2f}" if chroma is not None else "-",
+            f"{chroma:.2f}" if chroma is not None else "-",
+            f"{variant['floor_fd']:,.0f}",
+        )
+        assert f"| {' | '.join(cells)} |" in read("guides/training.md")
+
+
 def test_of_the_minutes_of_the_autoencoder_of_photographs():
     report = load(REPORTS / "pixels" / "photos-64-60.json")
     assert (
