@@ -1,3 +1,4 @@
+import io
 import json
 import math
 import os
@@ -6,6 +7,7 @@ import shutil
 import signal
 import sys
 import time
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from filelock import FileLock
 from PIL import Image
 
 from hf_latent.command import parse_config
+from hf_latent.data.images import sources
 from hf_latent.errors import UserError
 from hf_latent.experiments.sweep import pair as sweep_pair
 from hf_latent.experiments.sweep import plan as sweep_plan
@@ -30,7 +33,7 @@ from tests import forked
 from tests.conftest import ticking_clock
 from tests.docs.test_commands import BIN, TICKING
 from tests.evaluation.features.short_vectors import ShortVectors
-from tests.small import small_trainings
+from tests.small import few_images, small_trainings
 
 TICK_SECONDS = 0.05
 
@@ -45,6 +48,8 @@ def small():
     """Narrow models, few held-out images, short vectors, and trainings of a few steps."""
     with small_trainings() as patch:
         patch.setattr(sweep_module, "load_feature_extractor", lambda name: ShortVectors())
+        patch.setitem(sources.BUILT_IN, "fashion_mnist", few_images)
+        patch.setattr(sweep_pair, "FOLD_SAMPLES", 20)
         patch.setattr(sweep_module, "HELD_OUT_IMAGES", 20)
         for module in (sweep_plan, sweep_pair):
             patch.setattr(module, "VALIDATION_IMAGES", 4)
@@ -52,10 +57,9 @@ def small():
         yield
 
 
-@pytest.fixture
-def trained(monkeypatch):
+def record_trainings(patch: pytest.MonkeyPatch) -> list[str]:
     """Return the names of the trained runs, in order."""
-    runs = []
+    runs: list[str] = []
 
     def recorded(train):
         def run(config, splits, now):
@@ -65,8 +69,13 @@ def trained(monkeypatch):
         return run
 
     for name in ("train_autoencoder", "train_denoiser"):
-        monkeypatch.setattr(sweep_pair, name, recorded(getattr(sweep_pair, name)))
+        patch.setattr(sweep_pair, name, recorded(getattr(sweep_pair, name)))
     return runs
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    return record_trainings(monkeypatch)
 
 
 def settings(output_dir: Path) -> SweepConfig:
@@ -90,9 +99,12 @@ def config(tmp_path):
 
 @pytest.fixture(scope="module")
 def finished(small, tmp_path_factory):
-    """The report and the folder of a finished sweep; read only."""
+    """The report and the folder of a finished sweep, its trainings and its output; read only."""
     folder = tmp_path_factory.mktemp("finished") / "sweep"
-    return sweep(settings(folder)), folder
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as output:
+        trained = record_trainings(patch)
+        report = sweep(settings(folder))
+    return report, folder, trained, output.getvalue().splitlines()
 
 
 def files(folder: Path) -> dict[str, tuple[bytes, int]]:
@@ -107,9 +119,8 @@ def files(folder: Path) -> dict[str, tuple[bytes, int]]:
 ALL_RUNS = ["f4-c2/autoencoder", "f4-c2/denoiser", "f8-c2/autoencoder", "f8-c2/denoiser"]
 
 
-def test_a_sweep_end_to_end(config, trained, tmp_path, capsys):
-    report = sweep(config)
-    folder = tmp_path / "sweep"
+def test_a_sweep_end_to_end(finished):
+    report, folder, trained, output = finished
     assert trained == ALL_RUNS
     assert report == json.loads((folder / "report.json").read_text())
     assert sorted(x.name for x in folder.iterdir()) == [
@@ -127,8 +138,7 @@ def test_a_sweep_end_to_end(config, trained, tmp_path, capsys):
     assert 0 < report["real_against_real_fd"] < report["pairs"][0]["generated_fd"]
     assert report["recommended"] in {"f4-c2", "f8-c2"}
     assert report["recommended"] in report["pareto_front"]
-    output = capsys.readouterr().out.splitlines()
-    assert output[0].startswith("fashion_mnist: 60 images to train on of 13,000")
+    assert output[0].startswith("fashion_mnist: 60 images to train on of 100")
     output = output[output.index("timing this machine") :]
     assert output[1].startswith("this machine needs at least ") and "of 10 given" in output[1]
     assert output[2].startswith("2 pairs: 0 s for each autoencoder")
@@ -239,18 +249,20 @@ def test_a_sweep_killed_after_the_first_pair_resumes_with_the_second(
 
 @pytest.mark.parametrize("has_checkpoint", [True, False])
 def test_a_sweep_killed_in_a_denoisers_training_resumes_from_the_checkpoint(
-    config, trained, tmp_path, monkeypatch, has_checkpoint
+    config, trained, finished, tmp_path, monkeypatch, has_checkpoint
 ):
+    # The first pair is finished.
+    shutil.copytree(
+        finished[1], tmp_path / "sweep", ignore=shutil.ignore_patterns("f8*", "report*")
+    )
     monkeypatch.setattr(sweep_pair, "CHECKPOINTING_STEPS", 1)
     save_checkpoint = denoiser_module.save_checkpoint
     folder = tmp_path / "sweep"
 
     def killed(output_dir, *arguments):
-        last = "f8-c2" in str(output_dir)
-        if has_checkpoint or not last:
+        if has_checkpoint:
             save_checkpoint(output_dir, *arguments)
-        if last:
-            raise KeyboardInterrupt
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(denoiser_module, "save_checkpoint", killed)
     with pytest.raises(KeyboardInterrupt):
@@ -259,7 +271,7 @@ def test_a_sweep_killed_in_a_denoisers_training_resumes_from_the_checkpoint(
     assert (folder / "f8-c2" / "denoiser" / "checkpoint-1").is_dir() == has_checkpoint
     monkeypatch.setattr(denoiser_module, "save_checkpoint", save_checkpoint)
     report = sweep(config)
-    assert trained == [*ALL_RUNS, "f8-c2/denoiser"]
+    assert trained == [*ALL_RUNS[2:], "f8-c2/denoiser"]
     log = (folder / "f8-c2" / "training.log").read_text()
     assert log.count("resumed from") == log.count("denoiser/checkpoint-1") == has_checkpoint
     after = files(folder / "f8-c2" / "autoencoder")
@@ -270,7 +282,7 @@ def test_a_sweep_killed_in_a_denoisers_training_resumes_from_the_checkpoint(
 
 
 def test_a_finished_sweep_trains_nothing_again(config, trained, finished, tmp_path):
-    first, folder = finished
+    first, folder, *_ = finished
     shutil.copytree(folder, tmp_path / "sweep")
     before = files(tmp_path / "sweep" / "f8-c2")
     again = sweep(config)
