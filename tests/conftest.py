@@ -1,5 +1,6 @@
 """Real classes at tiny size, shared by all tests."""
 
+import gc
 import itertools
 import os
 from collections.abc import Callable
@@ -23,6 +24,10 @@ NUM_CLASSES = 3
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     longest_first(items)
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # or each full collection looks through all that torch and diffusers imported
 
 
 def make_autoencoder(channels: int = 1, sample_size: int = 16, **changes) -> AutoencoderKL:
