@@ -237,7 +237,9 @@ def test_of_equal_minutes(path):
     assert report["minutes"] == int(minutes)
 
 
-@pytest.mark.parametrize("path", sorted((REPORTS / "variants").glob("start-*.json")), ids=str)
+@pytest.mark.parametrize(
+    "path", sorted((REPORTS / "variants").glob("start-*.json")), ids=lambda x: x.stem
+)
 def test_of_the_start_of_an_autoencoder(path):
     report = load(path)
     name = path.stem.removeprefix("start-")
