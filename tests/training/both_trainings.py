@@ -30,6 +30,8 @@ shared = {
 vae = train_autoencoder(
     AutoencoderConfig(
         **shared,
+        # A linear start has gradients of nearly 0, whose rounding Adam amplifies.
+        initialization="random",
         output_dir=str(folder / "vae"),
         max_train_steps=10,
         checkpointing_steps=1,

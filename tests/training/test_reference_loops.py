@@ -51,7 +51,7 @@ def bare_loop(model, images, loss_of):
 
 
 def test_autoencoder(autoencoder_config):
-    config = autoencoder_config(**SETTINGS, kl_weight=0.5)
+    config = autoencoder_config(**SETTINGS, initialization="random", kl_weight=0.5)
     saved = AutoencoderKL.from_pretrained(train_autoencoder(config).model_dir)
     torch.manual_seed(0)
     vae = create_autoencoder("tiny", 1, 32)
@@ -72,6 +72,7 @@ def test_autoencoder_and_discriminator(autoencoder_config, tmp_path):
     start = 2
     config = autoencoder_config(
         **SETTINGS,
+        initialization="random",
         discriminator_weight=0.6,
         discriminator_start=start,
         discriminator_base_channels=8,
