@@ -30,8 +30,9 @@ shared = {
 vae = train_autoencoder(
     AutoencoderConfig(
         **shared,
-        # A linear start has gradients of nearly 0, whose rounding Adam amplifies.
+        # Adam amplifies the rounding of gradients of nearly 0, which a linear start has.
         initialization="random",
+        learning_rate=1e-4,
         output_dir=str(folder / "vae"),
         max_train_steps=10,
         checkpointing_steps=1,

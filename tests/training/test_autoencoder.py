@@ -183,6 +183,7 @@ def test_weights_stay_float32_under_bf16(autoencoder_config, tmp_path, another_p
     )
     config = autoencoder_config(
         **WITH_DISCRIMINATOR,
+        initialization="random",  # its latents are mostly noise, of the same deviation everywhere
         mixed_precision="bf16",
         perceptual_network=NETWORK,
         perceptual_weight=0.5,
@@ -202,8 +203,7 @@ def test_weights_stay_float32_under_bf16(autoencoder_config, tmp_path, another_p
             assert tensor.dtype == torch.float32, name
             assert tensor.isfinite().all(), name
     assert math.isfinite(summary.train_loss)
-    # The few held-out images differ from the few that the scale is measured on.
-    assert summary.residual_std == pytest.approx([1.0] * 4, abs=0.3)
+    assert summary.residual_std == pytest.approx([1.0] * 4, abs=0.2)
 
 
 def relative_difference(one: torch.Tensor, other: torch.Tensor) -> float:

@@ -64,7 +64,7 @@ def a_mean_every_eight_steps():
         yield
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=TRAININGS)
 def training(a_mean_every_eight_steps, request, tmp_path_factory):
     """A training, its settings, and the folder of an uninterrupted run."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -76,14 +76,7 @@ def training(a_mean_every_eight_steps, request, tmp_path_factory):
 
 
 # 10 steps, a logged mean every 8, a checkpoint every 3. 100 kills after the last step.
-@pytest.mark.parametrize(
-    ("training", "kills"),
-    [
-        *(("autoencoder", kills) for kills in ([2, 5], [8, 1], [100], [9])),
-        *(("denoiser", kills) for kills in ([2, 5], [100])),
-    ],
-    indirect=["training"],
-)
+@pytest.mark.parametrize("kills", [[2, 5], [8, 1], [100], [9]])
 def test_a_killed_and_resumed_run_logs_the_same_as_an_uninterrupted_one(training, tmp_path, kills):
     train, config, whole = training
     run = tmp_path / "run"

@@ -87,7 +87,7 @@ def test_tensorboard_shows_no_steps_of_an_old_run_in_the_folder(autoencoder_conf
     assert [step for step, _ in shown_by_tensorboard(logs, "validation/loss")] == [2]
 
 
-@pytest.fixture
+@pytest.fixture(params=["wandb", "trackio"])
 def tracker(request, monkeypatch):
     """A stand-in for a tracker that is not installed; it keeps its settings and its log."""
     module = ModuleType(request.param)
@@ -114,11 +114,7 @@ def tracker(request, monkeypatch):
     return module
 
 
-@pytest.mark.parametrize(
-    ("tracker", "kills"),
-    [("wandb", [5, 2]), ("wandb", [100]), ("wandb", [8]), ("trackio", [7])],
-    indirect=["tracker"],
-)
+@pytest.mark.parametrize("kills", [[5, 2], [7], [100], [8]])
 def test_a_resumed_run_continues_its_tracker_run_and_logs_no_step_twice(
     autoencoder_config, tmp_path, tracker, kills
 ):
@@ -146,7 +142,6 @@ def test_a_resumed_run_continues_its_tracker_run_and_logs_no_step_twice(
     assert sorted(tracker.logged[len(told) :]) == sorted(told), "it has all steps again"
 
 
-@pytest.mark.parametrize("tracker", ["wandb", "trackio"], indirect=True)
 def test_runs_in_two_folders_from_one_checkpoint_are_two_tracker_runs(
     autoencoder_config, tmp_path, tracker
 ):
