@@ -168,13 +168,15 @@ def _fit_last(
     nn.init.constant_(norm.bias, SILU_INFLECTION)
     nn.init.constant_(norm.weight, NORM_WEIGHT)
     constant = _constant_channels(norm.num_channels, norm.num_groups)
-    batch, _, *size = features.maps.shape
-    maps = features.maps.new_zeros(batch, norm.num_channels, *size)
-    maps[:, features.channels], maps[:, constant] = features.maps, CONSTANT
     # Behind the norm a constant tells the group's deviation, and a channel of 0 its mean.
     channels = sorted({*features.channels, *constant, *(x - 1 for x in constant)})
-    activations = Features(F.silu(norm(maps))[:, channels], channels)
-    return _fit(layer, activations, targets, list(range(targets.shape[1])))
+    activations = []
+    for one in features.maps:  # all channels of one image at a time: they take much memory
+        maps = one.new_zeros(1, norm.num_channels, *one.shape[1:])
+        maps[:, features.channels], maps[:, constant] = one, CONSTANT
+        activations.append(F.silu(norm(maps))[:, channels])
+    given = Features(torch.cat(activations), channels)
+    return _fit(layer, given, targets, list(range(targets.shape[1])))
 
 
 def _fit(

@@ -176,7 +176,8 @@ def create_autoencoder(
         image_channels: C of the images.
         sample_size: the images' size in pixels, one number or height and width. Diffusers' tiling
             takes one number, so of two the configuration has the larger one, and both apart.
-        changes: configuration entries that replace the preset's.
+        changes: configuration entries that replace the preset's. The groups of norms follow from
+            the widths, unless the preset or this names `norm_num_groups`.
 
     Returns:
         The autoencoder, with `scaling_factor = 1`: the scale is folded in after training.
