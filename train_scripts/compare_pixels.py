@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UNet2DModel
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt
+from tqdm import tqdm
 
 from hf_latent.command import Share, run_command
 from hf_latent.data.images.config import ImagesConfig, select_image_settings
@@ -28,9 +29,11 @@ from hf_latent.evaluation.measures.classifier import (
     measure_accuracy,
     train_classifier,
 )
+from hf_latent.evaluation.measures.floor import measure_floor
 from hf_latent.evaluation.measures.generation import frechet_distance
 from hf_latent.evaluation.pictures import labelled_rows, save_picture
 from hf_latent.experiments.quickstart import AUTOENCODER, DENOISER
+from hf_latent.experiments.sweep.pair import RealBaseline
 from hf_latent.experiments.sweep.sweep import measure_real_images
 from hf_latent.output import read_json, write_json
 from hf_latent.pipeline import LatentDiffusionPipeline
@@ -137,6 +140,21 @@ def train_latents(
     write_json(folder / "training.json", figures)
 
 
+@dataclass(frozen=True)
+class Yardstick:
+    """What images are measured by.
+
+    Attributes:
+        real: real images.
+        judge: a classifier of them.
+        figures: of the real images.
+    """
+
+    real: RealBaseline
+    judge: torch.nn.Module
+    figures: dict[str, float]
+
+
 def load_latents(folder: Path) -> LatentDiffusionPipeline:
     """Load the pipeline that was trained on latents."""
     return LatentDiffusionPipeline.from_pretrained(folder / "denoiser" / "model")
@@ -169,46 +187,72 @@ def generate(
     return torch.cat(batches)
 
 
-def measure(config: ComparePixelsConfig, splits: ImageSplits, output_dir: Path) -> None:
-    """Compare both with real images, and write comparison.json and a grid of each."""
+def open_yardstick(config: ComparePixelsConfig, splits: ImageSplits) -> Yardstick:
+    """Measure the real images, and train the judge on them."""
     extractor = load_feature_extractor("efficientnet-lite0")
     real, real_fd = measure_real_images(splits, config.num_images, config.seed, extractor)
-    labels = real.images.subset(real.images.reference).labels
-    assert labels is not None and splits.num_classes and splits.id2label  # checked at the start
     judged = labelled_real_images(splits.train)
+    assert splits.num_classes  # checked at the start
     epochs = choose_epochs(judged.length)
     judge = train_classifier(judged, splits.num_classes, config.seed, epochs)
-    report: dict[str, Any] = {
-        "real_fd": real_fd,
-        "judge_real_accuracy": measure_accuracy(judge, labelled_real_images(splits.validation)),
+    accuracy = measure_accuracy(judge, labelled_real_images(splits.validation))
+    return Yardstick(real, judge, {"real_fd": real_fd, "judge_real_accuracy": accuracy})
+
+
+def measure_way(
+    name: str,
+    pipeline: LatentDiffusionPipeline,
+    config: ComparePixelsConfig,
+    splits: ImageSplits,
+    yardstick: Yardstick,
+) -> None:
+    """Measure images of a pipeline; save a grid of them, and measured.json last."""
+    real = yardstick.real
+    labels = real.images.subset(real.images.reference).labels
+    assert labels is not None and splits.num_classes and splits.id2label  # checked at the start
+    start = time.process_time()
+    images = generate(pipeline, labels, config)
+    seconds = time.process_time() - start
+    guidance = choose_guidance(pipeline, config.guidance_scale, None)
+    judged = LabelledImages.from_tensors(images / 127.5 - 1, labels)
+    figures = {
+        "fd": frechet_distance(map(real.extractor, images.split(BATCH_SIZE)), real.reference),
+        "label_agreement": measure_accuracy(yardstick.judge, judged),
+        "cpu_seconds_per_image": seconds / len(images),
+        "evaluations": count_evaluations(pipeline, config.num_inference_steps, guidance),
     }
-    pipelines = {
-        "latents": load_latents(output_dir / "latents"),
-        "pixels": load_pixels(output_dir / "pixels"),
-    }
-    for name, pipeline in pipelines.items():
-        start = time.process_time()
-        images = generate(pipeline, labels, config)
-        seconds = time.process_time() - start
+    if pipeline.vae is not None:
+        others, bar = real.images.subset(real.images.other), tqdm(disable=True)
+        figures["floor_fd"] = measure_floor(
+            pipeline.vae, others, real.reference, real.extractor, BATCH_SIZE, config.seed, bar
+        )
+    shown = list(range(min(SHOWN_CLASSES, splits.num_classes)))
+    rows = [torch.where(labels == x)[0][:SHOWN_COLUMNS] for x in shown]
+    grid = images[torch.stack(rows, dim=1).flatten()] / 255
+    output_dir = Path(config.output_dir)
+    save_picture(output_dir / f"{name}.png", labelled_rows(grid, shown, splits.id2label))
+    named = {f"{name}_{key}": value for key, value in figures.items()}
+    write_json(output_dir / name / "measured.json", yardstick.figures | named)
+
+
+def measure(config: ComparePixelsConfig, splits: ImageSplits) -> None:
+    """Measure what is trained and not measured yet; once both are, write comparison.json."""
+    output_dir, load = Path(config.output_dir), {"latents": load_latents, "pixels": load_pixels}
+    trained = [name for name in load if (output_dir / name / "training.json").exists()]
+    new = [name for name in trained if not (output_dir / name / "measured.json").exists()]
+    if new:
+        yardstick = open_yardstick(config, splits)
+        for name in new:
+            measure_way(name, load[name](output_dir / name), config, splits, yardstick)
+    if len(trained) < len(load):
+        return
+    report = {k: v for k, v in asdict(config).items() if k not in ("output_dir", "parts")}
+    report["data"] = shown_name(config.data)
+    for name in trained:
         training = read_json(output_dir / name / "training.json")
-        guidance = choose_guidance(pipeline, config.guidance_scale, None)
-        figures = {
-            **training,
-            "fd": frechet_distance(map(extractor, images.split(BATCH_SIZE)), real.reference),
-            "label_agreement": measure_accuracy(
-                judge, LabelledImages.from_tensors(images / 127.5 - 1, labels)
-            ),
-            "cpu_seconds_per_image": seconds / len(images),
-            "evaluations": count_evaluations(pipeline, config.num_inference_steps, guidance),
-        }
-        report |= {f"{name}_{key}": value for key, value in figures.items()}
-        shown = list(range(min(SHOWN_CLASSES, splits.num_classes)))
-        rows = [torch.where(labels == x)[0][:SHOWN_COLUMNS] for x in shown]
-        grid = images[torch.stack(rows, dim=1).flatten()] / 255
-        save_picture(output_dir / f"{name}.png", labelled_rows(grid, shown, splits.id2label))
-    kept = {k: v for k, v in asdict(config).items() if k not in ("output_dir", "parts")}
-    kept["data"] = shown_name(config.data)
-    write_json(output_dir / "comparison.json", kept | report | machine_figures())
+        report |= {f"{name}_{key}": value for key, value in training.items()}
+        report |= read_json(output_dir / name / "measured.json")
+    write_json(output_dir / "comparison.json", report | machine_figures())
 
 
 def compare_pixels(config: ComparePixelsConfig, now: Callable[[], float] | None = None) -> None:
@@ -244,7 +288,7 @@ def compare_pixels(config: ComparePixelsConfig, now: Callable[[], float] | None 
             now,
         )
     if "measure" in config.parts:
-        measure(config, splits, output_dir)
+        measure(config, splits)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 import itertools
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -81,16 +82,20 @@ def test_both_are_trained_for_equal_minutes_and_measured(tmp_path, monkeypatch):
             num_images=40,
             num_inference_steps=2,
         )
-        compare_pixels.compare_pixels(config, ticks(6.0))
-        trained = (tmp_path / "latents" / "training.json").stat()
-        compare_pixels.compare_pixels(config, ticks(6.0))  # trains nothing again
-    assert (tmp_path / "latents" / "training.json").stat() == trained
+        first = replace(config, parts=["latents", "measure"])
+        compare_pixels.compare_pixels(first, ticks(6.0))
+        assert not (tmp_path / "comparison.json").exists()  # one of the two is not there yet
+        made = [tmp_path / "latents" / name for name in ("training.json", "measured.json")]
+        times = [path.stat().st_mtime_ns for path in made]
+        compare_pixels.compare_pixels(config, ticks(6.0))  # does nothing of the first part again
+    assert [path.stat().st_mtime_ns for path in made] == times
     report = json.loads((tmp_path / "comparison.json").read_text())
     assert report["data"] == "the name of fashion_mnist"  # no path of this machine
     assert report["latents_minutes"] == pytest.approx(4, abs=1)
     assert report["pixels_minutes"] == pytest.approx(report["latents_minutes"], abs=0.2)
     assert report["latents_steps"] > 1 and report["pixels_steps"] > 20
     assert report["real_fd"] < min(report["latents_fd"], report["pixels_fd"])
+    assert report["real_fd"] < report["latents_floor_fd"]
     assert report["latents_evaluations"] == report["pixels_evaluations"] == 4
     for name in ("latents", "pixels"):
         assert Image.open(tmp_path / f"{name}.png").size[1] == 2 * 64
