@@ -60,7 +60,7 @@ logger = logging.getLogger(__name__)
 IMAGES: dict[str, Any] = {"data": "fashion_mnist", "resolution": 32, "resize_mode": "pad"}
 AUTOENCODER = {
     "train_batch_size": 16,
-    "learning_rate": 1e-3,
+    "learning_rate": 6e-3,
     "adam_weight_decay": 1e-4,
     "ema_decay": 0.995,
     "kl_weight": 5e-3,

@@ -27,9 +27,9 @@ class AutoencoderConfig(TrainingConfig):
             on the Hub.
         train_decoder_only: Keep the encoder of pretrained_vae unchanged, so that its latents and
             the denoisers trained on them stay valid.
-        initialization: Start of a new autoencoder. components: as a linear one, whose latents are
-            the principal components of the images' patches; it has their colours at once. random:
-            torch's random weights.
+        initialization: Start of a new autoencoder. components: nearly as a linear one, whose
+            latents are the principal components of the images' patches; it has their colours at
+            once. random: torch's random weights.
         reconstruction_loss: l1 (absolute error, sharper edges) or l2 (squared error, higher PSNR).
         kl_weight: Weight of the KL divergence, which is measured in nats per latent value.
         equivariance_weight: Weight of the error of images decoded from turned and smaller latents,

@@ -83,10 +83,9 @@ EQUIVARIANCE = [
 ]
 SMALL = VAE | {"block_out_channels": [8, 16, 32]}
 WIDER = VAE | {"block_out_channels": [8, 16, 32, 48], "latent_channels": 8}
-# The random start has the rate that was best for it.
 STARTS = [
     Variant(f"{start}-{rate:g}", autoencoder={"initialization": start, "learning_rate": rate})
-    for start, rate in [("random", 6e-3), ("components", 2e-3), ("components", 1e-3)]
+    for start, rate in [("random", 6e-3), ("components", 6e-3), ("components", 3e-3)]
 ]
 EXPERIMENTS = {
     "start-fashion-mnist": Experiment(FASHION_MNIST, STARTS, 0, 4, SMALL),
