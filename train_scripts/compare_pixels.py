@@ -52,6 +52,7 @@ BATCH_SIZE = 25
 VALIDATION_IMAGES, SHOWN_CLASSES, SHOWN_COLUMNS = 500, 10, 8
 # Quickstart's settings, made for short trainings, with the squared error: a higher PSNR.
 VAE: dict[str, Any] = AUTOENCODER | {"reconstruction_loss": "l2", "kl_weight": 3e-4}
+MEASURED_WITH = ("num_images", "num_inference_steps", "guidance_scale", "seed")
 LAST = {"validation_steps": 10**9}  # validate only at the end
 
 
@@ -205,8 +206,8 @@ def measure_way(
     config: ComparePixelsConfig,
     splits: ImageSplits,
     yardstick: Yardstick,
-) -> None:
-    """Measure images of a pipeline; save a grid of them, and measured.json last."""
+) -> dict[str, Any]:
+    """Return the figures of a pipeline's images, and save a grid of them."""
     real = yardstick.real
     labels = real.images.subset(real.images.reference).labels
     assert labels is not None and splits.num_classes and splits.id2label  # checked at the start
@@ -229,30 +230,37 @@ def measure_way(
     shown = list(range(min(SHOWN_CLASSES, splits.num_classes)))
     rows = [torch.where(labels == x)[0][:SHOWN_COLUMNS] for x in shown]
     grid = images[torch.stack(rows, dim=1).flatten()] / 255
-    output_dir = Path(config.output_dir)
-    save_picture(output_dir / f"{name}.png", labelled_rows(grid, shown, splits.id2label))
-    named = {f"{name}_{key}": value for key, value in figures.items()}
-    write_json(output_dir / name / "measured.json", yardstick.figures | named)
+    path = Path(config.output_dir) / f"{name}.png"
+    save_picture(path, labelled_rows(grid, shown, splits.id2label))
+    return yardstick.figures | {f"{name}_{key}": value for key, value in figures.items()}
 
 
 def measure(config: ComparePixelsConfig, splits: ImageSplits) -> None:
-    """Measure what is trained and not measured yet; once both are, write comparison.json."""
+    """Measure what is trained; once both ways are, write comparison.json.
+
+    A way's measured.json names the settings and the training that it is of. It is used again only
+    if these are the same.
+    """
     output_dir, load = Path(config.output_dir), {"latents": load_latents, "pixels": load_pixels}
-    trained = [name for name in load if (output_dir / name / "training.json").exists()]
-    new = [name for name in trained if not (output_dir / name / "measured.json").exists()]
-    if new:
-        yardstick = open_yardstick(config, splits)
-        for name in new:
-            measure_way(name, load[name](output_dir / name), config, splits, yardstick)
-    if len(trained) < len(load):
-        return
-    report = {k: v for k, v in asdict(config).items() if k not in ("output_dir", "parts")}
-    report["data"] = shown_name(config.data)
-    for name in trained:
-        training = read_json(output_dir / name / "training.json")
-        report |= {f"{name}_{key}": value for key, value in training.items()}
-        report |= read_json(output_dir / name / "measured.json")
-    write_json(output_dir / "comparison.json", report | machine_figures())
+    settings = {key: getattr(config, key) for key in MEASURED_WITH}
+    yardstick, measured = None, list[dict[str, Any]]()
+    for name, load_pipeline in load.items():
+        folder = output_dir / name
+        if not (folder / "training.json").exists():
+            continue
+        training = read_json(folder / "training.json")
+        given = settings | {f"{name}_{key}": value for key, value in training.items()}
+        path = folder / "measured.json"
+        if not path.exists() or not given.items() <= read_json(path).items():
+            yardstick = yardstick or open_yardstick(config, splits)
+            figures = measure_way(name, load_pipeline(folder), config, splits, yardstick)
+            write_json(path, given | figures)
+        measured.append(read_json(path))
+    if len(measured) == len(load):
+        kept = {k: v for k, v in asdict(config).items() if k not in ("output_dir", "parts")}
+        kept["data"] = shown_name(config.data)
+        report = kept | measured[0] | measured[1] | machine_figures()
+        write_json(output_dir / "comparison.json", report)
 
 
 def compare_pixels(config: ComparePixelsConfig, now: Callable[[], float] | None = None) -> None:

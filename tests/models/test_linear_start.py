@@ -74,7 +74,8 @@ def test_the_start_is_nearly_the_best_linear_code(side, widths):
     assert error < 1.3 * best
 
 
-@pytest.mark.parametrize(("constant", "tolerance"), [(12.0, 0.02), (2.0, 0.04)])
+# The larger the constant is, the more linear is the start.
+@pytest.mark.parametrize(("constant", "tolerance"), [(12.0, 0.02), (linear_start.CONSTANT, 0.04)])
 def test_brightness_and_colour_of_a_whole_image_pass_the_norms(constant, tolerance, monkeypatch):
     monkeypatch.setattr(linear_start, "CONSTANT", constant)
     images = coloured_images()
@@ -108,15 +109,16 @@ def test_any_images_give_finite_weights(images, kl_weight):
         assert vae.decode(vae.encode(images).latent_dist.mode()).sample.isfinite().all()
 
 
-def test_more_latents_than_a_patch_has_values(monkeypatch):
-    monkeypatch.setattr(linear_start, "CONSTANT", 12.0)  # the larger, the more linear
+@pytest.mark.parametrize(("constant", "largest"), [(12.0, 1e-3), (linear_start.CONSTANT, 5e-3)])
+def test_more_latents_than_a_patch_has_values(constant, largest, monkeypatch):
+    monkeypatch.setattr(linear_start, "CONSTANT", constant)
     images = coloured_images()[:, :1]
     vae = started(images, block_out_channels=(8, 16), latent_channels=6)
     with torch.no_grad():
         posterior = vae.encode(images).latent_dist
         rebuilt = vae.decode(posterior.mean).sample
     assert posterior.mean[:, 4:].abs().max() == 0 and posterior.logvar[:, 4:].abs().max() == 0
-    assert (rebuilt - images).square().mean() < 1e-3
+    assert (rebuilt - images).square().mean() < largest
 
 
 def test_every_weight_gets_a_gradient_after_one_step():

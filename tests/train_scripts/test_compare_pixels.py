@@ -88,8 +88,10 @@ def test_both_are_trained_for_equal_minutes_and_measured(tmp_path, monkeypatch):
         made = [tmp_path / "latents" / name for name in ("training.json", "measured.json")]
         times = [path.stat().st_mtime_ns for path in made]
         compare_pixels.compare_pixels(config, ticks(6.0))  # does nothing of the first part again
-    assert [path.stat().st_mtime_ns for path in made] == times
-    report = json.loads((tmp_path / "comparison.json").read_text())
+        assert [path.stat().st_mtime_ns for path in made] == times
+        report = json.loads((tmp_path / "comparison.json").read_text())
+        compare_pixels.compare_pixels(replace(config, num_images=20), ticks(6.0))
+        again = json.loads((tmp_path / "comparison.json").read_text())
     assert report["data"] == "the name of fashion_mnist"  # no path of this machine
     assert report["latents_minutes"] == pytest.approx(4, abs=1)
     assert report["pixels_minutes"] == pytest.approx(report["latents_minutes"], abs=0.2)
@@ -99,6 +101,9 @@ def test_both_are_trained_for_equal_minutes_and_measured(tmp_path, monkeypatch):
     assert report["latents_evaluations"] == report["pixels_evaluations"] == 4
     for name in ("latents", "pixels"):
         assert Image.open(tmp_path / f"{name}.png").size[1] == 2 * 64
+    assert (again["num_images"], again["latents_steps"]) == (20, report["latents_steps"])
+    assert again["latents_fd"] != report["latents_fd"]  # other settings are measured anew
+    assert again["pixels_fd"] != report["pixels_fd"]
 
 
 def test_images_without_classes_are_refused_in_words(grey_folder, tmp_path):
