@@ -134,7 +134,7 @@ def imported_packages(folder: str) -> set[str]:
 
 
 def test_all_that_is_imported_is_declared():
-    declared = requirements(*EXTRAS, "lpips", "inception").keys()
+    declared = requirements(*EXTRAS, "lpips", "inception", "page").keys()
     assert {"diffusers", "jinja2", "pyarrow"} <= imported_packages("hf_latent") <= declared
     for folder in ("train_scripts", "tests", "docs"):
         assert imported_packages(folder) <= requirements("test").keys(), folder

@@ -1,6 +1,7 @@
-"""Export a model to a folder that plain diffusers loads with no remote code: `hf-latent export`."""
+"""Export a model for programs that do not have this package: `hf-latent export`."""
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -13,41 +14,60 @@ from hf_latent.errors import UserError
 from hf_latent.hub.card.render import render_card
 from hf_latent.hub.ldm_pipeline import to_ldm_pipeline
 from hf_latent.hub.model_files import MODEL_FILES
+from hf_latent.hub.page.write import PAGE_FILES, write_page
 from hf_latent.lock import locks_output
 from hf_latent.models.load import find_model, loading
 from hf_latent.output import check_output_dir, replaced_whole
 from hf_latent.pipeline import LatentDiffusionPipeline
 
+PAGE_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig(Settings):
-    """Export a model, for one class or none, to a folder that plain diffusers loads.
+    """Export a model to a folder that plain diffusers loads, or to a page that runs it.
 
-    Loading needs no remote code and not this package. The export has no guidance: from the same
-    noise it draws the images of `hf-latent generate --guidance_scale 1`, within 1e-4 in [0, 1]. For
-    a flow, the number of steps must divide 1,000, like 20 or 50; otherwise single pixels differ by
-    a few hundredths.
+    Format ldm is for one class or none. Loading needs no remote code and not this package. The
+    export has no guidance: from the same noise it draws the images of `hf-latent generate
+    --guidance_scale 1`, within 1e-4 in [0, 1]. For a flow, the number of steps must divide 1,000,
+    like 20 or 50; otherwise single pixels differ by a few hundredths.
+
+    Format page is a folder of static files that runs the model in a visitor's browser, with
+    all classes and guidance. Any web server serves it, such as `python -m http.server`, and so does
+    a static Space. It needs the extra page: `pip install 'hf-latent[page]'`.
 
     Attributes:
         model: The folder of a model or of the run that trained one, the name of a released one, or
             an id on the Hub.
         output_dir: The folder to write.
-        format: The format of the export: "ldm" is diffusers' LDMPipeline.
-        class_label: The label or name of the one class to draw. By default a model with classes
-            draws its null label.
-        overwrite_output_dir: Replace an earlier model in output_dir; other files in it stay.
+        format: The format of the export: ldm is diffusers' LDMPipeline, page a web page.
+        class_label: The label or name of the one class that ldm draws. By default a model with
+            classes draws its null label.
+        runtime: The folder dist of the npm package onnxruntime-web, for format page. By default
+            the page loads it from a public address, and compares its hash.
+        title: The title of a page. By default the model's name.
+        overwrite_output_dir: Replace an earlier export in output_dir; other files in it stay.
     """
 
     model: str
     output_dir: str
-    format: Literal["ldm"] = "ldm"
+    format: Literal["ldm", "page"] = "ldm"
     class_label: int | str | None = None
+    runtime: str | None = None
+    title: str | None = None
     overwrite_output_dir: bool = False
+
+    def __post_init__(self) -> None:
+        """Check that the settings are those of the format."""
+        unused = {"ldm": ("runtime", "title"), "page": ("class_label",)}
+        for name in unused[self.format]:
+            if getattr(self, name) is not None:
+                raise UserError(f"--{name} is not for --format {self.format}: leave it out")
 
 
 @locks_output
 def export(config: ExportConfig) -> Path:
-    """Export a model, and print its folder and what it draws.
+    """Export a model, and print its folder and what it is.
 
     Returns:
         The folder.
@@ -59,6 +79,14 @@ def export(config: ExportConfig) -> Path:
     output_dir = check_output_dir(config.output_dir, config.overwrite_output_dir)
     with loading(model, "model"):
         pipeline = LatentDiffusionPipeline.from_pretrained(model)
+    formats = {"ldm": _export_ldm, "page": _export_page}
+    formats[config.format](pipeline, model, output_dir, config)
+    return output_dir
+
+
+def _export_ldm(
+    pipeline: LatentDiffusionPipeline, model: str, output_dir: Path, config: ExportConfig
+) -> None:
     class_label = None
     if config.class_label is not None:
         try:
@@ -76,7 +104,23 @@ def export(config: ExportConfig) -> Path:
     print(f"{_describe_class(pipeline, class_label)}, as a stock LDMPipeline: {output_dir}")
     if pipeline.num_classes is not None or pipeline.guide_unet is not None:
         print("the export has no guidance: its images are those of guidance_scale 1")
-    return output_dir
+
+
+def _export_page(
+    pipeline: LatentDiffusionPipeline, model: str, output_dir: Path, config: ExportConfig
+) -> None:
+    if missing := [name for name in PAGE_PACKAGES if find_spec(name) is None]:
+        raise UserError(f"--format page needs {', '.join(missing)}: pip install 'hf-latent[page]'")
+    runtime = None if config.runtime is None else Path(config.runtime)
+    title = config.title or (Path(model).resolve().name if Path(model).is_dir() else model)
+    with replaced_whole(output_dir, written=PAGE_FILES) as temporary:
+        report = write_page(pipeline, title, runtime, temporary)
+    for step, figures in report.items():
+        print(
+            f"{step}: {figures['bytes'] / 1e6:.1f} MB, {figures['weights']}, equal to the "
+            f"pipeline's within {figures['greatest_difference']:.1g}"
+        )
+    print(f"a page: {output_dir}. Try it: python -m http.server --directory {output_dir}")
 
 
 def render_export_card(

@@ -221,6 +221,20 @@ def test_of_the_samplers():
     assert images in prose(page) and stock in prose(page)
 
 
+def test_of_the_page():
+    report, page = load(REPORTS / "page" / "page.json"), read("guides/hub.md")
+    size = sum(x["bytes"] for x in report["graphs"].values()) / 1e6
+    for figure in (
+        f"has {size:.1f} MB",
+        f"on {report['cpu_cores']} CPU cores",
+        f"loads in {report['load_seconds']:.1f} seconds",
+        f"one picture in {report['seconds_to_one_picture']:.1f} seconds",
+        f"all {report['classes']} classes in {report['seconds_to_every_class']:.1f} seconds",
+        f"in {report['num_inference_steps']} steps",
+    ):
+        assert figure in " ".join(page.split())
+
+
 @pytest.mark.parametrize("path", sorted((REPORTS / "pixels").glob("*.json")), ids=lambda x: x.stem)
 def test_of_equal_minutes(path):
     report = load(path)
