@@ -6,10 +6,20 @@ from PIL import Image
 
 from autoencoder_figures import comparison_rows
 from compare_models import CompareConfig, compare_models
+from hf_latent.data.images import sources
 from hf_latent.errors import UserError
 from hf_latent.models.presets import create_denoiser, create_scheduler
 from hf_latent.pipeline import LatentDiffusionPipeline
 from tests.conftest import NARROW_DENOISER, make_autoencoder
+from tests.evaluation.features.short_vectors import ShortVectors
+from tests.small import few_images
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """Few images, and short vectors of them."""
+    monkeypatch.setitem(sources.BUILT_IN, "fashion_mnist", few_images)
+    monkeypatch.setattr("compare_models.load_feature_extractor", lambda name: ShortVectors())
 
 
 @pytest.fixture
