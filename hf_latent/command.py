@@ -223,22 +223,9 @@ def _load_recipe(text: str) -> Any:
 jsonargparse.set_loader("recipe", _load_recipe, exceptions=(yaml.YAMLError,))
 
 
-def parse_config(
-    config_class: type[Config], arguments: Sequence[str] | None = None, prog: str | None = None
-) -> Config:
-    """Read a command's configuration from a recipe (`--config`) and flags; flags win.
-
-    `--verbosity` is no setting of a command: it takes effect at once.
-
-    Args:
-        config_class: a frozen dataclass whose docstring is the help text.
-        arguments: the command line; None: the process's own.
-        prog: the command's name in messages.
-
-    Raises:
-        UserError: for an unknown key or flag, or a value of the wrong type.
-        SystemExit: after `--help` and `--print_config`.
-    """
+@cache
+def _command_parser(config_class: type, prog: str | None) -> jsonargparse.ArgumentParser:
+    """Create the parser of a command line."""
     summary = (inspect.getdoc(config_class) or "").partition("\n\n")[0]
     parser = jsonargparse.ArgumentParser(
         prog=prog,
@@ -268,6 +255,27 @@ def parse_config(
             required.append(f"{action.option_strings[0]} {action.dest.upper()}")
     usage = " ".join([parser.prog, *required, "[--flags]"])
     parser.usage = textwrap.fill(usage, 72, subsequent_indent="  ", break_on_hyphens=False)
+    return parser
+
+
+def parse_config(
+    config_class: type[Config], arguments: Sequence[str] | None = None, prog: str | None = None
+) -> Config:
+    """Read a command's configuration from a recipe (`--config`) and flags; flags win.
+
+    `--verbosity` is no setting of a command: it takes effect at once.
+
+    Args:
+        config_class: a frozen dataclass whose docstring is the help text.
+        arguments: the command line; None: the process's own.
+        prog: the command's name in messages.
+
+    Raises:
+        UserError: for an unknown key or flag, or a value of the wrong type.
+        SystemExit: after `--help` and `--print_config`.
+    """
+    kind: Any = config_class
+    parser = _command_parser(kind, prog)
     try:
         words = _join_lists(sys.argv[1:] if arguments is None else arguments, parser._actions)
         values = parser.parse_args(words).as_dict()

@@ -234,7 +234,7 @@ def write_recipes(folder: Path) -> None:
     (folder / "binary.yaml").write_bytes(bytes(range(128, 256)))
     (folder / "code.yaml").write_text("!!python/object/apply:os.mkdir [mark]\n")
     (folder / "path.yaml").write_text("__path__: other.yaml\n")
-    (folder / "deep.yaml").write_text("[" * 5000)
+    (folder / "deep.yaml").write_text("[" * 1000)
 
 
 RECIPES = {
