@@ -45,7 +45,7 @@ for name, out, again, labels, options in json.loads(sys.argv[1]):
     pipe.save_pretrained(again)
     if "HF_TOKEN" in os.environ:
         pipe.push_to_hub("ada/again")
-    sys.exit()
+    os._exit(0)  # clearing would first copy the memory that it shares
 """
 
 

@@ -45,12 +45,13 @@ EXPECTED = {
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """Start all weights from zeros, and measure only the steps of small images."""
+    """Start all weights from zeros, and measure only the steps of one small image."""
     for name in ("kaiming_uniform_", "uniform_", "normal_", "xavier_uniform_"):
         monkeypatch.setattr(torch.nn.init, name, lambda tensor, *_, **__: tensor.data.zero_())
         # diffusers sets these back whenever it has loaded a model.
         monkeypatch.setitem(TORCH_INIT_FUNCTIONS, name, getattr(torch.nn.init, name))
     monkeypatch.setattr(estimate, "SECONDS", 1e-9)
+    monkeypatch.setattr(estimate, "LONGEST_SECONDS", 1e-9)
     monkeypatch.setitem(costs.PRODUCT_SIZES, "cpu", 64)
     for name in ("fashion_mnist", "fashion_mnist_full"):
         monkeypatch.setitem(sources.BUILT_IN, name, few_images)

@@ -14,6 +14,7 @@ from hf_latent.evaluation.config import EvaluateConfig
 from hf_latent.evaluation.features.extractors import LatentVectors
 from hf_latent.evaluation.images.generated import labelled_samples, measure_classes, write_samples
 from hf_latent.evaluation.images.reference import RealImages
+from hf_latent.evaluation.measures import classifier
 from hf_latent.models.presets import create_scheduler
 from tests.conftest import count_calls
 from tests.evaluation.features.short_vectors import ShortVectors
@@ -192,6 +193,7 @@ def test_labelled_samples_have_their_labels(splits, tmp_path):
 @pytest.mark.slow
 def test_real_images_as_samples_have_the_accuracy_of_real_images(splits, tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "SHARD_ROWS", 1000)
+    monkeypatch.setattr(classifier, "WIDTHS", (8, 16, 32))
     train, half = splits.train, torch.arange(600)
     real = RealImages(train, splits.validation.evenly_spaced(500), half, half + 600)
     others = real.subset(real.other)
