@@ -68,6 +68,12 @@ COMMANDS = {
         "synthesize_ema",
         "make a model with another weight average of a denoiser's run",
     ),
+    "report": Command(
+        "hf_latent.experiments.report",
+        "ReportConfig",
+        "report",
+        "make a page of a training, or of several side by side",
+    ),
     "generate": Command(
         "hf_latent.experiments.generate",
         "GenerateConfig",

@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from functools import cache
+from pathlib import Path
 from types import UnionType
 from typing import (
     TYPE_CHECKING,
@@ -299,6 +300,22 @@ def dump_config(config: Any, **additions: Any) -> str:
         additions: fields to save with another value than the configuration's.
     """
     return yaml.safe_dump(dataclasses.asdict(config) | additions, sort_keys=False)
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Read the settings that `dump_config` wrote, as a recipe is read.
+
+    Raises:
+        UserError: if there are none.
+    """
+    try:
+        values = _load_recipe(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        cause = " ".join(str(getattr(error, "strerror", None) or error).split())
+        raise UserError(f"{path} cannot be read ({cause})") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} has no settings in it")
+    return values
 
 
 def run_command(

@@ -51,6 +51,16 @@ def check_output_dir(output_dir: str | Path, overwrite: bool = False, remedy: st
     return path
 
 
+def check_output_file(output: Path) -> None:
+    """Check that a command can write its file, before anything long starts.
+
+    Raises:
+        UserError: if the file's folder is missing or cannot be written, or if it is a folder.
+    """
+    if not output.parent.is_dir() or output.is_dir() or not os.access(output.parent, os.W_OK):
+        raise UserError(f"--output {output} cannot be written: choose a folder that exists")
+
+
 def check_models_stay(settings: Mapping[str, Any]) -> None:
     """Check that a command does not write into a model that it reads.
 

@@ -49,6 +49,7 @@ GOOD = {
     "train-denoiser": "--data photos --vae vae --output_dir OUT --preset tiny --max_train_steps 1",
     "encode": "--data photos --vae vae --output_dir OUT",
     "synthesize-ema": "--run photos --sigma_rel 0.1 --output_dir OUT",
+    "report": "--run run --output OUT.html",
 }
 OF_IMAGES = ("inspect", "evaluate", "sweep", "train-autoencoder", "train-denoiser", "encode")
 OF_MODELS = ("generate", "evaluate", "export")
@@ -202,6 +203,7 @@ def folder(tmp_path_factory) -> Iterator[Path]:
     )
     pipeline.save_pretrained(folder / "model")
     write_latents(folder / "cache")
+    write_runs(folder)
     write_recipes(folder)
     assert write_bad_models(folder / "vae", "config.json", WEIGHTS) == BAD_AUTOENCODERS
     found = write_bad_models(folder / "model", "unet/config.json", f"unet/{WEIGHTS}")
@@ -237,6 +239,22 @@ def write_recipes(folder: Path) -> None:
     (folder / "deep.yaml").write_text("[" * 1000)
 
 
+def write_runs(folder: Path) -> None:
+    """Write the folder of a training that was killed, and damaged copies of it."""
+    (folder / "run" / "logs").mkdir(parents=True)
+    settings = {"output_dir": "elsewhere", "max_train_steps": 5}
+    (folder / "run" / "config.yaml").write_text(json.dumps(settings))
+    (folder / "run" / "logs" / "losses.jsonl").write_text('{"step": 1, "train_loss": 0.5}\n')
+    for name in BAD_RUNS:
+        shutil.copytree(folder / "run", folder / name)
+    (folder / "run_no_yaml" / "config.yaml").write_text("{")
+    (folder / "run_other" / "config.yaml").write_text("seed: 1")
+    (folder / "run_wrong" / "config.yaml").write_text(json.dumps(settings | {"seed": "x"}))
+    (folder / "run_cut" / "logs" / "losses.jsonl").write_text('{"step": 1\n')
+    (folder / "run_list" / "logs" / "losses.jsonl").write_text("[]\n")
+
+
+BAD_RUNS = ("run_no_yaml", "run_other", "run_wrong", "run_cut", "run_list")
 RECIPES = {
     "unknown.yaml": "no_such_setting",
     "twice.yaml": "given 2 times",
@@ -324,6 +342,12 @@ CASES = [
     *((command, "--resolution 3,4,5", "--resolution") for command in OF_IMAGES),
     *((command, "--validation_fingerprint 00", "fingerprint") for command in OF_IMAGES),
     *((x, "--data colour", "channels") for x in ("inspect", "train-denoiser", "encode")),
+    *(
+        ("report", f"--run {x}", x)
+        for x in (*BAD_RUNS, "photos", "nowhere", "notes.txt", "run run")
+    ),
+    ("report", "--output nowhere/page.html", "nowhere"),
+    ("report", "--output photos", "photos"),
     ("train-autoencoder", "--latent_channels 0", "--latent_channels"),
     ("train-autoencoder", "--perceptual_weight 1", "--perceptual_network"),
     ("train-autoencoder", "--perceptual_network vgg", "--perceptual_network"),

@@ -238,7 +238,7 @@ def inspect_autoencoders(config: InspectConfig) -> dict[str, Any]:
         UserError: if an autoencoder, the data or a setting does not fit, in one line.
     """
     output_dir = check_output_dir(config.output_dir, config.overwrite_output_dir)
-    names = distinct_names(config.autoencoders)
+    names = distinct_names(config.autoencoders, "vae")
     stages = Stages(4 if config.feature_extractor == "none" else 6)
     with stages.stage("setup", shown=False):
         vaes = {name: load_frozen(given) for name, given in names.items()}

@@ -16,11 +16,11 @@ from hf_latent.data.images.sources import BUILT_IN
 def shown_name(given: str) -> str:
     """Return the name that a report gives to a path, a Hub id or built-in images.
 
-    Reports name no paths: of a path that exists the last part remains, with ./ before it if
-    built-in images have the same name.
+    Reports name no paths: of a path that exists or is absolute the last part remains, with ./
+    before it if built-in images have the same name.
     """
     path = Path(given).expanduser()
-    if given in BUILT_IN or not path.exists():
+    if given in BUILT_IN or not (path.is_absolute() or path.exists()):
         return given
     name = path.resolve().name
     return f"./{name}" if name in BUILT_IN else name

@@ -1,4 +1,4 @@
-"""Reports for people: Markdown templates, filled from the content of report.json alone."""
+"""Reports for people: templates of Markdown and HTML, filled from the content of reports."""
 
 import math
 from collections.abc import Callable
@@ -16,15 +16,17 @@ def format_number(value: float | None, form: str) -> str:
 
 
 def render_template(template: Path, report: dict[str, Any], **others: Any) -> str:
-    """Render a report as Markdown.
+    """Render a report as Markdown or HTML.
 
     Args:
-        template: a Jinja template. It has the filter `number`, see `format_number`.
+        template: a Jinja template. It has the filter `number`, see `format_number`. If its name
+            ends in .html, values are escaped.
         report: the content of report.json, the template's variable `report`.
         others: more variables.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(template.parent),
+        autoescape=jinja2.select_autoescape(["html"], default=False),
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,

@@ -1,7 +1,6 @@
 """`hf-latent generate`: images from a saved model, as a picture or as values of the data."""
 
 import csv
-import os
 from dataclasses import dataclass
 from importlib.util import find_spec
 from io import BytesIO
@@ -24,7 +23,7 @@ from hf_latent.evaluation.images.sampling import (
 from hf_latent.evaluation.pictures import image_grid, labelled_rows, save_picture
 from hf_latent.evaluation.precision import choose_dtype, in_dtype
 from hf_latent.lock import locks_output
-from hf_latent.output import replaced_whole
+from hf_latent.output import check_output_file, replaced_whole
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.pipeline.decode import IMAGE_VALUES, shown_channels, to_values
 
@@ -90,8 +89,7 @@ def check_output(output: Path) -> None:
         raise UserError(
             f"--output {output} must end in .png or the suffix of another picture in colour"
         ) from error
-    if not output.parent.is_dir() or output.is_dir() or not os.access(output.parent, os.W_OK):
-        raise UserError(f"--output {output} cannot be written: choose a folder that exists")
+    check_output_file(output)
 
 
 def wants_values(output: Path, pipeline: LatentDiffusionPipeline) -> bool:

@@ -32,6 +32,7 @@ from hf_latent.training.equivariance import choose_transform
 from hf_latent.training.latents.scale import estimate_seconds, measure_latent_scale
 from hf_latent.training.losses import autoencoder_losses
 from hf_latent.training.next_steps import after_autoencoder
+from hf_latent.training.page.page import conclude_validation, write_page
 from hf_latent.training.push import prepare_push, push_model
 from hf_latent.training.reports import (
     image_figures,
@@ -64,7 +65,6 @@ from hf_latent.training.start_autoencoder import (
     start_linearly,
 )
 from hf_latent.training.validation.autoencoder import HeldOutFigures, validate_autoencoder
-from hf_latent.training.validation.diagnosis import diagnose
 
 logger = logging.getLogger(__name__)
 
@@ -172,22 +172,18 @@ def train_autoencoder(
             f"scale on {count:,} images"
         )
     previous: HeldOutFigures | None = None
-    previous_step = clock.step
 
     def validate() -> HeldOutFigures:
-        nonlocal previous, previous_step
+        nonlocal previous
         picture = picture_path(output_dir, clock.step)
         with clock.validation(), eval_mode(vae):
             figures = validate_autoencoder(
                 vae, held_out_loader, config.reconstruction_loss, picture, network, previous
             )
             clock.check_validation_loss(figures.loss)
-            adversarial = adversary.figures()
-            clock.log_validation_loss(figures.loss, **figures.scalars(), **adversarial)
-            steps = clock.step - previous_step
-            for level, line in diagnose(figures, previous, steps, adversarial):
-                logger.log(level, f"step {clock.step}: {line}")
-        previous, previous_step = figures, clock.step
+            clock.log_validation_loss(figures.loss, **figures.scalars(), **adversary.figures())
+            conclude_validation(output_dir)
+        previous = figures
         return figures
 
     if stop is not None:
@@ -268,6 +264,7 @@ def train_autoencoder(
         save_model(vae, output_dir, portable_settings(config), figures, "reconstructions.png")
         report = settings | figures | {"data": config.data}
         write_json(output_dir / "report.json", report)
+        write_page(output_dir)
     end_trackers(accelerator)
     push_model(push_settings)
     return summary

@@ -30,6 +30,7 @@ from hf_latent.training.dry_run.estimate import end_dry_run
 from hf_latent.training.latents.sources import open_latent_source
 from hf_latent.training.losses import choose_timesteps, denoising_loss, normal_to_uniform
 from hf_latent.training.next_steps import after_denoiser
+from hf_latent.training.page.page import conclude_validation, write_page
 from hf_latent.training.push import prepare_push, push_model
 from hf_latent.training.reports import (
     denoiser_figures,
@@ -203,6 +204,7 @@ def train_denoiser(
             clock.check_validation_loss(loss)
             save_samples(pipeline, picture, config.seed)
             clock.log_validation_loss(loss, **figures)
+            conclude_validation(output_dir)
 
     if stop is not None:
         stop.defer(accelerator)
@@ -276,6 +278,7 @@ def train_denoiser(
         if in_half:
             unet.half()
         save_model(pipeline, output_dir, portable_settings(config), figures, "samples.png")
+        write_page(output_dir)
     end_trackers(accelerator)
     push_model(push_settings)
     return summary

@@ -1,4 +1,4 @@
-"""What a finished training says: where its model is, and commands to go on with."""
+"""What comes after a training: where its model is, and commands to go on with."""
 
 import shlex
 from dataclasses import asdict
@@ -8,6 +8,7 @@ from typing import Any
 from hf_latent.data.images.config import ImagesConfig, select_image_settings
 from hf_latent.training.autoencoder_config import AutoencoderConfig
 from hf_latent.training.denoiser_config import DenoiserConfig
+from hf_latent.training.run.accelerator import TrainingConfig
 
 # Settings that only a training has.
 OF_TRAININGS = {"crop", "horizontal_flip", "seed", "validation_fingerprint"}
@@ -24,6 +25,13 @@ def image_settings(config: ImagesConfig) -> dict[str, Any]:
     defaults = asdict(ImagesConfig())
     changed = {k: x for k, x in select_image_settings(config).items() if x != defaults[k]}
     return {"data": config.data, **changed}
+
+
+def resume(config: TrainingConfig, command: str) -> str:
+    """Return lines for a training that has not finished: how to go on with it."""
+    run = Path(config.output_dir)
+    settings = {"config": run / "config.yaml", "resume_from_checkpoint": "latest"}
+    return "\n".join(["if it was stopped or killed, resume it:", command_line(command, **settings)])
 
 
 def after_autoencoder(config: AutoencoderConfig) -> str:

@@ -185,18 +185,17 @@ def save_model(
     write_json(folder / "training.json", settings | figures)
     write_text(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
     picture = picture_path(output_dir, figures["steps"])
-    with _warn_of_failure(folder, "picture"):
+    with warn_of_failure(f"the model is saved in {folder}; its picture"):
         copy_picture(picture, folder / picture_name)
-    with _warn_of_failure(folder, "card"):
+    with warn_of_failure(f"the model is saved in {folder}; its card"):
         write_model_card(folder)
 
 
 @contextmanager
-def _warn_of_failure(folder: Path, part: str) -> Iterator[None]:
-    """Report an exception and continue: the other processes wait for this one."""
+def warn_of_failure(part: str) -> Iterator[None]:
+    """Report that a part could not be made, and continue: the other processes wait for this one."""
     try:
         yield
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
-        text = f"the model is saved in {folder}; its {part} could not be made ({reason})"
-        logger.warning(one_line(text))
+        logger.warning(one_line(f"{part} could not be made ({reason})"))

@@ -47,6 +47,7 @@ SHORT = {
     "--num_images 10 --num_inference_steps 1",
     "encode_latents.py": "",
     "synthesize_ema.py": "",
+    "report": "",
     "export": "",
     "push": "",
     "train_vae.py": TRAINING,

@@ -58,6 +58,7 @@ def test_a_run_leaves_a_folded_autoencoder_and_its_log(autoencoder_config, tmp_p
         "config.yaml",
         "logs",
         "model",
+        "report.html",
         "report.json",
         "samples",
     ]

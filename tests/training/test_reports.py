@@ -22,10 +22,10 @@ from hf_latent.training.denoiser import train_denoiser
 from hf_latent.training.denoiser_config import DenoiserConfig
 from hf_latent.training.reports import (
     STORAGE_SETTINGS,
-    _warn_of_failure,
     autoencoder_figures,
     portable_settings,
     save_model,
+    warn_of_failure,
 )
 from hf_latent.training.run.pictures import picture_path, save_grid
 from tests.conftest import make_autoencoder
@@ -249,7 +249,7 @@ def test_a_failed_picture_does_not_stop_the_card(autoencoder_config, tmp_path, c
         f"warning: the model is saved in {folder}; its picture could not be made ("
     )
     # The line can be printed even if the folder name is not UTF-8.
-    with _warn_of_failure(tmp_path / "na\udcffme", "card"):
+    with warn_of_failure(f"{tmp_path}/na\udcffme; its card"):
         raise UserError("no model")
     assert f"{tmp_path}/na?me; its card could not be made (UserError: " in capsys.readouterr().err
 

@@ -32,8 +32,8 @@ SHARED = (
 )  # fmt: skip
 
 
-def distinct_names(given: Sequence[str]) -> dict[str, str]:
-    """Return what was given for each autoencoder, by a short name.
+def distinct_names(given: Sequence[str], setting: str) -> dict[str, str]:
+    """Return what was given for each autoencoder or run, by a short name.
 
     Of several paths, the parts at the end that are equal are left out, and as many parts before
     them remain as tell all apart: `sweep/f4-c4/autoencoder/model` and
@@ -50,7 +50,7 @@ def distinct_names(given: Sequence[str]) -> dict[str, str]:
     parts = [own[:-1] if own[-1] == "model" else own for own in parts]
     for number, own in enumerate(parts):
         if own in parts[:number]:
-            raise UserError(f"--vae {given[number]} is given twice")
+            raise UserError(f"--{setting} {given[number]} is given twice")
     while min(map(len, parts)) > 1 and len({own[-1] for own in parts}) == 1:
         parts = [own[:-1] for own in parts]
     length = 1

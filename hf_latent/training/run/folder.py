@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 TEMPORARY_CHECKPOINT = ".checkpoint.tmp"
 # What a run logs, which a new run in its folder removes, and all files of a run.
 LOGGED_FILES = re.compile(
-    r"logs/(losses\.jsonl|trackers\.json)|samples/step-\d+\.png|"
+    r"logs/(losses\.jsonl|trackers\.json)|samples/step-\d+\.png|report\.html|"
     r"bad_batches/step-\d+-rank-\d+\.safetensors"
 )
 RUN_FILES = re.compile(
@@ -149,9 +149,9 @@ def check_run_folder(config: TrainingConfig) -> None:
 
 def _is_interrupted_start(output_dir: Path) -> bool:
     """Return whether the folder holds only what a run leaves if killed before a checkpoint."""
-    started = ("config.yaml", "logs", "samples", "latents", "ema_snapshots", "bad_batches")
-    half_written = (".config.tmp.yaml", TEMPORARY_CHECKPOINT, ".latents.lock")
-    names = {*started, *half_written}
+    started = ("config.yaml", "report.html", "logs", "samples", "latents", "ema_snapshots")
+    half_written = (".config.tmp.yaml", ".report.tmp.html", TEMPORARY_CHECKPOINT, ".latents.lock")
+    names = {*started, *half_written, "bad_batches"}
     return output_dir.is_dir() and all(path.name in names for path in output_dir.iterdir())
 
 

@@ -66,6 +66,7 @@ class HeldOutFigures:
             "latent_std_smallest": min(self.latent_std),
             "latent_std_largest": max(self.latent_std),
             "dead_channels": len(self.dead_channels),
+            "alive_channels": len(self.latent_std) - len(self.dead_channels),
             **({} if bicubic is None else {"bicubic_psnr_db": bicubic}),
             **{k: v for k, v in measured if v is not None and not math.isnan(v)},
         }

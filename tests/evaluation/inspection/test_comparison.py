@@ -125,7 +125,7 @@ def test_a_killed_comparison_keeps_the_finished_reports(models, monkeypatch):
     ],
 )
 def test_names_tell_autoencoders_apart(given, names):
-    assert distinct_names(given) == dict(zip(names, given, strict=True))
+    assert distinct_names(given, "vae") == dict(zip(names, given, strict=True))
 
 
 @pytest.mark.parametrize(

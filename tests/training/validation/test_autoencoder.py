@@ -98,6 +98,7 @@ def test_dead_channels_are_numbered(setting, dead):
     figures = validate(vae, held_out, config, 0)
     assert figures.dead_channels == dead
     assert figures.scalars()["dead_channels"] == len(dead)
+    assert figures.scalars()["alive_channels"] == len(figures.latent_std) - len(dead)
 
 
 def test_a_channel_is_alive_above_a_variance_of_its_mean(setting):
@@ -140,6 +141,7 @@ def test_scalars_are_flat_and_have_only_measured_figures(setting):
     figures = validate(vae, held_out, config, 0)
     scalars = figures.scalars()
     assert sorted(scalars) == [
+        "alive_channels",
         "bicubic_psnr_db",
         "dead_channels",
         "images",

@@ -15,8 +15,9 @@ def figures(
     largest_std: float = 3.0,
     bicubic_psnr_db: float | None = 20.0,
     chroma_r2: float | None = 0.9,
-) -> HeldOutFigures:
-    return HeldOutFigures(
+) -> dict[str, float]:
+    """Return the figures that a validation logs."""
+    found = HeldOutFigures(
         loss=0.1,
         kl_nats_per_latent_value=1.0,
         perceptual_distance=None,
@@ -28,6 +29,20 @@ def figures(
             psnr_db, ssim=0.9, images=10, luma_r2=0.91, chroma_r2=chroma_r2
         ),
     )
+    return {"validation_loss": found.loss, **found.scalars()}
+
+
+def described(
+    now: dict[str, float],
+    previous: dict[str, float] | None,
+    steps: int = 500,
+    adversarial: dict[str, float] | None = None,
+) -> list[tuple[int, str]]:
+    """Diagnose a log whose last two validations are given, with lines of training around them."""
+    first = {"step": 1000, "validation_loss": 9.0, **figures(1.0, dead=(0, 1, 2))}
+    lines = [{"step": 900, "train_loss": 0.5}]
+    lines += [] if previous is None else [first, {"step": 1000, **previous}]
+    return diagnose([*lines, {"step": 1000 + steps, **now, **(adversarial or {})}])
 
 
 def logits(real: float, fake: float) -> dict[str, float]:
@@ -35,9 +50,7 @@ def logits(real: float, fake: float) -> dict[str, float]:
 
 
 NORMAL = ["no fault found: 25.0 dB, all 3 channels alive"]
-DEAD = (
-    "dead: channel {} of 3 (counted from 0) carries nothing; lower --kl_weight or --latent_channels"
-)
+DEAD = "dead: {} of 3 latent channels carry nothing; lower --kl_weight or --latent_channels"
 NOT_YET_ALIVE = "{} of 3 channels carry nothing yet; if that stays, lower --kl_weight"
 COLLAPSED = (
     "the posterior collapsed: the latents say nothing about the images; "
@@ -63,10 +76,10 @@ FELL_WITH_DISCRIMINATOR = (
         (figures(), figures(dead=(0, 1, 2)), {}, NORMAL),
         (figures(dead=(1,)), None, {}, [NOT_YET_ALIVE.format(1)]),
         (figures(dead=(0, 1, 2)), None, {}, [NOT_YET_ALIVE.format(3)]),
-        (figures(dead=(0,)), figures(dead=(1,)), {}, [NOT_YET_ALIVE.format(1)]),
-        (figures(dead=(1, 2)), figures(dead=(0, 1)), {}, [DEAD.format("1")]),
-        (figures(dead=(0, 2)), figures(dead=(2, 0)), {}, [DEAD.format("0, 2")]),
-        (figures(dead=(0, 1, 2)), figures(dead=(1, 0)), {}, [DEAD.format("0, 1")]),
+        (figures(dead=(0,)), figures(), {}, [NOT_YET_ALIVE.format(1)]),
+        (figures(dead=(1, 2)), figures(dead=(0,)), {}, [DEAD.format(1)]),
+        (figures(dead=(0,)), figures(dead=(2, 0)), {}, [DEAD.format(1)]),
+        (figures(dead=(0, 1, 2)), figures(dead=(1, 0)), {}, [DEAD.format(2)]),
         (figures(dead=(0, 1, 2)), figures(dead=(2, 1, 0)), {}, [COLLAPSED]),
         (figures(largest_std=20.0), None, {}, NORMAL),
         (figures(largest_std=20.1), None, {}, [GROWING]),
@@ -83,20 +96,20 @@ FELL_WITH_DISCRIMINATOR = (
             figures(23.9, (1,), 20.1),
             figures(dead=(1,)),
             logits(2.1, -2.1),
-            [DEAD.format("1"), GROWING, WON, FELL_WITH_DISCRIMINATOR],
+            [DEAD.format(1), GROWING, WON, FELL_WITH_DISCRIMINATOR],
         ),
     ],
 )
 def test_each_problem_has_its_line(now, previous, adversarial, expected):
-    assert [line for _, line in diagnose(now, previous, 500, adversarial)] == expected
+    assert [line for _, line in described(now, previous, 500, adversarial)] == expected
 
 
 def test_a_problem_is_a_warning_and_other_lines_are_not():
-    assert diagnose(figures(dead=(1,), largest_std=20.1), None, 500, {}) == [
+    assert described(figures(dead=(1,), largest_std=20.1), None) == [
         (logging.WARNING, GROWING),
         (logging.INFO, NOT_YET_ALIVE.format(1)),
     ]
-    assert diagnose(figures(), None, 500, {}) == [(logging.INFO, *NORMAL)]
+    assert described(figures(), None) == [(logging.INFO, *NORMAL)]
 
 
 GREY = "colours are not learned yet: R2 of chroma 0.03, of luma 0.91; train on"
@@ -122,8 +135,44 @@ IMPROVING = "still improving by {} dB per 1,000 steps, now 25.0 dB: train on"
 )
 def test_a_short_training_is_not_called_normal(now, previous, expected):
     lines = [(logging.INFO, line) for line in expected]
-    assert diagnose(now, previous, 500, {}) == lines
+    assert described(now, previous) == lines
 
 
 def test_two_validations_of_one_step_have_no_slope():
-    assert diagnose(figures(), figures(24.0), 0, {}) == [(logging.INFO, *NORMAL)]
+    assert described(figures(), figures(24.0), 0) == [(logging.INFO, *NORMAL)]
+
+
+LOWEST = "no fault found: held-out loss {:.4f}, the lowest so far; look at the samples"
+HIGHER = "held-out loss {:.4f}, lowest 0.9000 after step 1,000"
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [
+        ([], []),
+        ([0.9], [(logging.INFO, LOWEST.format(0.9))]),
+        ([0.9, 0.8], [(logging.INFO, LOWEST.format(0.8))]),
+        (
+            [0.9, 0.917],
+            [(logging.INFO, f"no fault found: {HIGHER.format(0.917)}; look at the samples")],
+        ),
+        (
+            [0.9, 1.0, 0.919],
+            [
+                (
+                    logging.WARNING,
+                    f"the denoiser memorises its images ({HIGHER.format(0.919)}): stop earlier, "
+                    "use more images, or mirror them (--horizontal_flip true)",
+                )
+            ],
+        ),
+    ],
+)
+def test_a_denoiser_whose_held_out_loss_rises_memorises(losses, expected):
+    lines = [{"step": 1000 * i, "validation_loss": x} for i, x in enumerate(losses, 1)]
+    assert diagnose([{"step": 5, "train_loss": 0.1}, *lines]) == expected
+
+
+def test_the_log_of_an_earlier_version_has_no_diagnosis():
+    earlier = {name: x for name, x in figures().items() if name != "alive_channels"}
+    assert described(earlier, None) == described(figures(), earlier) == []
