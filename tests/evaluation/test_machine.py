@@ -42,3 +42,4 @@ def test_shown_name_has_no_path_and_differs_from_built_in_names(tmp_path, monkey
     # As in open_source, the name alone means the built-in images, even if a folder has it.
     assert shown_name("fashion_mnist_full") == "fashion_mnist_full"
     assert shown_name("owner/set") == "owner/set"
+    assert shown_name("/no/such/images") == "images"

@@ -37,7 +37,7 @@ def plain(tmp_path_factory):
 def test_a_run_leaves_a_pipeline_that_generates(plain):
     summary, run = plain, plain.model_dir.parent
     names = sorted(p.name for p in run.iterdir())
-    assert names == ["config.yaml", "latents", "logs", "model", "samples"]
+    assert names == ["config.yaml", "latents", "logs", "model", "report.html", "samples"]
     assert (run / "samples" / "step-000002.png").is_file()
     assert all(math.isfinite(loss) for loss in summary.validation_losses.values())
     pipeline = LatentDiffusionPipeline.from_pretrained(summary.model_dir)

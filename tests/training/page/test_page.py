@@ -274,6 +274,7 @@ DAMAGE["config.yaml"] += [("output_dir: x\nmax_train_steps: 1\ndata: /\n", "--da
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [(name, *case) for name, cases in DAMAGE.items() for case in cases],
+    ids=[f"{name} {says}" for name, cases in DAMAGE.items() for _, says in cases],
 )
 def test_a_damaged_run_is_one_line(copied, name, content, says):
     (copied / name).write_text(content)
