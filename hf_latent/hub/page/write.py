@@ -15,7 +15,7 @@ from hf_latent.hub.page.steps import tabulate_noising, tabulate_steps
 from hf_latent.output import write_json
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.pipeline.autoencoders import downsampling_factor, image_channels
-from hf_latent.pipeline.denoise import DEFAULT_GUIDANCE_SCALE
+from hf_latent.pipeline.denoise import Guidance
 
 SAMPLER, STEPS, DEFAULT_STEPS = "unipc", (4, 6, 8, 10, 20), 8
 PICTURE_CHANNELS = (1, 3, 4)
@@ -95,14 +95,13 @@ def describe_model(pipeline: LatentDiffusionPipeline, title: str) -> dict[str, A
     """Return what a page knows of its model: shapes, classes, guidance, and the sampler's steps."""
     (height, width), f = pipeline.latent_size, downsampling_factor(pipeline.vae)
     channels = pipeline.unet.config.in_channels
-    classes, own = pipeline.num_classes, pipeline.config.get("guidance") or {}
-    names = pipeline.id2label
+    classes, names = pipeline.num_classes, pipeline.id2label
     return {
         "title": title,
         "image_shape": [image_channels(pipeline.vae), height * f, width * f],
         "latent_shape": [channels, height, width],
         "classes": classes and [names.get(i, f"class {i}") for i in range(classes)],
-        "guidance_scale": own.get("guidance_scale") or DEFAULT_GUIDANCE_SCALE,
+        "guidance_scale": Guidance.choose(True, own=pipeline.config.get("guidance")).scale,
         "noising": tabulate_noising(pipeline),
         "default_steps": DEFAULT_STEPS,
         "steps": {str(n): tabulate_steps(pipeline, SAMPLER, n) for n in STEPS},

@@ -15,6 +15,7 @@ from hf_latent.hub.page.write import (
     RUNTIME_ADDRESS,
     RUNTIME_FILES,
     check_pageable,
+    describe_model,
     describe_runtime,
 )
 from hf_latent.models.presets import create_scheduler
@@ -48,6 +49,15 @@ def test_the_page_knows_its_model(page, model):
     assert settings["latent_shape"] == [4, 4, 4]
     assert settings["guidance_scale"] == 3
     assert str(settings["default_steps"]) in settings["steps"]
+
+
+@pytest.mark.parametrize(("own", "scale"), [(None, 2), ({"guidance_scale": 0.0}, 0)])
+def test_guidance_is_the_models_own(own, scale):
+    vae = make_autoencoder()
+    model = LatentDiffusionPipeline(vae, make_denoiser(vae), create_scheduler("flow"), guidance=own)
+    settings = describe_model(model, "A")
+    assert settings["guidance_scale"] == scale
+    assert settings["classes"] == ["class 0", "class 1", "class 2"]
 
 
 def test_a_static_space_knows_the_title(page):
