@@ -1,13 +1,6 @@
 """The page in headless Chromium, used as a person would."""
 
-import base64
 import copy
-import functools
-import hashlib
-import shutil
-import threading
-from collections.abc import Iterator
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -15,59 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_latent.hub.page.write import RUNTIME_FILES
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.pipeline.conditions import slerp
-from tests.hub.page.conftest import CLASSES, TITLE
+from tests.hub.page.conftest import CLASSES, PIXELS_OF, TITLE, drawn_classes, needs_browser
 
-RUNTIME = Path(__file__).parents[3] / ".cache" / "onnxruntime-web"
-CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(
-    not CHROMIUM or not all((RUNTIME / name).is_file() for name in RUNTIME_FILES),
-    reason="no Chromium, or no onnxruntime for browsers: run .ci/browser",
-)
+pytestmark = needs_browser
 STEPS, SCALE = 6, 3.0
-# What a canvas shows: red, green, blue and alpha of each pixel.
-PIXELS_OF = """id => Array.from(document.getElementById(id).getContext('2d').getImageData(0, 0,
-    document.getElementById(id).width, document.getElementById(id).height).data)"""
-
-
-class QuietHandler(SimpleHTTPRequestHandler):
-    def log_message(self, *args) -> None:
-        pass
-
-
-@pytest.fixture(scope="module")
-def address(page) -> Iterator[str]:
-    """Where a plain web server serves the page; its runtime is the real one."""
-    served = page.parent / "served"
-    shutil.copytree(page, served)
-    settings = (served / "page.json").read_text()
-    for name in RUNTIME_FILES:
-        (served / "runtime" / name).unlink()
-        shutil.copy(RUNTIME / name, served / "runtime" / name)
-        old = digest((page / "runtime" / name).read_bytes())
-        settings = settings.replace(old, digest((RUNTIME / name).read_bytes()))
-    (served / "page.json").write_text(settings)
-    handler = functools.partial(QuietHandler, directory=served)
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}/"
-        server.shutdown()
-
-
-def digest(content: bytes) -> str:
-    return base64.b64encode(hashlib.sha384(content).digest()).decode()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -192,9 +138,32 @@ def test_each_step_of_denoising_is_shown(tab):
 
 
 def test_every_class_is_drawn(tab):
-    tab.get_by_role("button", name="Draw every class").click()
+    drawn_classes(tab)
+    assert tab.locator("#strip figcaption").all_text_contents() == list(CLASSES.values())
+
+
+def test_buttons_clicked_during_work_wait_for_it(tab):
+    tab.evaluate("['draw', 'draw-classes'].forEach(x => document.getElementById(x).click())")
     tab.locator("#denoise-words").get_by_text("3 classes drawn").wait_for()
     assert tab.locator("#strip figcaption").all_text_contents() == list(CLASSES.values())
+
+
+def test_the_same_file_can_be_chosen_again(tab, tmp_path):
+    picture = save(np.zeros((16, 16, 3), np.uint8), tmp_path / "a.png")
+    for _ in range(2):
+        before = shown(tab, "pixels")
+        tab.get_by_label("Choose or drop a picture").set_input_files(picture)
+        assert (changed(tab, "pixels", before).reshape(-1, 4)[:, :3] == 0).all()
+        before = shown(tab, "pixels")
+        tab.get_by_role("button", name="Let the model draw one").click()
+        changed(tab, "pixels", before)
+    assert tab.locator("#picture").input_value() == ""
+
+
+def test_a_page_opened_as_a_file_asks_for_a_server(browser, page):
+    tab = browser.new_page()
+    tab.goto((page / "index.html").as_uri())
+    assert "web server" in tab.get_by_role("status").text_content()
 
 
 def test_a_walk_shows_pictures_between_two(tab):

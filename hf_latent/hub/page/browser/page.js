@@ -8,6 +8,7 @@ import { addPixelNoise, psnr, readPicture } from "./encode.js";
 import { loadModel } from "./model.js";
 
 const FIRST_SEED = 1;
+const TOGETHER = 16; // classes in one batch: more need much memory, and show nothing for long
 const PAINT_KEYS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
 
 const element = (id) => document.getElementById(id);
@@ -36,9 +37,9 @@ function latest(work) {
     running = true;
     while (again) {
       again = false;
+      showError(null); // before, for what `work` starts may fail too
       try {
         await work();
-        showError(null);
       } catch (error) {
         showError(error);
       }
@@ -89,6 +90,7 @@ async function takePicture(file) {
 }
 
 const drawOwnPicture = latest(async () => {
+  element("picture").value = ""; // or the same file could not be chosen again
   const classes = model.settings.classes || [""];
   const label = Math.floor(Math.random() * classes.length);
   await showOwnPicture(normal(model.latentSize, anySeed()), label);
@@ -131,8 +133,7 @@ function addToStrip(words, label) {
   return [canvas, figure];
 }
 
-const draw = latest(async () => {
-  element("strip").replaceChildren();
+async function drawSteps() {
   const start = performance.now();
   const labels = [number("class")];
   const { levels } = model.settings.steps[element("steps").value];
@@ -154,9 +155,11 @@ const draw = latest(async () => {
   });
   finishDrawing(drawn);
   const pixels = await model.decode(drawn);
-  drawImage(addToStrip("the picture", "the picture")[0], pixels, model.imageShape);
+  const [canvas] = addToStrip("the picture", "the picture");
+  canvas.className = "end";
+  drawImage(canvas, pixels, model.imageShape);
   element("denoise-words").textContent = `Drawn in ${seconds(start)} s.`;
-});
+}
 
 function finishDrawing(latents) {
   state.drawn = latents;
@@ -165,20 +168,35 @@ function finishDrawing(latents) {
   walk();
 }
 
-const drawClasses = latest(async () => {
-  element("strip").replaceChildren();
+async function drawClasses() {
   const start = performance.now();
-  const labels = model.settings.classes.map((_, i) => i);
-  const noises = labels.map((i) => normal(model.latentSize, number("seed") + i));
-  const latents = await denoise(model, { ...chosen(), labels, noise: concatenate(noises) });
-  const images = await model.decode(latents);
-  for (const i of labels) {
-    const name = model.settings.classes[i];
-    const pixels = images.subarray(i * model.imageSize, (i + 1) * model.imageSize);
-    drawImage(addToStrip(name, name)[0], pixels, model.imageShape);
+  const { classes } = model.settings;
+  const [seed, options] = [number("seed"), chosen()];
+  for (let first = 0; first < classes.length; first += TOGETHER) {
+    const names = classes.slice(first, first + TOGETHER);
+    const labels = names.map((_, i) => first + i);
+    const noise = concatenate(labels.map((label) => normal(model.latentSize, seed + label)));
+    const images = await model.decode(await denoise(model, { ...options, labels, noise }));
+    names.forEach((name, i) => {
+      const pixels = images.subarray(i * model.imageSize, (i + 1) * model.imageSize);
+      drawImage(addToStrip(name, name)[0], pixels, model.imageShape);
+    });
+    await nextFrame();
   }
-  element("denoise-words").textContent = `${labels.length} classes drawn in ${seconds(start)} s.`;
+  element("denoise-words").textContent = `${classes.length} classes drawn in ${seconds(start)} s.`;
+}
+
+// Both buttons fill one strip: what was asked for last is drawn after what is being drawn.
+let drawing = drawSteps;
+const fillStrip = latest(() => {
+  element("strip").replaceChildren();
+  return drawing();
 });
+
+function draw(work) {
+  drawing = work;
+  return fillStrip();
+}
 
 function seconds(start) {
   return ((performance.now() - start) / 1000).toFixed(1);
@@ -264,8 +282,10 @@ function describe() {
   addOptions("channel", channels, channels.map((i) => i + 1));
   addOptions("steps", Object.keys(steps));
   element("steps").value = defaultSteps;
-  element("guidance").value = guidance;
-  element("guidance-shown").textContent = guidance;
+  const slider = element("guidance");
+  [slider.min, slider.max] = [Math.min(slider.min, guidance), Math.max(slider.max, guidance)];
+  slider.value = guidance;
+  element("guidance-shown").textContent = number("guidance");
   addOptions("class", (classes || [""]).map((_, i) => i), classes || ["any"]);
   for (const id of ["class-label", "guidance-label", "draw-classes"]) element(id).hidden = !classes;
 }
@@ -279,8 +299,8 @@ function connect() {
   on("guidance", "input", () => {
     element("guidance-shown").textContent = number("guidance");
   });
-  on("draw", "click", draw);
-  on("draw-classes", "click", drawClasses);
+  on("draw", "click", () => draw(drawSteps));
+  on("draw-classes", "click", () => draw(drawClasses));
   on("walk", "input", walk);
   for (const id of ["channel", "brush"]) on(id, "input", showPainted);
   for (const event of ["pointerdown", "pointermove"]) on("painted-latents", event, paintUnder);
@@ -296,6 +316,7 @@ function connect() {
   on("encode", "drop", (event) => {
     event.preventDefault();
     element("encode").classList.remove("over");
+    element("picture").value = "";
     if (event.dataTransfer.files[0]) takePicture(event.dataTransfer.files[0]);
   });
 }
@@ -305,7 +326,7 @@ async function start() {
     model = await loadModel(tell);
     describe();
     await showOwnPicture(normal(model.latentSize, FIRST_SEED + 1), 0);
-    await draw();
+    await draw(drawSteps);
     await renew();
     connect();
     for (const controls of document.querySelectorAll("fieldset")) controls.disabled = false;
