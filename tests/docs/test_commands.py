@@ -182,6 +182,6 @@ def test_the_two_commands_are_the_ones_that_ci_and_newcomers_run():
 
 def test_ci_runs_what_pre_commit_runs():
     hooks = re.findall(r"entry: (.*)", (ROOT / ".pre-commit-config.yaml").read_text())
-    assert len(hooks) == 5
+    assert len(hooks) == 6
     ci = (ROOT / ".ci" / "run").read_text().splitlines()
     assert set(hooks) <= set(ci)
