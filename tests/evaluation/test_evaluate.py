@@ -16,6 +16,7 @@ from hf_latent.errors import UserError
 from hf_latent.evaluation.config import EvaluateConfig
 from hf_latent.evaluation.evaluate import evaluate
 from hf_latent.evaluation.images.reference import RealImages
+from hf_latent.evaluation.measures import generation
 from hf_latent.evaluation.measures.generation import compare_sets
 from hf_latent.evaluation.pictures import GAP
 from hf_latent.models.frozen import hash_weights
@@ -143,8 +144,12 @@ def real_pixels(config: EvaluateConfig) -> set[bytes]:
 @pytest.mark.parametrize(
     ("model", "guidance", "evaluations"), [("ten", 2, 2), ("none", 1, 1), ("guided", 3, 1)]
 )
-def test_a_report_is_complete(config, models, capsys, request, model, guidance, evaluations):
-    if model != "ten":  # distances between long vectors take most of the time
+def test_a_report_is_complete(
+    config, models, capsys, request, monkeypatch, model, guidance, evaluations
+):
+    # Distances between long vectors take most of the time.
+    monkeypatch.setattr(generation, "FD_SUBSETS", 2)
+    if model != "ten":
         request.getfixturevalue("extract_with")
     dtype = "float32" if model == "ten" else "bfloat16"
     metrics = evaluate(replace(config, model=str(models / model), dtype=dtype))

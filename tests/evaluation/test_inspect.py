@@ -132,8 +132,8 @@ def test_an_autoencoder_with_f16_and_one_channel_is_over_compressed(tmp_path):
             train_batch_size=8,
             learning_rate=4e-3,
             kl_weight=1e-4,
-            max_train_steps=200,
-            validation_steps=200,
+            max_train_steps=100,
+            validation_steps=100,
             max_validation_samples=32,
             output_dir=str(tmp_path / "run"),
         )

@@ -387,7 +387,7 @@ class Launched:
 TRAIN_VAE = Path(__file__).parents[2] / "train_scripts" / "train_vae.py"
 # Each kill comes after at most 6 new files, about 9 steps. More kills need a longer training, which
 # would otherwise end before the last kill.
-STEPS = max(60, 24 * KILLS)
+STEPS = 24 * max(2, KILLS)
 # Apart from signals, only the last step saves a checkpoint.
 SAVED_WHEN_STOPPED = ("--checkpointing_steps", str(STEPS), "--validation_steps", "5")
 

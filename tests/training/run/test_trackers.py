@@ -18,6 +18,7 @@ from hf_latent.training.run.log import read_lines
 from tests.training.run.test_log import Killed, KilledAfter
 
 STEPS = {"max_train_steps": 8, "checkpointing_steps": 3, "validation_steps": 2}
+STEPS |= {"train_batch_size": 2, "max_validation_samples": 2}
 
 
 def shown_by_tensorboard(folder: Path, tag: str) -> list[tuple[int, float]]:
@@ -114,6 +115,19 @@ def tracker(request, monkeypatch):
     return module
 
 
+RUN_KEYS = {"wandb": "id", "trackio": "name"}  # what tells a tracker's runs apart
+
+
+def told_of(run: Path) -> list[tuple[int, str]]:
+    """Return what a tracker is told of a run: steps and the names of first values, sorted."""
+    told = []
+    for line in read_lines(run):
+        is_validation = "validation_loss" in line
+        names = ["validation/loss", "validation/samples"] if is_validation else ["train/loss"]
+        told += [(line["step"], x) for x in names]
+    return sorted(told)
+
+
 @pytest.mark.parametrize("kills", [[5, 2], [7], [100], [8]])
 def test_a_resumed_run_continues_its_tracker_run_and_logs_no_step_twice(
     autoencoder_config, tmp_path, tracker, kills
@@ -125,21 +139,24 @@ def test_a_resumed_run_continues_its_tracker_run_and_logs_no_step_twice(
             train_autoencoder(config, stop=KilledAfter(steps))
     train_autoencoder(config)
     assert all(start["resume"] == "allow" for start in tracker.starts)
-    key = {"wandb": "id", "trackio": "name"}[name]
+    key = RUN_KEYS[name]
     assert set(tracker.starts[0]) == {"project", "name", key, "resume"}
     assert tracker.starts[0]["name"].startswith("autoencoder-")
     runs = [start[key] for start in tracker.starts]
     assert runs == runs[:1] * (len(kills) + 1)
-    told = []
-    for line in read_lines(Path(config.output_dir)):
-        is_validation = "validation_loss" in line
-        names = ["validation/loss", "validation/samples"] if is_validation else ["train/loss"]
-        told += [(line["step"], x) for x in names]
-    assert sorted(tracker.logged) == sorted(told)
+    assert sorted(tracker.logged) == told_of(Path(config.output_dir))
 
-    train_autoencoder(replace(config, resume_from_checkpoint=None, overwrite_output_dir=True))
-    assert tracker.starts[-1][key] not in runs
-    assert sorted(tracker.logged[len(told) :]) == sorted(told), "it has all steps again"
+
+def test_a_run_over_another_is_a_new_tracker_run_with_all_steps(
+    autoencoder_config, tmp_path, tracker
+):
+    config = autoencoder_config(**STEPS | {"max_train_steps": 2}, report_to=tracker.__name__)
+    for _ in range(2):
+        train_autoencoder(replace(config, overwrite_output_dir=True))
+    first, second = (start[RUN_KEYS[tracker.__name__]] for start in tracker.starts)
+    assert first != second
+    told = told_of(Path(config.output_dir))
+    assert told and sorted(tracker.logged) == sorted(2 * told)
 
 
 def test_runs_in_two_folders_from_one_checkpoint_are_two_tracker_runs(
