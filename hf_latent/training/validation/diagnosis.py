@@ -8,7 +8,7 @@ LOST_PSNR_DB = 1.0
 LARGE_LATENT_STD = 20.0
 LEARNT_CHROMA_R2 = 0.5
 IMPROVING_DB = 0.2  # per 1,000 steps
-RISEN_LOSS = 0.02  # above the lowest
+RISEN_LOSS = 0.02  # above the lowest; chosen, not measured
 # What each validation of an autoencoder logs. Earlier versions logged no alive channels.
 OF_AUTOENCODERS = {"psnr_db", "latent_std_largest", "dead_channels", "alive_channels"}
 
@@ -128,7 +128,7 @@ def diagnose_denoiser(validations: Sequence[Figures]) -> tuple[int, str]:
         held_out = f"held-out loss {now:.4f}, lowest {low:.4f} after step {lowest['step']:,}"
     if now > (1 + RISEN_LOSS) * low:
         return logging.WARNING, (
-            f"the denoiser memorises its images ({held_out}): stop earlier, use more images, or "
-            "mirror them (--horizontal_flip true)"
+            f"the held-out loss has risen ({held_out}): if it goes on, the denoiser memorises its "
+            "images; stop earlier, use more images, or mirror them (--horizontal_flip true)"
         )
     return logging.INFO, f"no fault found: {held_out}; look at the samples"

@@ -161,14 +161,15 @@ HIGHER = "held-out loss {:.4f}, lowest 0.9000 after step 1,000"
             [
                 (
                     logging.WARNING,
-                    f"the denoiser memorises its images ({HIGHER.format(0.919)}): stop earlier, "
-                    "use more images, or mirror them (--horizontal_flip true)",
+                    f"the held-out loss has risen ({HIGHER.format(0.919)}): if it goes on, "
+                    "the denoiser memorises its images; stop earlier, use more images, or mirror "
+                    "them (--horizontal_flip true)",
                 )
             ],
         ),
     ],
 )
-def test_a_denoiser_whose_held_out_loss_rises_memorises(losses, expected):
+def test_a_denoiser_whose_held_out_loss_rises_is_warned(losses, expected):
     lines = [{"step": 1000 * i, "validation_loss": x} for i, x in enumerate(losses, 1)]
     assert diagnose([{"step": 5, "train_loss": 0.1}, *lines]) == expected
 
