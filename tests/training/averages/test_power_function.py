@@ -164,7 +164,7 @@ def test_without_snapshots_the_training_is_the_same(config, whole, tmp_path):
     run = tmp_path / "denoiser"
     names = sorted(path.name for path in run.iterdir())
     checkpoints = ["checkpoint-3", "checkpoint-5"]
-    assert names == [*checkpoints, "config.yaml", "logs", "model", "samples"]
+    assert names == [*checkpoints, "config.yaml", "logs", "model", "report.html", "samples"]
     found = {str(x.relative_to(run / "checkpoint-5")) for x in (run / "checkpoint-5").rglob("*.*")}
     model = ("config.json", "diffusion_pytorch_model.safetensors")
     assert found == {
