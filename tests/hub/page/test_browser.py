@@ -282,10 +282,9 @@ def test_a_runtime_of_another_hash_is_refused(browser, address):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_the_page_fits_a_desk_and_a_hand(browser, address, width, scheme):
-    tab = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
-    tab.goto(address)
-    tab.locator("#status").get_by_text("Ready.").wait_for(timeout=60_000)
+def test_the_page_fits_a_desk_and_a_hand(tab, width, scheme):
+    tab.set_viewport_size({"width": width, "height": 800})
+    tab.emulate_media(color_scheme=scheme)
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
     paper = tab.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (int(paper.split("(")[1].split(",")[0]) > 128) == (scheme == "light")

@@ -190,6 +190,7 @@ async function drawClasses() {
 let drawing = drawSteps;
 const fillStrip = latest(() => {
   element("strip").replaceChildren();
+  element("denoise-words").textContent = "";
   return drawing();
 });
 
