@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from hf_latent.pipeline.denoise import predict
 from hf_latent.pipeline.encode import encode_images
 
 TOLERANCE = 1e-4  # between graph and pipeline, of images in [-1, 1] and latents of unit variance
-# Of weights in float16. Half a level of 8 bits is 4e-3.
+# The same with matrices in float16. Half of one of 256 levels of grey is 4e-3.
 HALF_TOLERANCE = 2e-3
 TRIED_IMAGES = 3  # another number than the graphs are made with
 
@@ -32,7 +32,8 @@ class Graph:
     Attributes:
         name: of the file, without its ending.
         module: computes the step.
-        inputs: tensors by name, whose first dimension may change.
+        inputs: tensors by name. Their first dimension is the number of images. A call of the
+            exported graph may have another number.
     """
 
     name: str
@@ -132,12 +133,15 @@ def export_graphs(pipeline: LatentDiffusionPipeline, folder: Path) -> dict[str, 
     return report
 
 
-def run_graph(content: bytes, inputs: Sequence[torch.Tensor] | Any) -> np.ndarray:
+def run_graph(content: bytes, inputs: Iterable[torch.Tensor]) -> np.ndarray:
     """Compute a graph with onnxruntime on the CPU.
 
     Args:
-        content: of the file.
-        inputs: its tensors in order.
+        content: the bytes of an ONNX file.
+        inputs: the graph's tensors, in the order of `Graph.inputs`.
+
+    Returns:
+        The step's result for B images: latents `(B, c, h, w)`, or images `(B, C, H, W)`, float32.
     """
     import onnxruntime
 

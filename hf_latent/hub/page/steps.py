@@ -63,7 +63,7 @@ def tabulate_steps(
         kept.append([1.0, 0.0] if following is None else mixing_weights(pipeline, following))
     own = pipeline.config.get("guidance")
     interval = (own or {}).get("guidance_interval")
-    scales = guidance_by_step(
+    scales = guidance_by_step(  # any scale but 1 tells which steps are guided
         Guidance(2.0, tuple(interval) if interval else None), scheduler, timesteps
     )
     return {
