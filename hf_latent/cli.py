@@ -44,6 +44,12 @@ COMMANDS = {
         "run_quickstart",
         "train, measure and save a model of built-in images",
     ),
+    "lesson": Command(
+        "hf_latent.experiments.lesson.lesson",
+        "LessonConfig",
+        "run_lesson",
+        "measure the claims about latent space, as a page",
+    ),
     "train-autoencoder": Command(
         "hf_latent.training.autoencoder",
         "AutoencoderConfig",

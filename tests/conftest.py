@@ -3,6 +3,7 @@
 import gc
 import itertools
 import os
+import shutil
 from collections.abc import Callable
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -20,6 +21,17 @@ from tests.small import NARROW_AUTOENCODER, NARROW_DENOISER
 torch.set_num_threads(1)  # tiny tensors: a second thread only costs
 
 NUM_CLASSES = 3
+CHROMIUM = shutil.which("chromium")
+
+
+@pytest.fixture(scope="session")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

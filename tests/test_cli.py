@@ -89,8 +89,8 @@ def test_an_unknown_command_is_one_line_and_status_2(capsys):
     assert stop.value.code == 2
     assert capsys.readouterr().err == (
         "error: no command 'quickstrat': use one of "
-        "quickstart, train-autoencoder, encode, train-denoiser, synthesize-ema, report, generate, "
-        "inspect, evaluate, sweep, export, push, doctor, bench loop, bench cache, "
+        "quickstart, lesson, train-autoencoder, encode, train-denoiser, synthesize-ema, report, "
+        "generate, inspect, evaluate, sweep, export, push, doctor, bench loop, bench cache, "
         "bench sampler, bench space, bench start\n"
     )
 

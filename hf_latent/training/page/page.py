@@ -10,7 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from hf_latent.evaluation.report_text import render_template
+from hf_latent.evaluation.report_text import picture_address, render_template
 from hf_latent.output import write_text
 from hf_latent.training.page.curves import choose_colour, draw_curves
 from hf_latent.training.page.record import RunRecord, read_run
@@ -94,14 +94,10 @@ def _describe(run: RunRecord, place: int, of: int) -> dict[str, Any]:
         "record": run,
         "colour": choose_colour(place),
         "diagnosis": [(level >= logging.WARNING, line) for level, line in diagnose(run.lines)],
-        "pictures": [(steps[i], _data_address(run.pictures[steps[i]])) for i in shown],
+        "pictures": [(steps[i], picture_address(run.pictures[steps[i]])) for i in shown],
         "validations": (names, [[_text(x.get(name)) for name in names] for x in run.validations]),
         "settings": _rows([run.settings()]),
     }
-
-
-def _data_address(picture: Path) -> str:
-    return f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
 
 
 def _union(dicts: Iterable[dict[str, Any]]) -> list[str]:

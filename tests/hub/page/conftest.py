@@ -15,10 +15,9 @@ from hf_latent.cli import main
 from hf_latent.hub.page.write import RUNTIME_FILES
 from hf_latent.models.presets import create_scheduler
 from hf_latent.pipeline import LatentDiffusionPipeline
-from tests.conftest import make_autoencoder, make_denoiser
+from tests.conftest import CHROMIUM, make_autoencoder, make_denoiser
 
 RUNTIME = Path(__file__).parents[3] / ".cache" / "onnxruntime-web"
-CHROMIUM = shutil.which("chromium")
 needs_browser = pytest.mark.skipif(
     not CHROMIUM or not all((RUNTIME / name).is_file() for name in RUNTIME_FILES),
     reason="no Chromium, or no onnxruntime for browsers: run .ci/browser",
@@ -86,16 +85,6 @@ def address(page) -> Iterator[str]:
 
 def digest(content: bytes) -> str:
     return base64.b64encode(hashlib.sha384(content).digest()).decode()
-
-
-@pytest.fixture(scope="session")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 def drawn_classes(tab) -> list[list[int]]:
