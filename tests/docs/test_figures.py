@@ -11,6 +11,7 @@ from hf_latent.evaluation.inspection.report import render_report
 from hf_latent.experiments.sweep.report import render_report as render_sweep
 from hf_latent.training.denoiser_config import DenoiserConfig
 from tests.docs.pages import REPORTS, ROOT, prose, read, row
+from tests.training.page.reading import Page
 
 RELEASED = ROOT / "hf_latent" / "models" / "pretrained"
 GPU_GFLOPS_PER_SECOND = 30_000  # a guess, as the page says
@@ -38,6 +39,15 @@ def test_of_the_quickstart():
         f"label agreement {report['label_agreement']:.3f}",
     ):
         assert figure in trained, figure
+
+
+def test_of_the_lesson():
+    report, page = load(REPORTS / "lesson" / "report.json"), read("reports/lesson/lesson.html")
+    shown = [row for x in Page(page).tables for row in x if row[-1] in ("holds", "contradicted")]
+    for claim, cells in zip(report["claims"], shown, strict=True):
+        value = "yes" if claim["value"] is True else f"{claim['value']:.3g}"
+        assert cells == [claim["statement"], value, "holds" if claim["holds"] else "contradicted"]
+        assert report[claim["figure"]] == claim["value"]
 
 
 def test_of_the_attacks():
