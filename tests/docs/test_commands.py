@@ -36,9 +36,10 @@ with small_trainings() as patch:
     runpy.run_path(sys.argv[0], run_name="__main__")
 """
 SECONDS_A_LOOK = {"quickstart": "2", "sweep": "0.2", "evaluate": "1", "inspect": "1"}
-SECONDS_A_LOOK |= {"train_vae.py": "1", "train_unet.py": "0.01"}
+SECONDS_A_LOOK |= {"train_vae.py": "1", "train_unet.py": "0.01", "lesson": "0.25"}
 SHORT = {
     "quickstart": "--max_minutes 2 --evaluation_images 20 --num_inference_steps 2",
+    "lesson": "--train_minutes 1 --resolutions [64]",
     "generate": "--num_inference_steps 2",
     "inspect": "--max_images 4",
     "evaluate": "--num_images 10 --num_inference_steps 1 --cache_dir vectors "
