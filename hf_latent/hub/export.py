@@ -45,7 +45,7 @@ class ExportConfig(Settings):
             classes draws its null label.
         runtime: The folder dist of the npm package onnxruntime-web, for format page. By default
             the page loads it from a public address, and compares its hash.
-        title: The title of a page. By default the model's name.
+        title: The title of a page. By default the name of the model's run or folder.
         overwrite_output_dir: Replace an earlier export in output_dir; other files in it stay.
     """
 
@@ -112,7 +112,7 @@ def _export_page(
     if missing := [name for name in PAGE_PACKAGES if find_spec(name) is None]:
         raise UserError(f"--format page needs {', '.join(missing)}: pip install 'hf-latent[page]'")
     runtime = None if config.runtime is None else Path(config.runtime)
-    title = config.title or (Path(model).resolve().name if Path(model).is_dir() else model)
+    title = config.title or name_model(model)
     with replaced_whole(output_dir, written=PAGE_FILES) as temporary:
         report = write_page(pipeline, title, runtime, temporary)
     for step, figures in report.items():
@@ -121,6 +121,14 @@ def _export_page(
             f"pipeline's within {figures['greatest_difference']:.1g}"
         )
     print(f"a page: {output_dir}. Try it: python -m http.server --directory {output_dir}")
+
+
+def name_model(model: str) -> str:
+    """Return the name of a model's folder, or of its run if a run saved it; or the model's id."""
+    folder = Path(model).resolve()
+    if not folder.is_dir():
+        return model
+    return folder.parent.name if folder.name == "model" else folder.name
 
 
 def render_export_card(

@@ -7,7 +7,6 @@ import json
 import pytest
 import yaml
 
-from hf_latent.cli import main
 from hf_latent.errors import UserError
 from hf_latent.hub import export
 from hf_latent.hub.page.write import (
@@ -22,14 +21,7 @@ from hf_latent.models.presets import create_scheduler
 from hf_latent.pipeline import LatentDiffusionPipeline
 from tests.conftest import make_autoencoder, make_denoiser, make_guide
 from tests.hub.page.conftest import CLASSES, TITLE
-
-
-def run(*flags) -> int:
-    try:
-        main(["export", *map(str, flags)])
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
+from tests.hub.test_export import run
 
 
 def test_a_page_is_static_files_that_name_no_path(page):
@@ -58,6 +50,13 @@ def test_guidance_is_the_models_own(own, scale):
     settings = describe_model(model, "A")
     assert settings["guidance_scale"] == scale
     assert settings["classes"] == ["class 0", "class 1", "class 2"]
+
+
+@pytest.mark.parametrize(("folder", "name"), [("pets/model", "pets"), ("cats", "cats")])
+def test_a_page_is_named_after_the_run_or_the_folder(tmp_path, folder, name):
+    (tmp_path / folder).mkdir(parents=True)
+    assert export.name_model(str(tmp_path / folder)) == name
+    assert export.name_model("user/model") == "user/model"
 
 
 def test_a_static_space_knows_the_title(page):
