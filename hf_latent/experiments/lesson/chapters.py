@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from hf_latent.data.images.dataset import ImageDataset
 from hf_latent.data.images.open import ImageSplits
 from hf_latent.evaluation.images.sampling import load_pipeline, sample_images
 from hf_latent.evaluation.inspection.structure import (
@@ -27,7 +26,7 @@ from hf_latent.evaluation.measures.reconstruction import image_psnr, reconstruct
 from hf_latent.evaluation.pictures import image_grid, save_picture
 from hf_latent.experiments.benchmark.space import SpaceBenchmarkConfig, measure_point
 from hf_latent.experiments.benchmark.space_plot import draw_costs
-from hf_latent.experiments.quickstart import AUTOENCODER, DENOISER, IMAGES
+from hf_latent.experiments.quickstart import AUTOENCODER, DENOISER, IMAGES, read_images_and_labels
 from hf_latent.models.load import Autoencoder, load_autoencoder
 from hf_latent.models.presets import create_autoencoder, create_scheduler, measure_compression
 from hf_latent.pipeline.add_noise import add_noise
@@ -45,7 +44,7 @@ SPACES = ("pixels", "latents")
 NOISE_SHARES = (0.0, 0.25, 0.5, 1.0)
 # Widths of autoencoders that halve the size two, three and four times.
 WIDTHS = {4: [8, 16, 32], 8: [8, 16, 32, 32], 16: [8, 16, 32, 32, 32]}
-WITHOUT_CHECKPOINTS = {"checkpointing_steps": None, "validation_steps": 1000}
+WITHOUT_CHECKPOINTS = {"checkpointing_steps": None, "overwrite_output_dir": True}
 
 
 @dataclass(frozen=True)
@@ -75,6 +74,16 @@ class Lesson:
     def noise(self, like: torch.Tensor) -> torch.Tensor:
         """Draw standard normal noise of a tensor's shape, always the same."""
         return torch.randn(like.shape, generator=torch.Generator().manual_seed(self.seed))
+
+    def psnr_db(self, decoded: torch.Tensor) -> float:
+        """Return the mean PSNR of decoded images, `(B, C, H, W)` near [-1, 1]."""
+        return image_psnr(decoded / 2 + 0.5, self.images / 2 + 0.5).mean().item()
+
+    def edge_agreement(self, decoded: torch.Tensor) -> float:
+        """Return the share of the variance of the images' edges that decoded images keep."""
+        edges = Agreement()
+        edges.update(sobel_edges(self.images), sobel_edges(decoded))
+        return edges.compute()
 
     def show(self, name: str, columns: dict[str, torch.Tensor], group: int = 1) -> None:
         """Save a picture of a few images.
@@ -113,8 +122,7 @@ def measure_kept(lesson: Lesson) -> Figures:
     images = lesson.images
     noisy = images + 2 * NOISE_STD * lesson.noise(images)
     decoded, noisy_decoded = reconstruct(lesson.vae, images), reconstruct(lesson.vae, noisy)
-    edges, layout, noise = Agreement(), Agreement(), NoiseSurvival()
-    edges.update(sobel_edges(images), sobel_edges(decoded))
+    layout, noise = Agreement(), NoiseSurvival()
     layout.update(heavy_blur(images), heavy_blur(decoded))
     noise.update(noisy - images, noisy_decoded - decoded)
     lesson.show(
@@ -122,15 +130,15 @@ def measure_kept(lesson: Lesson) -> Figures:
         {
             "image": images,
             "decoded": decoded,
-            "with noise": noisy,
-            "decoded ": noisy_decoded,
+            "noisy": noisy,
+            "from noisy": noisy_decoded,
             "noise": noisy - images,
             "what is left": noisy_decoded - decoded,
         },
     )
     return {
-        "psnr_db": image_psnr(decoded / 2 + 0.5, images / 2 + 0.5).mean().item(),
-        "edge_agreement": edges.compute(),
+        "psnr_db": lesson.psnr_db(decoded),
+        "edge_agreement": lesson.edge_agreement(decoded),
         "layout_agreement": layout.compute(),
         "noise_survival": noise.compute()["noise_survival"],
     }
@@ -213,21 +221,24 @@ def train_autoencoders(lesson: Lesson) -> Figures:
         )
         summary = train_autoencoder(config, lesson.splits)
         vae = load_autoencoder(str(summary.model_dir))
-        decoded, edges = reconstruct(vae, lesson.images), Agreement()
-        edges.update(sobel_edges(lesson.images), sobel_edges(decoded))
         values = measure_compression(vae, lesson.splits.image_shape).latent_values
-        columns[f"{values} values"] = decoded
-        psnr_db = image_psnr(decoded / 2 + 0.5, lesson.images / 2 + 0.5).mean().item()
-        row = {"factor": f, "latent_values": values, "steps": summary.steps, "psnr_db": psnr_db}
-        rows.append(row | {"edge_agreement": edges.compute()})
-    decoded = reconstruct(lesson.vae, lesson.images)
-    lesson.show("quality", columns | {"trained longer": decoded})
-    longer = image_psnr(decoded / 2 + 0.5, lesson.images / 2 + 0.5).mean().item()
+        columns[f"{values} values"] = decoded = reconstruct(vae, lesson.images)
+        rows.append(
+            {
+                "factor": f,
+                "latent_values": values,
+                "steps": summary.steps,
+                "psnr_db": lesson.psnr_db(decoded),
+                "edge_agreement": lesson.edge_agreement(decoded),
+            }
+        )
+    columns["own"] = decoded = reconstruct(lesson.vae, lesson.images)
+    lesson.show("quality", columns)
     return {
         "autoencoders": rows,
         "over_compression_db": rows[0]["psnr_db"] - rows[-1]["psnr_db"],
         "over_compressed_edge_agreement": rows[-1]["edge_agreement"],
-        "longer_training_db": longer - rows[0]["psnr_db"],
+        "longer_training_db": lesson.psnr_db(decoded) - rows[0]["psnr_db"],
     }
 
 
@@ -255,7 +266,7 @@ def generate(lesson: Lesson) -> Figures:
     pipeline = load_pipeline(str(lesson.output_dir / "denoiser" / "model"))
     unet, scheduler, classes = pipeline.unet, pipeline.scheduler, lesson.splits.num_classes or 1
     labels = torch.arange(SHOWN_IMAGES, device=pipeline.device) % classes
-    noise = torch.randn(SHOWN_IMAGES, unet.config.in_channels, *pipeline.latent_size)
+    noise = lesson.noise(torch.empty(SHOWN_IMAGES, unet.config.in_channels, *pipeline.latent_size))
     steps = [noise.to(pipeline.device)]
 
     def remember(i: int, t: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
@@ -275,7 +286,10 @@ def generate(lesson: Lesson) -> Figures:
         "generation",
         {f"step {i}": decode_latents(pipeline.vae, steps[i]) for i in SHOWN_STEPS},
     )
-    train, held_out = (read_labelled(x) for x in (lesson.splits.train, lesson.splits.validation))
+    train, held_out = (
+        LabelledImages.from_tensors(*read_images_and_labels(x))
+        for x in (lesson.splits.train, lesson.splits.validation)
+    )
     with torch.enable_grad():
         classifier = train_classifier(train, classes, lesson.seed)
     asked = torch.arange(GENERATED_IMAGES) % classes
@@ -288,9 +302,3 @@ def generate(lesson: Lesson) -> Figures:
         "real_label_agreement": measure_accuracy(classifier, held_out),
         "chance_label_agreement": 1 / classes,
     }
-
-
-def read_labelled(dataset: ImageDataset) -> LabelledImages:
-    """Read all images of a data set and their labels."""
-    assert dataset.labels is not None
-    return LabelledImages.from_tensors(dataset.view(mirrored=False).read(), dataset.labels)
