@@ -20,7 +20,7 @@ ROOMS = {
     "evaluation": "Reconstruction, generation, memorisation, inspection.",
     "hub": "Cards, push and export.",
     "training": "The two trainings, and what runs them.",
-    "experiments": "Quickstart, generate, sweep, benchmark.",
+    "experiments": "Quickstart, lesson, generate, sweep, benchmark.",
 }
 STEPS = ("encode", "add_noise", "denoise", "decode", "pipeline")
 
