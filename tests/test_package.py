@@ -104,6 +104,18 @@ def test_type_checkers_see_the_public_names():
     assert (ROOT / "hf_latent" / "py.typed").exists()
 
 
+def test_the_wheel_has_every_file_of_the_package():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    packed = {
+        path
+        for package, patterns in project["tool"]["setuptools"]["package-data"].items()
+        for pattern in patterns
+        for path in (ROOT / package.replace(".", "/")).glob(pattern)
+    }
+    others = {x for x in (ROOT / "hf_latent").rglob("*") if x.suffix not in (".py", ".pyc")}
+    assert {x for x in others if x.is_file()} == {x for x in packed if x.is_file()} != set()
+
+
 def requirements(*extras: str) -> dict[str, Requirement]:
     """The requirements in pyproject.toml, by name, with those of extras of the package."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
