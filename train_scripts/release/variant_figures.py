@@ -163,5 +163,5 @@ def run_experiment(experiment: Experiment, data: str, runs: Path) -> dict[str, A
 
 if __name__ == "__main__":
     name, data, runs = sys.argv[1:]
-    REPORTS.mkdir(exist_ok=True)
+    REPORTS.mkdir(parents=True, exist_ok=True)
     write_json(REPORTS / f"{name}.json", run_experiment(EXPERIMENTS[name], data, Path(runs)))
