@@ -291,6 +291,14 @@ def test_of_the_minutes_of_the_autoencoder_of_photographs():
     )
 
 
+def test_of_the_floor_of_a_small_autoencoder():
+    report = load(REPORTS / "pixels" / "fashion-mnist-60.json")
+    assert (
+        f"after {report['latents_autoencoder_minutes']:.0f} of the 60 minutes, a perfect denoiser "
+        f"would still have an FD of {report['latents_floor_fd']:.1f}"
+    ) in prose("guides/performance.md")
+
+
 def test_of_the_start():
     report = load(REPORTS / "bench" / "start.json")
     text = prose("guides/performance.md")
