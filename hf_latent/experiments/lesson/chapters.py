@@ -85,17 +85,16 @@ class Lesson:
         edges.update(sobel_edges(self.images), sobel_edges(decoded))
         return edges.compute()
 
-    def show(self, name: str, columns: dict[str, torch.Tensor], group: int = 1) -> None:
+    def show(self, name: str, columns: dict[str, torch.Tensor]) -> None:
         """Save a picture of a few images.
 
         Args:
             name: of the file, without its suffix.
             columns: images `(B, C, H, W)` near [-1, 1] of each column, by its heading.
-            group: the number of neighbouring columns that belong together.
         """
         rows = torch.stack([x[:SHOWN_IMAGES].float().cpu() for x in columns.values()], dim=1)
         rows = rows.flatten(0, 1) / 2 + 0.5
-        picture = image_grid(rows, len(columns), column_labels=list(columns), group=group)
+        picture = image_grid(rows, len(columns), column_labels=list(columns), group=1)
         save_picture(self.output_dir / f"{name}.png", picture)
 
 
@@ -190,7 +189,6 @@ def measure_noise(lesson: Lesson) -> Figures:
             )
             for share in NOISE_SHARES
         },
-        group=len(NOISE_SHARES),
     )
     mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
     return {
