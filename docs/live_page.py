@@ -10,6 +10,8 @@ from hf_latent.hub.export import ExportConfig, export
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "hf_latent"
 CACHE = ROOT / ".cache" / "live_page"
+# Fetched by .ci/browser. Without it the page loads the same files from a public address.
+RUNTIME = ROOT / ".cache" / "onnxruntime-web"
 TITLE = "Latent space, step by step"
 
 
@@ -28,6 +30,13 @@ def is_current(page: Path) -> bool:
 def on_post_build(config: MkDocsConfig) -> None:
     """Export the model if its page is not current, which takes half a minute, and copy the page."""
     if not is_current(CACHE):
-        settings = {"format": "page", "title": TITLE, "overwrite_output_dir": True}
-        export(ExportConfig(model="fashion-mnist", output_dir=str(CACHE), **settings))
+        settings = ExportConfig(
+            model="fashion-mnist",
+            output_dir=str(CACHE),
+            format="page",
+            runtime=str(RUNTIME) if RUNTIME.is_dir() else None,
+            title=TITLE,
+            overwrite_output_dir=True,
+        )
+        export(settings)
     shutil.copytree(CACHE, Path(config.site_dir) / "live", dirs_exist_ok=True)
