@@ -175,8 +175,10 @@ def time_steps(lesson: Lesson) -> Figures:
 @torch.no_grad()
 def measure_noise(lesson: Lesson) -> Figures:
     """Add noise to latents, and decode noise."""
-    latents = encode_images(lesson.vae, lesson.images, torch.Generator().manual_seed(lesson.seed))
-    noise, pixel_noise = lesson.noise(latents), lesson.noise(lesson.images)
+    generator = torch.Generator().manual_seed(lesson.seed)
+    latents = encode_images(lesson.vae, lesson.images, generator)
+    noise = torch.randn(latents.shape, generator=generator)
+    pixel_noise = torch.randn(lesson.images.shape, generator=generator)
     scheduler, timesteps = create_scheduler("flow"), torch.full((len(latents),), 500.0)
     half_noise = add_noise(scheduler, latents, noise, timesteps).noisy_latents
     lesson.show(

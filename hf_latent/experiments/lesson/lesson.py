@@ -3,7 +3,7 @@
 import inspect
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -146,9 +146,11 @@ def run_lesson(config: LessonConfig) -> dict[str, Any]:
         figures |= chapter.measure(lesson)
     claims = [claim.check(figures) for claim in CLAIMS]
     report = {
-        **asdict(config),
         "vae": shown_name(config.vae),
         "images": len(lesson.images),
+        "train_minutes": config.train_minutes,
+        "page": config.page,
+        "seed": config.seed,
         **figures,
         "claims": claims,
         "total_seconds": time.perf_counter() - start,

@@ -52,6 +52,11 @@ def lesson(tmp_path):
     return open_lesson(LessonConfig(), tmp_path)
 
 
+def test_the_report_names_no_path(folder):
+    assert str(folder.parent) not in (folder / "report.json").read_text()
+    assert str(folder.parent) not in (folder / "lesson.html").read_text()
+
+
 def words(page):
     return " ".join(" ".join(page.texts["p"]).split())
 
@@ -154,6 +159,8 @@ def test_an_autoencoder_without_its_scale_contradicts_the_claim_of_unit_variance
     unscaled = chapters.measure_noise(replace(lesson, vae=vae))
     for name in ("latent_std_error_largest", "half_noise_variance"):
         assert check(scaled, name) and not check(unscaled, name), name
+    # The noise is independent of the posterior's: 50 images are near 0.5 too.
+    assert abs(scaled["half_noise_variance"] - 0.5) < 0.02
     # Noise is noise in both.
     assert scaled["pixel_noise_correlation"] == unscaled["pixel_noise_correlation"] < 0.05
 
