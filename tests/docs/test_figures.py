@@ -282,6 +282,22 @@ def test_of_the_start_of_an_autoencoder(path):
         assert f"| {' | '.join(cells)} |" in read("guides/training.md")
 
 
+def test_of_the_batch():
+    report, page = load(REPORTS / "variants" / "batch.json"), "guides/performance.md"
+    for variant in report["variants"]:
+        cells = (
+            f"{variant['train_batch_size']}",
+            f"{variant['learning_rate']:g}",
+            f"{variant['denoiser_train_images_per_second']:.0f}",
+            f"{variant['denoiser_held_out_loss']:.3f}",
+            f"{variant['generated_fd']:.1f}",
+        )
+        assert f"| {' | '.join(cells)} |" in read(page)
+    assert f"trained {report['denoiser_minutes']:g} minutes of one core" in prose(page)
+    assert f"of {report['num_images']:,} images without guidance" in prose(page)
+    assert f"(real images {report['real_fd']:.1f})" in prose(page)
+
+
 def test_of_the_minutes_of_the_autoencoder_of_photographs():
     report = load(REPORTS / "pixels" / "photos-64-60.json")
     assert (
