@@ -19,6 +19,7 @@ from hf_latent.training.page.record import read_run
 from hf_latent.training.run.clock import TrainingClock
 from hf_latent.training.run.log import read_lines
 from hf_latent.training.validation.diagnosis import diagnose
+from tests.conftest import CHROMIUM
 from tests.training.conftest import short_autoencoder, short_denoiser
 from tests.training.page.reading import Page
 from tests.training.run.test_log import Killed, KilledAfter
@@ -305,3 +306,21 @@ def test_a_failed_page_does_not_stop_a_training(copied, monkeypatch, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     start = f"warning: the page {copied / 'report.html'} could not be made (ZeroDivisionError"
     assert line.startswith(start)
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium: run .ci/browser")
+def test_a_browser_shows_the_picture_of_the_chosen_step(browser, runs):
+    complaints = []
+    tab = browser.new_page()
+    tab.on("console", lambda x: complaints.append(x.text))
+    page = runs["autoencoder"] / "report.html"
+    tab.route("http://run/report.html", lambda route: route.fulfill(path=page))
+    tab.goto("http://run/report.html")
+    slider, shown = tab.get_by_role("slider"), tab.locator("img:visible")
+    for place in (0, STEPS - 1):
+        slider.fill(str(place))
+        assert shown.evaluate_all("all => all.map(x => x.dataset.step)") == [str(place + 1)]
+        assert tab.locator("output").inner_text() == str(place + 1)
+        assert slider.get_attribute("aria-valuetext") == str(place + 1)
+    assert complaints == []
+    tab.close()
