@@ -24,7 +24,8 @@ def is_current(page: Path) -> bool:
         *(PACKAGE / "models" / "pretrained" / "fashion-mnist").rglob("*.*"),
     ]
     newest = max(path.stat().st_mtime for path in sources if "__pycache__" not in path.parts)
-    return written.exists() and written.stat().st_mtime > newest
+    has_runtime = (page / "runtime").is_dir() == RUNTIME.is_dir()
+    return written.exists() and has_runtime and written.stat().st_mtime > newest
 
 
 def on_post_build(config: MkDocsConfig) -> None:

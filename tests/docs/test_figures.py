@@ -48,6 +48,11 @@ def test_of_the_lesson():
         value = "yes" if claim["value"] is True else f"{claim['value']:.3g}"
         assert cells == [claim["statement"], value, "holds" if claim["holds"] else "contradicted"]
         assert report[claim["figure"]] == claim["value"]
+    threads = {1: "one thread"}[report["torch_threads"]]
+    took = f"took {report['total_seconds'] / 60:.0f} minutes with {threads}"
+    assert took in prose("lesson.md")
+    contradicted = sum(not claim["holds"] for claim in report["claims"])
+    assert (contradicted == 1) == ("One claim is contradicted" in prose("lesson.md"))
 
 
 def test_of_the_attacks():

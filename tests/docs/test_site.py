@@ -1,5 +1,7 @@
 """What a reader follows from page to page."""
 
+import json
+import os
 import re
 import subprocess
 from urllib.parse import urlsplit
@@ -42,6 +44,19 @@ def test_links_lead_somewhere(page):
         assert path.exists(), target
         if address.fragment and path.suffix == ".md":
             assert address.fragment in anchors(path.read_text()), target
+
+
+def test_frames_show_what_the_site_has():
+    lesson = json.loads((ROOT / "docs/reports/lesson/report.json").read_text())
+    frames = {"reports/lesson": [lesson["page"]]}
+    for page, folder in (("index.md", "."), ("lesson.md", "lesson")):
+        frames[folder] = re.findall(r'<iframe [^>]*src="([^"]+)"', read(page))
+    assert all(frames.values())
+    for folder, sources in frames.items():
+        for source in sources:
+            shown = os.path.normpath(f"{folder}/{source}")
+            # docs/live_page.py makes that one when the site is made.
+            assert shown == "live/index.html" or (ROOT / "docs" / shown).exists(), shown
 
 
 def test_every_page_is_in_the_navigation():

@@ -79,7 +79,7 @@ CHAPTERS = {
 class LessonConfig(Settings):
     """Measure every claim of a lesson on latent space, and write the lesson as one HTML page.
 
-    It takes about ten minutes on 2 CPU cores. The images are built in (Fashion-MNIST). Each
+    It takes 10 to 15 minutes on 2 CPU cores. The images are built in (Fashion-MNIST). Each
     chapter shows the code that measured it. A claim that a measurement contradicts is shown as
     contradicted.
 
@@ -123,7 +123,7 @@ def open_lesson(config: LessonConfig, output_dir: Path) -> Lesson:
         vae_name=config.vae,
         splits=splits,
         images=splits.validation.evenly_spaced(MEASURED_IMAGES).read(),
-        resolutions=sorted(config.resolutions or (64, 128, 256)),
+        resolutions=sorted(set(config.resolutions or (64, 128, 256))),
         train_minutes=config.train_minutes,
         seed=config.seed,
     )
