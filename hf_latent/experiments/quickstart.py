@@ -61,10 +61,9 @@ IMAGES: dict[str, Any] = {"data": "fashion_mnist", "resolution": 32, "resize_mod
 AUTOENCODER = {
     "train_batch_size": 16,
     "learning_rate": 6e-3,
-    "adam_weight_decay": 1e-4,
     "ema_decay": 0.995,
+    "reconstruction_loss": "l1",
     "kl_weight": 5e-3,
-    "fold_samples": 2000,
     "validation_steps": 1000,
 }
 DENOISER = {

@@ -35,9 +35,10 @@ AUTOENCODERS: dict[str, dict[str, Any]] = {
     "tiny": {
         "block_out_channels": (8, 16, 32),
         "layers_per_block": 1,
+        "latent_channels": 8,
         "mid_block_add_attention": False,
     },
-    "small": {"block_out_channels": (32, 64, 128), "layers_per_block": 2},
+    "small": {"block_out_channels": (32, 64, 128), "layers_per_block": 2, "latent_channels": 8},
     "base": {"block_out_channels": (64, 128, 256, 256), "layers_per_block": 2},
     "ldm-f4": {
         "block_out_channels": (128, 256, 512),
@@ -57,6 +58,7 @@ AUTOENCODERS: dict[str, dict[str, Any]] = {
         "layers_per_block": 1,
     },
 }
+LATENT_CHANNELS = 4  # of presets that name none, and the most for grey images
 # A group of one channel would lose the image's brightness and colour: a norm takes its mean away.
 CHANNELS_PER_GROUP, MOST_GROUPS = 8, 32
 
@@ -177,18 +179,22 @@ def create_autoencoder(
         sample_size: the images' size in pixels, one number or height and width. Diffusers' tiling
             takes one number, so of two the configuration has the larger one, and both apart.
         changes: configuration entries that replace the preset's. The groups of norms follow from
-            the widths, unless the preset or this names `norm_num_groups`.
+            the widths, unless the preset or this names `norm_num_groups`. Grey images have at most
+            4 latent channels, unless this names more.
 
     Returns:
         The autoencoder, with `scaling_factor = 1`: the scale is folded in after training.
     """
-    config = AUTOENCODERS[preset] | changes
+    config = {"latent_channels": LATENT_CHANNELS} | AUTOENCODERS[preset]
+    if image_channels == 1:
+        config["latent_channels"] = min(config["latent_channels"], LATENT_CHANNELS)
+    config |= changes
     levels, divisor = len(config["block_out_channels"]), gcd(*config["block_out_channels"])
     most = min(max(divisor // CHANNELS_PER_GROUP, 1), MOST_GROUPS)
     groups = max(x for x in range(1, most + 1) if divisor % x == 0)
     height, width = (sample_size,) * 2 if isinstance(sample_size, int) else sample_size
     vae = AutoencoderKL(
-        **{"latent_channels": 4, "norm_num_groups": groups} | config,
+        **{"norm_num_groups": groups} | config,
         in_channels=image_channels,
         out_channels=image_channels,
         down_block_types=("DownEncoderBlock2D",) * levels,

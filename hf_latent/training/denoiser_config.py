@@ -10,7 +10,18 @@ from hf_latent.errors import UserError
 from hf_latent.evaluation.config import parse_interval
 from hf_latent.models.presets import Objective, Preset
 from hf_latent.training.losses import TimestepSampling
-from hf_latent.training.run.accelerator import TrainingConfig
+from hf_latent.training.run.accelerator import TrainingConfig, TrainingDefaults
+
+# Of tiny as measured, see the guide "performance"; of the others by general experience.
+DEFAULTS: dict[Preset, TrainingDefaults] = {
+    "tiny": TrainingDefaults(learning_rate=2e-3, train_batch_size=32),
+    "small": TrainingDefaults(learning_rate=3e-4, train_batch_size=64),
+    "base": TrainingDefaults(learning_rate=1e-4, train_batch_size=32),
+    "base-fast": TrainingDefaults(learning_rate=1e-4, train_batch_size=32),
+    "ldm-f4": TrainingDefaults(learning_rate=1e-4, train_batch_size=32),
+    "ldm-f8": TrainingDefaults(learning_rate=1e-4, train_batch_size=32),
+}
+PRETRAINED = TrainingDefaults(learning_rate=1e-4, train_batch_size=32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +118,10 @@ class DenoiserConfig(TrainingConfig):
             raise UserError("--max_train_samples does not go with --latents: encode fewer images")
         _ = self.guidance
         self._check_objective()
+
+    def training_defaults(self) -> TrainingDefaults:
+        """Return those of the preset, or of a pretrained denoiser."""
+        return PRETRAINED if self.pretrained_unet else DEFAULTS[self.preset]
 
     @property
     def guidance(self) -> dict[str, Any] | None:

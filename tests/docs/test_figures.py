@@ -3,18 +3,24 @@
 import json
 from pathlib import Path
 from statistics import median
+from typing import get_args
 
 import pytest
 
 from hf_latent.evaluation.features.extractors import EfficientNetVectors
 from hf_latent.evaluation.inspection.report import render_report
 from hf_latent.experiments.sweep.report import render_report as render_sweep
+from hf_latent.models.presets import Preset, create_autoencoder
+from hf_latent.pipeline.autoencoders import downsampling_factor
+from hf_latent.training import autoencoder_config, denoiser_config
+from hf_latent.training.autoencoder_config import AutoencoderConfig
 from hf_latent.training.denoiser_config import DenoiserConfig
 from tests.docs.pages import REPORTS, ROOT, prose, read, row
 from tests.training.page.reading import Page
+from variant_figures import TUNED
 
 RELEASED = ROOT / "hf_latent" / "models" / "pretrained"
-GPU_GFLOPS_PER_SECOND = 30_000  # a guess, as the page says
+DEFAULTS = autoencoder_config.DEFAULTS, denoiser_config.DEFAULTS
 
 
 def load(path: Path) -> dict:
@@ -115,20 +121,39 @@ def test_of_the_released_model():
 
 
 def test_of_the_presets():
-    report = load(REPORTS / "presets.json")
-    rate = report["two_cores_gflops_per_second"]
-    assert f"the {rate:.0f} GFLOP/s" in prose("guides/planning.md")
-    assert f"by {GPU_GFLOPS_PER_SECOND / 1000:.0f} TFLOP/s" in prose("guides/planning.md")
+    report, page = load(REPORTS / "presets.json"), read("guides/planning.md")
     for x in report["presets"]:
-        shape = "x".join(map(str, x["latent_shape"]))
-        weights = [f"{x[f'{model}_parameters'] / 1e6:.1f} M" for model in ("vae", "unet")]
-        gflops = [x[f"{model}_training_gflops_per_image"] * 1e6 for model in ("vae", "unet")]
-        times = [
-            [duration(cost / speed) for cost in gflops] for speed in (rate, GPU_GFLOPS_PER_SECOND)
-        ]
-        cells = [f"`{x['preset']}`", f"{x['resolution']}", shape]
-        cells += [" + ".join(pair) for pair in (weights, *times)]
-        assert f"| {' | '.join(cells)} |" in read("guides/planning.md")
+        trainings = x["autoencoder"], x["denoiser"]
+        cells = [f"`{x['preset']}`", f"{x['resolution']}", "x".join(map(str, x["latent_shape"]))]
+        for shown in (
+            [f"{y['parameters'] / 1e6:.1f} M" for y in trainings],
+            [f"{short(y['memory_mb'] / 1024)} GB" for y in trainings],
+            [short(y["images_per_second"]) for y in trainings],
+            [duration(1e6 / y["images_per_second"]) for y in trainings],
+        ):
+            cells.append(" + ".join(shown))
+        assert f"| {' | '.join(cells)} |" in page, cells
+        for training, defaults in zip(trainings, DEFAULTS, strict=True):
+            assert training["train_batch_size"] == defaults[x["preset"]].train_batch_size
+
+
+@pytest.mark.parametrize("preset", get_args(Preset))
+def test_of_the_defaults_of_a_preset(preset):
+    own = [defaults[preset] for defaults in DEFAULTS]
+    rates = " + ".join(f"{x.learning_rate:g}" for x in own)
+    batches = " + ".join(f"{x.train_batch_size}" for x in own)
+    page = read("guides/planning.md").partition("## Which preset")[2]
+    vae = create_autoencoder(preset, image_channels=3, sample_size=64)
+    f, c = downsampling_factor(vae), vae.config.latent_channels
+    assert f"| `{preset}` | {f}, {c} | {rates} | {batches} |" in page
+    weights = sum(x.numel() for x in vae.parameters()) / 1e6
+    line = f"{preset} (f={f}, {weights:.{0 if weights > 10 else 1}f} M weights"
+    assert line in " ".join(AutoencoderConfig.__doc__.split())
+
+
+def short(value: float) -> str:
+    """Two digits of a figure, and all before the point."""
+    return f"{value:.0f}" if value > 10 else f"{value:.2g}"
 
 
 def duration(seconds: float) -> str:
@@ -287,6 +312,42 @@ def test_of_the_start_of_an_autoencoder(path):
         assert f"| {' | '.join(cells)} |" in read("guides/training.md")
 
 
+CHANGED = {
+    "kl_weight": "KL weight {}",
+    "reconstruction_loss": "loss {}",
+    "lr_warmup_ratio": "warm-up {}",
+    "adam_weight_decay": "weight decay {}",
+    "ema_decay": "EMA {}",
+}
+
+
+@pytest.mark.parametrize(
+    "path", sorted((REPORTS / "variants").glob("defaults-*.json")), ids=lambda x: x.stem
+)
+def test_of_what_was_tried_for_the_defaults(path):
+    report, page = load(path), "guides/training.md"
+    images = path.stem.removeprefix("defaults-")
+    for variant in report["variants"]:
+        changed = variant.items() - TUNED.items()
+        words = [CHANGED[key].format(x) for key, x in changed if key in CHANGED]
+        cells = (
+            f"[{images}](../reports/variants/{path.name})",
+            f"{variant['latent_channels']}",
+            f"{variant['learning_rate']:g}",
+            f"{variant['train_batch_size']}",
+            "the earlier defaults" if variant["name"] == "earlier" else ", ".join(words) or "-",
+            f"{variant['reconstruction_psnr_db']:.1f} dB",
+            f"{variant['reconstruction_luma_r2']:.2f}",
+            f"{variant['reconstruction_chroma_r2']:.2f}",
+            f"{variant['floor_fd']:,.0f}",
+        )
+        assert f"| {' | '.join(cells)} |" in read(page).replace("**", ""), cells
+    assert f"`{images}` had {report['autoencoder_minutes']:g} minutes" in prose(page)
+    psnr = {x["name"]: x["reconstruction_psnr_db"] for x in report["variants"]}
+    more = [f"{psnr[name] - psnr['earlier']:.1f} dB" for name in ("c4-0.003", "c8-0.003")]
+    assert f"`{images}` {more[0]} with 4 latent channels, and {more[1]} with 8" in prose(page)
+
+
 def test_of_the_batch():
     report, page = load(REPORTS / "variants" / "batch.json"), "guides/performance.md"
     for variant in report["variants"]:
@@ -367,13 +428,13 @@ def test_of_the_fast_decoder():
         fewer[preset] = f"{20 * steps[0]['pixels'] / image:.0f} times fewer"
     assert f"{fewer['base']} operations" in prose(page)
     assert f"{fewer['base-fast']} with `base-fast`" in prose(page)
-    training = {
-        x["preset"]: x["vae_training_gflops_per_image"]
+    rates = {
+        x["preset"]: x["autoencoder"]["images_per_second"]
         for x in load(REPORTS / "presets.json")["presets"]
         if x["resolution"] == 256
     }
-    ratio = f"{training['base'] / training['base-fast']:.0f} times fewer operations"
-    assert f"Training `base-fast` takes {ratio}" in prose(page)
+    ratio = f"trains {rates['base-fast'] / rates['base']:.0f} times as many images"
+    assert f"On 2 CPU cores `base-fast` {ratio}" in prose(page)
     assert half["max_train_steps"] * half["train_batch_size"] == 12_800
 
 

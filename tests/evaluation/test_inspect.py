@@ -159,6 +159,7 @@ def test_a_short_training_on_colours_is_called_under_trained(tmp_path):
         AutoencoderConfig(
             **images,
             block_out_channels=[8, 16, 16],
+            initialization="random",
             fold_samples=100,
             train_batch_size=8,
             learning_rate=4e-3,

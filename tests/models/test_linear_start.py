@@ -21,6 +21,7 @@ def coloured_images(seed: int = 0) -> torch.Tensor:
 
 def started(images: torch.Tensor, kl_weight: float = 1e-3, **changes):
     torch.manual_seed(0)
+    changes = {"latent_channels": 4} | changes
     vae = create_autoencoder("tiny", images.shape[1], SIZE, **changes).eval()
     start_from_components(vae, images, kl_weight)
     return vae

@@ -65,6 +65,18 @@ def test_denoiser_and_autoencoder_presets_have_the_same_names():
     assert list(AUTOENCODERS) == list(DENOISERS)
 
 
+@pytest.mark.parametrize(
+    ("preset", "colour", "grey"),
+    [("tiny", 8, 4), ("small", 8, 4), ("base", 4, 4), ("ldm-f4", 3, 3), ("ldm-f8", 4, 4)],
+)
+def test_latent_channels(preset, colour, grey):
+    with torch.device("meta"):
+        for image_channels, c in ((1, grey), (3, colour), (4, colour), (6, colour)):
+            vae = create_autoencoder(preset, image_channels, 64)
+            assert vae.config.latent_channels == c
+        assert create_autoencoder(preset, 1, 64, latent_channels=16).config.latent_channels == 16
+
+
 def make_tiny_autoencoder(size):
     blocks = {"num_encoder_blocks": (1, 1, 1), "num_decoder_blocks": (1, 1, 1)}
     widths = {"encoder_block_out_channels": (8,) * 3, "decoder_block_out_channels": (8,) * 3}

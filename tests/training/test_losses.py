@@ -18,7 +18,7 @@ from hf_latent.training.losses import (
 
 def test_reconstruction_loss_is_the_mean_absolute_error():
     a, b = torch.randn(2, 3, 2, 4, 4)
-    torch.testing.assert_close(reconstruction_loss(a, b), torch.nn.functional.l1_loss(a, b))
+    torch.testing.assert_close(reconstruction_loss(a, b, "l1"), torch.nn.functional.l1_loss(a, b))
 
 
 def test_l2_is_the_mean_squared_error():

@@ -74,6 +74,7 @@ def train_half(preset: Preset, steps: int, data: str, runs: Path) -> dict[str, A
             kl_weight=3e-4,
             learning_rate=2e-3,
             train_batch_size=16,
+            adam_weight_decay=1e-2,
             max_train_steps=steps,
             validation_steps=250,
             max_validation_samples=400,

@@ -87,7 +87,54 @@ STARTS = [
     Variant(f"{start}-{rate:g}", autoencoder={"initialization": start, "learning_rate": rate})
     for start, rate in [("random", 6e-3), ("components", 6e-3), ("components", 3e-3)]
 ]
+# The defaults before these were measured, and what was tried since.
+EARLIER = {
+    "initialization": "random",
+    "latent_channels": 4,
+    "train_batch_size": 64,
+    "learning_rate": 1e-3,
+    "reconstruction_loss": "l1",
+    "kl_weight": 1e-3,
+    "adam_weight_decay": 1e-2,
+    "ema_decay": 0.999,
+}
+TUNED = {
+    "train_batch_size": 16,
+    "reconstruction_loss": "l2",
+    "kl_weight": 3e-4,
+    "adam_weight_decay": 1e-4,
+    "ema_decay": 0.995,
+}
+
+
+def tried(latent_channels: int = 8, learning_rate: float = 3e-3, **changes: Any) -> Variant:
+    """Return a variant of `TUNED`, named after what it changes."""
+    words = [f"c{latent_channels}", f"{learning_rate:g}", *(f"{x}" for x in changes.values())]
+    own = {"latent_channels": latent_channels, "learning_rate": learning_rate}
+    return Variant("-".join(words), autoencoder=TUNED | own | changes)
+
+
+DEFAULTS = [
+    Variant("earlier", autoencoder=EARLIER),
+    tried(4, 6e-3),
+    tried(4),
+    tried(4, train_batch_size=8),
+    tried(4, 6e-3, train_batch_size=32),
+    tried(8, 6e-3),
+    tried(8),
+    tried(8, 1.5e-3),
+    tried(8, 6e-3, kl_weight=1e-3),
+    tried(8, 6e-3, kl_weight=1e-4),
+    tried(8, 6e-3, reconstruction_loss="l1"),
+    tried(8, 6e-3, lr_warmup_ratio=0.02),
+    tried(8, adam_weight_decay=1e-2),
+    tried(8, ema_decay=0.999),
+]
+SMALLER = {"resolution": 32, "horizontal_flip": True}
 EXPERIMENTS = {
+    "channels-photos-32": Experiment(SMALLER, [tried(4), tried(8)], 10, 5),
+    "defaults-photos-32": Experiment(SMALLER, DEFAULTS, 0, 5),
+    "defaults-photos-64": Experiment(PHOTOGRAPHS, [DEFAULTS[0], tried(4), tried(8)], 0, 6),
     "start-fashion-mnist": Experiment(FASHION_MNIST, STARTS, 0, 4, SMALL),
     "start-photos-64": Experiment(PHOTOGRAPHS, STARTS, 0, 6, WIDER | {"train_batch_size": 8}),
     "batch": Experiment(FASHION_MNIST, BATCHES, 8),

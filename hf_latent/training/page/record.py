@@ -61,6 +61,7 @@ class RunRecord:
     def changed_settings(self) -> dict[str, Any]:
         """Return those that are not the defaults."""
         defaults = {field.name: field.default for field in fields(self.config)}
+        defaults |= asdict(self.config.training_defaults())
         return {name: x for name, x in self.settings().items() if x != defaults[name]}
 
     def figures(self) -> dict[str, float]:

@@ -5,11 +5,11 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from accelerate import Accelerator, DistributedType
@@ -39,6 +39,26 @@ STORAGE_SETTINGS = {
 # validates and saves alone, which takes hours for much data; by default NCCL gives up after 10
 # minutes and gloo after 30. If a process fails, the launcher ends the others.
 PROCESS_GROUP = InitProcessGroupKwargs(timeout=timedelta(hours=24))
+# Settings whose default is the preset's: None until `__post_init__` replaces it.
+FROM_PRESET: Any = None
+if TYPE_CHECKING:
+    PresetRate: TypeAlias = float
+    PresetSize: TypeAlias = int
+else:
+    PresetRate, PresetSize = PositiveFloat | None, PositiveInt | None
+
+
+@dataclass(frozen=True)
+class TrainingDefaults:
+    """Settings of a training that depend on the model's width.
+
+    Attributes:
+        learning_rate: the highest one.
+        train_batch_size: images per forward pass and process.
+    """
+
+    learning_rate: float
+    train_batch_size: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,14 +71,16 @@ class TrainingConfig(ImagesConfig):
             the training, and end before its first step. Nothing is written.
         overwrite_output_dir: Accept a folder with files in it and replace them. The old model
             stays until the new one is complete.
-        learning_rate: The highest learning rate, reached after the warm-up.
+        learning_rate: The highest learning rate, reached after the warm-up. By default the
+            preset's, or that of a pretrained model.
         lr_scheduler: How the learning rate changes after the warm-up. cosine: it falls to 0 along a
             cosine. constant_with_decay: it stays, and falls to 0 at the end; such a training can be
             lengthened without a rise of the rate.
         lr_warmup_ratio: Share of the training in which the learning rate rises from 0.
         lr_decay_ratio: Share of the training in which the learning rate of constant_with_decay
             falls.
-        train_batch_size: Images per forward pass and process.
+        train_batch_size: Images per forward pass and process. By default the preset's, or that of
+            a pretrained model.
         max_train_steps: Number of optimizer steps.
         max_train_minutes: Train for so many minutes instead; the learning rate then follows the
             clock.
@@ -93,11 +115,11 @@ class TrainingConfig(ImagesConfig):
     output_dir: str
     dry_run: bool = False
     overwrite_output_dir: bool = False
-    learning_rate: PositiveFloat = 1e-3
+    learning_rate: PresetRate = FROM_PRESET
     lr_scheduler: LearningRateScheduler = "cosine"
     lr_warmup_ratio: Share = 0.05
     lr_decay_ratio: Share = 0.2
-    train_batch_size: PositiveInt = 64
+    train_batch_size: PresetSize = FROM_PRESET
     max_train_steps: PositiveInt = 10_000
     max_train_minutes: PositiveFloat | None = None
     gradient_accumulation_steps: PositiveInt = 1
@@ -120,8 +142,11 @@ class TrainingConfig(ImagesConfig):
     hub_private_repo: bool = False
 
     def __post_init__(self) -> None:
-        """Check the values; errors name the flag."""
+        """Fill in the defaults and check the values; errors name the flag."""
         super().__post_init__()
+        for name, value in asdict(self.training_defaults()).items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
         for tracker in self.trackers():
             if tracker not in TRACKERS:
                 raise UserError(f"--report_to {tracker} is not one of {', '.join(TRACKERS)}")
@@ -132,6 +157,10 @@ class TrainingConfig(ImagesConfig):
             check_repo_id(self.hub_model_id, "hub_model_id", account="user")
         if not self.push_to_hub and (self.hub_model_id is not None or self.hub_private_repo):
             raise UserError("--hub_model_id and --hub_private_repo need --push_to_hub")
+
+    def training_defaults(self) -> TrainingDefaults:
+        """Return the defaults of the model that trains."""
+        raise NotImplementedError
 
     def trackers(self) -> list[str]:
         """Return the names in `report_to`."""

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from hf_latent.errors import UserError
 from hf_latent.output import read_json, write_json
-from hf_latent.training.run.accelerator import TrainingConfig
+from hf_latent.training.autoencoder_config import AutoencoderConfig
 from hf_latent.training.run.clock import TrainingClock
 from hf_latent.training.run.learning_rate import constant_with_decay, cosine_with_warmup
 from hf_latent.training.run.log import remove_lines_after
@@ -33,7 +33,8 @@ def log_step(clock: TrainingClock, loss: float, norm: float = 1.0) -> None:
 
 def start_clock(tmp_path, now=time.perf_counter, **settings) -> TrainingClock:
     (tmp_path / "logs").mkdir(parents=True, exist_ok=True)
-    config = TrainingConfig(output_dir=str(tmp_path), **settings)
+    shared = {"learning_rate": 1e-3, "train_batch_size": 64}
+    config = AutoencoderConfig(output_dir=str(tmp_path), **shared | settings)
     return TrainingClock(config, Accelerator(), "test", now)
 
 
