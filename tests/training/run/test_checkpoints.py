@@ -401,7 +401,7 @@ def test_changed_settings_are_printed(config, tmp_path, capsys):
     resume(after, start(after))
     assert capsys.readouterr().out.splitlines() == [
         "--learning_rate is 0.002 from now on, 0.001 until now",
-        "--kl_weight is 1.0 from now on, 0.001 until now",
+        "--kl_weight is 1.0 from now on, 0.0003 until now",
         f"resumed from {tmp_path / 'checkpoint-1'}",
     ]
 
