@@ -58,7 +58,7 @@ from hf_latent.training.latents.encode import encode_latents
 logger = logging.getLogger(__name__)
 
 IMAGES: dict[str, Any] = {"data": "fashion_mnist", "resolution": 32, "resize_mode": "pad"}
-AUTOENCODER = {
+AUTOENCODER: dict[str, Any] = {
     "train_batch_size": 16,
     "learning_rate": 6e-3,
     "ema_decay": 0.995,
