@@ -348,6 +348,23 @@ def test_of_what_was_tried_for_the_defaults(path):
     assert f"`{images}` {more[0]} with 4 latent channels, and {more[1]} with 8" in prose(page)
 
 
+def test_of_the_channels_of_photographs():
+    report = load(REPORTS / "variants" / "channels-photos-32.json")
+    page = "guides/choosing_latent.md"
+    for variant in report["variants"]:
+        cells = (
+            f"{variant['latent_channels']}",
+            f"{variant['reconstruction_psnr_db']:.1f} dB",
+            f"{variant['floor_fd']:.0f}",
+            f"{variant['generated_fd']:.0f}",
+        )
+        assert f"| {' | '.join(cells)} |" in read(page)
+    minutes = [f"{report[f'{x}_minutes']:g} minutes" for x in ("autoencoder", "denoiser")]
+    assert f"autoencoders of {minutes[0]} and denoisers of {minutes[1]} of one" in prose(page)
+    assert f"{report['num_images']:,} images without guidance" in prose(page)
+    assert f"(real images {report['real_fd']:.0f};" in prose(page)
+
+
 def test_of_the_batch():
     report, page = load(REPORTS / "variants" / "batch.json"), "guides/performance.md"
     for variant in report["variants"]:
