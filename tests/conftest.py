@@ -44,7 +44,7 @@ def pytest_collection_finish() -> None:
 
 def make_autoencoder(channels: int = 1, sample_size: int = 16, **changes) -> AutoencoderKL:
     torch.manual_seed(0)
-    changes = NARROW_AUTOENCODER | changes
+    changes = NARROW_AUTOENCODER | {"latent_channels": 4} | changes
     vae = create_autoencoder("tiny", channels, sample_size, **changes)
     # Untrained weights give latents near 0: a bias makes their scale matter.
     with torch.no_grad():

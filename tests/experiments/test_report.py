@@ -35,7 +35,7 @@ def test_several_runs_stand_side_by_side(runs, tmp_path, capsys):
         ["setting", "first", "<b>second"],
         ["seed", "0", "1"],
         ["max_train_steps", "4", "2"],
-        ["kl_weight", "0.01", "0.001"],
+        ["kl_weight", "0.01", "0.0003"],
     ]
     assert figures[0] == ["figure", "first", "<b>second"]
     (row,) = (row for row in figures if row[0] == "psnr_db")

@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from torch.nn.functional import interpolate, l1_loss
+from torch.nn.functional import interpolate, mse_loss
 
 from hf_latent.training.autoencoder import train_autoencoder
 from hf_latent.training.equivariance import Transform, choose_transform
@@ -62,9 +62,9 @@ def test_the_training_adds_the_weighted_error(autoencoder_config, tmp_path):
     transform = choose_transform(0, 0, 0)
     posterior = vae.encode(images).latent_dist
     latents = posterior.mean + posterior.std * noise
-    loss = l1_loss(vae.decode(latents).sample, images)
+    loss = mse_loss(vae.decode(latents).sample, images)
     transformed = vae.decode(transform(latents)).sample
-    loss = loss + 0.7 * l1_loss(transformed, transform(images, factor=4))
+    loss = loss + 0.7 * mse_loss(transformed, transform(images, factor=4))
     loss.backward()
     assert summary.train_loss == pytest.approx(loss.item(), rel=1e-4)
     # Adam's first moment after one step is a tenth of the gradient.

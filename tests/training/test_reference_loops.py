@@ -61,7 +61,7 @@ def test_autoencoder(autoencoder_config):
         noise = draws("posterior").normal((step, 0), 4, 8, 8)
         reconstructions = vae.decode(posterior.mean + posterior.std * noise).sample
         kl = posterior.kl().mean() / (4 * 8 * 8)
-        return torch.nn.functional.l1_loss(reconstructions, batch) + 0.5 * kl
+        return torch.nn.functional.mse_loss(reconstructions, batch) + 0.5 * kl
 
     average = bare_loop(vae, open_images(config).train, loss_of)
     for found, expected in zip(unfold_latent_scale(saved).parameters(), average, strict=True):
@@ -98,8 +98,8 @@ def test_autoencoder_and_discriminator(autoencoder_config, tmp_path):
         posterior = vae.encode(batch).latent_dist
         noise = draws("posterior").normal((step, 0), 4, 8, 8)
         reconstructions = vae.decode(posterior.mean + posterior.std * noise).sample
-        fidelity = torch.nn.functional.l1_loss(reconstructions, batch)
-        loss = fidelity + 1e-3 * posterior.kl().mean() / (4 * 8 * 8)
+        fidelity = torch.nn.functional.mse_loss(reconstructions, batch)
+        loss = fidelity + 3e-4 * posterior.kl().mean() / (4 * 8 * 8)
         adversarial = -discriminator(reconstructions).mean()
         # Measured in a step for the next one.
         weights.append(0.6 * (norm(fidelity) / (norm(adversarial) + 1e-4)).item())
