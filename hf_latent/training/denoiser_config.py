@@ -12,7 +12,7 @@ from hf_latent.models.presets import Objective, Preset
 from hf_latent.training.losses import TimestepSampling
 from hf_latent.training.run.accelerator import TrainingConfig, TrainingDefaults
 
-# Of tiny as measured, see the guide "performance"; of the others by general experience.
+# The batch of tiny as measured, see the guide "performance"; the others by general experience.
 DEFAULTS: dict[Preset, TrainingDefaults] = {
     "tiny": TrainingDefaults(learning_rate=2e-3, train_batch_size=32),
     "small": TrainingDefaults(learning_rate=3e-4, train_batch_size=64),

@@ -3,6 +3,7 @@
 import atexit
 import logging
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -62,7 +63,7 @@ class TrainingDefaults:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig(ImagesConfig):
+class TrainingConfig(ImagesConfig, ABC):
     """Settings that both trainings share.
 
     Attributes:
@@ -158,9 +159,9 @@ class TrainingConfig(ImagesConfig):
         if not self.push_to_hub and (self.hub_model_id is not None or self.hub_private_repo):
             raise UserError("--hub_model_id and --hub_private_repo need --push_to_hub")
 
+    @abstractmethod
     def training_defaults(self) -> TrainingDefaults:
         """Return the defaults of the model that trains."""
-        raise NotImplementedError
 
     def trackers(self) -> list[str]:
         """Return the names in `report_to`."""
