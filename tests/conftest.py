@@ -10,7 +10,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, UNet2DModel
+from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, UNet2DModel
 from torch._dynamo.utils import counters
 
 from hf_latent.models.presets import create_autoencoder, create_denoiser, create_scheduler
@@ -66,7 +66,7 @@ def make_guide(vae: AutoencoderKL, num_classes: int | None = NUM_CLASSES, **chan
     return create_denoiser("tiny", vae, shape, num_classes, **changes).eval()
 
 
-def draw_latents(pipeline, class_labels=None, steps: int = 3, **arguments) -> torch.Tensor:
+def draw_latents(pipeline, class_labels=None, steps: int | None = 3, **arguments) -> torch.Tensor:
     """Two latents, always of the same noise."""
     pipeline.set_progress_bar_config(disable=True)
     noise = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -107,6 +107,18 @@ def unconditional(vae: AutoencoderKL) -> LatentDiffusionPipeline:
     pipeline = LatentDiffusionPipeline(vae, make_denoiser(vae, None), create_scheduler("flow"))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+@pytest.fixture
+def distilled(pipeline: LatentDiffusionPipeline) -> LatentDiffusionPipeline:
+    """A model of 4 Euler steps, by the one class of them that plain diffusers' pipelines take."""
+    scheduler = DPMSolverMultistepScheduler(
+        solver_order=1, prediction_type="flow_prediction", use_flow_sigmas=True
+    )
+    settings = {"num_inference_steps": 4, "distilled": True}
+    made = LatentDiffusionPipeline(pipeline.vae, pipeline.unet, scheduler, **settings)
+    made.set_progress_bar_config(disable=True)
+    return made
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from hf_latent.data.images.pixels import to_uint8
 from hf_latent.errors import UserError
 from hf_latent.evaluation.features.extractors import load_feature_extractor
 from hf_latent.evaluation.images.generated import labelled_real_images
-from hf_latent.evaluation.images.sampling import choose_guidance, count_evaluations
+from hf_latent.evaluation.images.sampling import choose_sampling, count_evaluations
 from hf_latent.evaluation.machine import machine_figures, shown_name
 from hf_latent.evaluation.measures.classifier import (
     LabelledImages,
@@ -214,13 +214,13 @@ def measure_way(
     start = time.process_time()
     images = generate(pipeline, labels, config)
     seconds = time.process_time() - start
-    guidance = choose_guidance(pipeline, config.guidance_scale, None)
+    steps, guidance = choose_sampling(pipeline, config.num_inference_steps, config.guidance_scale)
     judged = LabelledImages.from_tensors(images / 127.5 - 1, labels)
     figures = {
         "fd": frechet_distance(map(real.extractor, images.split(BATCH_SIZE)), real.reference),
         "label_agreement": measure_accuracy(yardstick.judge, judged),
         "cpu_seconds_per_image": seconds / len(images),
-        "evaluations": count_evaluations(pipeline, config.num_inference_steps, guidance),
+        "evaluations": count_evaluations(pipeline, steps, guidance),
     }
     if pipeline.vae is not None:
         others, bar = real.images.subset(real.images.other), tqdm(disable=True)

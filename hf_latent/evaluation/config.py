@@ -10,6 +10,7 @@ from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveInt
 from hf_latent.command import Settings
 from hf_latent.data.images.config import ImagesConfig, select_image_settings
 from hf_latent.errors import UserError
+from hf_latent.evaluation.images.sampling import choose_sampling
 from hf_latent.evaluation.precision import Dtype
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.pipeline.denoise import Guidance
@@ -79,7 +80,7 @@ class SamplingConfig(Settings):
     Attributes:
         sampler: The stock scheduler to sample with. It must fit the model's objective (ddim never
             fits flow). By default the one that the model was saved with.
-        num_inference_steps: The sampler's steps.
+        num_inference_steps: The sampler's steps. By default the model's own, or 20.
         guidance_scale: The scale of classifier-free guidance, or of autoguidance with a guide; 1
             is off. By default the model's own, or 2; off for a model without classes and guide.
         guidance_interval: Guide only between two noise levels, such as 0.2,0.8; 0 is no noise, 1
@@ -93,7 +94,7 @@ class SamplingConfig(Settings):
     """
 
     sampler: Sampler | None = None
-    num_inference_steps: PositiveInt = 20
+    num_inference_steps: PositiveInt | None = None
     guidance_scale: NonNegativeFloat | None = None
     guidance_interval: str | None = None
     guide: str | None = None
@@ -110,15 +111,10 @@ class SamplingConfig(Settings):
         """The two noise levels of `guidance_interval`."""
         return parse_interval(self.guidance_interval)
 
-    def check_model(self, pipeline: LatentDiffusionPipeline) -> None:
-        """Reject guidance if the model has neither classes nor a guide, naming the flag."""
-        if pipeline.num_classes is not None or pipeline.guide_unet is not None:
-            return
-        for name, off in (("guidance_scale", (None, 1)), ("guidance_interval", (None,))):
-            if getattr(self, name) not in off:
-                raise UserError(
-                    f"--{name} needs a model with classes or a --guide: this one has neither"
-                )
+    def choose_sampling(self, pipeline: LatentDiffusionPipeline) -> tuple[int, Guidance]:
+        """Return the number of steps and the guidance, see `sampling.choose_sampling`."""
+        asked = self.num_inference_steps, self.guidance_scale, self.interval
+        return choose_sampling(pipeline, *asked)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from hf_latent.evaluation.images.reference import (
     open_real_images,
     vectors_by_space,
 )
-from hf_latent.evaluation.images.sampling import choose_guidance, count_evaluations, load_pipeline
+from hf_latent.evaluation.images.sampling import count_evaluations, load_pipeline
 from hf_latent.evaluation.limit import describe_limit, name_limit
 from hf_latent.evaluation.machine import machine_figures, shown_name
 from hf_latent.evaluation.measures.floor import measure_autoencoder, write_perfect_samples
@@ -87,7 +87,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     begun = (folder / "generated").is_dir() and not (folder / "metrics.json").exists()
     output_dir = check_output_dir(folder, config.overwrite_output_dir or begun)
     pipeline = load_pipeline(config.model, config.sampler, config.guide)
-    config.check_model(pipeline)
+    steps, guidance = config.choose_sampling(pipeline)
     conditional, guide = pipeline.num_classes is not None, pipeline.guide_unet
     stages = Stages(STAGES_WITH_CLASSES if conditional else STAGES)
     with stages.stage("setup", shown=False):
@@ -95,8 +95,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         extractor.see(shown_channels(pipeline.vae))
         spaces = {"features": extractor, "latents": LatentVectors(pipeline.vae)}
         splits, real = open_real_images(config, pipeline)
-        guidance = choose_guidance(pipeline, config.guidance_scale, config.interval)
-        evaluations = count_evaluations(pipeline, config.num_inference_steps, guidance)
+        evaluations = count_evaluations(pipeline, steps, guidance)
         dtype = choose_dtype(pipeline, config.dtype)
         sampled = in_dtype(pipeline, dtype)  # the rest is measured in float32
     count = len(real.reference)
@@ -154,7 +153,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "sampler": type(pipeline.scheduler).__name__,
         "guidance_scale": guidance.scale,
         "guidance_interval": guidance.interval,
-        "num_inference_steps": config.num_inference_steps,
+        "num_inference_steps": steps,
         "denoiser_evaluations_per_image": evaluations,
         "sampling_dtype": str(dtype).removeprefix("torch."),
         **generation,

@@ -145,8 +145,8 @@ def generate(config: GenerateConfig) -> Path:
     check_output(output)
     pipeline = load_pipeline(config.model, config.sampler, config.guide)
     labels = choose_labels(config.class_labels, pipeline)
-    config.check_model(pipeline)
-    count_evaluations(pipeline, config.num_inference_steps)
+    steps, guidance = config.choose_sampling(pipeline)
+    count_evaluations(pipeline, steps)
     has_values = wants_values(output, pipeline)
     pipeline = in_dtype(pipeline, choose_dtype(pipeline, config.dtype))
     default = UNCONDITIONAL_COLUMNS if labels is None else COLUMNS * len(labels)
@@ -159,9 +159,9 @@ def generate(config: GenerateConfig) -> Path:
         num_images,
         config.seed,
         min(config.batch_size, num_images),
-        config.guidance_scale,
-        config.num_inference_steps,
-        config.interval,
+        guidance.scale,
+        steps,
+        guidance.interval,
         whole_batches=config.compile,
     )
     shown = shown_channels(pipeline.vae)

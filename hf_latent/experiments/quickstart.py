@@ -17,7 +17,7 @@ from hf_latent.data.images.dataset import ImageDataset
 from hf_latent.data.images.open import ImageSplits, open_images
 from hf_latent.data.images.pixels import Box
 from hf_latent.evaluation.images.sampling import (
-    choose_guidance,
+    choose_sampling,
     count_evaluations,
     load_pipeline,
     sample_images,
@@ -269,7 +269,7 @@ def measure_samples(
     save_picture(Path(config.output_dir, "samples.png"), picture)
     scored = samples[: config.evaluation_images] * 2 - 1
     asked_for = torch.arange(len(scored)) % len(labels)
-    guidance = choose_guidance(pipeline, scale, None)
+    _, guidance = choose_sampling(pipeline, steps, scale)
     return {
         "label_agreement": measure_accuracy(
             classifier, LabelledImages.from_tensors(scored, asked_for)

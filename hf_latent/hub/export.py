@@ -12,13 +12,15 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from hf_latent.command import Settings
 from hf_latent.errors import UserError
 from hf_latent.hub.card.render import render_card
-from hf_latent.hub.ldm_pipeline import to_ldm_pipeline
+from hf_latent.hub.ldm_pipeline import keeps_scheduler, to_ldm_pipeline
 from hf_latent.hub.model_files import MODEL_FILES
 from hf_latent.hub.page.write import PAGE_FILES, write_page
 from hf_latent.lock import locks_output
 from hf_latent.models.load import find_model, loading
 from hf_latent.output import check_output_dir, replaced_whole
 from hf_latent.pipeline import LatentDiffusionPipeline
+from hf_latent.pipeline.add_noise import is_flow
+from hf_latent.pipeline.denoise import choose_sampling
 
 PAGE_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
@@ -30,7 +32,8 @@ class ExportConfig(Settings):
     Format ldm is for one class or none. Loading needs no remote code and not this package. The
     export has no guidance: from the same noise it draws the images of `hf-latent generate
     --guidance_scale 1`, within 1e-4 in [0, 1]. For a flow, the number of steps must divide 1,000,
-    like 20 or 50; otherwise single pixels differ by a few hundredths.
+    like 20 or 50; otherwise single pixels differ by a few hundredths. A flow is exported with the
+    sampler euler, whatever its own is, and a distilled model with its own.
 
     Format page is a folder of static files that runs the model in a visitor's browser, with
     all classes and guidance. Any web server serves it, such as `python -m http.server`, and so does
@@ -102,7 +105,8 @@ def _export_ldm(
         exported.save_pretrained(temporary)
         (temporary / "README.md").write_text(card, encoding="utf-8")
     print(f"{_describe_class(pipeline, class_label)}, as a stock LDMPipeline: {output_dir}")
-    if pipeline.num_classes is not None or pipeline.guide_unet is not None:
+    _, guidance = choose_sampling(pipeline, pipeline.num_classes is not None)
+    if guidance.scale != 1:
         print("the export has no guidance: its images are those of guidance_scale 1")
 
 
@@ -152,7 +156,8 @@ def render_export_card(
         pipeline_tag="unconditional-image-generation",
         tags=["latent-diffusion", "hf-latent", "safetensors"],
     )
-    config = pipeline.scheduler.config
+    config, kept = pipeline.scheduler.config, keeps_scheduler(pipeline)
+    steps, _ = choose_sampling(pipeline, pipeline.num_classes is not None)
     return render_card(
         "export_card.md",
         data,
@@ -161,8 +166,12 @@ def render_export_card(
         num_classes=pipeline.num_classes,
         guided=pipeline.guide_unet is not None,
         base_model=base_model,
-        flow=isinstance(pipeline.scheduler, FlowMatchEulerDiscreteScheduler),
-        shifted=config.get("shift") not in (None, 1),
+        steps=steps,
+        distilled=pipeline.config.get("distilled"),
+        flow=is_flow(pipeline.scheduler),
+        converted=not kept,
+        euler=isinstance(pipeline.scheduler, FlowMatchEulerDiscreteScheduler),
+        cut=kept or config.get("shift", config.get("flow_shift")) != 1,
         num_train_timesteps=config.num_train_timesteps,
         diffusers_version=diffusers.__version__,
     )

@@ -12,6 +12,7 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
     LDMPipeline,
+    SchedulerMixin,
     UNet2DModel,
 )
 
@@ -19,9 +20,11 @@ from hf_latent.errors import UserError
 from hf_latent.models.fold import LatentStatistics, fold_latent_scale, prepare_for_training
 from hf_latent.models.load import Autoencoder
 from hf_latent.pipeline import LatentDiffusionPipeline
+from hf_latent.pipeline.add_noise import is_flow
 from hf_latent.pipeline.autoencoders import find_kind, latent_channels
+from hf_latent.pipeline.samplers import create_sampler
 
-# Settings of FlowMatchEulerDiscreteScheduler that change its sigmas; off by default.
+# Settings of a flow's schedulers that change its sigmas; off by default.
 OTHER_FLOWS = (
     "use_dynamic_shifting",
     "shift_terminal",
@@ -47,6 +50,9 @@ def to_ldm_pipeline(
     timesteps to whole numbers, and single pixels differ by a few hundredths (for a small trained
     model, at 7, 15 and 30 steps, by up to 0.03, and by 0.001 on average).
 
+    Another sampler of a flow becomes `euler`, but a distilled model's DPMSolverMultistepScheduler
+    stays.
+
     Args:
         pipeline: with the scheduler of its training; it is not changed.
         class_label: of a model with classes; None: its null label.
@@ -66,15 +72,30 @@ def to_ldm_pipeline(
     if pipeline.num_classes is not None:
         _fold_class(unet, pipeline.num_classes if class_label is None else class_label)
     scheduler = pipeline.scheduler
-    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+    if not keeps_scheduler(pipeline):
         scheduler, factor = convert_flow_scheduler(scheduler)
         _scale_output(unet, factor)
-    elif not isinstance(scheduler, DDIMScheduler):
-        raise UserError(
-            f"this model's scheduler is {type(scheduler).__name__}: give it a DDIMScheduler or, "
-            "for a flow, a FlowMatchEulerDiscreteScheduler, and save it again"
-        )
     return LDMPipeline(vqvae=_fold_foreign_scale(pipeline.vae), unet=unet, scheduler=scheduler)
+
+
+def keeps_scheduler(pipeline: LatentDiffusionPipeline) -> bool:
+    """Return whether `LDMPipeline` uses the model's own scheduler; if not, it is a flow's.
+
+    Raises:
+        UserError: if it can neither use nor replace the scheduler.
+    """
+    scheduler, distilled = pipeline.scheduler, pipeline.config.get("distilled")
+    if isinstance(scheduler, DDIMScheduler):
+        return True
+    if distilled and isinstance(scheduler, DPMSolverMultistepScheduler):
+        return True
+    is_euler = isinstance(scheduler, FlowMatchEulerDiscreteScheduler)
+    if not is_flow(scheduler) or (distilled and not is_euler):
+        raise UserError(
+            f"this model's scheduler is {type(scheduler).__name__}, which LDMPipeline does not "
+            "support: share the model itself, or one that has a DDIMScheduler"
+        )
+    return False
 
 
 def _fold_class(unet: UNet2DModel, class_label: int) -> None:
@@ -90,9 +111,9 @@ def _fold_class(unet: UNet2DModel, class_label: int) -> None:
 
 
 def convert_flow_scheduler(
-    scheduler: FlowMatchEulerDiscreteScheduler,
+    scheduler: SchedulerMixin,
 ) -> tuple[DPMSolverMultistepScheduler, float]:
-    """Convert a flow's scheduler to the one stock class that `LDMPipeline` can use.
+    """Convert a flow's scheduler to a first-order one that `LDMPipeline` can use.
 
     The first-order update of DPM-Solver++ (Lu et al. 2022),
     x_t = (sigma_t / sigma_s) x_s + (alpha_t - alpha_s sigma_t / sigma_s) x_0,
@@ -105,7 +126,7 @@ def convert_flow_scheduler(
     with s' = 1 + (s - 1) N/T and factor = (T/N + s - 1) / s.
 
     Args:
-        scheduler: of a flow, with any constant shift.
+        scheduler: of a flow, with any constant shift. One that is not Euler's becomes Euler's.
 
     Returns:
         The scheduler, and 1 / factor, which must multiply the denoiser's output.
@@ -118,6 +139,8 @@ def convert_flow_scheduler(
             f"this model's scheduler uses {other[0]}, which LDMPipeline does not support: save the "
             "model with a plain FlowMatchEulerDiscreteScheduler"
         )
+    if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        scheduler = create_sampler(scheduler, "euler")
     own, shift = scheduler.config.num_train_timesteps, scheduler.config.shift
     first = own / (own + 1)
     converted = DPMSolverMultistepScheduler(

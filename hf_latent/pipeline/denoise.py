@@ -7,14 +7,14 @@ from math import inf, isfinite
 from typing import Any
 
 import torch
-from diffusers import SchedulerMixin, UNet2DModel
+from diffusers import DiffusionPipeline, SchedulerMixin, UNet2DModel
 
 # Configuration entries that must be equal in a denoiser and its guide.
 GUIDE_SHARES = (
     *("in_channels", "out_channels", "sample_size"),
     *("class_embed_type", "num_class_embeds"),
 )
-DEFAULT_GUIDANCE_SCALE = 2.0
+DEFAULT_INFERENCE_STEPS, DEFAULT_GUIDANCE_SCALE = 20, 2.0
 # How far outside its interval guidance still acts. Flow's noise levels are up to one of 1,000
 # timesteps away from those of equal steps from 1 to 0: they end at 1/1000 in UniPC, and begin at
 # 0.999 in DPM-Solver++.
@@ -52,43 +52,6 @@ class Guidance:
                 "guidance_interval must be two noise levels from 0 to 1, the lower one first, not "
                 f"{self.interval}"
             )
-
-    @classmethod
-    def choose(
-        cls,
-        guidable: bool,
-        scale: float | None = None,
-        interval: Sequence[float] | None = None,
-        own: Mapping[str, Any] | None = None,
-    ) -> "Guidance":
-        """Choose a call's guidance: the call's arguments, else the model's own, else scale 2.
-
-        Args:
-            guidable: whether there are conditions or a guide; without them there is no guidance.
-            scale: the call's guidance scale, or None.
-            interval: the call's interval, or None.
-            own: the model's `guidance_scale` and `guidance_interval`, either or both, or None.
-
-        Raises:
-            ValueError: if the call sets guidance but is not guidable, scale or interval is out of
-                range, or `own` has other keys.
-        """
-        if not guidable:
-            for name, value in (("scale", scale), ("interval", interval)):
-                if value not in (None, 1):
-                    raise ValueError(
-                        f"guidance_{name} needs class_labels or a guide_unet: pass one of them, "
-                        f"or leave guidance_{name} unset"
-                    )
-            return cls()
-        own = own or {}
-        if others := set(own) - {"guidance_scale", "guidance_interval"}:
-            raise ValueError(f"guidance has no {', '.join(sorted(others))}")
-        scale = own.get("guidance_scale") if scale is None else scale
-        interval = own.get("guidance_interval") if interval is None else interval
-        pair: Any = tuple(interval) if isinstance(interval, list) else interval
-        chosen = cls(DEFAULT_GUIDANCE_SCALE if scale is None else scale, pair)
-        return cls() if chosen.scale == 1 else chosen
 
 
 def size_multiple(unet: UNet2DModel) -> int:
@@ -149,6 +112,83 @@ def check_guide(unet: UNet2DModel, guide_unet: UNet2DModel) -> None:
         raise ValueError(
             f"guide_unet needs latent sizes that are multiples of {guide_multiple}, the denoiser "
             f"{multiple}: use a guide with no more levels than the denoiser"
+        )
+
+
+def choose_sampling(
+    pipeline: DiffusionPipeline,
+    conditional: bool,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+    guidance_interval: Sequence[float] | None = None,
+) -> tuple[int, Guidance]:
+    """Choose a call's number of steps and guidance: its arguments, else the model's own.
+
+    Args:
+        pipeline: a `LatentDiffusionPipeline`.
+        conditional: whether the call has conditions; without them and a guide there is no guidance.
+        num_inference_steps: None: the model's own, else `DEFAULT_INFERENCE_STEPS`.
+        guidance_scale: None: the model's own, else `DEFAULT_GUIDANCE_SCALE`; 1 if it is distilled.
+        guidance_interval: None: the model's own, else all noise levels.
+
+    Raises:
+        ValueError: if a value is out of range, the model's guidance has other keys, the guide does
+            not fit, guidance is set where there is none, or a distilled model would not make its
+            own steps.
+    """
+    own, guide = pipeline.config, pipeline.guide_unet
+    own_steps, own_guidance = own.get("num_inference_steps"), own.get("guidance") or {}
+    given: dict[str, Any] = dict(guidance_scale=guidance_scale, guidance_interval=guidance_interval)
+    if others := own_guidance.keys() - given:
+        raise ValueError(f"guidance has no {', '.join(sorted(others))}")
+    steps = own_steps if num_inference_steps is None else num_inference_steps
+    steps = DEFAULT_INFERENCE_STEPS if steps is None else steps
+    if steps < 1:
+        raise ValueError(f"num_inference_steps must be at least 1, not {steps}")
+    if own.get("distilled"):
+        _check_distilled(pipeline, steps, guidance_scale, guidance_interval)
+        return steps, Guidance()
+    if guide is not None:
+        check_guide(pipeline.unet, guide)
+    if not (conditional or guide is not None):
+        for name, value in given.items():
+            if value not in (None, 1):
+                raise ValueError(
+                    f"{name} needs class_labels or a guide, and there is neither: leave it unset"
+                )
+        return steps, Guidance()
+    scale, interval = (own_guidance.get(k) if x is None else x for k, x in given.items())
+    interval = tuple(interval) if isinstance(interval, list) else interval
+    guidance = Guidance(DEFAULT_GUIDANCE_SCALE if scale is None else scale, interval)
+    return steps, Guidance() if guidance.scale == 1 else guidance
+
+
+def _check_distilled(
+    pipeline: DiffusionPipeline,
+    num_inference_steps: int,
+    guidance_scale: float | None,
+    guidance_interval: Sequence[float] | None,
+) -> None:
+    """Raise a ValueError if a distilled model would not make its own steps."""
+    steps, trained = pipeline.config.get("num_inference_steps"), pipeline.trained_scheduler
+    if steps is None:
+        raise ValueError("a distilled model needs num_inference_steps: pass its number of steps")
+    schedulers = [
+        (type(x), {name: value for name, value in x.config.items() if name[0] != "_"})
+        for x in (trained, pipeline.scheduler)
+    ]
+    changed = {
+        "num_inference_steps": num_inference_steps != steps,
+        "guidance_scale": guidance_scale not in (None, 1),
+        "guidance_interval": guidance_interval is not None,
+        "guidance": bool(pipeline.config.get("guidance")),
+        "guide_unet": pipeline.guide_unet is not None,
+        "scheduler": schedulers[0] != schedulers[1],
+    }
+    for name in [name for name, is_changed in changed.items() if is_changed]:
+        raise ValueError(
+            f"{name} does not fit: this model was distilled for {steps} steps of "
+            f"{type(trained).__name__} without guidance: leave {name} as it was"
         )
 
 

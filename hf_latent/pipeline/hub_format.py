@@ -21,7 +21,7 @@ from huggingface_hub import (
 from huggingface_hub.utils import WeakFileLock
 
 from .autoencoders import named_kind
-from .denoise import Guidance, check_guide
+from .denoise import choose_sampling
 from .encode import check_image_channels
 from .samplers import check_sampler, get_objective, load_scheduler
 from .weights import check_weights, load_exactly, loading_options
@@ -63,8 +63,10 @@ pipe(num_images=1).images[0].save("sample.png")
 """
 
 
-# The denoiser's attribute for what is not a component, so that `components` brings it along.
+# Settings that stay with the denoiser as this attribute of it, so that `components` brings them.
 SETTINGS = "_pipeline_settings"
+OF_DENOISER = ("objective", "num_inference_steps", "distilled")
+KEPT = ("id2label", "guidance", "num_inference_steps", "distilled")
 
 
 class HubFormat:
@@ -85,15 +87,18 @@ class HubFormat:
         return config
 
     def register_to_config(self, **settings: Any) -> None:
-        """Set settings; class names and guidance stay with the denoiser too.
+        """Set settings, and check those of `KEPT`, which stay with the denoiser too.
 
         So `LatentDiffusionPipeline(**pipeline.components)` keeps them.
+
+        Raises:
+            ValueError: if they do not fit, see `denoise.choose_sampling`.
         """
         super().register_to_config(**settings)  # type: ignore[misc]
         unet = vars(self).get("unet")
-        if unet is not None and not settings.keys().isdisjoint(("id2label", "guidance")):
-            kept = {name: self.config.get(name) for name in ("id2label", "guidance")}  # type: ignore[attr-defined]
-            setattr(unet, SETTINGS, kept)
+        if unet is not None and not settings.keys().isdisjoint(KEPT):
+            choose_sampling(self, True)
+            setattr(unet, SETTINGS, {name: self.config.get(name) for name in KEPT})  # type: ignore[attr-defined]
 
     @classmethod
     def from_pretrained(
@@ -106,7 +111,8 @@ class HubFormat:
                 name of a released model, or the folder of the run that trained a model.
             **kwargs: of `DiffusionPipeline.from_pretrained`: `dtype`, `variant`, `revision`,
                 `token`, `local_files_only`, components that replace saved ones, and others. If
-                `unet` is given, the scheduler determines the objective.
+                `unet` is given, the scheduler determines the objective, and the number of steps
+                and `distilled` are those of that denoiser's last pipeline.
 
         Raises:
             ValueError: if weights are missing, not finite or left over (left over ones are ignored
@@ -120,7 +126,7 @@ class HubFormat:
         folder = name if os.path.isdir(name) else str(cls.download(name, **kwargs))  # type: ignore[attr-defined]
         trained = None  # the saved scheduler, if another one replaces it
         if kwargs.get("unet") is not None:
-            kwargs.setdefault("objective", None)
+            kwargs = dict.fromkeys(OF_DENOISER) | kwargs
         elif kwargs.get("scheduler") is not None:
             trained = load_scheduler(folder)
             kwargs.setdefault("objective", get_objective(trained))  # older models lack it
@@ -146,14 +152,13 @@ class HubFormat:
 
         Args:
             pipeline: its denoiser was trained with its `trained_scheduler`, if it has one.
-            **kwargs: settings, and components that replace its own. If `unet` is given, the
-                scheduler determines the objective.
+            **kwargs: settings, and components that replace its own; `unet` as of `from_pretrained`.
 
         Raises:
             ValueError: if the scheduler is not for the denoiser's objective.
         """
         if "unet" in kwargs:
-            kwargs.setdefault("objective", None)
+            kwargs = dict.fromkeys(OF_DENOISER) | kwargs
         if getattr(pipeline, "vae", None) is not None:
             kwargs.setdefault("vae", pipeline.vae)  # diffusers compares classes and drops it
         created = super().from_pipe(pipeline, **kwargs)  # type: ignore[misc]
@@ -187,17 +192,14 @@ class HubFormat:
         if None in (self.vae, self.unet):  # type: ignore[attr-defined]
             raise ValueError("a pipeline without vae or unet cannot be saved: load it with both")
         check_sampler(self.trained_scheduler, self.scheduler)  # type: ignore[attr-defined]
-        Guidance.choose(True, own=self.config.get("guidance"))  # type: ignore[attr-defined]
-        guide_unet = self.guide_unet  # type: ignore[attr-defined]
-        if guide_unet is not None:
-            check_guide(self.unet, guide_unet)  # type: ignore[attr-defined]
+        choose_sampling(self, True)
         if not safe_serialization:
             raise ValueError(
                 "weights are written as safetensors only: leave safe_serialization True"
             )
         folder = Path(save_directory)
         # diffusers does not notice a component that was None and is set later.
-        self.register_modules(guide_unet=guide_unet)  # type: ignore[attr-defined]
+        self.register_modules(guide_unet=self.guide_unet)  # type: ignore[attr-defined]
         models = saved_models(self.config)  # type: ignore[attr-defined]
         for component in models:
             check_weights(component, getattr(self, component))
@@ -248,10 +250,10 @@ class HubFormat:
             return _push(Path(folder), repo_id, variant, **kwargs)
 
 
-def kept_settings(unet: ModelMixin | None, **given: Any) -> list[Any]:
-    """Return given settings; None becomes what the denoiser's earlier pipeline had."""
+def kept_settings(unet: ModelMixin | None, *given: Any) -> dict[str, Any]:
+    """Return the settings of `KEPT`; None becomes what the denoiser's earlier pipeline had."""
     kept = getattr(unet, SETTINGS, {})
-    return [kept.get(name) if x is None else x for name, x in given.items()]
+    return {k: kept.get(k) if x is None else x for k, x in zip(KEPT, given, strict=True)}
 
 
 def _push(
@@ -326,9 +328,9 @@ def add_code(folder: Path, class_name: str) -> None:
     config = json.loads(index.read_text(encoding="utf-8"))
     config["_class_name"] = [MODULES[0], class_name]
     config.pop("_name_or_path", None)  # a local path
-    for name, none in (("guide_unet", [None, None]), ("guidance", None)):
-        if name in config and config[name] == none:
-            del config[name]  # as older versions saved it
+    for name in ("guide_unet", *KEPT[1:]):
+        if config.get(name) in (None, [None, None]):
+            config.pop(name, None)  # as older versions saved it
     index.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 

@@ -34,7 +34,7 @@ from .conditions import (
     to_label_ids,
 )
 from .decode import decode_latents, write_images
-from .denoise import Guidance, check_guide, check_latents, denoise_latents
+from .denoise import check_latents, choose_sampling, denoise_latents
 from .encode import encode_images
 from .hub_format import HubFormat, kept_settings
 from .samplers import (
@@ -69,9 +69,12 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
             change them later, use `register_to_config`. None: as for id2label; {}: 2 at all levels.
         objective: the denoiser's; a scheduler of another objective raises an error. None: the
             scheduler's, see `samplers.get_objective`.
+        num_inference_steps: default of a call. None: as for id2label, else 20.
+        distilled: whether the denoiser makes these steps of this scheduler only, with guidance in
+            them, so that all others raise an error. None: as for id2label.
 
     Raises:
-        ValueError: if weights are missing or not finite, or a component or guidance does not fit.
+        ValueError: if weights are missing or not finite, or a component or setting does not fit.
     """
 
     # Offloading the guide would move it to the accelerator and back at every step.
@@ -88,6 +91,8 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
         guide_unet: UNet2DModel | None = None,
         guidance: Mapping[str, Any] | None = None,
         objective: str | None = None,
+        num_inference_steps: int | None = None,
+        distilled: bool | None = None,
     ):
         """Register the components; see the class."""
         super().__init__()
@@ -97,16 +102,13 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
                 align_weights(model)
         if unet is not None and vae is not None:
             check_latents(unet, (1, latent_channels(vae), 0, 0))
-        if unet is not None and guide_unet is not None:
-            check_guide(unet, guide_unet)
-        id2label, guidance = kept_settings(unet, id2label=id2label, guidance=guidance)
+        guidance = {} if distilled and guidance is None else guidance  # not a copied teacher's
+        settings = kept_settings(unet, id2label, guidance, num_inference_steps, distilled)
         self.register_modules(vae=vae, unet=unet, scheduler=scheduler, guide_unet=guide_unet)
-        Guidance.choose(True, own=guidance)
-        objective = check_objective(scheduler, objective)
-        self.register_to_config(id2label=id2label, guidance=guidance, objective=objective)
-        self.image_processor = VaeImageProcessor(do_resize=False)
         # Schedulers set later are compared with this copy, because `scheduler` can be changed.
         self.trained_scheduler = type(scheduler).from_config(scheduler.config)
+        self.register_to_config(**settings, objective=check_objective(scheduler, objective))
+        self.image_processor = VaeImageProcessor(do_resize=False)
 
     @property
     def interrupt(self) -> bool:
@@ -139,6 +141,8 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
 
     def use_sampler(self, sampler: str) -> None:
         """Set the sampler: euler, heun, dpm++, unipc or ddim, see `create_sampler`."""
+        if self.config.get("distilled"):
+            raise ValueError("a distilled model has its own sampler only: do not set another")
         self.scheduler = create_sampler(self.trained_scheduler, sampler)
 
     @torch.no_grad()
@@ -163,7 +167,7 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
     def denoise_latents(
         self,
         latents: torch.Tensor,
-        num_inference_steps: int = 20,
+        num_inference_steps: int | None = None,
         class_labels: Labels | None = None,
         guidance_scale: float | None = None,
         generator: Generators = None,
@@ -178,7 +182,7 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
 
         Args:
             latents: `(B, c, h, w)`, standard normal noise.
-            num_inference_steps: the scheduler's steps, at least 1.
+            num_inference_steps: as of a call.
             class_labels: B labels or names; None: the null label of a class-conditional model.
             guidance_scale: as of a call.
             generator: draws the noise of stochastic schedulers.
@@ -190,21 +194,20 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
             mask: `(B or 1, 1, h, w)` bool, true where images are regenerated; None: everywhere.
             conditions: named tensors of B images, in place of class_labels; missing ones are null.
         """
-        if not (image_latents is None and mask is None):
-            check_start(latents, image_latents, mask)
+        check_start(latents, image_latents, mask)
         if class_labels is not None:
             label_ids = self.get_label_ids(class_labels)
             conditions = class_conditions(label_ids, len(label_ids), self._execution_device)
-        guidable = conditions is not None or self.guide_unet is not None
-        own = self.config.get("guidance")
-        guidance = Guidance.choose(guidable, guidance_scale, guidance_interval, own)
+        steps, guidance = choose_sampling(
+            self, conditions is not None, num_inference_steps, guidance_scale, guidance_interval
+        )
         device, scheduler = self._execution_device, self.scheduler
         noise, skipped = latents.to(device, (self.unet or self._lacks("unet")).dtype), 0
         if image_latents is not None:
             image_latents = image_latents.to(noise)
-            skipped = skipped_steps(scheduler, num_inference_steps, strength)
-        check_removes_noise(self.trained_scheduler, scheduler, num_inference_steps)
-        set_inference_steps(scheduler, num_inference_steps, device)
+            skipped = skipped_steps(scheduler, steps, strength)
+        check_removes_noise(self.trained_scheduler, scheduler, steps)
+        set_inference_steps(scheduler, steps, device)
         timesteps = scheduler.timesteps[skipped:]
         if image_latents is not None and not len(timesteps):
             return image_latents
@@ -248,7 +251,7 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
         class_labels: Labels | None = None,
         num_images: int | None = None,
         guidance_scale: float | None = None,
-        num_inference_steps: int = 20,
+        num_inference_steps: int | None = None,
         generator: Generators = None,
         latents: torch.Tensor | None = None,
         output_type: str = "pil",
@@ -269,7 +272,7 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
             num_images: number of images; None: one for each label or given image, or 1.
             guidance_scale: of classifier-free guidance, which needs labels, or of autoguidance; 1
                 is off; None: with labels or a guide the model's own, or 2.
-            num_inference_steps: the scheduler's steps, at least 1.
+            num_inference_steps: the scheduler's steps, at least 1; None: the model's own, or 20.
             generator: one, or a list of one an image (an image is then the same in any batch).
             latents: `(B, c, h, w)` standard normal noise to start from; None: it is drawn.
             output_type: as of `reconstruct`, or "latent" `(B, c, h, w)`.
@@ -287,13 +290,10 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
                 `denoise.Guidance`; (0, 1) is all; None: the model's own, or all.
             others: refused; those of other diffusers pipelines with a word about what to use.
         """
-        if others or {*callback_on_step_end_tensor_inputs} - {"latents"}:
-            refuse_arguments(others, callback_on_step_end_tensor_inputs)
+        refuse_arguments(others, callback_on_step_end_tensor_inputs)
         self._interrupt = False
         device, unet = self._execution_device, self.unet or self._lacks("unet")
-        label_ids = None
-        if class_labels is not None:
-            label_ids = to_label_ids(class_labels, unet, self.config.id2label)
+        label_ids = None if class_labels is None else self.get_label_ids(class_labels)
         check_output_type(output_type)
         vae = None if output_type == "latent" else self.vae or self._lacks("vae")
         if image is not None:

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from torch._dynamo.utils import counters
 
@@ -200,9 +201,28 @@ def test_labels_of_an_unconditional_model_are_refused(unconditional, tmp_path, c
     assert run(str(tmp_path / "model"), "--class_labels", "0") == 2
     assert "no classes" in capsys.readouterr().err
     assert run(str(tmp_path / "model"), "--guidance_scale", "2") == 2
-    assert "--guidance_scale needs a model with classes" in capsys.readouterr().err
+    assert "--guidance_scale needs class_labels or a guide" in capsys.readouterr().err
     assert run(str(tmp_path / "model"), "--guidance_interval", "0.2,0.8") == 2
-    assert "--guidance_interval needs a model with classes" in capsys.readouterr().err
+    assert "--guidance_interval needs class_labels or a guide" in capsys.readouterr().err
+
+
+def test_a_distilled_model_draws_in_its_own_steps_and_refuses_others(distilled, tmp_path, capsys):
+    distilled.save_pretrained(tmp_path / "model")
+    model, picture = str(tmp_path / "model"), str(tmp_path / "grid.png")
+    own = ("--output", picture, "--num_images", "3", "--num_inference_steps", "null")
+    assert run(model, *own) == 0
+    images = distilled([0, 1, 2], generator=[torch.Generator().manual_seed(i) for i in range(3)])
+    shown = np.asarray(Image.open(picture).convert("L"))[: 3 * 64, LABEL_WIDTH : LABEL_WIDTH + 64]
+    expected = np.concatenate([np.asarray(x.resize((64, 64), 0)) for x in images.images])
+    np.testing.assert_array_equal(shown, expected)
+    for flags, message in (
+        (("--num_inference_steps", "20"), "--num_inference_steps does not fit: this model was"),
+        (("--guidance_scale", "2"), "--guidance_scale does not fit: this model was distilled"),
+        (("--sampler", "euler"), "--sampler euler is not for this model: a distilled model has"),
+    ):
+        assert run(model, *own, *flags) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: {message}")
 
 
 def test_an_impossible_number_of_steps_is_one_line(model_of, tmp_path, capsys):

@@ -58,6 +58,34 @@ def test_the_card_of_a_shifted_flow_promises_no_equal_steps(pipeline):
     assert "1e-4" not in card
 
 
+def test_the_card_of_another_sampler_names_euler(pipeline):
+    assert "the sampler `euler`" not in render_export_card(pipeline, 0)
+    pipeline.use_sampler("unipc")
+    card = render_export_card(pipeline, 0)
+    assert (
+        "model without guidance (`guidance_scale=1`) and with\nthe sampler `euler`,\nwithin" in card
+    )
+    assert "within 1e-4 in [0, 1], if the number of steps divides 1,000" in card
+    assert "The denoiser's output is multiplied" in card
+
+
+def test_the_card_of_a_distilled_model_says_its_steps(distilled):
+    card = render_export_card(distilled, 0)
+    assert "pipe(batch_size=4, num_inference_steps=4).images[0]" in card
+    assert "It was distilled for exactly 4 steps: another number draws bad images." in card
+    assert "those of the original model,\nwithin a few hundredths in [0, 1]: `LDMPipeline`" in card
+    assert "- the other classes" in card
+    for words in ("- guidance", "guidance_scale", "output is multiplied", "\n\n\n"):
+        assert words not in card, words
+
+
+def test_the_steps_of_the_example_are_the_models_own(pipeline):
+    assert "num_inference_steps=20)" in render_export_card(pipeline)
+    pipeline.register_to_config(num_inference_steps=10)
+    assert "num_inference_steps=10)" in render_export_card(pipeline)
+    assert "distilled" not in render_export_card(pipeline)
+
+
 def test_the_name_of_a_class_is_escaped(pipeline):
     pipeline.register_to_config(id2label={0: "<script>\n# `x`", 1: "dog", 2: "owl"})
     assert "(&lt;script&gt; # \\`x\\`)" in render_export_card(pipeline, 0)

@@ -7,6 +7,7 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderTiny,
     DDIMScheduler,
+    EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
     LDMPipeline,
@@ -18,7 +19,7 @@ from hf_latent.hub.ldm_pipeline import OTHER_FLOWS, convert_flow_scheduler, to_l
 from hf_latent.models.fold import LatentStatistics, fold_latent_scale
 from hf_latent.models.presets import create_scheduler
 from hf_latent.pipeline import LatentDiffusionPipeline
-from hf_latent.pipeline.samplers import set_inference_steps
+from hf_latent.pipeline.samplers import create_sampler, set_inference_steps
 from tests.conftest import make_autoencoder, make_denoiser
 
 TOLERANCE = 1e-4  # in [0, 1]
@@ -112,10 +113,51 @@ def test_other_flows_are_refused(pipeline, name):
         to_ldm_pipeline(pipeline)
 
 
-def test_other_schedulers_are_refused(pipeline):
-    pipeline.scheduler = FlowMatchHeunDiscreteScheduler()
-    with pytest.raises(UserError, match="scheduler is FlowMatchHeunDiscreteScheduler: give it"):
-        to_ldm_pipeline(pipeline)
+@pytest.mark.parametrize("sampler", ["heun", "dpm++", "unipc"])
+def test_another_sampler_of_a_flow_becomes_euler(unconditional, sampler):
+    unconditional.use_sampler(sampler)
+    made = LatentDiffusionPipeline(**unconditional.components)
+    exported = draw_exported(to_ldm_pipeline(made), 4)
+    assert abs(exported - draw(made, steps=4)).max() > 10 * TOLERANCE
+    made.use_sampler("euler")
+    np.testing.assert_allclose(exported, draw(made, steps=4), rtol=0, atol=TOLERANCE)
+
+
+def test_the_shift_of_another_sampler_is_kept(unconditional):
+    unconditional.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    own, _ = convert_flow_scheduler(unconditional.scheduler)
+    for sampler in ("heun", "dpm++", "unipc"):
+        other = create_sampler(unconditional.scheduler, sampler)
+        assert convert_flow_scheduler(other)[0].config == own.config, sampler
+
+
+def test_a_distilled_flow_keeps_its_scheduler(distilled):
+    exported = to_ldm_pipeline(distilled, 1)
+    assert dict(exported.scheduler.config) == dict(distilled.scheduler.config)
+    for own, new in zip(
+        distilled.unet.conv_out.parameters(), exported.unet.conv_out.parameters(), strict=True
+    ):
+        assert torch.equal(own, new)
+    assert_equal(distilled, 1, 4, CUT_TOLERANCE)
+
+
+def test_a_distilled_flow_of_equal_steps_is_equal(pipeline):
+    components = {"vae": pipeline.vae, "unet": pipeline.unet, "scheduler": pipeline.scheduler}
+    settings = {"num_inference_steps": 4, "distilled": True}
+    assert_equal(LatentDiffusionPipeline(**components, **settings), 1, 4)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "settings"),
+    [
+        (EulerDiscreteScheduler(), {}),
+        (FlowMatchHeunDiscreteScheduler(), {"num_inference_steps": 4, "distilled": True}),
+    ],
+)
+def test_other_schedulers_are_refused(pipeline, scheduler, settings):
+    made = LatentDiffusionPipeline(pipeline.vae, pipeline.unet, scheduler, **settings)
+    with pytest.raises(UserError, match=f"scheduler is {type(scheduler).__name__}, which LDMPipe"):
+        to_ldm_pipeline(made)
 
 
 def test_the_schedule_of_a_diffusion_is_kept(pipeline):

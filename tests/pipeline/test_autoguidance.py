@@ -103,7 +103,7 @@ def test_autoguidance_needs_no_labels_and_has_default_scale_2(kind, request):
     pipeline.guide_unet = None
     assert torch.equal(draw_latents(pipeline), plain)
     for name, value in (("scale", 2), ("interval", (0.2, 0.8))):
-        with pytest.raises(ValueError, match=f"guidance_{name} needs class_labels or a guide_unet"):
+        with pytest.raises(ValueError, match=f"guidance_{name} needs class_labels or a guide"):
             draw_latents(pipeline, **{f"guidance_{name}": value})
 
 

@@ -5,7 +5,7 @@ from hf_latent.evaluation.config import EvaluateConfig
 from hf_latent.experiments.generate import GenerateConfig
 from hf_latent.models.presets import create_scheduler
 from hf_latent.pipeline import LatentDiffusionPipeline
-from hf_latent.pipeline.denoise import Guidance, denoise_latents
+from hf_latent.pipeline.denoise import Guidance, choose_sampling, denoise_latents
 from hf_latent.pipeline.samplers import (
     compatible_samplers,
     create_sampler,
@@ -98,9 +98,12 @@ def test_invalid_scales_are_refused_everywhere(pipeline, tmp_path, scale):
     ):
         with pytest.raises(ValueError, match=r"guidance_scale must be (0 or above|a .*number)"):
             use()
-    pipeline.register_to_config(guidance={"guidance_scale": scale})
-    with pytest.raises(ValueError, match="guidance_scale must be 0 or above and finite"):
-        pipeline.save_pretrained(tmp_path)
+    for use in (
+        lambda: pipeline.register_to_config(guidance={"guidance_scale": scale}),
+        lambda: pipeline.save_pretrained(tmp_path),
+    ):
+        with pytest.raises(ValueError, match="guidance_scale must be 0 or above and finite"):
+            use()
 
 
 def test_the_pipeline_has_a_second_branch_only_inside_the_interval(pipeline):
@@ -142,8 +145,9 @@ BOTH = {"guidance_scale": 1.5, "guidance_interval": [0, 0.8]}
         (False, (None, None), BOTH, (1.0, None)),
     ],
 )
-def test_unset_guidance_is_the_models_own(guidable, given, own, expected):
-    assert Guidance.choose(guidable, *given, own) == Guidance(*expected)
+def test_unset_guidance_is_the_models_own(pipeline, guidable, given, own, expected):
+    pipeline.register_to_config(guidance=own)
+    assert choose_sampling(pipeline, guidable, None, *given) == (20, Guidance(*expected))
 
 
 OWN = {"guidance_scale": 3.0, "guidance_interval": (0.3, 0.8)}
@@ -186,13 +190,14 @@ def test_models_without_guidance_and_without_classes(pipeline, unconditional):
         ({"scale": 1.5}, "guidance has no scale"),
     ],
 )
-def test_a_pipeline_with_invalid_guidance_is_refused(pipeline, guidance, message):
+def test_a_pipeline_with_invalid_guidance_is_refused(pipeline, tmp_path, guidance, message):
     with pytest.raises(ValueError, match=message):
         LatentDiffusionPipeline(**pipeline.components, guidance=guidance)
-
-
-def test_invalid_guidance_is_not_saved(pipeline, tmp_path):
-    pipeline.register_to_config(guidance={"scale": 1.5})
-    with pytest.raises(ValueError, match="guidance has no scale"):
-        pipeline.save_pretrained(tmp_path / "model")
+    assert LatentDiffusionPipeline(**pipeline.components).config.guidance is None
+    for use in (
+        lambda: pipeline.register_to_config(guidance=guidance),
+        lambda: pipeline.save_pretrained(tmp_path / "model"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            use()
     assert not (tmp_path / "model").exists()

@@ -15,7 +15,7 @@ from hf_latent.data.images.config import ImagesConfig
 from hf_latent.data.images.open import open_images
 from hf_latent.errors import UserError
 from hf_latent.evaluation.features.extractors import load_feature_extractor
-from hf_latent.evaluation.images.sampling import load_pipeline, sample_images
+from hf_latent.evaluation.images.sampling import choose_sampling, load_pipeline, sample_images
 from hf_latent.evaluation.machine import machine_figures
 from hf_latent.evaluation.pictures import image_grid, save_picture
 from hf_latent.experiments.sweep.pair import measure_generated
@@ -36,7 +36,8 @@ class CompareConfig(ImagesConfig):
         overwrite_output_dir: Accept a folder with files in it.
         num_images: Number of generated images a model and seed, and of real images to compare with.
         num_seeds: How many times to generate the images.
-        num_inference_steps: The sampler's steps, without guidance.
+        num_inference_steps: The sampler's steps, without guidance. By default each model's own, or
+            20.
     """
 
     models: list[str]
@@ -44,7 +45,7 @@ class CompareConfig(ImagesConfig):
     overwrite_output_dir: bool = False
     num_images: PositiveInt = 500
     num_seeds: PositiveInt = 2
-    num_inference_steps: PositiveInt = 20
+    num_inference_steps: PositiveInt | None = None
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -68,7 +69,7 @@ def compare_models(config: CompareConfig) -> dict[str, Any]:
     """
     output_dir = check_output_dir(config.output_dir, config.overwrite_output_dir)
     splits = open_images(config)
-    count, steps = config.num_images, config.num_inference_steps
+    count = config.num_images
     if len(splits.train) < 2 * count:
         raise UserError(f"--num_images {count} needs {2 * count} training images to compare with")
     extractor = load_feature_extractor("efficientnet-lite0")
@@ -80,6 +81,7 @@ def compare_models(config: CompareConfig) -> dict[str, Any]:
     for model in config.models:
         name, _, folder = model.partition("=")
         pipeline = load_pipeline(folder)
+        steps, _ = choose_sampling(pipeline, config.num_inference_steps, 1.0)
         compression = measure_compression(pipeline.vae, splits.image_shape)
         samples = sample_images(
             pipeline,
@@ -96,6 +98,7 @@ def compare_models(config: CompareConfig) -> dict[str, Any]:
                 "name": name,
                 "latent_shape": compression.latent_shape,
                 "compression_ratio": compression.ratio,
+                "num_inference_steps": steps,
                 **measure_autoencoder(pipeline.vae, splits.validation),
                 **measure_generated(pipeline, real, config.seed, config.num_seeds, steps),
             }

@@ -12,11 +12,7 @@ from hf_latent.data.shards import Shards, write_shards
 from hf_latent.evaluation.config import EvaluateConfig
 from hf_latent.evaluation.features.extractors import FeatureExtractor
 from hf_latent.evaluation.images.reference import RealImages
-from hf_latent.evaluation.images.sampling import (
-    choose_guidance,
-    compile_denoiser,
-    sample_images,
-)
+from hf_latent.evaluation.images.sampling import compile_denoiser, sample_images
 from hf_latent.evaluation.measures.classifier import (
     LabelledImages,
     choose_epochs,
@@ -49,7 +45,7 @@ def write_samples(
         Shards of `images` `(N, C, H, W)` uint8, of `class_labels` if there are any, and of `NAME`
         and `NAME_mirrored` for each space.
     """
-    guidance = choose_guidance(pipeline, config.guidance_scale, config.interval)
+    steps, guidance = config.choose_sampling(pipeline)
     if config.compile:
         compile_denoiser(pipeline)
 
@@ -62,7 +58,7 @@ def write_samples(
             config.seed + rows.start,
             config.batch_size,
             guidance.scale,
-            config.num_inference_steps,
+            steps,
             guidance.interval,
             whole_batches=config.compile,
         )
@@ -81,7 +77,7 @@ def write_samples(
         "seed": config.seed,
         "guidance_scale": guidance.scale,
         "guidance_interval": guidance.interval,
-        "num_inference_steps": config.num_inference_steps,
+        "num_inference_steps": steps,
         "unet": hash_weights(pipeline.unet),
         "vae": hash_weights(pipeline.vae),
         "scheduler_class": type(pipeline.scheduler).__name__,

@@ -1,5 +1,6 @@
 """Load a model and generate images with it in batches."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -8,8 +9,8 @@ from hf_latent.data.device import fastest_device
 from hf_latent.errors import UserError
 from hf_latent.models.load import find_model, load_denoiser, loading
 from hf_latent.models.slicing import slice_if_needed
-from hf_latent.pipeline import LatentDiffusionPipeline
-from hf_latent.pipeline.denoise import Guidance, check_guide
+from hf_latent.pipeline import LatentDiffusionPipeline, denoise
+from hf_latent.pipeline.denoise import Guidance
 from hf_latent.pipeline.samplers import (
     check_removes_noise,
     get_objective,
@@ -56,7 +57,6 @@ def _add_guide(pipeline: LatentDiffusionPipeline, guide: str) -> None:
     guide_unet, scheduler = load_denoiser(guide)
     trained = pipeline.trained_scheduler
     try:
-        check_guide(pipeline.unet, guide_unet)
         if scheduler is not None and get_objective(scheduler) != get_objective(trained):
             raise ValueError(
                 f"it was trained for {get_objective(scheduler)}, and the model for "
@@ -66,9 +66,10 @@ def _add_guide(pipeline: LatentDiffusionPipeline, guide: str) -> None:
             raise ValueError(
                 "it was trained on other noise levels: use a guide of the model's noise levels"
             )
+        pipeline.register_modules(guide_unet=guide_unet)
+        denoise.choose_sampling(pipeline, True)  # raises an error if the guide does not fit
     except ValueError as error:
         raise UserError(f"--guide {guide} is not for this model: {error}") from error
-    pipeline.register_modules(guide_unet=guide_unet)
 
 
 def compile_denoiser(pipeline: LatentDiffusionPipeline) -> None:
@@ -78,15 +79,26 @@ def compile_denoiser(pipeline: LatentDiffusionPipeline) -> None:
             network.compile(dynamic=False)
 
 
-def choose_guidance(
+def choose_sampling(
     pipeline: LatentDiffusionPipeline,
-    guidance_scale: float | None,
-    guidance_interval: tuple[float, float] | None,
-) -> Guidance:
-    """Return the guidance that the pipeline would use, see `denoise.Guidance.choose`."""
-    guidable = pipeline.num_classes is not None or pipeline.guide_unet is not None
-    own = pipeline.config.get("guidance")
-    return Guidance.choose(guidable, guidance_scale, guidance_interval, own)
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+    guidance_interval: Sequence[float] | None = None,
+) -> tuple[int, Guidance]:
+    """Return the number of steps and the guidance of a command that draws all of a model's classes.
+
+    Args:
+        pipeline: the model.
+        num_inference_steps: as of `denoise.choose_sampling`, like the others.
+
+    Raises:
+        UserError: naming the flag that does not fit the model.
+    """
+    asked = num_inference_steps, guidance_scale, guidance_interval
+    try:
+        return denoise.choose_sampling(pipeline, pipeline.num_classes is not None, *asked)
+    except ValueError as error:
+        raise UserError(f"--{error}") from error
 
 
 def count_evaluations(
@@ -126,7 +138,7 @@ def sample_images(
     seed: int,
     batch_size: int,
     guidance_scale: float | None = None,
-    num_inference_steps: int = 20,
+    num_inference_steps: int | None = None,
     guidance_interval: tuple[float, float] | None = None,
     whole_batches: bool = False,
 ) -> torch.Tensor:

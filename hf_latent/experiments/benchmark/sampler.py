@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from diffusers import SchedulerMixin
 from jsonargparse.typing import PositiveInt
 
 from hf_latent.data.images.pixels import to_uint8
@@ -24,7 +25,7 @@ from hf_latent.evaluation.features.extractors import (
 )
 from hf_latent.evaluation.images.reference import comparison_figures, open_real_images
 from hf_latent.evaluation.images.sampling import (
-    choose_guidance,
+    choose_sampling,
     count_evaluations,
     load_pipeline,
     sample_images,
@@ -39,8 +40,9 @@ from hf_latent.experiments.generate import RELEASED
 from hf_latent.hub.ldm_pipeline import to_ldm_pipeline
 from hf_latent.output import replaced_whole
 from hf_latent.pipeline import LatentDiffusionPipeline
+from hf_latent.pipeline.add_noise import is_flow
 from hf_latent.pipeline.decode import shown_channels
-from hf_latent.pipeline.samplers import compatible_samplers
+from hf_latent.pipeline.samplers import compatible_samplers, create_sampler
 
 logger = logging.getLogger(__name__)
 
@@ -54,14 +56,15 @@ class SamplerBenchmarkConfig(BenchmarkConfig, ComparisonConfig):
 
     Each sampler that fits the model's objective draws images with the model's own guidance, with
     all classes in turn: images a second, FD, and denoiser evaluations, which are counted. The model
-    is also exported, and compared with diffusers' LDMPipeline: its own scheduler, the largest
-    number of steps, no class, no guidance.
+    is also exported, and compared with diffusers' LDMPipeline: its own scheduler, or Euler for a
+    flow, the largest number of steps, no class, no guidance. A distilled model has one sampler and
+    one number of steps, its own.
 
     Attributes:
         resize_mode: As in evaluate; pad is how the released model was trained.
         num_images: Images of each sampler and number of steps, and real ones to compare them with.
             Only FDs of equally many images can be compared.
-        num_inference_steps: Numbers of steps. By default 2, 4, 8 and 20.
+        num_inference_steps: Numbers of steps. By default 2, 4, 8 and 20; a distilled model's own.
     """
 
     model: str = RELEASED
@@ -70,11 +73,6 @@ class SamplerBenchmarkConfig(BenchmarkConfig, ComparisonConfig):
     rounds: PositiveInt = 9
     num_inference_steps: list[PositiveInt] | None = None
 
-    @property
-    def steps(self) -> list[int]:
-        """The numbers of steps, ascending."""
-        return sorted({*(self.num_inference_steps or STEPS)})
-
 
 @dataclass
 class Point:
@@ -82,6 +80,7 @@ class Point:
 
     Attributes:
         sampler: its name.
+        scheduler: the sampler.
         steps: the number of steps.
         images: the number of images.
         evaluations: denoiser evaluations of all these images.
@@ -89,6 +88,7 @@ class Point:
     """
 
     sampler: str
+    scheduler: SchedulerMixin
     steps: int
     images: int = 0
     evaluations: int = 0
@@ -103,7 +103,7 @@ class Point:
         config: SamplerBenchmarkConfig,
     ) -> float:
         """Draw the next `count` images; return how many a second, features apart."""
-        pipeline.use_sampler(self.sampler)
+        pipeline.scheduler = self.scheduler
         rows, classes = range(self.images, self.images + count), pipeline.num_classes
         labels = None if classes is None else [row % classes for row in rows]
         with evaluated_batches(pipeline) as batches:
@@ -159,21 +159,36 @@ def evaluated_batches(pipeline: LatentDiffusionPipeline) -> Iterator[list[int]]:
             hook.remove()
 
 
-def create_points(pipeline: LatentDiffusionPipeline, steps: list[int]) -> list[Point]:
-    """Return every sampler at every number of steps; UserError if one cannot do it."""
-    points = []
-    for sampler in compatible_samplers(pipeline.trained_scheduler):
-        pipeline.use_sampler(sampler)
-        for number in steps:
-            count_evaluations(pipeline, number)  # refuses a number that does not fit
-            points.append(Point(sampler, number))
+def create_points(
+    pipeline: LatentDiffusionPipeline, num_inference_steps: list[int] | None = None
+) -> list[Point]:
+    """Return every sampler at every number of steps; UserError if the model cannot do one.
+
+    Args:
+        pipeline: the model.
+        num_inference_steps: None: `STEPS`, or of a distilled model its own.
+    """
+    trained, points = pipeline.trained_scheduler, []
+    schedulers = {x: create_sampler(trained, x) for x in compatible_samplers(trained)}
+    steps: Sequence[int] = STEPS
+    if pipeline.config.get("distilled"):
+        schedulers, steps = {type(trained).__name__: trained}, [choose_sampling(pipeline)[0]]
+    for sampler, scheduler in schedulers.items():
+        pipeline.scheduler = scheduler
+        for number in sorted({*(num_inference_steps or steps)}):
+            choose_sampling(pipeline, number)
+            count_evaluations(pipeline, number)  # both refuse a number that does not fit
+            points.append(Point(sampler, scheduler, number))
     return points
 
 
 def compare_with_stock(
-    pipeline: LatentDiffusionPipeline, config: SamplerBenchmarkConfig
+    pipeline: LatentDiffusionPipeline, config: SamplerBenchmarkConfig, steps: int
 ) -> dict[str, Any]:
-    """Draw the same images with the pipeline, by its own scheduler, and an exported `LDMPipeline`.
+    """Draw the same images with the pipeline and with an exported `LDMPipeline`.
+
+    Both take the same steps: those of the model's own scheduler, or of Euler for a flow that is not
+    distilled.
 
     Returns:
         Images a second of both, and the largest difference of their images in [0, 1]; nothing if
@@ -185,8 +200,10 @@ def compare_with_stock(
     except UserError as error:
         logger.warning("no comparison with LDMPipeline: %s", error)
         return {}
+    if is_flow(pipeline.scheduler) and not pipeline.config.get("distilled"):
+        pipeline.use_sampler("euler")
     stock.set_progress_bar_config(disable=True)
-    count, steps = config.batch_size, config.steps[-1]
+    count = config.batch_size
 
     def draw(call: Any, output_type: str = "np", **settings: Any) -> Any:
         generator = torch.Generator().manual_seed(config.seed)
@@ -213,12 +230,12 @@ def compare_with_stock(
 def benchmark_samplers(config: SamplerBenchmarkConfig) -> dict[str, Any]:
     """Measure every sampler at every number of steps; draw the plot; return figures."""
     pipeline = load_pipeline(config.model)
-    guidance = choose_guidance(pipeline, None, None)
+    _, guidance = choose_sampling(pipeline)
     extractor = load_feature_extractor(config.feature_extractor)
     extractor.see(shown_channels(pipeline.vae))
     _, real = open_real_images(config, pipeline)
-    points = create_points(pipeline, config.steps)
-    stock = compare_with_stock(pipeline, config)
+    points = create_points(pipeline, config.num_inference_steps)
+    stock = compare_with_stock(pipeline, config, points[-1].steps)
     count, stages = len(real.reference), Stages(2)
     with stages.stage("real images", 2 * count) as bar, torch.no_grad():
         reference, other = (

@@ -20,7 +20,7 @@ import torch
 
 from hf_latent.data.fashion_mnist import HUB_ID as FASHION_MNIST
 from hf_latent.errors import UserError
-from hf_latent.hub.card.text import one_line
+from hf_latent.hub.card.text import one_line, whole
 from hf_latent.hub.card.weights import SavedWeights, read_saved_weights
 from hf_latent.hub.model_files import is_file
 from hf_latent.models.load import loading
@@ -57,6 +57,8 @@ class ModelFacts:
         folded: whether the scale of the latents is folded into the autoencoder's weights.
         scheduler: class of a pipeline's scheduler.
         guidance: the pipeline's default guidance; empty if it has none.
+        num_inference_steps: the pipeline's default number of steps; None if it has none.
+        distilled: whether the denoiser makes only these steps, without guidance.
         objective: of a pipeline: flow, or the scheduler's prediction type.
         num_classes: None without classes.
         class_names: by label; may be empty.
@@ -76,6 +78,8 @@ class ModelFacts:
     folded: bool
     scheduler: str | None
     guidance: dict[str, Any]
+    num_inference_steps: int | None
+    distilled: bool
     objective: str | None
     num_classes: int | None
     class_names: dict[int, str]
@@ -190,6 +194,7 @@ def read_model_facts(folder: Path) -> ModelFacts:
         class_names = {int(label): str(names[label]) for label in sorted(names, key=int)}
     scheduler_class = scheduler.get("_class_name")
     is_flow = str(scheduler_class).startswith("FlowMatch")
+    is_flow = is_flow or scheduler.get("prediction_type") == "flow_prediction"
     known, recipe = {"training": training, "metrics": metrics}, folder / "config.yaml"
     return ModelFacts(
         kind="pipeline" if is_pipeline else "autoencoder",
@@ -202,6 +207,8 @@ def read_model_facts(folder: Path) -> ModelFacts:
         folded="_folded_latents_std" in vae_config,
         scheduler=scheduler_class,
         guidance=index.get("guidance", {}),
+        num_inference_steps=whole(index.get("num_inference_steps")) or None,
+        distilled=index.get("distilled") is True,
         objective="flow" if is_flow else scheduler.get("prediction_type"),
         num_classes=num_classes,
         class_names=class_names,

@@ -4,13 +4,14 @@ Every deterministic stock scheduler is linear: the latents after a step are a we
 noise and of the denoiser's outputs so far. So a number of steps is one small matrix.
 """
 
+import copy
 from typing import Any
 
 import torch
 
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.pipeline.add_noise import add_noise, is_flow, mix_noise
-from hf_latent.pipeline.denoise import Guidance
+from hf_latent.pipeline.denoise import choose_sampling
 from hf_latent.pipeline.samplers import (
     create_noising,
     create_sampler,
@@ -23,13 +24,13 @@ SLIDER_LEVELS = 101  # noise levels of a slider, from none to noise only
 
 
 def tabulate_steps(
-    pipeline: LatentDiffusionPipeline, sampler: str, num_inference_steps: int
+    pipeline: LatentDiffusionPipeline, sampler: str | None, num_inference_steps: int
 ) -> dict[str, Any]:
     """Return a sampler's steps as weights.
 
     Args:
         pipeline: the model; not changed.
-        sampler: a name of `samplers.Sampler`.
+        sampler: a name of `samplers.Sampler`; None: the model's own scheduler.
         num_inference_steps: the sampler's steps.
 
     Returns:
@@ -43,7 +44,8 @@ def tabulate_steps(
         - `kept` (n): weights of clean latents and noise at the level after the step, for samplers
           that do not scale their input (`unipc`, `dpm++`, `ddim`, and all of flow).
     """
-    scheduler = create_sampler(pipeline.trained_scheduler, sampler)
+    trained = pipeline.trained_scheduler
+    scheduler = create_sampler(trained, sampler) if sampler else copy.deepcopy(trained)
     set_inference_steps(scheduler, num_inference_steps, "cpu")
     timesteps = scheduler.timesteps
     count = len(timesteps)
@@ -61,11 +63,9 @@ def tabulate_steps(
         clean.append(clean_weights(pipeline, t))
         following = timesteps[i + 1] if i + 1 < count else None
         kept.append([1.0, 0.0] if following is None else mixing_weights(pipeline, following))
-    own = pipeline.config.get("guidance")
-    interval = (own or {}).get("guidance_interval")
-    scales = guidance_by_step(  # any scale but 1 tells which steps are guided
-        Guidance(2.0, tuple(interval) if interval else None), scheduler, timesteps
-    )
+    scale = 1 if pipeline.config.get("distilled") else 2  # all but 1 show which steps are guided
+    _, guidance = choose_sampling(pipeline, True, guidance_scale=scale)
+    scales = guidance_by_step(guidance, scheduler, timesteps)
     return {
         "timesteps": timesteps.tolist(),
         "levels": noise_levels(scheduler, timesteps).tolist(),

@@ -15,7 +15,7 @@ from hf_latent.hub.page.steps import tabulate_noising, tabulate_steps
 from hf_latent.output import write_json
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.pipeline.autoencoders import downsampling_factor, image_channels
-from hf_latent.pipeline.denoise import Guidance
+from hf_latent.pipeline.denoise import choose_sampling
 
 SAMPLER, STEPS, DEFAULT_STEPS = "unipc", (4, 6, 8, 10, 20), 8
 PICTURE_CHANNELS = (1, 3, 4)
@@ -96,15 +96,19 @@ def describe_model(pipeline: LatentDiffusionPipeline, title: str) -> dict[str, A
     (height, width), f = pipeline.latent_size, downsampling_factor(pipeline.vae)
     channels = pipeline.unet.config.in_channels
     classes, names = pipeline.num_classes, pipeline.id2label
+    distilled = bool(pipeline.config.get("distilled"))
+    default = pipeline.config.get("num_inference_steps") or DEFAULT_STEPS
+    sampler, steps = (None, {default}) if distilled else (SAMPLER, {*STEPS, default})
     return {
         "title": title,
         "image_shape": [image_channels(pipeline.vae), height * f, width * f],
         "latent_shape": [channels, height, width],
         "classes": classes and [names.get(i, f"class {i}") for i in range(classes)],
-        "guidance_scale": Guidance.choose(True, own=pipeline.config.get("guidance")).scale,
+        "distilled": distilled,
+        "guidance_scale": choose_sampling(pipeline, True)[1].scale,
         "noising": tabulate_noising(pipeline),
-        "default_steps": DEFAULT_STEPS,
-        "steps": {str(n): tabulate_steps(pipeline, SAMPLER, n) for n in STEPS},
+        "default_steps": default,
+        "steps": {str(n): tabulate_steps(pipeline, sampler, n) for n in sorted(steps)},
     }
 
 

@@ -82,10 +82,11 @@ def save_samples(pipeline: LatentDiffusionPipeline, path: Path, seed: int) -> No
     """
     rows = min(pipeline.num_classes or 2, MAX_GRID_ROWS)
     labels = [row for row in range(rows) for _ in range(GRID_COLUMNS)]
+    distilled = pipeline.config.get("distilled")
     (images,) = pipeline(
         class_labels=None if pipeline.num_classes is None else labels,
         num_images=len(labels),
-        num_inference_steps=GRID_INFERENCE_STEPS,
+        num_inference_steps=None if distilled else GRID_INFERENCE_STEPS,
         generator=seeded_generator(seed, "samples"),
         output_type="pt",
         return_dict=False,

@@ -87,6 +87,18 @@ def test_the_models_own_guidance_is_the_default(pipeline, config, tmp_path):
     assert not torch.equal(everything(drawn, "images"), everything(plain, "images"))
 
 
+def test_the_models_own_steps_are_the_default_and_are_kept_with_the_images(
+    distilled, config, tmp_path
+):
+    sizes = count_calls(distilled.unet)
+    write(distilled, replace(config, num_inference_steps=None))
+    assert sum(sizes) == 4 * COUNT
+    manifest = json.loads((tmp_path / "generated" / "manifest.json").read_text())
+    assert (manifest["num_inference_steps"], manifest["guidance_scale"]) == (4, 1)
+    with pytest.raises(UserError, match=r"^--num_inference_steps does not fit"):
+        write(distilled, replace(config, num_inference_steps=3))
+
+
 def test_images_do_not_depend_on_shards_or_batches(pipeline, config, tmp_path, monkeypatch):
     small = everything(write(pipeline, config), "images").int()
     monkeypatch.setattr(shards, "SHARD_ROWS", 1000)

@@ -88,11 +88,18 @@ def test_a_guide_with_other_noise_levels_is_rejected(pipeline, tmp_path):
 
 def test_guidance_of_a_model_without_classes_needs_a_guide(unconditional_guided):
     for changes in ({"guidance_scale": 3.0}, {"guidance_interval": "0.2,0.8"}):
-        SamplingConfig(**changes).check_model(unconditional_guided)
+        SamplingConfig(**changes).choose_sampling(unconditional_guided)
     unconditional_guided.guide_unet = None
     for changes in ({"guidance_scale": 3.0}, {"guidance_interval": "0.2,0.8"}):
-        with pytest.raises(UserError, match=f"^--{next(iter(changes))} needs .* or a --guide: "):
-            SamplingConfig(**changes).check_model(unconditional_guided)
+        with pytest.raises(UserError, match=f"^--{next(iter(changes))} needs .* or a guide, "):
+            SamplingConfig(**changes).choose_sampling(unconditional_guided)
+
+
+def test_a_guide_of_a_distilled_model_is_rejected(distilled, tmp_path):
+    distilled.save_pretrained(tmp_path / "model")
+    make_guide(distilled.vae).save_pretrained(tmp_path / "guide")
+    with pytest.raises(UserError, match=r"^--guide .* is not for this model: guide_unet does not"):
+        load_pipeline(str(tmp_path / "model"), guide=str(tmp_path / "guide"))
 
 
 def test_samples_of_another_guide_are_rejected(guided, tmp_path):

@@ -8,6 +8,7 @@ from PIL import Image
 from hf_latent.cli import main
 from hf_latent.data.images import sources
 from hf_latent.data.images.pixels import to_uint8
+from hf_latent.errors import UserError
 from hf_latent.evaluation.config import ComparisonConfig
 from hf_latent.evaluation.images.reference import open_real_images
 from hf_latent.evaluation.images.sampling import sample_images
@@ -90,18 +91,42 @@ def test_the_difference_to_the_stock_pipeline_has_no_unit_of_the_data():
     pipeline = make_pipeline("epsilon")
     values = {"range": [[0, 4095]], "dtype": "uint16", "shown": None}
     pipeline.vae.register_to_config(**{IMAGE_VALUES: values})
-    config = benchmark.SamplerBenchmarkConfig(batch_size=1, rounds=1, num_inference_steps=[2])
-    assert benchmark.compare_with_stock(pipeline, config)["stock_largest_difference"] < 1e-4
+    config = benchmark.SamplerBenchmarkConfig(batch_size=1, rounds=1)
+    assert benchmark.compare_with_stock(pipeline, config, 2)["stock_largest_difference"] < 1e-4
+
+
+def test_another_sampler_of_a_flow_is_compared_as_euler():
+    made = make_pipeline("flow")
+    made.use_sampler("unipc")
+    pipeline = LatentDiffusionPipeline(**made.components)
+    config = benchmark.SamplerBenchmarkConfig(batch_size=1, rounds=1)
+    assert benchmark.compare_with_stock(pipeline, config, 4)["stock_largest_difference"] < 1e-4
 
 
 def test_a_model_that_cannot_be_exported_is_measured_without_the_stock_pipeline(caplog):
-    made = make_pipeline("flow")
+    made = make_pipeline("epsilon")
     made.use_sampler("unipc")
     pipeline = LatentDiffusionPipeline(**made.components)
     config = benchmark.SamplerBenchmarkConfig()
     with caplog.at_level(logging.WARNING):
-        assert benchmark.compare_with_stock(pipeline, config) == {}
+        assert benchmark.compare_with_stock(pipeline, config, 2) == {}
     assert "no comparison with LDMPipeline: this model's scheduler is UniPC" in caplog.text
+
+
+def test_a_distilled_model_has_one_point(distilled, unconditional):
+    (point,) = benchmark.create_points(distilled)
+    assert (point.sampler, point.steps) == ("DPMSolverMultistepScheduler", 4)
+    assert point.scheduler is distilled.trained_scheduler
+    assert benchmark.create_points(distilled, [4, 4]) == [point]
+    with pytest.raises(UserError, match=r"^--num_inference_steps does not fit"):
+        benchmark.create_points(distilled, [4, 8])
+    points = benchmark.create_points(unconditional, [8, 2])
+    assert [(x.sampler, x.steps) for x in points[:3]] == [("euler", 2), ("euler", 8), ("heun", 2)]
+    assert len(points) == 8
+    config = benchmark.SamplerBenchmarkConfig(batch_size=2, rounds=1)
+    with benchmark.evaluated_batches(distilled) as batches:
+        point.draw(3, distilled, ShortVectors(), config)
+    assert sum(batches) == point.evaluations == 3 * 4
 
 
 def test_evaluations_of_a_guide_count(unconditional):

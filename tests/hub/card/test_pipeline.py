@@ -416,3 +416,26 @@ def test_guidance_of_the_models_own_is_on_its_card(folder, pipeline, guidance, t
     card = render_model_card(folder, "ada/clothes", "mit")
     assert ("By default" in card) == (guidance is not None)
     assert text is None or f"By default, {text}\n" in card
+
+
+def test_the_models_own_number_of_steps_is_on_its_card(folder, pipeline):
+    assert "num_inference_steps=" not in render_model_card(folder, "ada/clothes", "mit")
+    pipeline.register_to_config(num_inference_steps=12)
+    pipeline.save_pretrained(folder)
+    card = render_model_card(folder, "ada/clothes", "mit")
+    assert card.count('image = pipe(class_labels=["cat"], num_inference_steps=12).images[0]') == 2
+    assert "| FlowMatchEulerDiscreteScheduler, 12 steps, objective flow |" in card
+    assert "distilled" not in card
+
+
+def test_the_card_of_a_distilled_model_says_what_it_takes(tmp_path, distilled):
+    distilled.save_pretrained(tmp_path)
+    card = render_model_card(tmp_path, "ada/clothes", "mit")
+    assert card.count("num_inference_steps=4).images[0]") == 2
+    assert (
+        "Main arguments: `class_labels`, `num_images`, `generator`.\nIt was distilled: it" in card
+    )
+    assert "it makes exactly 4 steps of its own sampler, without guidance." in card
+    row = "DPMSolverMultistepScheduler, exactly 4 steps without guidance, objective flow |"
+    assert row in card
+    assert "guidance_scale" not in card and "By default" not in card

@@ -6,8 +6,7 @@ import jinja2.meta
 import pytest
 from PIL import Image
 
-from hf_latent.evaluation.images.sampling import choose_guidance, load_pipeline
-from hf_latent.experiments.generate import GenerateConfig
+from hf_latent.evaluation.images.sampling import choose_sampling, load_pipeline
 from hf_latent.hub.card.facts import read_model_facts
 from hf_latent.hub.card.render import ENVIRONMENT, card_pictures, render_model_card
 from hf_latent.hub.card.signature import is_unedited
@@ -94,10 +93,10 @@ def test_the_released_pipeline_is_small_and_reaches_its_promised_figures():
     assert facts.training and facts.metrics, "the reports are about these weights"
     assert metrics["num_images"] == 10_000
     pipeline = load_pipeline("fashion-mnist")
-    guidance = choose_guidance(pipeline, None, None)
+    steps, guidance = choose_sampling(pipeline)
     found = metrics["guidance_scale"], tuple(metrics["guidance_interval"])
     assert found == (guidance.scale, guidance.interval)
-    assert metrics["num_inference_steps"] == GenerateConfig().num_inference_steps
+    assert metrics["num_inference_steps"] == steps
     assert metrics["sampler"] == type(pipeline.scheduler).__name__
     assert metrics["label_agreement"] >= 0.95
     assert metrics["train_on_generated_test_on_real_accuracy"] >= 0.82

@@ -49,6 +49,14 @@ def test_a_model_without_classes_has_no_controls_of_classes(browser, address):
     assert tab.locator("#seed").is_visible()
 
 
+def test_a_distilled_model_has_no_control_of_guidance(browser, address):
+    tab = opened(browser, address, distilled=True, guidance_scale=1)
+    wait_until_ready(tab)
+    assert not tab.locator("#guidance").is_visible()
+    assert tab.locator("#class").is_visible()
+    assert len(drawn_classes(tab)) == len(CLASSES)
+
+
 def test_long_names_of_classes_fit_a_hand(browser, address):
     names = ["long name, " * 20, "x" * 90, "owl"]
     tab = opened(browser, address, 390, classes=names)

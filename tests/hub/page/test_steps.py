@@ -65,6 +65,13 @@ def test_tables_draw_the_pipelines_latents(objective, sampler, noise):
     assert {True, False} == set(table["guided"])  # the interval counts
 
 
+def test_the_table_of_a_distilled_model_draws_its_latents(distilled, noise):
+    table = tabulate_steps(distilled, None, 4)
+    expected = distilled.denoise_latents(noise, class_labels=[LABEL] * 2)
+    torch.testing.assert_close(denoise(distilled, table, noise), expected, rtol=0, atol=1e-5)
+    assert table["guided"] == [False] * 4
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_tables_keep_a_half_as_the_pipeline_does(objective, noise):
     model = make_model(objective, guidance_scale=SCALE)

@@ -52,6 +52,21 @@ def test_guidance_is_the_models_own(own, scale):
     assert settings["classes"] == ["class 0", "class 1", "class 2"]
 
 
+def test_a_distilled_model_has_one_number_of_steps_and_no_guidance(distilled):
+    settings = describe_model(distilled, "A")
+    assert (settings["distilled"], settings["guidance_scale"]) == (True, 1)
+    assert (settings["default_steps"], list(settings["steps"])) == (4, ["4"])
+    assert settings["steps"]["4"]["guided"] == [False] * 4
+
+
+def test_the_models_own_number_of_steps_is_offered_first(pipeline):
+    assert describe_model(pipeline, "A")["default_steps"] == 8
+    pipeline.register_to_config(num_inference_steps=5)
+    settings = describe_model(pipeline, "A")
+    assert (settings["distilled"], settings["default_steps"]) == (False, 5)
+    assert list(settings["steps"]) == ["4", "5", "6", "8", "10", "20"]
+
+
 @pytest.mark.parametrize(("folder", "name"), [("pets/model", "pets"), ("cats", "cats")])
 def test_a_page_is_named_after_the_run_or_the_folder(tmp_path, folder, name):
     (tmp_path / folder).mkdir(parents=True)

@@ -27,7 +27,8 @@ def model(tmp_path):
     torch.manual_seed(0)
     vae = make_autoencoder()
     unet = create_denoiser("tiny", vae, (1, 32, 32), 10, **NARROW_DENOISER)
-    pipeline = LatentDiffusionPipeline(vae, unet, create_scheduler("flow"))
+    scheduler = create_scheduler("flow")
+    pipeline = LatentDiffusionPipeline(vae, unet, scheduler, num_inference_steps=1)
     pipeline.save_pretrained(tmp_path / "run" / "model")
     return tmp_path / "run" / "model"
 
@@ -43,7 +44,6 @@ def test_models_are_measured_on_the_same_images(model, tmp_path, monkeypatch):
         models=[f"one={model}", f"two={model}"],
         output_dir=str(tmp_path / "out"),
         num_images=40,
-        num_inference_steps=1,
         num_seeds=1,
     )
     report = compare_models(config)
@@ -51,6 +51,7 @@ def test_models_are_measured_on_the_same_images(model, tmp_path, monkeypatch):
         "one"
     )
     one, two = report["models"]
+    assert one["num_inference_steps"] == one["denoiser_evaluations_per_image"] == 1
     assert one["generated_fd"] == pytest.approx(two["generated_fd"])
     # The samples of an untrained model have a higher FD than real images.
     assert one["generated_fd"] > 2 * report["real_against_real_fd"] > 0

@@ -10,8 +10,13 @@ from hf_latent.pipeline.encode import LatentPosteriors
 from hf_latent.training.denoiser import train_denoiser
 from hf_latent.training.losses import denoising_loss
 from hf_latent.training.run.batches import seeded_generator
-from hf_latent.training.validation.denoiser import evenly_spaced_timesteps, measure_held_out_loss
-from tests.conftest import make_autoencoder
+from hf_latent.training.validation import denoiser
+from hf_latent.training.validation.denoiser import (
+    evenly_spaced_timesteps,
+    measure_held_out_loss,
+    save_samples,
+)
+from tests.conftest import count_calls, make_autoencoder
 
 
 class ZeroDenoiser(torch.nn.Module):
@@ -23,6 +28,13 @@ class ZeroDenoiser(torch.nn.Module):
 
 def part_name(start: int, end: int) -> str:
     return f"validation_loss_timesteps_{start}_to_{end}"
+
+
+def test_samples_are_drawn_in_a_distilled_models_own_steps(distilled, unconditional, tmp_path):
+    for pipeline, made in ((distilled, 4), (unconditional, denoiser.GRID_INFERENCE_STEPS)):
+        calls = count_calls(pipeline.unet)
+        save_samples(pipeline, tmp_path / "samples.png", 0)
+        assert len(calls) == made
 
 
 def test_noise_levels_cover_the_range():

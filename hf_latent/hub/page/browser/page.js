@@ -272,7 +272,7 @@ function addOptions(id, values, words = values) {
 }
 
 function describe() {
-  const { title, classes, steps, default_steps: defaultSteps, guidance_scale: guidance } = model.settings;
+  const { title, classes, distilled, steps, default_steps: defaultSteps, guidance_scale: guidance } = model.settings;
   document.title = title;
   element("title").textContent = title;
   const [values, fewer] = [model.imageSize, model.latentSize];
@@ -288,7 +288,8 @@ function describe() {
   slider.value = guidance;
   element("guidance-shown").textContent = number("guidance");
   addOptions("class", (classes || [""]).map((_, i) => i), classes || ["any"]);
-  for (const id of ["class-label", "guidance-label", "draw-classes"]) element(id).hidden = !classes;
+  for (const id of ["class-label", "draw-classes"]) element(id).hidden = !classes;
+  element("guidance-label").hidden = !classes || distilled;
 }
 
 function connect() {
