@@ -29,7 +29,8 @@ def test_templates_name_only_what_they_are_given():
             *("size", "class_names"),
         },
         "export_card.md": {
-            *("drawn", "class_label", "num_classes", "guided", "base_model", "flow", "shifted"),
+            *("drawn", "class_label", "num_classes", "guided", "base_model", "steps"),
+            *("distilled", "flow", "converted", "euler", "cut"),
             *("num_train_timesteps", "diffusers_version"),
         },
         "pipeline_card.md": {"facts", "source", "generated", "copied", "kept", "autoencoder_kept"},
