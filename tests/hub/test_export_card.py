@@ -72,7 +72,7 @@ def test_the_card_of_another_sampler_names_euler(pipeline):
 def test_the_card_of_a_distilled_model_says_its_steps(distilled):
     card = render_export_card(distilled, 0)
     assert "pipe(batch_size=4, num_inference_steps=4).images[0]" in card
-    assert "It was distilled for exactly 4 steps: another number draws bad images." in card
+    assert "It was distilled for exactly 4 steps: another number draws bad images," in card
     assert "those of the original model,\nwithin a few hundredths in [0, 1]: `LDMPipeline`" in card
     assert "- the other classes" in card
     for words in ("- guidance", "guidance_scale", "output is multiplied", "\n\n\n"):
