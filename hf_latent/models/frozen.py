@@ -61,11 +61,19 @@ def hash_autoencoder(vae: ModelMixin) -> str:
 
 
 class FrozenWeights:
-    """Checks that a resumed training has the frozen model that it started with."""
+    """Checks that a model stays frozen while another one trains, also if that one is resumed.
 
-    def __init__(self, model: nn.Module):
-        """Hash the weights of a frozen model."""
-        self.sha256 = hash_weights(model)
+    Args:
+        model: the frozen model.
+        name: what messages call it.
+
+    Attributes:
+        sha256: of its weights.
+    """
+
+    def __init__(self, model: nn.Module, name: str = "autoencoder"):
+        """Hash the weights."""
+        self.model, self.name, self.sha256 = model, name, hash_weights(model)
 
     def state(self) -> dict[str, str]:
         """Return the state for a checkpoint."""
@@ -74,4 +82,9 @@ class FrozenWeights:
     def load_state(self, state: dict[str, str]) -> None:
         """Raise ValueError if a checkpoint's state is that of other weights."""
         if state["sha256"] != self.sha256:
-            raise ValueError("the frozen autoencoder is not the one that training started with")
+            raise ValueError(f"the frozen {self.name} is not the one that training started with")
+
+    def check(self) -> None:
+        """Raise RuntimeError if the weights have changed."""
+        if hash_weights(self.model) != self.sha256:
+            raise RuntimeError(f"the frozen {self.name} changed while the denoiser trained")

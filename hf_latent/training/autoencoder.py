@@ -148,8 +148,8 @@ def train_autoencoder(
             config, bare_autoencoder, state, others, compression, count, splits.train, accelerator
         )
     push_settings = prepare_push(config, "AutoencoderKL", accelerator)
-    fingerprint = splits.validation_fingerprint
-    start_run_folder(config, checkpoint, lines, fingerprint, accelerator)
+    resolved = {"validation_fingerprint": splits.validation_fingerprint}
+    start_run_folder(config, checkpoint, lines, resolved, accelerator)
 
     rows = process_rows(config.train_batch_size, accelerator)
     draws = ShardedDraws(config.seed, "posterior", rows, accelerator.device)

@@ -8,7 +8,7 @@ from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveInt
 from hf_latent.errors import UserError
 from hf_latent.evaluation.features.networks import FeatureNetworkName
 from hf_latent.models.presets import Preset
-from hf_latent.training.run.accelerator import TrainingConfig, TrainingDefaults
+from hf_latent.training.run.accelerator import ImageTrainingConfig, TrainingDefaults
 
 # Of tiny as measured, see the guide "training"; of the others by general experience.
 DEFAULTS: dict[Preset, TrainingDefaults] = {
@@ -23,7 +23,7 @@ PRETRAINED = TrainingDefaults(learning_rate=5e-5, train_batch_size=8)
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoencoderConfig(TrainingConfig):
+class AutoencoderConfig(ImageTrainingConfig):
     """Train an autoencoder on your images.
 
     Attributes:

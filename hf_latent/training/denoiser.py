@@ -1,16 +1,17 @@
 """Train a denoiser on the latents of a frozen autoencoder.
 
-Read from top to bottom: data, models, latents, optimizer, steps, save.
+`LatentTask` has the data and the models; `denoiser_loop.py` has the optimizer, the steps and the
+save.
 """
 
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
+from typing import Any, NoReturn
 
-import torch
+from accelerate import Accelerator
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from hf_latent.command import run_command
@@ -23,43 +24,21 @@ from hf_latent.models.presets import create_scheduler, measure_compression
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.pipeline.add_noise import NoisedLatents, add_noise
 from hf_latent.pipeline.conditions import Conditions, drop_conditions, null_conditions
-from hf_latent.training.averages.snapshots import EmaSnapshots
 from hf_latent.training.denoiser_config import DenoiserConfig
+from hf_latent.training.denoiser_loop import DenoiserTask, train_on_task
 from hf_latent.training.dry_run.bare import bare_denoiser
 from hf_latent.training.dry_run.estimate import end_dry_run
 from hf_latent.training.latents.sources import open_latent_source
-from hf_latent.training.losses import choose_timesteps, denoising_loss, normal_to_uniform
+from hf_latent.training.losses import choose_timesteps, normal_to_uniform
 from hf_latent.training.next_steps import after_denoiser
-from hf_latent.training.page.page import conclude_validation, write_page
-from hf_latent.training.push import prepare_push, push_model
-from hf_latent.training.reports import (
-    denoiser_figures,
-    portable_settings,
-    save_model,
-    training_figures,
-)
-from hf_latent.training.run.accelerator import (
-    create_optimizer,
-    process_rows,
-    raise_everywhere,
-    start_accelerator,
-)
-from hf_latent.training.run.batches import ShardedDraws, seed_torch
-from hf_latent.training.run.checkpoints import (
-    HasState,
-    TrainingState,
-    resume_training,
-    save_checkpoint,
-)
-from hf_latent.training.run.clock import TrainingClock, TrainingSummary
-from hf_latent.training.run.ema import create_ema, ema_weights, eval_mode
-from hf_latent.training.run.folder import find_checkpoint, start_run_folder
-from hf_latent.training.run.guard import NonFiniteGuard
-from hf_latent.training.run.log import end_trackers
-from hf_latent.training.run.pictures import picture_path
-from hf_latent.training.run.stop import StopSignal, exit_after_checkpoint
+from hf_latent.training.reports import denoiser_figures
+from hf_latent.training.run.accelerator import process_rows, start_accelerator
+from hf_latent.training.run.batches import ShardedDraws
+from hf_latent.training.run.checkpoints import TrainingState
+from hf_latent.training.run.clock import TrainingSummary
+from hf_latent.training.run.stop import StopSignal
 from hf_latent.training.start_denoiser import start_denoiser
-from hf_latent.training.validation.denoiser import measure_held_out_loss, save_samples
+from hf_latent.training.validation.denoiser import measure_held_out_loss
 
 logger = logging.getLogger(__name__)
 
@@ -122,6 +101,79 @@ def draw_batch(
     return noised, drop_conditions(batch.conditions, null, dropped)
 
 
+class LatentTask(DenoiserTask):
+    """Learn to denoise the latents of images; see `DenoiserTask`.
+
+    Args:
+        config: the settings.
+        splits: the images; None opens those of the settings.
+        accelerator: of the training.
+
+    Raises:
+        UserError: if the settings, the images or the autoencoder are not valid.
+    """
+
+    command = "train-denoiser"
+
+    def __init__(
+        self, config: DenoiserConfig, splits: ImageSplits | None, accelerator: Accelerator
+    ):
+        """Open the images and the models."""
+        self.config, self.accelerator = config, accelerator
+        self.vae = load_autoencoder(config.vae)
+        self.source = source = open_latent_source(config, accelerator, self.vae, splits)
+        id2label = source.id2label if config.conditional else None
+        num_classes = None if id2label is None else len(id2label)
+        self.unet = start_denoiser(config, self.vae, source.image_shape, num_classes)
+        self.scheduler, sampler = (
+            create_scheduler(config.objective, config.zero_terminal_snr) for _ in range(2)
+        )
+        self.pipeline = LatentDiffusionPipeline(
+            self.vae, self.unet, sampler, id2label, guidance=config.guidance
+        )
+        self.pipeline.set_progress_bar_config(disable=True)
+        self.compression = measure_compression(self.vae, source.image_shape)
+        logger.info(f"latents: {self.compression}")
+        freeze(self.vae).to(accelerator.device)
+        self.frozen = {"vae": FrozenWeights(self.vae)}
+        self.states = {"latents": source}
+        self.summary = source.summary
+        self.resolved = {"validation_fingerprint": source.validation_fingerprint}
+        self.rows = process_rows(config.train_batch_size, accelerator)
+        self.draws = ShardedDraws(config.seed, "denoiser", self.rows, accelerator.device)
+
+    def end_dry_run(self, state: TrainingState) -> NoReturn:
+        """Print what the training needs, and end it."""
+        bare, count = partial(bare_denoiser, self.scheduler), self.source.train_images
+        frozen, shapes = {"vae": self.vae}, self.compression
+        end_dry_run(self.config, bare, state, frozen, shapes, count, None, self.accelerator)
+
+    def prepare(self, done: int) -> None:
+        """Encode the images that are not encoded yet, and start to read their latents."""
+        self.source.prepare(self.vae)
+        self.batches = self.source.batches(done)
+        self.null = null_conditions(self.unet, self.rows.batch_size, self.accelerator.device)
+        held_out = self.source.held_out()
+        kept = {name: held_out.conditions[name] for name in self.null}
+        self.held_out = replace(held_out, conditions=kept)
+
+    def draw(self, step: int, micro_step: int) -> tuple[NoisedLatents, Conditions]:
+        """Read the next latents, and add noise."""
+        latents, place = next(self.batches).to(self.accelerator.device), (step, micro_step)
+        return draw_batch(self.config, self.scheduler, latents, self.null, self.draws, place)
+
+    def measure(self) -> tuple[float, dict[str, float]]:
+        """Measure the loss on held-out latents."""
+        return measure_held_out_loss(
+            self.unet, self.scheduler, self.held_out, self.rows.batch_size, self.config.seed
+        )
+
+    def figures(self) -> dict[str, Any]:
+        """Return figures of the images, the latents and the autoencoder."""
+        figures = denoiser_figures(self.config.vae, self.source, self.pipeline)
+        return figures | {"held_out_images": len(self.held_out)}
+
+
 @locks_output
 def train_denoiser(
     config: DenoiserConfig,
@@ -146,142 +198,15 @@ def train_denoiser(
         DryRunEnd: for `config.dry_run`, before anything is encoded or written.
     """
     accelerator = start_accelerator(config)
-    vae = load_autoencoder(config.vae)
-    source = open_latent_source(config, accelerator, vae, splits)
-    id2label = source.id2label if config.conditional else None
-    num_classes = None if id2label is None else len(id2label)
-    unet = start_denoiser(config, vae, source.image_shape, num_classes)
-    scheduler, sampler = (
-        create_scheduler(config.objective, config.zero_terminal_snr) for _ in range(2)
+    task = LatentTask(config, splits, accelerator)
+    summary = train_on_task(config, task, accelerator, stop, now)
+    return DenoiserSummary(
+        **vars(summary),
+        encode_seconds=task.source.encode_seconds,
+        encoded_images=task.source.encoded_images,
+        vae_hash_before=task.frozen["vae"].sha256,
+        vae_hash_after=hash_weights(task.vae),
     )
-    pipeline = LatentDiffusionPipeline(vae, unet, sampler, id2label, guidance=config.guidance)
-    pipeline.set_progress_bar_config(disable=True)
-    compression = measure_compression(vae, source.image_shape)
-    logger.info(f"latents: {compression}")
-    freeze(vae).to(accelerator.device)
-    frozen_vae = FrozenWeights(vae)
-
-    output_dir, lines = Path(config.output_dir), source.summary
-    ema = create_ema(unet, config.ema_decay, accelerator.device)
-    settings = asdict(config)
-    identity = settings | {"vae": frozen_vae.sha256}
-    every = config.ema_snapshot_steps
-    snapshots = EmaSnapshots(unet, every, output_dir, identity, accelerator)
-    betas = (0.9, config.adam_beta2)
-    optimizer = create_optimizer(unet, config.learning_rate, config.adam_weight_decay, betas)
-    model, optimizer = accelerator.prepare(unet, optimizer)
-    clock = TrainingClock(config, accelerator, "denoiser", now)
-    guard = NonFiniteGuard(output_dir, accelerator)
-    others: dict[str, HasState] = {"clock": clock, "vae": frozen_vae, "latents": source}
-    others |= {"snapshots": snapshots} if snapshots.averages else {}
-    averages = {"unet": {"ema": ema, **snapshots.averages}}
-    state = TrainingState({"unet": unet}, {"unet": optimizer}, averages, others)
-    checkpoint = find_checkpoint(output_dir, config.resume_from_checkpoint)
-    checkpoint = clock.before_decay(checkpoint)
-    resume_training(checkpoint, state, settings, accelerator)
-    if config.dry_run:
-        bare, count = partial(bare_denoiser, scheduler), source.train_images
-        end_dry_run(config, bare, state, {"vae": vae}, compression, count, None, accelerator)
-    push_settings = prepare_push(config, "LatentDiffusionPipeline", accelerator)
-    fingerprint = source.validation_fingerprint
-    start_run_folder(config, checkpoint, lines, fingerprint, accelerator)
-    snapshots.remove_after(clock.step)
-    source.prepare(vae)
-
-    rows = process_rows(config.train_batch_size, accelerator)
-    draws = ShardedDraws(config.seed, "denoiser", rows, accelerator.device)
-    batches = source.batches(clock.step * config.gradient_accumulation_steps)
-    null = null_conditions(unet, rows.batch_size, accelerator.device)
-    held_out = source.held_out()
-    held_out = replace(held_out, conditions={name: held_out.conditions[name] for name in null})
-
-    def validate() -> None:
-        picture = picture_path(output_dir, clock.step)
-        with clock.validation(), eval_mode(unet):
-            loss, figures = measure_held_out_loss(
-                unet, scheduler, held_out, rows.batch_size, config.seed
-            )
-            clock.check_validation_loss(loss)
-            save_samples(pipeline, picture, config.seed)
-            clock.log_validation_loss(loss, **figures)
-            conclude_validation(output_dir)
-
-    if stop is not None:
-        stop.defer(accelerator)
-    for step in clock.steps(optimizer):
-        losses: list[torch.Tensor] = []
-        batch: dict[str, torch.Tensor] = {}
-        for micro_step in range(config.gradient_accumulation_steps):
-            latents = next(batches).to(accelerator.device)
-            noised, conditions = draw_batch(
-                config, scheduler, latents, null, draws, (step, micro_step)
-            )
-            batch |= {f"{k}_{micro_step}": tensor for k, tensor in vars(noised).items()}
-            if unet.config.dropout:  # other masks in each process
-                seed_torch(config.seed, "dropout", step, micro_step, accelerator.process_index)
-            with accelerator.accumulate(model):
-                output = model(noised.noisy_latents, noised.timesteps, **conditions).sample
-                loss = denoising_loss(output, noised.target, noised.weights)
-                clock.log_loss(loss)
-                losses.append(loss.detach())
-                accelerator.backward(loss)
-        norms = state.clip_gradients(["unet"], config.max_grad_norm, accelerator)
-        clock.log_gradient_norm(norms[0])
-        skip = guard.check(step, torch.stack(losses).sum(), norms, batch)
-        state.step_optimizers(["unet"], skip, accelerator)
-        ema.step(unet.parameters())
-        snapshots.step(clock.step)
-        optimizer.zero_grad()
-        if clock.validation_is_due:
-            with raise_everywhere(accelerator):
-                if accelerator.is_main_process:
-                    with ema_weights(ema, unet):
-                        validate()
-        stopping = stop is not None and stop.requested(accelerator)
-        if stopping or clock.checkpoint_is_due:
-            clock.log_pending_losses()
-            guard.catch_up()
-            limit, spared = config.checkpoints_total_limit, clock.decay_start
-            save_checkpoint(output_dir, clock.step, state, settings, limit, accelerator, spared)
-        if stop is not None and stopping:
-            exit_after_checkpoint(stop, output_dir, "train-denoiser", accelerator)
-
-    guard.catch_up()
-    if stop is not None:
-        stop.release()
-    snapshots.save(clock.step)
-    ema.copy_to(unet.parameters())
-    freeze(unet)
-    in_half = config.save_dtype == "float16"
-    if in_half:
-        unet.half().float()  # measure and show the weights that are saved
-    vae_hash_after = hash_weights(vae)
-    if vae_hash_after != frozen_vae.sha256:
-        raise RuntimeError("the frozen autoencoder changed while the denoiser trained")
-    with raise_everywhere(accelerator):
-        if accelerator.is_main_process:
-            validate()
-    summary = DenoiserSummary(
-        **vars(clock.summary(output_dir / "model")),
-        encode_seconds=source.encode_seconds,
-        encoded_images=source.encoded_images,
-        vae_hash_before=frozen_vae.sha256,
-        vae_hash_after=vae_hash_after,
-    )
-    if accelerator.is_main_process:
-        figures = {
-            **training_figures(summary, accelerator),
-            **denoiser_figures(config.vae, source, pipeline),
-            "held_out_images": len(held_out),
-            **({"ema_training": snapshots.training} if snapshots.averages else {}),
-        }
-        if in_half:
-            unet.half()
-        save_model(pipeline, output_dir, portable_settings(config), figures, "samples.png")
-        write_page(output_dir)
-    end_trackers(accelerator)
-    push_model(push_settings)
-    return summary
 
 
 def run(config: DenoiserConfig) -> None:

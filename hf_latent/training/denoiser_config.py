@@ -1,5 +1,6 @@
 """The settings of a denoiser's training."""
 
+from abc import ABC
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -10,7 +11,11 @@ from hf_latent.errors import UserError
 from hf_latent.evaluation.config import parse_interval
 from hf_latent.models.presets import Objective, Preset
 from hf_latent.training.losses import TimestepSampling
-from hf_latent.training.run.accelerator import TrainingConfig, TrainingDefaults
+from hf_latent.training.run.accelerator import (
+    ImageTrainingConfig,
+    TrainingConfig,
+    TrainingDefaults,
+)
 
 # The batch of tiny as measured, see the guide "performance"; the others by general experience.
 DEFAULTS: dict[Preset, TrainingDefaults] = {
@@ -25,7 +30,27 @@ PRETRAINED = TrainingDefaults(learning_rate=1e-4, train_batch_size=32)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DenoiserConfig(TrainingConfig):
+class DenoiserTrainingConfig(TrainingConfig, ABC):
+    """Settings that the trainings of a denoiser share.
+
+    Attributes:
+        label_dropout: Share of the class labels, below 1, that training replaces by the null label.
+            Guidance needs some, and so do images of no class.
+        save_dtype: Dtype of the saved denoiser. float16 rounds the weights and halves the file.
+            Loading gives float32 weights.
+        ema_snapshot_steps: Steps between snapshots of two power-function averages of the weights.
+            synthesize_ema makes an average of any length from them (Karras et al. 2024). Each
+            snapshot is two files as large as the denoiser. The last step saves one too. By default
+            there are none.
+    """
+
+    label_dropout: Share = 0.1
+    save_dtype: Literal["float32", "float16"] = "float32"
+    ema_snapshot_steps: PositiveInt | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoiserConfig(DenoiserTrainingConfig, ImageTrainingConfig):
     """Train a denoiser in the latent space of a trained autoencoder.
 
     Attributes:
@@ -39,8 +64,6 @@ class DenoiserConfig(TrainingConfig):
         objective: What the denoiser predicts: flow (noise - latents), epsilon (the noise),
             v_prediction (a mixture of both) or sample (the latents).
         conditional: Train with class labels, if the images have any.
-        label_dropout: Share of the class labels, below 1, that training replaces by the null label.
-            Guidance needs some.
         latents: Latent cache written by encode_latents.py: a folder or a Hub data set id. The
             images are then not opened. resolution, resize_mode and the like must match the cache.
             By default the images are encoded once into output_dir/latents.
@@ -68,12 +91,6 @@ class DenoiserConfig(TrainingConfig):
             default 2 with classes or a guide, else off.
         guidance_interval: Lowest and highest noise level that are guided, from 0 (no noise) to 1
             (only noise), such as 0,0.8; also the saved model's default. By default all.
-        save_dtype: Dtype of the saved denoiser. float16 rounds the weights and halves the file.
-            Loading gives float32 weights.
-        ema_snapshot_steps: Steps between snapshots of two power-function averages of the weights.
-            synthesize_ema makes an average of any length from them (Karras et al. 2024). Each
-            snapshot is two files as large as the denoiser. The last step saves one too. By default
-            there are none.
     """
 
     vae: str
@@ -81,7 +98,6 @@ class DenoiserConfig(TrainingConfig):
     pretrained_unet: str | None = None
     objective: Objective = "flow"
     conditional: bool = True
-    label_dropout: Share = 0.1
     latents: str | None = None
     latents_revision: str | None = None
     stream_latents: bool = False
@@ -96,8 +112,6 @@ class DenoiserConfig(TrainingConfig):
     zero_terminal_snr: bool = False
     guidance_scale: NonNegativeFloat | None = None
     guidance_interval: str | None = None
-    save_dtype: Literal["float32", "float16"] = "float32"
-    ema_snapshot_steps: PositiveInt | None = None
 
     def __post_init__(self) -> None:
         """Check values that depend on each other."""

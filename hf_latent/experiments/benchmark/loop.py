@@ -31,7 +31,7 @@ from hf_latent.training.autoencoder_config import AutoencoderConfig
 from hf_latent.training.denoiser import train_denoiser
 from hf_latent.training.denoiser_config import DenoiserConfig
 from hf_latent.training.dry_run.bare import BareLoop, bare_autoencoder, bare_denoiser
-from hf_latent.training.run.accelerator import TrainingConfig, default_precision
+from hf_latent.training.run.accelerator import ImageTrainingConfig, default_precision
 from hf_latent.training.start_autoencoder import start_autoencoder
 from hf_latent.training.start_denoiser import start_denoiser
 
@@ -66,7 +66,7 @@ class LoopBenchmarkConfig(TrainingBenchmarkConfig):
 class Training:
     """A training, its settings and its bare loop."""
 
-    config: type[TrainingConfig]
+    config: type[ImageTrainingConfig]
     settings: dict[str, Any]
     train: Callable[..., Any]
     bare: Callable[..., BareLoop]

@@ -23,7 +23,7 @@ from hf_latent.evaluation.machine import device_name
 from hf_latent.evaluation.timing import seconds_per_call
 from hf_latent.models.presets import Compression
 from hf_latent.training.dry_run.bare import BareLoop, Models, Shape
-from hf_latent.training.run.accelerator import TrainingConfig
+from hf_latent.training.run.accelerator import ImageTrainingConfig, TrainingConfig
 from hf_latent.training.run.checkpoints import TrainingState
 
 logger = logging.getLogger(__name__)
@@ -217,8 +217,9 @@ def measure_step(
     loop.step()  # prepares kernels and the optimizer
     batch = seconds_per_call(loop.add_gradients, SECONDS) * math.prod(shape) / math.prod(measured)
     update = seconds_per_call(loop.update, 1e-9)  # once: it takes the gradients
-    parts, workers = config.gradient_accumulation_steps, config.dataloader_num_workers
+    parts = config.gradient_accumulation_steps
     seconds, reading = parts * batch + update, parts * shape[0] * _read_seconds(images)
+    workers = config.dataloader_num_workers if isinstance(config, ImageTrainingConfig) else 0
     return max(seconds, reading / workers) if workers else seconds + reading
 
 

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Subset
 from hf_latent.data.images.dataset import ImageDataset
 from hf_latent.messages import progress_bar
 from hf_latent.models.fold import LatentStatistics, measure_latents, sum_latents
-from hf_latent.training.run.accelerator import TrainingConfig
+from hf_latent.training.run.accelerator import ImageTrainingConfig
 from hf_latent.training.run.ema import eval_mode
 
 TIMED_BATCHES = 3
@@ -21,7 +21,7 @@ SAFETY = 1.2  # a machine may slow down after the timing
 
 @torch.no_grad()
 def measure_latent_scale(
-    vae: AutoencoderKL, dataset: ImageDataset, config: TrainingConfig, accelerator: Accelerator
+    vae: AutoencoderKL, dataset: ImageDataset, config: ImageTrainingConfig, accelerator: Accelerator
 ) -> LatentStatistics:
     """Measure the statistics of posterior samples per channel; each process measures its share.
 
@@ -60,7 +60,7 @@ def estimate_seconds(
     vae: AutoencoderKL,
     dataset: ImageDataset,
     count: int,
-    config: TrainingConfig,
+    config: ImageTrainingConfig,
     accelerator: Accelerator,
     now: Callable[[], float] = time.perf_counter,
 ) -> float:

@@ -1,4 +1,4 @@
-"""The settings that both trainings share, and their accelerator and optimizer."""
+"""The settings that all trainings share, and their accelerator and optimizer."""
 
 import atexit
 import logging
@@ -18,7 +18,7 @@ from accelerate.utils import InitProcessGroupKwargs, gather_object, parse_flag_f
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import nn
 
-from hf_latent.command import Share
+from hf_latent.command import Seed, Settings, Share
 from hf_latent.data.images.config import ImagesConfig
 from hf_latent.errors import SharedError, UserError
 from hf_latent.hub.remote import check_repo_id
@@ -63,8 +63,8 @@ class TrainingDefaults:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig(ImagesConfig, ABC):
-    """Settings that both trainings share.
+class TrainingConfig(Settings, ABC):
+    """Settings that all trainings share.
 
     Attributes:
         output_dir: The run's folder: config.yaml, logs, samples, and at the end the model.
@@ -95,11 +95,9 @@ class TrainingConfig(ImagesConfig, ABC):
             started without it, bf16 on a GPU that has it, otherwise no.
         gradient_checkpointing: Use less memory and more time.
         compile: Compile the trained model with torch.compile.
-        dataloader_num_workers: Number of processes that read images.
         validation_steps: Steps between two measurements of the held-out loss, each with a sample
             grid.
-        max_validation_samples: Number of held-out images to measure it on, evenly spaced. Others
-            are not encoded.
+        max_validation_samples: Number of held-out images to measure it on, evenly spaced.
         checkpointing_steps: Steps between checkpoints. The last step makes one too, and so does a
             signal after the first step.
         checkpoints_total_limit: Keep so many checkpoints and remove older ones. null keeps all.
@@ -111,6 +109,7 @@ class TrainingConfig(ImagesConfig, ABC):
             checked before the training. The token is that of `hf auth login` or HF_TOKEN.
         hub_model_id: The repository, user/name. By default the account's name and the run folder's.
         hub_private_repo: Make a new repository private. An existing public one is refused.
+        seed: Seed of all random draws.
     """
 
     output_dir: str
@@ -131,7 +130,6 @@ class TrainingConfig(ImagesConfig, ABC):
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
     gradient_checkpointing: bool = False
     compile: bool = False
-    dataloader_num_workers: NonNegativeInt = 0
     validation_steps: PositiveInt = 1000
     max_validation_samples: PositiveInt = 512
     checkpointing_steps: PositiveInt | None = 1000
@@ -141,6 +139,7 @@ class TrainingConfig(ImagesConfig, ABC):
     push_to_hub: bool = False
     hub_model_id: str | None = None
     hub_private_repo: bool = False
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         """Fill in the defaults and check the values; errors name the flag."""
@@ -166,6 +165,17 @@ class TrainingConfig(ImagesConfig, ABC):
     def trackers(self) -> list[str]:
         """Return the names in `report_to`."""
         return [name.strip() for name in (self.report_to or "").split(",") if name.strip()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTrainingConfig(TrainingConfig, ImagesConfig, ABC):
+    """Settings that trainings on images share.
+
+    Attributes:
+        dataloader_num_workers: Number of processes that read images.
+    """
+
+    dataloader_num_workers: NonNegativeInt = 0
 
 
 def start_accelerator(config: TrainingConfig) -> Accelerator:

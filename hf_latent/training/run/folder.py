@@ -3,9 +3,11 @@
 import logging
 import re
 import shutil
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 
@@ -22,6 +24,7 @@ from hf_latent.output import (
     write_text,
 )
 from hf_latent.training.run.accelerator import (
+    ImageTrainingConfig,
     TrainingConfig,
     first_process_first,
     raise_everywhere,
@@ -114,7 +117,7 @@ def find_checkpoint(output_dir: Path, resume_from_checkpoint: str | None) -> Pat
 
 
 def open_run_images(
-    config: TrainingConfig, accelerator: Accelerator, keep_in_memory: bool | None = None
+    config: ImageTrainingConfig, accelerator: Accelerator, keep_in_memory: bool | None = None
 ) -> ImageSplits:
     """Check a run's folder, then open the run's images.
 
@@ -159,7 +162,7 @@ def start_run_folder(
     config: TrainingConfig,
     checkpoint: Path | None,
     summary: list[str],
-    validation_fingerprint: str,
+    resolved: Mapping[str, Any],
     accelerator: Accelerator,
 ) -> None:
     """Create a run's folder, save the resolved configuration in it and start the trackers.
@@ -167,7 +170,7 @@ def start_run_folder(
     Args:
         checkpoint: where the run resumes from, loaded already; None for a new run.
         summary: lines about the data, with which config.yaml begins as comments.
-        validation_fingerprint: fingerprint of the held-out images.
+        resolved: settings that config.yaml gets in place of those given.
         accelerator: its first process writes.
 
     Raises:
@@ -183,9 +186,8 @@ def start_run_folder(
                     remove_checkpoint(old)
             for name in ("logs", "samples"):
                 (output_dir / name).mkdir(parents=True, exist_ok=True)
-            resolved = dump_config(config, validation_fingerprint=validation_fingerprint)
             comments = "".join(f"# {line}\n" for line in summary)
-            write_text(output_dir / "config.yaml", comments + resolved)
+            write_text(output_dir / "config.yaml", comments + dump_config(config, **resolved))
             if resume and checkpoint is None:
                 logger.info("no checkpoint yet: the training starts at step 0")
         start_trackers(output_dir, asdict(config), checkpoint, accelerator)
