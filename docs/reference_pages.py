@@ -84,7 +84,8 @@ def commands_page() -> str:
     start = "Every setting is a flag, and a line of the YAML file that `--config` reads. Flags win."
     scripts = (
         "In `train_scripts/`, `train_vae.py` is `hf-latent train-autoencoder`, `encode_latents.py` "
-        "is `encode`, `train_unet.py` is `train-denoiser`, `synthesize_ema.py` is `synthesize-ema`."
+        "is `encode`, `train_unet.py` is `train-denoiser`, `distill_unet.py` is "
+        "`distill`, `synthesize_ema.py` is `synthesize-ema`."
     )
     return "\n".join(["# Commands", "", start, "", scripts, "", *sections])
 

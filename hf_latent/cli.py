@@ -68,6 +68,12 @@ COMMANDS = {
         "run",
         "train a denoiser in the latent space of an autoencoder",
     ),
+    "distill": Command(
+        "hf_latent.training.distillation",
+        "DistillationConfig",
+        "run",
+        "train a student that needs few steps, from a model",
+    ),
     "synthesize-ema": Command(
         "hf_latent.training.averages.synthesize",
         "SynthesizeEmaConfig",
@@ -170,7 +176,7 @@ def usage() -> str:
             "hf-latent --version prints the version.",
             "hf-latent --print_completion bash prints what completes commands in a shell.",
             "",
-            "In several processes (train-autoencoder, encode, train-denoiser):",
+            "In several processes (train-autoencoder, encode, train-denoiser, distill):",
             "  accelerate launch -m hf_latent COMMAND [--flags]",
         ]
     )

@@ -47,13 +47,14 @@ GOOD = {
     "bench start": "--output_dir OUT --rounds 1",
     "train-autoencoder": "--data photos --output_dir OUT --preset tiny --max_train_steps 1",
     "train-denoiser": "--data photos --vae vae --output_dir OUT --preset tiny --max_train_steps 1",
+    "distill": "--model model --output_dir OUT --max_train_steps 1",
     "encode": "--data photos --vae vae --output_dir OUT",
     "synthesize-ema": "--run photos --sigma_rel 0.1 --output_dir OUT",
     "report": "--run run --output OUT.html",
     "lesson": "--output_dir OUT",
 }
 OF_IMAGES = ("inspect", "evaluate", "sweep", "train-autoencoder", "train-denoiser", "encode")
-OF_MODELS = ("generate", "evaluate", "export")
+OF_MODELS = ("generate", "evaluate", "export", "distill")
 OF_AUTOENCODERS = ("inspect", "train-denoiser", "encode", "lesson")
 NUMBERS = {"PositiveInt": "0", "NonNegativeInt": "-1", "PositiveFloat": "-2", "Seed": "4294967296"}
 NUMBERS |= {"NonNegativeFloat": "-0.5", "Share": "1", "OpenUnitInterval": "1"}

@@ -89,9 +89,9 @@ def test_an_unknown_command_is_one_line_and_status_2(capsys):
     assert stop.value.code == 2
     assert capsys.readouterr().err == (
         "error: no command 'quickstrat': use one of "
-        "quickstart, lesson, train-autoencoder, encode, train-denoiser, synthesize-ema, report, "
-        "generate, inspect, evaluate, sweep, export, push, doctor, bench loop, bench cache, "
-        "bench sampler, bench space, bench start\n"
+        "quickstart, lesson, train-autoencoder, encode, train-denoiser, distill, synthesize-ema, "
+        "report, generate, inspect, evaluate, sweep, export, push, doctor, bench loop, "
+        "bench cache, bench sampler, bench space, bench start\n"
     )
 
 

@@ -8,6 +8,7 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
     UNet2DModel,
 )
@@ -286,4 +287,24 @@ def create_scheduler(objective: Objective, zero_terminal_snr: bool = False) -> S
         set_alpha_to_one=True,
         timestep_spacing="trailing",
         rescale_betas_zero_snr=zero_terminal_snr,
+    )
+
+
+def create_student_scheduler(scheduler: SchedulerMixin) -> DPMSolverMultistepScheduler:
+    """Create the scheduler of a student that is distilled from a flow model.
+
+    The first-order step of DPM-Solver++ (Lu et al. 2022, equation 9) is Euler's on a flow. Its n
+    steps begin at equal distances, from 0.999 down, also in stock diffusers;
+    FlowMatchEulerDiscreteScheduler's last step there begins at 1/1000 and changes nothing.
+
+    Args:
+        scheduler: of the teacher's training, a flow's with any constant shift.
+    """
+    config = scheduler.config
+    return DPMSolverMultistepScheduler(
+        num_train_timesteps=config.num_train_timesteps,
+        solver_order=1,
+        prediction_type="flow_prediction",
+        use_flow_sigmas=True,
+        flow_shift=config.get("shift", config.get("flow_shift", 1.0)),
     )

@@ -8,6 +8,7 @@ from typing import Any
 from hf_latent.data.images.config import ImagesConfig, select_image_settings
 from hf_latent.training.autoencoder_config import AutoencoderConfig
 from hf_latent.training.denoiser_config import DenoiserConfig
+from hf_latent.training.distillation_config import DistillationConfig
 from hf_latent.training.run.accelerator import TrainingConfig
 
 # Settings that only a training has.
@@ -55,6 +56,21 @@ def after_denoiser(config: DenoiserConfig) -> str:
     images = {"data": "IMAGES"}  # a latent cache does not say where its images are
     if config.latents is None:
         images = {k: x for k, x in image_settings(config).items() if k not in OF_TRAININGS}
+    return use_model(run, images)
+
+
+def after_distillation(config: DistillationConfig) -> str:
+    """Return lines for the terminal: generate, evaluate, push."""
+    return use_model(Path(config.output_dir), {"data": "IMAGES"})
+
+
+def use_model(run: Path, images: dict[str, Any]) -> str:
+    """Return lines for the terminal: generate with a run's model, evaluate it, push it.
+
+    Args:
+        run: the folder.
+        images: settings of the images to measure it with.
+    """
     evaluation = run.with_name(f"{run.name}-evaluate")
     lines = [
         f"the model is in {run / 'model'}",

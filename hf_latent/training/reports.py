@@ -34,7 +34,7 @@ from hf_latent.training.run.pictures import picture_path
 logger = logging.getLogger(__name__)
 
 # Settings that may be paths of this machine.
-PATHS = {"data", "vae", "pretrained_vae", "pretrained_unet", "latents"}
+PATHS = {"model", "data", "vae", "pretrained_vae", "pretrained_unet", "latents"}
 # Figures of an autoencoder that the reports of its denoisers repeat.
 AUTOENCODER_FIGURES = {
     *("data", "train_images", "image_shape", "resize_mode", "horizontal_flip", "steps", "seconds"),
@@ -42,6 +42,13 @@ AUTOENCODER_FIGURES = {
     *("images_per_second", "train_batch_size", "gradient_accumulation_steps", "processes"),
     *("validation_fingerprint", "device", "cpu_cores", "torch_threads", "perceptual_network"),
 }
+
+# Figures of the images and latents of a denoiser, and of its training, that its students repeat.
+OF_IMAGES = {
+    *("data", "train_images", "held_out_split_images", "validation_fingerprint"),
+    *("resize_mode", "horizontal_flip", "image_shape", "latent_shape", "compression_ratio"),
+}
+OF_TRAINING = ("steps", "images_seen", "seconds")
 
 
 def portable_settings(config: TrainingConfig) -> dict[str, Any]:
@@ -151,6 +158,32 @@ def autoencoder_figures(vae: str, weights_sha256: str) -> dict[str, Any]:
     }
 
 
+def student_figures(
+    model: str, teacher: LatentDiffusionPipeline, student: LatentDiffusionPipeline
+) -> dict[str, Any]:
+    """Return figures of a student's teacher, and of the teacher's images and latents, flat.
+
+    Args:
+        model: the setting of that name, which names the teacher.
+        teacher: its weights are hashed. A report about other weights is ignored.
+        student: its weights are hashed.
+    """
+    weights = {f"{x}_weights_sha256": hash_weights(getattr(teacher, x)) for x in ("vae", "unet")}
+    report: dict[str, Any] = {}
+    with suppress(UserError):
+        report = read_json(Path(find_model(model), "training.json"))
+    if any(report.get(name) != sha256 for name, sha256 in weights.items()):
+        report = {}
+    trained = {f"teacher_training_{x}": report[x] for x in OF_TRAINING if x in report}
+    return {
+        **{k: x for k, x in report.items() if k in OF_IMAGES or k.startswith("autoencoder")},
+        **(trained | {f"teacher_{name}": sha256 for name, sha256 in weights.items()}),
+        "teacher": None if is_own(model) else model,
+        "vae_weights_sha256": weights["vae_weights_sha256"],
+        "unet_weights_sha256": hash_weights(student.unet),
+    }
+
+
 def save_model(
     model: ModelMixin | LatentDiffusionPipeline,
     output_dir: Path,
@@ -180,7 +213,7 @@ def save_model(
     with replaced_whole(folder, written=MODEL_FILES) as temporary:
         model.save_pretrained(temporary)
     settings = settings | {key: figures[key] for key in settings if key in figures}
-    if settings["data"] is None:  # a latent cache may not name its images
+    if settings.get("data", "") is None:  # a latent cache may not name its images
         del settings["data"]
     write_json(folder / "training.json", settings | figures)
     write_text(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))

@@ -8,7 +8,7 @@ from hf_latent.models.load import Autoencoder, load_denoiser
 from hf_latent.models.presets import create_denoiser, measure_compression
 from hf_latent.pipeline.denoise import check_latents
 from hf_latent.pipeline.samplers import get_objective
-from hf_latent.training.denoiser_config import DenoiserConfig
+from hf_latent.training.denoiser_config import DenoiserConfig, DenoiserTrainingConfig
 
 
 def start_denoiser(
@@ -41,6 +41,11 @@ def start_denoiser(
     else:
         latent_shape = measure_compression(vae, image_shape).latent_shape
         unet = _load_pretrained(config.pretrained_unet, config, num_classes, latent_shape)
+    return make_trainable(unet, config)
+
+
+def make_trainable(unet: UNet2DModel, config: DenoiserTrainingConfig) -> UNet2DModel:
+    """Return a denoiser in train mode, with gradients, and compiled if the settings say so."""
     unet.train().requires_grad_(True)
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()

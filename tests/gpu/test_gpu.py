@@ -10,15 +10,18 @@ from safetensors.torch import load_file
 from hf_latent.evaluation.images.sampling import compile_denoiser, sample_images
 from hf_latent.hub.export import ExportConfig, export
 from hf_latent.models.frozen import freeze
+from hf_latent.models.presets import create_denoiser, create_scheduler
 from hf_latent.models.slicing import slice_if_needed
+from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.pipeline.decode import decode_latents
 from hf_latent.training.autoencoder import train_autoencoder
 from hf_latent.training.denoiser import train_denoiser
+from hf_latent.training.distillation import distill_denoiser
 from hf_latent.training.latents.posteriors import encode_batches
 from hf_latent.training.run.clock import TrainingClock
 from tests.conftest import draw_latents, make_autoencoder
 from tests.gpu.conftest import CUDA
-from tests.training.conftest import short_autoencoder, short_denoiser
+from tests.training.conftest import short_autoencoder, short_denoiser, short_student
 
 PRECISIONS = ("no", "bf16", "fp16")
 ADVERSARIAL = {
@@ -30,14 +33,20 @@ ADVERSARIAL = {
 TRAININGS = {
     "autoencoder": (train_autoencoder, short_autoencoder, ADVERSARIAL),
     "denoiser": (train_denoiser, short_denoiser, {}),
+    "student": (distill_denoiser, short_student, {}),
 }
 
 
 def training(name: str, folder, **changes):
-    """Return a training's function and its settings, with an autoencoder for the denoiser."""
+    """Return a training's function and its settings, with the model that it starts from."""
     train, settings, own = TRAININGS[name]
+    vae = make_autoencoder(sample_size=32)
     if name == "denoiser":
-        make_autoencoder(sample_size=32).save_pretrained(folder / "autoencoder" / "model")
+        vae.save_pretrained(folder / "autoencoder" / "model")
+    if name == "student":
+        unet = create_denoiser("tiny", vae, (1, 32, 32), 3)
+        teacher = LatentDiffusionPipeline(vae, unet, create_scheduler("flow"))
+        teacher.save_pretrained(folder / "teacher")
     return train, settings(folder, **own | changes)
 
 

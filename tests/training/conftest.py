@@ -8,6 +8,7 @@ from hf_latent.data.images import sources
 from hf_latent.data.images.open import open_images
 from hf_latent.training.autoencoder import AutoencoderConfig
 from hf_latent.training.denoiser_config import DenoiserConfig
+from hf_latent.training.distillation_config import DistillationConfig
 from hf_latent.training.run.batches import GlobalBatchSampler, ProcessRows, ShardedDraws
 from tests import small
 
@@ -41,6 +42,16 @@ def short_denoiser(folder: Path, **changes) -> DenoiserConfig:
         "vae": str(folder / "autoencoder" / "model"),
     }
     return DenoiserConfig(**{**places, **SHORT, **changes})
+
+
+def short_student(folder: Path, **changes) -> DistillationConfig:
+    """Settings of a distillation in a folder's `student`, of the model in its `teacher`."""
+    places = {"output_dir": str(folder / "student"), "model": str(folder / "teacher")}
+    steps = {"num_inference_steps": 2, "teacher_num_inference_steps": 4}
+    short = {
+        name: x for name, x in SHORT.items() if name not in ("resize_mode", "max_train_samples")
+    }
+    return DistillationConfig(**{**places, **steps, **short, **changes})
 
 
 def first_batch(config: AutoencoderConfig) -> tuple[torch.Tensor, torch.Tensor]:

@@ -14,7 +14,7 @@ from hf_latent.models.load import load_autoencoder
 from hf_latent.models.presets import create_scheduler
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.pipeline.encode import LatentPosteriors
-from hf_latent.training import denoiser
+from hf_latent.training import denoiser, denoiser_loop
 from hf_latent.training.denoiser import draw_batch, train_denoiser
 from hf_latent.training.run.batches import ProcessRows, ShardedDraws
 from tests.conftest import make_autoencoder
@@ -56,7 +56,7 @@ def test_the_autoencoder_stays_frozen(plain, tmp_path):
 
 
 def test_a_change_of_the_frozen_autoencoder_is_an_error(denoiser_config, monkeypatch):
-    loss = denoiser.denoising_loss
+    loss = denoiser_loop.denoising_loss
     loaded = []
     monkeypatch.setattr(
         denoiser,
@@ -68,7 +68,7 @@ def test_a_change_of_the_frozen_autoencoder_is_an_error(denoiser_config, monkeyp
         loaded[0].decoder.conv_out.bias.data += 1e-3
         return loss(*arguments)
 
-    monkeypatch.setattr(denoiser, "denoising_loss", meddle)
+    monkeypatch.setattr(denoiser_loop, "denoising_loss", meddle)
     with pytest.raises(RuntimeError, match="frozen autoencoder changed"):
         train_denoiser(denoiser_config())
 

@@ -69,6 +69,7 @@ def test_train_autoencoder_is_a_command_that_ends_with_what_comes_next(
     [
         ("train_vae", "train-autoencoder"),
         ("train_unet", "train-denoiser"),
+        ("distill_unet", "distill"),
         ("encode_latents", "encode"),
         ("synthesize_ema", "synthesize-ema"),
     ],
@@ -80,7 +81,7 @@ def test_each_script_is_a_command(script, name, monkeypatch):
     assert called == [name] and name in cli.COMMANDS
 
 
-@pytest.mark.parametrize("module", ["autoencoder", "denoiser", "latents.encode"])
+@pytest.mark.parametrize("module", ["autoencoder", "denoiser", "distillation", "latents.encode"])
 def test_each_training_module_is_a_command(module, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["module", "--no_such_flag", "1"])
     with pytest.raises(SystemExit) as stop:

@@ -1,4 +1,4 @@
-"""The least that trains the models of both trainings: to measure, and to compare with."""
+"""The least that trains the models of each training: to measure, and to compare with."""
 
 from collections.abc import Callable, Iterable, Iterator
 from types import SimpleNamespace
@@ -16,6 +16,7 @@ from hf_latent.pipeline.encode import encode_posteriors
 from hf_latent.training.adversary import Adversary
 from hf_latent.training.autoencoder_config import AutoencoderConfig
 from hf_latent.training.denoiser_config import DenoiserConfig
+from hf_latent.training.distillation_config import DistillationConfig
 from hf_latent.training.equivariance import Transform
 from hf_latent.training.losses import autoencoder_losses, choose_timesteps, denoising_loss
 from hf_latent.training.run.accelerator import TrainingConfig, create_optimizer
@@ -151,5 +152,41 @@ def bare_denoiser(
         noised = add_noise(scheduler, clean, noise, timesteps, config.snr_gamma)
         output = unet(noised.noisy_latents, noised.timesteps, **conditions).sample
         yield denoising_loss(output, noised.target, noised.weights)
+
+    return BareLoop([unet], losses, config)
+
+
+def bare_distillation(
+    evaluations: int,
+    config: DistillationConfig,
+    models: Models,
+    shape: Shape,
+    device: torch.device,
+) -> BareLoop:
+    """Return the bare loop of a distillation.
+
+    Args:
+        evaluations: of the teacher, for each trajectory.
+        config: the settings of the training.
+        models: `vae`, `unet` and `teacher`, on the device.
+        shape: of a batch of images, `(B, C, H, W)`.
+        device: that trains.
+    """
+    vae: Any = models["vae"]
+    unet: Any = models["unet"]
+    count, channels, height, width = shape
+    latent_shape = measure_compression(vae, (channels, height, width)).latent_shape
+    latents, target = torch.randn(2, count, *latent_shape, device=device)
+    timesteps = torch.full((count,), 500.0, device=device)
+    conditions = null_conditions(unet, count, device)
+    few = slice(-(-count // config.num_inference_steps))
+
+    def losses() -> Iterator[torch.Tensor]:
+        with torch.no_grad():
+            labels = {name: x[few] for name, x in conditions.items()}
+            for _ in range(evaluations):
+                models["teacher"](latents[few], timesteps[few], **labels)
+        output = unet(latents, timesteps, **conditions).sample
+        yield denoising_loss(output, target, torch.ones_like(timesteps))
 
     return BareLoop([unet], losses, config)

@@ -55,7 +55,7 @@ def end_dry_run(
     state: TrainingState,
     frozen: Mapping[str, nn.Module | None],
     compression: Compression,
-    train_images: int,
+    train_images: int | None,
     images: ImageDataset | None,
     accelerator: Accelerator,
 ) -> NoReturn:
@@ -67,7 +67,7 @@ def end_dry_run(
         state: of the training, before its first step.
         frozen: the other models on the device, by name.
         compression: of the images.
-        train_images: number of training images.
+        train_images: number of training images; None if it needs none.
         images: those that each step reads; None if it reads latents.
         accelerator: its first process prints.
 
@@ -240,8 +240,9 @@ def length_figures(config: TrainingConfig, figures: dict[str, Any]) -> dict[str,
         steps = int(60 * config.max_train_minutes / seconds) if seconds else None
     if steps is None:
         return {}
-    epochs = steps * figures["images_per_step"] / figures["train_images"]
-    length = {"steps": steps, "epochs": epochs}
+    length: dict[str, Any] = {"steps": steps}
+    if figures["train_images"] is not None:
+        length["epochs"] = steps * figures["images_per_step"] / figures["train_images"]
     return length | ({"hours": steps * seconds / 3600} if seconds else {})
 
 
@@ -258,7 +259,9 @@ def describe(figures: dict[str, Any]) -> Iterator[str]:
     images, latents = (tuple(figures[f"{x}_shape"]) for x in ("image", "latent"))
     processes, parts = figures["processes"], ("parameters", "gradients", "optimizer", "average")
     yield "a dry run: nothing is trained, and nothing is written"
-    yield f"images {images}, latents {latents}; {figures['train_images']:,} training images"
+    count = figures["train_images"]
+    known = "" if count is None else f"; {count:,} training images"
+    yield f"images {images}, latents {latents}{known}"
     yield f"parameters: trained {numbers('trained')}; frozen {numbers('frozen')}"
     shares = " + ".join(f"{name} {size(name)}" for name in (*parts, "activations"))
     of_each = "" if processes == 1 else " of each process"
@@ -287,7 +290,8 @@ def describe(figures: dict[str, Any]) -> Iterator[str]:
     if "steps" in figures:
         hours = figures.get("hours")
         time = "" if hours is None else f", {_duration(hours)} without validation and checkpoints"
-        yield f"the run: {figures['steps']:,} steps, {figures['epochs']:,.1f} epochs{time}"
+        epochs = f", {figures['epochs']:,.1f} epochs" if "epochs" in figures else ""
+        yield f"the run: {figures['steps']:,} steps{epochs}{time}"
 
 
 def _duration(hours: float) -> str:

@@ -60,6 +60,7 @@ PANELS = (
             for low, high in pairwise(_LEVELS)
         },
     ),
+    Panel("Held-out distance to the teacher's latents", {"distance_to_teacher": "student"}),
     Panel("Learning rate", {"learning_rate": "learning rate"}),
     Panel("Gradient norm", {"gradient_norm": "norm"}, may_be_log=True),
     Panel("Images a second", {"images_per_second": "images a second"}),

@@ -11,12 +11,23 @@ from hf_latent.evaluation.machine import shown_name
 from hf_latent.output import read_json
 from hf_latent.training.autoencoder_config import AutoencoderConfig
 from hf_latent.training.denoiser_config import DenoiserConfig
-from hf_latent.training.next_steps import after_autoencoder, after_denoiser, resume
+from hf_latent.training.distillation_config import DistillationConfig
+from hf_latent.training.next_steps import (
+    after_autoencoder,
+    after_denoiser,
+    after_distillation,
+    resume,
+)
 from hf_latent.training.reports import PATHS
 from hf_latent.training.run.accelerator import STORAGE_SETTINGS
 from hf_latent.training.run.log import read_lines
 from hf_latent.training.run.pictures import picture_path
 
+COMMANDS: dict[type, str] = {
+    AutoencoderConfig: "train-autoencoder",
+    DenoiserConfig: "train-denoiser",
+    DistillationConfig: "distill",
+}
 FROM_TRAINING = ("images_seen", "seconds")  # figures that only a finished training has
 
 
@@ -35,7 +46,7 @@ class RunRecord:
     """
 
     name: str
-    config: AutoencoderConfig | DenoiserConfig
+    config: AutoencoderConfig | DenoiserConfig | DistillationConfig
     data: list[str]
     lines: list[dict[str, float]]
     pictures: dict[int, Path]
@@ -45,8 +56,7 @@ class RunRecord:
     @property
     def command(self) -> str:
         """The command that trains it."""
-        is_denoiser = isinstance(self.config, DenoiserConfig)
-        return "train-denoiser" if is_denoiser else "train-autoencoder"
+        return COMMANDS[type(self.config)]
 
     @property
     def validations(self) -> list[dict[str, float]]:
@@ -94,6 +104,8 @@ class RunRecord:
             return resume(self.config, self.command)
         if isinstance(self.config, DenoiserConfig):
             return after_denoiser(self.config)
+        if isinstance(self.config, DistillationConfig):
+            return after_distillation(self.config)
         return after_autoencoder(self.config)
 
 
@@ -101,7 +113,7 @@ def read_run(folder: Path, name: str) -> RunRecord:
     """Read a run's folder, finished or not.
 
     Args:
-        folder: of train-autoencoder or train-denoiser.
+        folder: of train-autoencoder, train-denoiser or distill.
         name: of the run on the page.
 
     Raises:
@@ -113,7 +125,8 @@ def read_run(folder: Path, name: str) -> RunRecord:
     values = read_settings(path)
     if not {"output_dir", "max_train_steps"} <= values.keys():
         raise UserError(f"{path} is not of a training: name the folder of a training")
-    kind = DenoiserConfig if "vae" in values else AutoencoderConfig
+    kind: Any = DenoiserConfig if "vae" in values else AutoencoderConfig
+    kind = DistillationConfig if "teacher_num_inference_steps" in values else kind
     names = {field.name for field in fields(kind)}  # another version may have more
     place = {"output_dir": folder.resolve().name, "resume_from_checkpoint": None}
     given = {k: x for k, x in values.items() if k in PATHS and isinstance(x, str)}

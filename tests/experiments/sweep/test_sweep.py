@@ -27,7 +27,7 @@ from hf_latent.experiments.sweep import sweep as sweep_module
 from hf_latent.experiments.sweep.config import SweepConfig
 from hf_latent.experiments.sweep.report import render_plot, render_report
 from hf_latent.output import remove_written
-from hf_latent.training import denoiser as denoiser_module
+from hf_latent.training import denoiser_loop
 from hf_latent.training.autoencoder_config import AutoencoderConfig
 from tests import forked
 from tests.conftest import ticking_clock
@@ -234,7 +234,7 @@ def test_a_sweep_killed_in_a_denoisers_training_resumes_from_the_checkpoint(
         finished[1], tmp_path / "sweep", ignore=shutil.ignore_patterns("f8*", "report*")
     )
     monkeypatch.setattr(sweep_pair, "CHECKPOINTING_STEPS", 1)
-    save_checkpoint = denoiser_module.save_checkpoint
+    save_checkpoint = denoiser_loop.save_checkpoint
     folder = tmp_path / "sweep"
 
     def killed(output_dir, *arguments):
@@ -242,13 +242,13 @@ def test_a_sweep_killed_in_a_denoisers_training_resumes_from_the_checkpoint(
             save_checkpoint(output_dir, *arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(denoiser_module, "save_checkpoint", killed)
+    monkeypatch.setattr(denoiser_loop, "save_checkpoint", killed)
     with pytest.raises(KeyboardInterrupt):
         sweep(config)
     before = files(folder / "f4-c2"), files(folder / "f8-c2" / "autoencoder")
     plan = files(folder)["plan.json"]
     assert (folder / "f8-c2" / "denoiser" / "checkpoint-1").is_dir() == has_checkpoint
-    monkeypatch.setattr(denoiser_module, "save_checkpoint", save_checkpoint)
+    monkeypatch.setattr(denoiser_loop, "save_checkpoint", save_checkpoint)
     report = sweep(config)
     assert trained == [*ALL_RUNS[2:], "f8-c2/denoiser"]
     assert [pair["name"] for pair in report["pairs"]] == ["f4-c2", "f8-c2"]

@@ -229,7 +229,7 @@ def test_snapshots_of_another_training_are_not_mixed_with_its_own(config, tmp_pa
 
 def test_a_skipped_step_counts_too(config, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "hf_latent.training.denoiser.NonFiniteGuard.check",
+        "hf_latent.training.denoiser_loop.NonFiniteGuard.check",
         lambda *given: torch.tensor(float(given[1] == 2)),
     )
     train_denoiser(config)

@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 
 from hf_latent.errors import UserError
-from hf_latent.training import denoiser, losses
+from hf_latent.training import denoiser_loop, losses
 from hf_latent.training.autoencoder import train_autoencoder
 from hf_latent.training.denoiser import train_denoiser
 from hf_latent.training.run.accelerator import create_optimizer
@@ -257,7 +257,7 @@ def test_an_autoencoder_survives_a_step_that_is_not_finite(
 
 def test_a_denoiser_survives_a_step_that_is_not_finite(denoiser_config, tmp_path, monkeypatch):
     make_autoencoder(sample_size=32).save_pretrained(tmp_path / "autoencoder" / "model")
-    spoil(monkeypatch, denoiser, "denoising_loss", {2}, torch.nan)
+    spoil(monkeypatch, denoiser_loop, "denoising_loss", {2}, torch.nan)
     # Without this, the held-out loss would count as a call.
     config = denoiser_config(
         checkpointing_steps=1,
@@ -275,7 +275,7 @@ def test_a_bad_last_step_is_noticed_before_the_model_is_saved(
     denoiser_config, tmp_path, monkeypatch, capsys
 ):
     make_autoencoder(sample_size=32).save_pretrained(tmp_path / "autoencoder" / "model")
-    spoil(monkeypatch, denoiser, "denoising_loss", {1}, torch.nan)
+    spoil(monkeypatch, denoiser_loop, "denoising_loss", {1}, torch.nan)
     train_denoiser(denoiser_config(max_train_steps=2))
     (bad,) = (tmp_path / "denoiser" / "bad_batches").iterdir()
     assert bad.name == "step-000002-rank-0.safetensors"

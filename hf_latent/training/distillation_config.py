@@ -1,0 +1,55 @@
+"""The settings of a distillation."""
+
+import math
+from dataclasses import dataclass
+
+from jsonargparse.typing import NonNegativeFloat, PositiveInt
+
+from hf_latent.errors import UserError
+from hf_latent.evaluation.config import parse_interval
+from hf_latent.training.denoiser_config import DenoiserTrainingConfig
+from hf_latent.training.run.accelerator import TrainingDefaults
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillationConfig(DenoiserTrainingConfig):
+    """Distill a trained model into a student that makes its images in few steps.
+
+    The teacher denoises noise in many guided steps. The student, a copy of the teacher's denoiser,
+    learns to make several of these steps at once. No images are needed.
+
+    Attributes:
+        model: The teacher, a model of the objective flow: its folder or that of the run that
+            trained it, the name of a released one, or an id on the Hub. It may be a student itself.
+        num_inference_steps: Number of steps of the student. Each is one evaluation of the denoiser,
+            guidance included.
+        teacher_num_inference_steps: Number of steps of the teacher, with its own sampler: a
+            multiple of the student's. By default the teacher's own number, or the next multiple.
+        guidance_scale: The teacher's guidance scale. By default the model's own, or 2; off without
+            classes and guide.
+        guidance_interval: Lowest and highest noise level at which the teacher is guided, such as
+            0,0.8. By default the model's own, or all.
+    """
+
+    model: str
+    num_inference_steps: PositiveInt = 4
+    teacher_num_inference_steps: PositiveInt | None = None
+    guidance_scale: NonNegativeFloat | None = None
+    guidance_interval: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check values that depend on each other."""
+        super().__post_init__()
+        parse_interval(self.guidance_interval)
+        own = self.num_inference_steps
+        for name in ("train_batch_size", "teacher_num_inference_steps"):
+            if (getattr(self, name) or 0) % own:
+                raise UserError(
+                    f"--{name} {getattr(self, name)} must be a multiple of --num_inference_steps "
+                    f"{own}"
+                )
+
+    def training_defaults(self) -> TrainingDefaults:
+        """Return those of every distillation: a batch of 64, or the next multiple of the steps."""
+        batch_size = self.num_inference_steps * math.ceil(64 / self.num_inference_steps)
+        return TrainingDefaults(learning_rate=4e-4, train_batch_size=batch_size)

@@ -1,0 +1,228 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from diffusers import DDIMScheduler, FlowMatchHeunDiscreteScheduler
+from safetensors.torch import load_file
+
+from hf_latent.errors import UserError
+from hf_latent.models.frozen import hash_weights
+from hf_latent.models.presets import create_scheduler, create_student_scheduler
+from hf_latent.pipeline import LatentDiffusionPipeline
+from hf_latent.pipeline.samplers import set_inference_steps
+from hf_latent.training.distillation import DistillationTask, distill_denoiser, mean_velocities
+from hf_latent.training.dry_run.estimate import DryRunEnd
+from hf_latent.training.page.record import read_run
+from hf_latent.training.run.log import read_lines
+from hf_latent.training.teacher import Teacher
+from tests.conftest import count_calls
+from tests.training.conftest import short_student
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def teacher(pipeline, tmp_path):
+    """A saved teacher that samples with UniPC."""
+    with torch.no_grad():  # guidance then changes the images
+        pipeline.unet.class_embedding.weight *= 20
+    pipeline.use_sampler("unipc")
+    pipeline.save_pretrained(tmp_path / "teacher")
+    return pipeline
+
+
+@pytest.fixture
+def settings(teacher, tmp_path):
+    return short_student(tmp_path)
+
+
+def noise_of(count: int) -> torch.Tensor:
+    return torch.randn(count, 4, 4, 4, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_a_stock_scheduler_steps_from_state_to_state_with_what_a_student_learns(shift):
+    trained = create_scheduler("flow")
+    scheduler = create_student_scheduler(type(trained)(shift=shift))
+    set_inference_steps(scheduler, 4, "cpu")
+    states = torch.randn(5, 3, 4, 2, 2, generator=torch.Generator().manual_seed(0))
+    learned = mean_velocities(states, scheduler.sigmas, scheduler.timesteps)
+    assert torch.equal(learned.noisy_latents, states[:4].flatten(0, 1))
+    assert torch.equal(learned.weights, torch.ones(12))
+    assert torch.equal(learned.timesteps[::3], scheduler.timesteps)
+    latents = states[0]
+    for i, t in enumerate(scheduler.timesteps):
+        velocity = learned.target[3 * i : 3 * i + 3]
+        latents = scheduler.step(velocity, t, latents).prev_sample
+        assert torch.allclose(latents, states[i + 1], atol=1e-5)
+
+
+def test_the_steps_of_a_student_have_equal_lengths_in_stock_diffusers():
+    scheduler = create_student_scheduler(create_scheduler("flow"))
+    for steps in (1, 2, 4):
+        scheduler.set_timesteps(steps)
+        expected = 0.999 * (1 - torch.arange(steps + 1) / steps)
+        assert torch.allclose(scheduler.sigmas, expected, atol=1e-6)
+        assert scheduler.timesteps.tolist() == (1000 * expected[:-1]).long().tolist()
+
+
+@pytest.mark.parametrize("sampler", ["euler", "dpm++", "unipc"])
+def test_a_teacher_ends_where_its_pipeline_does(sampler, teacher, settings, tmp_path):
+    teacher.use_sampler(sampler)
+    teacher.register_to_config(guidance={"guidance_scale": 3.0})
+    teacher.save_pretrained(tmp_path / "teacher")
+    config = replace(settings, num_inference_steps=2, teacher_num_inference_steps=6)
+    states = Teacher(config, CPU).follow(noise_of(3), {"class_labels": torch.tensor([2, 0, 3])})
+    assert states.shape == (3, 3, 4, 4, 4) and torch.equal(states[0], noise_of(3))
+    labelled = teacher([2, 0], latents=noise_of(3)[:2], num_inference_steps=6, output_type="latent")
+    assert torch.allclose(states[2, :2], labelled.images, atol=1e-5)
+    # The null label is not guided.
+    no_class = teacher(latents=noise_of(3)[2:], num_inference_steps=6, output_type="latent")
+    assert torch.allclose(states[2, 2:], no_class.images, atol=1e-5)
+
+
+def test_guidance_that_is_given_replaces_the_teachers_own(settings):
+    labels = {"class_labels": torch.tensor([1])}
+    ends = []
+    for scale, interval in [(None, None), (5.0, None), (5.0, "0,0.5")]:
+        config = replace(settings, guidance_scale=scale, guidance_interval=interval)
+        teacher = Teacher(config, CPU)
+        ends.append(teacher.follow(noise_of(1), labels)[-1])
+    assert teacher.guidance.scale == 5 and teacher.guidance.interval == (0, 0.5)
+    assert teacher.evaluations == 6
+    assert all((a - b).abs().max() > 1e-3 for a, b in [(ends[0], ends[1]), (ends[1], ends[2])])
+
+
+def test_a_teacher_of_twenty_steps_makes_the_next_multiple(settings):
+    changes = {"num_inference_steps": 3, "teacher_num_inference_steps": None}
+    config = replace(settings, **changes, train_batch_size=None)
+    assert config.train_batch_size == 66 and config.learning_rate == 4e-4
+    assert Teacher(config, CPU).steps == 21
+
+
+def test_a_student_learns_its_teachers_latents(settings):
+    config = replace(
+        settings, train_batch_size=16, max_train_steps=150, validation_steps=150, ema_decay=0.9
+    )
+    config = replace(config, learning_rate=3e-3)
+    summary = distill_denoiser(config)
+    (last,) = (x for x in read_lines(Path(config.output_dir)) if "distance_to_teacher" in x)
+    steps = (last["validation_loss_step_1"] + last["validation_loss_step_2"]) / 2
+    assert steps == pytest.approx(last["validation_loss"], rel=1e-5)
+    task = DistillationTask(config, Accelerator(cpu=True))
+    task.prepare(0)
+    before, figures = task.measure()  # of a copy of the teacher, without guidance
+    assert last["validation_loss"] < 0.7 * before
+    assert last["distance_to_teacher"] < 0.7 * figures["distance_to_teacher"]
+    assert summary.validation_losses == {150: last["validation_loss"]}
+
+
+def test_a_saved_student_makes_its_steps_without_guidance(teacher, settings):
+    folder = distill_denoiser(settings).model_dir
+    student = LatentDiffusionPipeline.from_pretrained(folder)
+    student.set_progress_bar_config(disable=True)
+    calls = count_calls(student.unet)
+    assert student(["dog", "owl"]).images[0].size == (16, 16)
+    assert calls == [2, 2] and student.id2label == teacher.id2label
+    assert hash_weights(student.vae) == hash_weights(teacher.vae)
+    assert hash_weights(student.unet) != hash_weights(teacher.unet)
+    for wrong in ({"num_inference_steps": 4}, {"guidance_scale": 2.0}):
+        with pytest.raises(ValueError, match="distilled"):
+            student(["dog"], **wrong)
+    report = json.loads((folder / "training.json").read_text())
+    assert report["model"] == "teacher" and report["teacher"] is None
+    assert report["teacher_unet_weights_sha256"] == hash_weights(teacher.unet)
+    assert report["teacher_num_inference_steps"] == 4 and report["num_inference_steps"] == 2
+    assert report["teacher_evaluations_per_image"] == 8
+
+
+def test_a_student_can_be_a_teacher(settings, tmp_path):
+    first = distill_denoiser(settings).model_dir
+    config = replace(settings, model=str(first), output_dir=str(tmp_path / "second"))
+    config = replace(config, num_inference_steps=1, teacher_num_inference_steps=None)
+    second = LatentDiffusionPipeline.from_pretrained(distill_denoiser(config).model_dir)
+    calls = count_calls(second.unet)
+    second(["dog"])
+    assert calls == [1]
+    with pytest.raises(UserError, match="distilled"):
+        Teacher(replace(config, teacher_num_inference_steps=4), CPU)
+
+
+def test_an_unconditional_student_in_half_precision(unconditional, settings, tmp_path):
+    unconditional.save_pretrained(tmp_path / "teacher")
+    folder = distill_denoiser(replace(settings, save_dtype="float16")).model_dir
+    weights = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    assert {x.dtype for x in weights.values()} == {torch.float16}
+    assert LatentDiffusionPipeline.from_pretrained(folder)(num_images=2).images
+    with pytest.raises(UserError, match="guidance_scale needs"):
+        Teacher(replace(settings, guidance_scale=2.0), CPU)
+
+
+def test_a_guide_is_learned_too(guided, settings, tmp_path):
+    guided.save_pretrained(tmp_path / "teacher")
+    config = replace(settings, guidance_scale=3.0)
+    folder = distill_denoiser(config).model_dir
+    assert LatentDiffusionPipeline.from_pretrained(folder).guide_unet is None
+    assert Teacher(config, CPU).evaluations == 8
+
+
+def test_a_resumed_distillation_ends_bit_for_bit(settings, tmp_path):
+    whole = distill_denoiser(replace(settings, checkpointing_steps=2)).model_dir
+    resumed = replace(
+        settings,
+        output_dir=str(tmp_path / "resumed"),
+        resume_from_checkpoint=str(tmp_path / "student" / "checkpoint-2"),
+    )
+    again = distill_denoiser(resumed).model_dir
+    assert hash_weights(LatentDiffusionPipeline.from_pretrained(whole).unet) == hash_weights(
+        LatentDiffusionPipeline.from_pretrained(again).unet
+    )
+
+
+def test_another_teacher_cannot_resume(teacher, settings, tmp_path):
+    distill_denoiser(replace(settings, checkpointing_steps=2))
+    with torch.no_grad():
+        teacher.unet.conv_out.bias += 1
+    teacher.save_pretrained(tmp_path / "teacher")
+    with pytest.raises(UserError, match="frozen teacher is not the one"):
+        distill_denoiser(replace(settings, resume_from_checkpoint="latest"))
+
+
+def test_what_cannot_be_distilled_is_one_line(teacher, settings, tmp_path):
+    teacher.scheduler = FlowMatchHeunDiscreteScheduler()
+    teacher.save_pretrained(tmp_path / "teacher")
+    with pytest.raises(UserError, match="FlowMatchHeunDiscreteScheduler, whose 4 steps do not"):
+        distill_denoiser(settings)
+    with pytest.raises(UserError, match="--train_batch_size 9 must be a multiple of --num"):
+        replace(settings, train_batch_size=9)
+    with pytest.raises(UserError, match="--teacher_num_inference_steps 5 must be a multiple"):
+        replace(settings, teacher_num_inference_steps=5)
+    vae, unet = teacher.vae, teacher.unet
+    other = LatentDiffusionPipeline(vae, unet, create_scheduler("epsilon"))
+    assert isinstance(other.scheduler, DDIMScheduler)
+    other.save_pretrained(tmp_path / "teacher")
+    with pytest.raises(UserError, match="has the objective epsilon: only flows can be distilled"):
+        distill_denoiser(settings)
+
+
+def test_a_dry_run_counts_the_teacher(settings, tmp_path):
+    with pytest.raises(DryRunEnd) as end:
+        distill_denoiser(replace(settings, dry_run=True))
+    figures = end.value.figures
+    assert figures["frozen_parameters"]["teacher"] == figures["trained_parameters"]["unet"]
+    assert figures["latent_shape"] == [4, 4, 4] and figures["step_seconds"] > 0
+    assert figures["steps"] == 4 and "epochs" not in figures
+    assert not (tmp_path / "student").exists()
+
+
+def test_a_run_has_a_page(settings, tmp_path):
+    distill_denoiser(settings)
+    record = read_run(tmp_path / "student", "student")
+    assert record.command == "distill" and record.state() == "Finished after 4 steps."
+    assert record.config.teacher_num_inference_steps == 4 and record.config.model == "teacher"
+    assert record.curve("distance_to_teacher")[0] == [2, 4]
+    assert "generate" in record.next_steps()
+    assert (tmp_path / "student" / "report.html").is_file()
