@@ -168,11 +168,11 @@ class DistillationTask(DenoiserTask):
             distances.append((end - states[-1]).square().mean((1, 2, 3)))
         each = torch.cat(errors, dim=1).mean(1)
         figures = {f"validation_loss_step_{i}": x for i, x in enumerate(each.tolist(), 1)}
-        figures["distance_to_teacher"] = torch.cat(distances).mean().item()
+        self.distance = figures["distance_to_teacher"] = torch.cat(distances).mean().item()
         return each.mean().item(), figures
 
     def figures(self) -> dict[str, Any]:
-        """Return figures of the student, and of its teacher's training."""
+        """Return figures of the student as measured last, and of its teacher."""
         teacher = self.teacher
         return student_figures(self.config.model, teacher.pipeline, self.pipeline) | {
             "num_inference_steps": self.steps,
@@ -182,6 +182,7 @@ class DistillationTask(DenoiserTask):
             "teacher_guidance_scale": teacher.guidance.scale,
             "teacher_guidance_interval": teacher.guidance.interval,
             "held_out_trajectories": self.config.max_validation_samples,
+            "distance_to_teacher": self.distance,
         }
 
 

@@ -137,6 +137,13 @@ def test_a_saved_student_makes_its_steps_without_guidance(teacher, settings):
     assert report["teacher_unet_weights_sha256"] == hash_weights(teacher.unet)
     assert report["teacher_num_inference_steps"] == 4 and report["num_inference_steps"] == 2
     assert report["teacher_evaluations_per_image"] == 8
+    card = (folder / "README.md").read_text()
+    assert (
+        "It was distilled, without images: each of its 2 steps learns 2 of its teacher's 4 steps "
+        "of UniPCMultistepScheduler, guidance 2 (8 evaluations of the denoiser per image)" in card
+    )
+    assert "4 steps of 8 intervals (32 intervals seen)" in card
+    assert f"from 12 held-out noises | {report['distance_to_teacher']:.4f} |" in card
 
 
 def test_a_student_can_be_a_teacher(settings, tmp_path):
