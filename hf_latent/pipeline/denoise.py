@@ -157,7 +157,9 @@ def choose_sampling(
                     f"{name} needs class_labels or a guide, and there is neither: leave it unset"
                 )
         return steps, Guidance()
-    scale, interval = (own_guidance.get(k) if x is None else x for k, x in given.items())
+    for name, value in own_guidance.items():
+        given[name] = value if given[name] is None else given[name]
+    scale, interval = given.values()
     interval = tuple(interval) if isinstance(interval, list) else interval
     guidance = Guidance(DEFAULT_GUIDANCE_SCALE if scale is None else scale, interval)
     return steps, Guidance() if guidance.scale == 1 else guidance

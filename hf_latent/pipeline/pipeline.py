@@ -70,8 +70,7 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
         objective: the denoiser's; a scheduler of another objective raises an error. None: the
             scheduler's, see `samplers.get_objective`.
         num_inference_steps: default of a call. None: as for id2label, else 20.
-        distilled: whether the denoiser makes these steps of this scheduler only, with guidance in
-            them, so that all others raise an error. None: as for id2label.
+        distilled: whether other steps, samplers and guidance are errors. None: as for id2label.
 
     Raises:
         ValueError: if weights are missing or not finite, or a component or setting does not fit.
@@ -194,7 +193,8 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
             mask: `(B or 1, 1, h, w)` bool, true where images are regenerated; None: everywhere.
             conditions: named tensors of B images, in place of class_labels; missing ones are null.
         """
-        check_start(latents, image_latents, mask)
+        if not (image_latents is None and mask is None):
+            check_start(latents, image_latents, mask)
         if class_labels is not None:
             label_ids = self.get_label_ids(class_labels)
             conditions = class_conditions(label_ids, len(label_ids), self._execution_device)
@@ -290,7 +290,8 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
                 `denoise.Guidance`; (0, 1) is all; None: the model's own, or all.
             others: refused; those of other diffusers pipelines with a word about what to use.
         """
-        refuse_arguments(others, callback_on_step_end_tensor_inputs)
+        if others or {*callback_on_step_end_tensor_inputs} - {"latents"}:
+            refuse_arguments(others, callback_on_step_end_tensor_inputs)
         self._interrupt = False
         device, unet = self._execution_device, self.unet or self._lacks("unet")
         label_ids = None if class_labels is None else self.get_label_ids(class_labels)
@@ -309,8 +310,7 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
         if mask_image is not None and image_latents is not None:
             f = downsampling_factor(self.vae or self._lacks("vae"))
             mask = read_mask(mask_image, *(f * side for side in image_latents.shape[2:]))
-        if strength is None:
-            strength = 0.8 if mask is None else 1.0
+        strength = (0.8 if mask is None else 1.0) if strength is None else strength
         generators = generator if isinstance(generator, list) else None
         given = {"latents": latents, "generators": generators, "image": image_latents, "mask": mask}
         num_images = count_images(num_images, given | {"class_labels": label_ids})
@@ -391,7 +391,7 @@ class LatentDiffusionPipeline(HubFormat, DiffusionPipeline):
         if ends[0].shape != ends[1].shape or len(ends[0]) != 1:
             raise ValueError("interpolate between one image and another of the same size")
         weights = torch.linspace(0, 1, num_images).tolist()
-        latents = torch.cat([slerp(ends[0], ends[1], weight) for weight in weights])
+        latents = torch.cat([slerp(ends[0], ends[1], x) for x in weights])
         settings |= {"num_images": num_images, "generator": generator}
         if between_seeds:
             return self(latents=latents, **settings)
