@@ -16,6 +16,7 @@ from hf_latent.pipeline.samplers import set_inference_steps
 from hf_latent.training.distillation import DistillationTask, distill_denoiser, mean_velocities
 from hf_latent.training.dry_run.estimate import DryRunEnd
 from hf_latent.training.page.record import read_run
+from hf_latent.training.run.batches import ProcessRows, ShardedDraws
 from hf_latent.training.run.log import read_lines
 from hf_latent.training.teacher import Teacher
 from tests.conftest import count_calls
@@ -101,6 +102,31 @@ def test_a_teacher_of_twenty_steps_makes_the_next_multiple(settings):
     config = replace(settings, **changes, train_batch_size=None)
     assert config.train_batch_size == 66 and config.learning_rate == 4e-4
     assert Teacher(config, CPU).steps == 21
+
+
+def test_two_processes_draw_the_trajectories_of_one(settings):
+    task = DistillationTask(settings, Accelerator(cpu=True))
+    whole, labels = task.draw(3, 1)
+    assert len(whole.target) == settings.train_batch_size == len(labels["class_labels"])
+    parts = []
+    for process in (0, 1):
+        rows = ProcessRows(2, process, 2)
+        task.draws = ShardedDraws(settings.seed, "student", rows, CPU)
+        task.null = {"class_labels": torch.full((2,), 3)}
+        parts.append(task.draw(3, 1))
+    for name in ("noisy_latents", "target", "timesteps"):
+        first, second = (getattr(learned, name).unflatten(0, (2, 2)) for learned, _ in parts)
+        together = torch.cat([first, second], dim=1).flatten(0, 1)
+        assert torch.allclose(together, getattr(whole, name), atol=1e-5)
+    drawn = [x["class_labels"].view(2, 2) for _, x in parts]
+    assert torch.equal(torch.cat(drawn, dim=1).flatten(), labels["class_labels"])
+
+
+@pytest.mark.parametrize(("dropout", "expected"), [(0.0, {0, 1, 2}), (0.999, {3})])
+def test_a_share_of_the_labels_is_dropped(settings, dropout, expected):
+    config = replace(settings, label_dropout=dropout, train_batch_size=40)
+    _, labels = DistillationTask(config, Accelerator(cpu=True)).draw(0, 0)
+    assert set(labels["class_labels"].tolist()) == expected
 
 
 def test_a_student_learns_its_teachers_latents(settings):
