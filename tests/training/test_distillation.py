@@ -108,6 +108,8 @@ def test_two_processes_draw_the_trajectories_of_one(settings):
     task = DistillationTask(settings, Accelerator(cpu=True))
     whole, labels = task.draw(3, 1)
     assert len(whole.target) == settings.train_batch_size == len(labels["class_labels"])
+    of_each_step = labels["class_labels"].view(2, 4)
+    assert torch.equal(of_each_step[0], of_each_step[1]) and len(of_each_step[0].unique()) > 1
     parts = []
     for process in (0, 1):
         rows = ProcessRows(2, process, 2)
