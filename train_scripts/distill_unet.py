@@ -1,4 +1,4 @@
-"""Distill a model: `accelerate launch train_scripts/distill_unet.py --model M --steps 4 ...`."""
+"""Distill a model: `accelerate launch train_scripts/distill_unet.py --model M ...`."""
 
 from hf_latent.cli import main
 

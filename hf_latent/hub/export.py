@@ -33,7 +33,7 @@ class ExportConfig(Settings):
     export has no guidance: from the same noise it draws the images of `hf-latent generate
     --guidance_scale 1`, within 1e-4 in [0, 1]. For a flow, the number of steps must divide 1,000,
     like 20 or 50; otherwise single pixels differ by a few hundredths. A flow is exported with the
-    sampler euler, whatever its own is, and a distilled model with its own.
+    sampler euler, whatever its own is, and a distilled model with its own, within some thousandths.
 
     Format page is a folder of static files that runs the model in a visitor's browser, with
     all classes and guidance. Any web server serves it, such as `python -m http.server`, and so does

@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 
 class DenoiserTask(ABC):
-    """What a denoiser learns: its batches, and how they are held out.
+    """What a denoiser learns: its batches, and its measurement.
 
     Attributes:
         command: that trains it, as in `hf-latent COMMAND`.

@@ -12,6 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, NoReturn
 
@@ -19,6 +20,7 @@ import torch
 from accelerate import Accelerator
 
 from hf_latent.command import run_command
+from hf_latent.evaluation.machine import shown_name
 from hf_latent.lock import locks_output
 from hf_latent.models.frozen import FrozenWeights
 from hf_latent.models.presets import create_student_scheduler, measure_compression
@@ -48,7 +50,7 @@ logger = logging.getLogger(__name__)
 def mean_velocities(
     states: torch.Tensor, sigmas: torch.Tensor, timesteps: torch.Tensor
 ) -> NoisedLatents:
-    """Return what a student learns of trajectories: their mean velocity over each interval.
+    """Return the targets of a student: the mean velocity of trajectories over each interval.
 
     An Euler step with `(states[i] - states[i + 1]) / (sigmas[i] - sigmas[i + 1])` leads from one
     state to the next.
@@ -86,9 +88,16 @@ class DistillationTask(DenoiserTask):
 
     def __init__(self, config: DistillationConfig, accelerator: Accelerator):
         """Load the teacher, and copy its denoiser."""
-        self.config, self.accelerator, self.steps = config, accelerator, config.num_inference_steps
-        self.teacher = Teacher(config, accelerator.device)
-        model = self.teacher.pipeline
+        self.accelerator, self.steps = accelerator, config.num_inference_steps
+        self.teacher = teacher = Teacher(config, accelerator.device)
+        model, interval = teacher.pipeline, teacher.guidance.interval
+        # A resumed training follows the same teacher, or says that it does not.
+        self.config = replace(
+            config,
+            teacher_num_inference_steps=teacher.steps,
+            guidance_scale=teacher.guidance.scale,
+            guidance_interval=interval and ",".join(map(str, interval)),
+        )
         self.unet = make_trainable(copy.deepcopy(model.unet), config)
         scheduler = create_student_scheduler(model.trained_scheduler)
         set_inference_steps(scheduler, self.steps, accelerator.device)
@@ -103,9 +112,13 @@ class DistillationTask(DenoiserTask):
         self.pipeline.set_progress_bar_config(disable=True)
         self.frozen = {"vae": FrozenWeights(model.vae)}
         self.frozen["teacher"] = FrozenWeights(model.unet, "teacher")
-        self.states = {}
-        self.summary = [f"{self.steps} steps for {self.teacher.steps} of {self.teacher.sampler}"]
-        self.resolved = {"teacher_num_inference_steps": self.teacher.steps}
+        if model.guide_unet is not None:
+            self.frozen["guide"] = FrozenWeights(model.guide_unet, "guide")
+        self.states, self.resolved = {}, {}
+        self.summary = [
+            f"{self.steps} steps of the student, for {teacher.steps} of {teacher.sampler} of the "
+            f"teacher {shown_name(config.model)}"
+        ]
         self.rows = process_rows(config.train_batch_size // self.steps, accelerator)
         self.draws = ShardedDraws(config.seed, "student", self.rows, accelerator.device)
         self.latent_shape = (self.unet.config.in_channels, *model.latent_size)
@@ -118,17 +131,19 @@ class DistillationTask(DenoiserTask):
         f = downsampling_factor(vae)
         shapes = measure_compression(vae, (image_channels(vae), f * height, f * width))
         bare = partial(bare_distillation, self.teacher.evaluations)
-        frozen = {"vae": vae, "teacher": self.teacher.pipeline.unet}
+        teacher = self.teacher.pipeline
+        frozen = {"vae": vae, "teacher": teacher.unet, "guide": teacher.guide_unet}
         end_dry_run(self.config, bare, state, frozen, shapes, None, None, self.accelerator)
 
     def prepare(self, done: int) -> None:
         """Follow the teacher from held-out noise, the classes in turn."""
         self.held_out: list[tuple[torch.Tensor, Conditions]] = []
         count = self.config.max_validation_samples if self.accelerator.is_main_process else 0
+        logger.info(f"following the teacher from {count:,} held-out noises")
         generator = seeded_generator(self.config.seed, "held-out noise")
         noise = torch.randn(count, *self.latent_shape, generator=generator)
         labels = torch.arange(count) % self.classes
-        for rows in torch.arange(count).split(self.rows.batch_size):
+        for rows in torch.arange(count).split(self.rows.batch_size) if count else ():
             conditions = {name: labels[rows].to(x.device) for name, x in self.null.items()}
             states = self.teacher.follow(noise[rows].to(self.accelerator.device), conditions)
             self.held_out.append((states.cpu(), conditions))
@@ -205,7 +220,8 @@ def distill_denoiser(
         DryRunEnd: for `config.dry_run`, before anything is written.
     """
     accelerator = start_accelerator(config)
-    return train_on_task(config, DistillationTask(config, accelerator), accelerator, stop, now)
+    task = DistillationTask(config, accelerator)
+    return train_on_task(task.config, task, accelerator, stop, now)
 
 
 def run(config: DistillationConfig) -> None:

@@ -2,13 +2,19 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from jsonargparse.typing import NonNegativeFloat, PositiveInt
 
 from hf_latent.errors import UserError
 from hf_latent.evaluation.config import parse_interval
 from hf_latent.training.denoiser_config import DenoiserTrainingConfig
-from hf_latent.training.run.accelerator import TrainingDefaults
+from hf_latent.training.run.accelerator import (
+    FROM_PRESET,
+    PresetRate,
+    PresetSize,
+    TrainingDefaults,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +35,16 @@ class DistillationConfig(DenoiserTrainingConfig):
             classes and guide.
         guidance_interval: Lowest and highest noise level at which the teacher is guided, such as
             0,0.8. By default the model's own, or all.
+        learning_rate: The highest learning rate, reached after the warm-up. By default 4e-4.
+        train_batch_size: What a forward pass and process learns: each step of the student in as
+            many trajectories of the teacher as fit. A multiple of num_inference_steps; by default
+            the first from 64 on.
+        max_validation_samples: Number of noises that are held out. From each the teacher makes a
+            trajectory before the first step.
+        compile: Compile the student with torch.compile.
+        mixed_precision: no, fp16 or bf16 over fp32 weights, of the student; the teacher is always
+            in float32. By default as accelerate is configured; started without it, bf16 on a GPU
+            that has it, otherwise no.
     """
 
     model: str
@@ -36,6 +52,11 @@ class DistillationConfig(DenoiserTrainingConfig):
     teacher_num_inference_steps: PositiveInt | None = None
     guidance_scale: NonNegativeFloat | None = None
     guidance_interval: str | None = None
+    learning_rate: PresetRate = FROM_PRESET
+    train_batch_size: PresetSize = FROM_PRESET
+    max_validation_samples: PositiveInt = 512
+    compile: bool = False
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = None
 
     def __post_init__(self) -> None:
         """Check values that depend on each other."""

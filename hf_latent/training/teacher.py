@@ -51,6 +51,7 @@ class Teacher:
             if model is not None:
                 freeze(model)
         self.pipeline.to(device)
+        self._check_steps(config.teacher_num_inference_steps)
         given = config.guidance_scale, parse_interval(config.guidance_interval)
         conditional = self.pipeline.num_classes is not None
         try:
@@ -61,6 +62,28 @@ class Teacher:
             raise UserError(f"--model {self.name}: {error}") from error
         self.steps = self.student_steps * math.ceil(own / self.student_steps)
         self.evaluations = count_evaluations(self.pipeline, self.steps, self.guidance)
+
+    def _check_steps(self, asked: int | None) -> None:
+        """Check that a teacher that is a student makes its own steps, whose number n divides."""
+        settings = self.pipeline.config
+        own = settings.num_inference_steps
+        if settings.distilled and asked not in (None, own):
+            raise UserError(
+                f"--teacher_num_inference_steps {asked}: --model {self.name} was distilled and "
+                f"makes {own} steps only: leave it unset"
+            )
+        if settings.distilled and own % self.student_steps:
+            raise UserError(
+                f"--num_inference_steps {self.student_steps} must divide the {own} steps of "
+                f"--model {self.name}, which was distilled"
+            )
+        scheduler = self.pipeline.scheduler.config
+        is_random = str(scheduler.get("algorithm_type")).startswith("sde")
+        if is_random or scheduler.get("stochastic_sampling"):
+            raise UserError(
+                f"--model {self.name} samples with a stochastic {self.sampler}, whose steps cannot "
+                "be learned: use its sampler euler, dpm++ or unipc, and save it again"
+            )
 
     @property
     def sampler(self) -> str:

@@ -10,6 +10,8 @@ from hf_latent.models.presets import DENOISERS
 from hf_latent.training.autoencoder import AutoencoderConfig, train_autoencoder
 from hf_latent.training.denoiser import train_denoiser
 from hf_latent.training.denoiser_config import DenoiserConfig
+from hf_latent.training.distillation import distill_denoiser
+from hf_latent.training.distillation_config import DistillationConfig
 from hf_latent.training.run.clock import TrainingClock
 from tests.small import NARROW_DENOISER, shorten_trainings
 
@@ -45,11 +47,22 @@ vae = train_autoencoder(
 )
 state = PartialState()
 (folder / f"process-{state.process_index}-of-{state.num_processes}").touch()
-train_denoiser(
+denoiser = train_denoiser(
     DenoiserConfig(
         **shared,
         output_dir=str(folder / "unet"),
         vae=str(vae.model_dir),
         max_train_steps=4,
+    )
+)
+of_images = ("resize_mode", "max_train_samples", "horizontal_flip")
+distill_denoiser(
+    DistillationConfig(
+        **{name: x for name, x in shared.items() if name not in of_images},
+        output_dir=str(folder / "student"),
+        model=str(denoiser.model_dir),
+        num_inference_steps=2,
+        teacher_num_inference_steps=2,
+        max_train_steps=3,
     )
 )

@@ -5,9 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from diffusers import DDIMScheduler, FlowMatchHeunDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+)
 from safetensors.torch import load_file
 
+from hf_latent.command import read_settings
 from hf_latent.errors import UserError
 from hf_latent.models.frozen import hash_weights
 from hf_latent.models.presets import create_scheduler, create_student_scheduler
@@ -182,8 +187,11 @@ def test_a_student_can_be_a_teacher(settings, tmp_path):
     calls = count_calls(second.unet)
     second(["dog"])
     assert calls == [1]
-    with pytest.raises(UserError, match="distilled"):
+    with pytest.raises(UserError, match=r"--teacher_num_inference_steps 4: .* makes 2 steps only"):
         Teacher(replace(config, teacher_num_inference_steps=4), CPU)
+    changes = {"num_inference_steps": 4, "teacher_num_inference_steps": None}
+    with pytest.raises(UserError, match="--num_inference_steps 4 must divide the 2 steps"):
+        Teacher(replace(config, **changes), CPU)
 
 
 def test_an_unconditional_student_in_half_precision(unconditional, settings, tmp_path):
@@ -198,10 +206,17 @@ def test_an_unconditional_student_in_half_precision(unconditional, settings, tmp
 
 def test_a_guide_is_learned_too(guided, settings, tmp_path):
     guided.save_pretrained(tmp_path / "teacher")
-    config = replace(settings, guidance_scale=3.0)
+    config = replace(settings, guidance_scale=3.0, checkpointing_steps=4)
     folder = distill_denoiser(config).model_dir
     assert LatentDiffusionPipeline.from_pretrained(folder).guide_unet is None
     assert Teacher(config, CPU).evaluations == 8
+    settings = read_settings(tmp_path / "student" / "config.yaml")
+    assert (settings["guidance_scale"], settings["guidance_interval"]) == (3.0, None)
+    with torch.no_grad():
+        guided.guide_unet.conv_out.bias += 1
+    guided.save_pretrained(tmp_path / "teacher")
+    with pytest.raises(UserError, match="frozen guide is not the one"):
+        distill_denoiser(replace(config, resume_from_checkpoint="latest"))
 
 
 def test_a_resumed_distillation_ends_bit_for_bit(settings, tmp_path):
@@ -230,6 +245,10 @@ def test_what_cannot_be_distilled_is_one_line(teacher, settings, tmp_path):
     teacher.scheduler = FlowMatchHeunDiscreteScheduler()
     teacher.save_pretrained(tmp_path / "teacher")
     with pytest.raises(UserError, match="FlowMatchHeunDiscreteScheduler, whose 4 steps do not"):
+        distill_denoiser(settings)
+    teacher.scheduler = FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)
+    teacher.save_pretrained(tmp_path / "teacher")
+    with pytest.raises(UserError, match="stochastic FlowMatchEulerDiscreteScheduler"):
         distill_denoiser(settings)
     with pytest.raises(UserError, match="--train_batch_size 9 must be a multiple of --num"):
         replace(settings, train_batch_size=9)

@@ -60,6 +60,8 @@ def test_two_processes_give_the_curves_of_one(tmp_path):
         ("vae", "adversarial_weight", 8, 1e-4),
         ("unet", "train_loss", 4, 1e-5),
         ("unet", "validation_loss", 4, 1e-4),
+        ("student", "train_loss", 3, 1e-4),
+        ("student", "distance_to_teacher", 3, 1e-4),
     ):
         one, two = (logged(tmp_path / name / part, figure) for name in ("one", "two"))
         assert len(one) == len(two) == steps

@@ -22,7 +22,10 @@ from hf_latent.training.averages.snapshots import FOLDER, list_snapshots
 from hf_latent.training.averages.synthesis import plan_synthesis, sum_snapshots
 
 # Figures in training.json of the weights in RUN/model, which this average does not have.
-FIGURES_OF_THE_WEIGHTS = {"held_out_loss", "held_out_images", "ema_decay"}
+FIGURES_OF_THE_WEIGHTS = {
+    *("held_out_loss", "held_out_images", "ema_decay"),
+    *("distance_to_teacher", "held_out_trajectories"),
+}
 # Figures of the whole training, which are wrong if this average ends earlier.
 FIGURES_OF_ALL_STEPS = {"train_loss", "images_seen", "seconds"}
 
