@@ -365,6 +365,38 @@ def test_of_the_channels_of_photographs():
     assert f"(real images {report['real_fd']:.0f};" in prose(page)
 
 
+def test_of_equivariance():
+    names = {"fashion-mnist": "Fashion-MNIST", "photos-64": "photographs"}
+    reports = [load(REPORTS / "variants" / f"equivariance-{name}.json") for name in names]
+    page, prose_of_page = read("guides/losses.md"), prose("guides/losses.md")
+    for report, images in zip(reports, names.values(), strict=True):
+        for variant in report["variants"]:
+            cells = (
+                images,
+                f"{variant['equivariance_weight']:g}",
+                f"{variant['autoencoder_steps']:,}",
+                f"{variant['reconstruction_psnr_db']:.1f} dB",
+                f"{variant['denoiser_held_out_loss']:.2f}",
+                f"{variant['floor_fd']:.0f}",
+                f"{variant['generated_fd']:,.0f}",
+            )
+            assert f"| {' | '.join(cells)} |" in page
+        without, *others = report["variants"]
+        assert all(x["generated_fd"] > without["generated_fd"] for x in others)
+        assert f"{without['autoencoder_steps'] / others[0]['autoencoder_steps']:.1f}" == "1.4"
+        losses = [x["denoiser_held_out_loss"] for x in report["variants"]]
+        assert losses == sorted(losses, reverse=True)
+    minutes = [[report[f"{x}_minutes"] for x in ("autoencoder", "denoiser")] for report in reports]
+    assert minutes == [[5, 10], [12, 12]]
+    assert "of 5 minutes and denoisers of 10 on Fashion-MNIST" in prose_of_page
+    assert "a step of the autoencoder took 1.4 times as long" in prose_of_page
+    assert "of 12 and 12 on 10,000 photographs" in prose_of_page
+    real = " and ".join(f"{report['real_fd']:.0f}" for report in reports)
+    assert f"of {reports[0]['num_images']:,} images without guidance (real images {real};" in (
+        prose_of_page
+    )
+
+
 def test_of_the_batch():
     report, page = load(REPORTS / "variants" / "batch.json"), "guides/performance.md"
     for variant in report["variants"]:
