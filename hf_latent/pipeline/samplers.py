@@ -343,8 +343,10 @@ def set_inference_steps(
         device: of the timesteps.
 
     Raises:
-        ValueError: for a number with wrong noise levels, see `check_steps`.
+        ValueError: for fewer than 1, or a number with wrong noise levels, see `check_steps`.
     """
+    if num_inference_steps < 1:
+        raise ValueError(f"num_inference_steps must be at least 1, not {num_inference_steps}")
     if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
         sigmas = 1 - torch.arange(num_inference_steps, dtype=torch.float64) / num_inference_steps
         scheduler.set_timesteps(sigmas=sigmas.tolist(), device=device)

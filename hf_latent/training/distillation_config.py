@@ -6,6 +6,7 @@ from typing import Literal
 
 from jsonargparse.typing import NonNegativeFloat, PositiveInt
 
+from hf_latent.command import Seed
 from hf_latent.errors import UserError
 from hf_latent.evaluation.config import parse_interval
 from hf_latent.training.denoiser_config import DenoiserTrainingConfig
@@ -41,6 +42,7 @@ class DistillationConfig(DenoiserTrainingConfig):
             the first from 64 on.
         max_validation_samples: Number of noises that are held out. From each the teacher makes a
             trajectory before the first step.
+        seed: Seed of all random draws, also of the held-out noises.
         compile: Compile the student with torch.compile.
         mixed_precision: no, fp16 or bf16 over fp32 weights, of the student; the teacher is always
             in float32. By default as accelerate is configured; started without it, bf16 on a GPU
@@ -55,6 +57,7 @@ class DistillationConfig(DenoiserTrainingConfig):
     learning_rate: PresetRate = FROM_PRESET
     train_batch_size: PresetSize = FROM_PRESET
     max_validation_samples: PositiveInt = 512
+    seed: Seed = 0
     compile: bool = False
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
 

@@ -48,7 +48,8 @@ SHORT = {
     "--num_images 10 --num_inference_steps 1",
     "encode_latents.py": "",
     "synthesize_ema.py": "",
-    "distill": "--max_train_steps 1 --train_batch_size 4 --max_validation_samples 2",
+    "distill": "--num_inference_steps 2 --max_train_steps 1 --train_batch_size 4 "
+    "--max_validation_samples 2",
     "report": "",
     "export": "",
     "push": "",

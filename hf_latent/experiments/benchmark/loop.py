@@ -139,7 +139,7 @@ def measure_training(
             },
             config.rounds,
         )
-        parts = time_parts(lambda: training.train(settings, splits), training.train.__name__)
+        parts = time_parts(lambda: training.train(settings, splits))
     loop = bare_loop(name, settings, splits, device)
     loop.step()
     with Costs() as costs:

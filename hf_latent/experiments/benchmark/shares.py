@@ -1,6 +1,7 @@
 """Shares of a training step's time."""
 
 import cProfile
+from collections import defaultdict
 from collections.abc import Callable
 from types import CodeType
 from typing import Any
@@ -29,7 +30,11 @@ PARTS: dict[str, set[str]] = {
 }
 
 
-def time_parts(train: Callable[[], TrainingSummary], loop: str) -> dict[str, float]:
+# The functions that call the parts in each step.
+LOOPS = {"train_autoencoder", "train_on_task", "LatentTask.draw"}
+
+
+def time_parts(train: Callable[[], TrainingSummary]) -> dict[str, float]:
     """Return the share of each part in the time of a training's steps, and of the rest as `other`.
 
     It is the time of the host, which a GPU makes wait in whatever reads from it. Python's profiler
@@ -37,14 +42,16 @@ def time_parts(train: Callable[[], TrainingSummary], loop: str) -> dict[str, flo
 
     Args:
         train: runs the training.
-        loop: the name of the function whose loop calls the parts.
     """
     profiler = cProfile.Profile()
     summary = profiler.runcall(train)
-    (called,) = (x.calls for x in profiler.getstats() if _name(x.code) == loop)
-    seconds = {_name(x.code): x.totaltime for x in called}
+    seconds: dict[str, float] = defaultdict(float)
+    for caller in profiler.getstats():
+        if _name(caller.code) in LOOPS:
+            for called in caller.calls or ():
+                seconds[_name(called.code)] += called.totaltime
     shares = {
-        part: sum(seconds.get(name, 0.0) for name in names) / summary.seconds
+        part: sum(seconds[name] for name in names) / summary.seconds
         for part, names in PARTS.items()
     }
     return shares | {"other": 1 - sum(shares.values())}

@@ -109,7 +109,7 @@ class TrainingConfig(Settings, ABC):
             checked before the training. The token is that of `hf auth login` or HF_TOKEN.
         hub_model_id: The repository, user/name. By default the account's name and the run folder's.
         hub_private_repo: Make a new repository private. An existing public one is refused.
-        seed: Seed of all random draws.
+        seed: Seed of all random draws. It does not change which images are held out.
     """
 
     output_dir: str
