@@ -293,7 +293,7 @@ def create_scheduler(objective: Objective, zero_terminal_snr: bool = False) -> S
 def create_student_scheduler(scheduler: SchedulerMixin) -> DPMSolverMultistepScheduler:
     """Create the scheduler of a student that is distilled from a flow model.
 
-    The first-order step of DPM-Solver++ (Lu et al. 2022, equation 9) is Euler's on a flow. Its n
+    The first-order step of DPM-Solver++ (Lu et al. 2022) is Euler's on a flow. Its n
     steps begin at equal distances, from 0.999 down, also in stock diffusers;
     FlowMatchEulerDiscreteScheduler's last step there begins at 1/1000 and changes nothing.
 
