@@ -15,6 +15,7 @@ from datasets import DatasetDict
 from hf_latent.data.fashion_mnist import load_fashion_mnist_sample
 from hf_latent.data.images import sources
 from hf_latent.models.presets import AUTOENCODERS, DENOISERS
+from hf_latent.training import denoiser
 from hf_latent.training.page import curves
 from hf_latent.training.validation import denoiser as denoiser_validation
 
@@ -45,7 +46,7 @@ def shorten_trainings(patch: pytest.MonkeyPatch) -> None:
     """Hold few images out, and draw small pictures in two steps and one plot on a run's page."""
     patch.setitem(sources.BUILT_IN, "fashion_mnist", few_held_out)
     patch.setattr(denoiser_validation, "GRID_COLUMNS", 2)
-    patch.setattr(denoiser_validation, "GRID_INFERENCE_STEPS", 2)
+    patch.setattr(denoiser, "FLOW_INFERENCE_STEPS", 2)
     patch.setattr(curves, "PANELS", curves.PANELS[:1])
 
 

@@ -41,6 +41,7 @@ from hf_latent.hub.model_files import MODEL_FILES
 from hf_latent.lock import locks_output
 from hf_latent.models.load import Autoencoder, load_autoencoder
 from hf_latent.models.presets import (
+    FLOW_INFERENCE_STEPS,
     create_autoencoder,
     create_denoiser,
     create_scheduler,
@@ -79,7 +80,8 @@ SAMPLES_PER_CLASS, PAIRS = 8, 40
 BATCH_SIZE = 100
 VALIDATION_IMAGES = 512
 FINISH_SECONDS = 3.0  # to save the model, its card and the report
-GRID_IMAGE_STEPS = 80 * 20  # images times steps of the grid at the end of a denoiser's training
+# Images times steps of the grid at the end of a denoiser's training.
+GRID_IMAGE_STEPS = 80 * FLOW_INFERENCE_STEPS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +105,7 @@ class QuickstartConfig(Settings):
     train_vae: bool = False
     max_minutes: PositiveFloat = 6.0
     guidance_scale: NonNegativeFloat = 2.0
-    num_inference_steps: PositiveInt = 20
+    num_inference_steps: PositiveInt = FLOW_INFERENCE_STEPS
     evaluation_images: PositiveInt = 1000
     max_train_samples: PositiveInt | None = None
     seed: Seed = 0

@@ -20,7 +20,7 @@ from hf_latent.models.load import find_model, loading
 from hf_latent.output import check_output_dir, replaced_whole
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.pipeline.add_noise import is_flow
-from hf_latent.pipeline.denoise import choose_sampling
+from hf_latent.pipeline.denoise import DEFAULT_INFERENCE_STEPS, choose_sampling
 
 PAGE_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
@@ -157,7 +157,10 @@ def render_export_card(
         tags=["latent-diffusion", "hf-latent", "safetensors"],
     )
     config, kept = pipeline.scheduler.config, keeps_scheduler(pipeline)
+    euler = isinstance(pipeline.scheduler, FlowMatchEulerDiscreteScheduler)
     steps, _ = choose_sampling(pipeline, pipeline.num_classes is not None)
+    if not (kept or euler):
+        steps = max(steps, DEFAULT_INFERENCE_STEPS)  # Euler needs more than the model's own sampler
     return render_card(
         "export_card.md",
         data,
@@ -170,7 +173,7 @@ def render_export_card(
         distilled=pipeline.config.get("distilled"),
         flow=is_flow(pipeline.scheduler),
         converted=not kept,
-        euler=isinstance(pipeline.scheduler, FlowMatchEulerDiscreteScheduler),
+        euler=euler,
         cut=kept or config.get("shift", config.get("flow_shift")) != 1,
         num_train_timesteps=config.num_train_timesteps,
         diffusers_version=diffusers.__version__,

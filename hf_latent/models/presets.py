@@ -9,8 +9,8 @@ from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     DPMSolverMultistepScheduler,
-    FlowMatchEulerDiscreteScheduler,
     UNet2DModel,
+    UniPCMultistepScheduler,
 )
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
@@ -29,6 +29,8 @@ from hf_latent.pipeline.encode import check_images
 IMAGE_SIZE = "_image_size"  # private, so diffusers ignores and keeps it
 Preset = Literal["tiny", "small", "base", "ldm-f4", "ldm-f8", "base-fast"]
 Objective = Literal["flow", "epsilon", "v_prediction", "sample"]
+# Steps that a new model of flow makes by default; docs/guides/sampling.md compares.
+FLOW_INFERENCE_STEPS = 8
 
 # ldm-f4, ldm-f8: the KL autoencoders of Rombach et al. 2022, table 8 (kl-f4 with c=3, kl-f8 with
 # c=4): 128 channels, multipliers 1-2-4 and 1-2-4-4, two residual blocks a level.
@@ -265,8 +267,8 @@ def create_scheduler(objective: Objective, zero_terminal_snr: bool = False) -> S
             (Lin et al. 2024, algorithm 1).
 
     Returns:
-        A FlowMatchEulerDiscreteScheduler or a DDIMScheduler. It does not clip samples, because
-        latents are not bounded; its last step ends with the clean latents.
+        A UniPCMultistepScheduler for flow (Zhao et al. 2023), else a DDIMScheduler. It does not
+        clip samples, because latents are not bounded; its last step ends with the clean latents.
 
     Raises:
         ValueError: for zero_terminal_snr with flow or epsilon.
@@ -277,7 +279,7 @@ def create_scheduler(objective: Objective, zero_terminal_snr: bool = False) -> S
         # The input would be the noise itself, and the first sampling step would divide by 0.
         raise ValueError("zero_terminal_snr is not for epsilon: use v_prediction or sample")
     if objective == "flow":
-        return FlowMatchEulerDiscreteScheduler()
+        return UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
     return DDIMScheduler(
         beta_schedule="scaled_linear",
         beta_start=0.0015,

@@ -1,6 +1,8 @@
 """Step 2 of 4: latents to noisy latents, with the target that the denoiser should predict."""
 
+import inspect
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from diffusers import SchedulerMixin
@@ -32,10 +34,16 @@ class NoisedLatents:
 
 def is_flow(scheduler: SchedulerMixin) -> bool:
     """Return whether a scheduler is for the flow objective."""
-    return (
-        type(scheduler).__name__.startswith("FlowMatch")
-        or scheduler.config.get("prediction_type") == "flow_prediction"
-    )
+    if type(scheduler).__name__.startswith("FlowMatch"):
+        return True
+    is_predicted = scheduler.config.get("prediction_type") == "flow_prediction"
+    return is_predicted and _takes_flow_sigmas(type(scheduler))
+
+
+@cache
+def _takes_flow_sigmas(scheduler_class: type[SchedulerMixin]) -> bool:
+    # A configuration may have entries of another class, from which `from_config` made it.
+    return "use_flow_sigmas" in inspect.signature(scheduler_class.__init__).parameters
 
 
 def mix_noise(

@@ -20,7 +20,11 @@ from hf_latent.data.latents.cache import LatentBatch
 from hf_latent.lock import locks_output
 from hf_latent.models.frozen import FrozenWeights, freeze, hash_weights
 from hf_latent.models.load import load_autoencoder
-from hf_latent.models.presets import create_scheduler, measure_compression
+from hf_latent.models.presets import (
+    FLOW_INFERENCE_STEPS,
+    create_scheduler,
+    measure_compression,
+)
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.pipeline.add_noise import NoisedLatents, add_noise
 from hf_latent.pipeline.conditions import Conditions, drop_conditions, null_conditions
@@ -129,7 +133,9 @@ class LatentTask(DenoiserTask):
             create_scheduler(config.objective, config.zero_terminal_snr) for _ in range(2)
         )
         self.pipeline = LatentDiffusionPipeline(
-            self.vae, self.unet, sampler, id2label, guidance=config.guidance
+            *(self.vae, self.unet, sampler, id2label),
+            guidance=config.guidance,
+            num_inference_steps=FLOW_INFERENCE_STEPS if config.objective == "flow" else None,
         )
         self.pipeline.set_progress_bar_config(disable=True)
         self.compression = measure_compression(self.vae, source.image_shape)

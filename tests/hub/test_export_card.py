@@ -59,6 +59,7 @@ def test_the_card_of_a_shifted_flow_promises_no_equal_steps(pipeline):
 
 
 def test_the_card_of_another_sampler_names_euler(pipeline):
+    pipeline.use_sampler("euler")
     assert "the sampler `euler`" not in render_export_card(pipeline, 0)
     pipeline.use_sampler("unipc")
     card = render_export_card(pipeline, 0)
@@ -79,9 +80,11 @@ def test_the_card_of_a_distilled_model_says_its_steps(distilled):
         assert words not in card, words
 
 
-def test_the_steps_of_the_example_are_the_models_own(pipeline):
+def test_the_steps_of_the_example_are_the_models_own_or_enough_for_euler(pipeline):
     assert "num_inference_steps=20)" in render_export_card(pipeline)
     pipeline.register_to_config(num_inference_steps=10)
+    assert "num_inference_steps=20)" in render_export_card(pipeline)
+    pipeline.use_sampler("euler")
     assert "num_inference_steps=10)" in render_export_card(pipeline)
     assert "distilled" not in render_export_card(pipeline)
 

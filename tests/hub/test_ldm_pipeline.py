@@ -17,7 +17,6 @@ from diffusers import (
 from hf_latent.errors import UserError
 from hf_latent.hub.ldm_pipeline import OTHER_FLOWS, convert_flow_scheduler, to_ldm_pipeline
 from hf_latent.models.fold import LatentStatistics, fold_latent_scale
-from hf_latent.models.presets import create_scheduler
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.pipeline.samplers import create_sampler, set_inference_steps
 from tests.conftest import make_autoencoder, make_denoiser
@@ -25,6 +24,13 @@ from tests.conftest import make_autoencoder, make_denoiser
 TOLERANCE = 1e-4  # in [0, 1]
 CUT_TOLERANCE = 0.01  # of these models, if timesteps are truncated to whole numbers
 WHOLE = [n for n in range(1, 1001) if 1000 % n == 0]
+
+
+@pytest.fixture(autouse=True)
+def euler(pipeline, unconditional) -> None:
+    """Sample flows with Euler's method, which is what an export does."""
+    for model in (pipeline, unconditional):
+        model.use_sampler("euler")
 
 
 def draw(
@@ -98,7 +104,7 @@ def test_the_converted_scheduler_takes_the_steps_of_the_flow(shift, num_train_ti
 @pytest.mark.parametrize("steps", WHOLE)
 def test_whole_timesteps_are_not_cut(steps):
     """Floating point turns 950 into 949.9999999, which would be truncated to 949."""
-    own = create_scheduler("flow")
+    own = FlowMatchEulerDiscreteScheduler()
     converted, _ = convert_flow_scheduler(own)
     set_inference_steps(own, steps, "cpu")
     converted.set_timesteps(steps)
@@ -187,7 +193,7 @@ def test_the_model_is_not_changed(request, fixture):
 def test_oblong_images_are_refused(vae):
     denoiser = make_denoiser(vae, None)
     denoiser.register_to_config(sample_size=[4, 8])
-    pipeline = LatentDiffusionPipeline(vae, denoiser, create_scheduler("flow"))
+    pipeline = LatentDiffusionPipeline(vae, denoiser, FlowMatchEulerDiscreteScheduler())
     with pytest.raises(UserError, match=r"sample_size is \[4, 8\], and LDMPipeline draws squares"):
         to_ldm_pipeline(pipeline)
 
@@ -206,7 +212,7 @@ def make_skip_denoiser() -> UNet2DModel:
 
 
 def test_a_flow_whose_output_cannot_be_scaled_is_refused(vae):
-    pipeline = LatentDiffusionPipeline(vae, make_skip_denoiser(), create_scheduler("flow"))
+    pipeline = LatentDiffusionPipeline(vae, make_skip_denoiser(), FlowMatchEulerDiscreteScheduler())
     with pytest.raises(UserError, match="the denoiser has a SkipUpBlock2D"):
         to_ldm_pipeline(pipeline)
 
@@ -234,7 +240,7 @@ def test_a_foreign_autoencoders_scale_is_folded(scale, quant_convs):
         config = {**vae.config, "use_quant_conv": False, "use_post_quant_conv": False}
         torch.manual_seed(0)
         vae = AutoencoderKL.from_config(config).eval()
-    pipeline = LatentDiffusionPipeline(vae, make_denoiser(vae), create_scheduler("flow"))
+    pipeline = LatentDiffusionPipeline(vae, make_denoiser(vae), FlowMatchEulerDiscreteScheduler())
     neutral = draw(pipeline, 1)
     vae.register_to_config(**FOREIGN_SCALES[scale])
     assert abs(draw(pipeline, 1) - neutral).max() > 100 * TOLERANCE
@@ -260,7 +266,7 @@ def make_tiny_autoencoder() -> AutoencoderTiny:
 def test_an_autoencoder_tiny_is_exported(tmp_path):
     vae = make_tiny_autoencoder()
     denoiser = make_denoiser(make_autoencoder(3))
-    pipeline = LatentDiffusionPipeline(vae, denoiser, create_scheduler("flow"))
+    pipeline = LatentDiffusionPipeline(vae, denoiser, FlowMatchEulerDiscreteScheduler())
     assert_equal(pipeline, 1)
     to_ldm_pipeline(pipeline, 1).save_pretrained(tmp_path)
     loaded = LDMPipeline.from_pretrained(tmp_path)
@@ -271,7 +277,7 @@ def test_an_autoencoder_tiny_with_a_shift_is_refused():
     vae = make_tiny_autoencoder()
     vae.register_to_config(shift_factor=0.1)
     denoiser = make_denoiser(make_autoencoder(3))
-    pipeline = LatentDiffusionPipeline(vae, denoiser, create_scheduler("flow"))
+    pipeline = LatentDiffusionPipeline(vae, denoiser, FlowMatchEulerDiscreteScheduler())
     with pytest.raises(
         UserError, match="the autoencoder is an AutoencoderTiny with a shift_factor"
     ):

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from diffusers import AutoencoderTiny, DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderTiny, DDIMScheduler, UniPCMultistepScheduler
 
 from hf_latent.errors import UserError
 from hf_latent.models.presets import (
@@ -105,7 +105,7 @@ def test_a_size_that_does_not_fit_is_refused_with_both_multiples():
 
 
 def test_each_scheduler_has_its_objective():
-    assert isinstance(create_scheduler("flow"), FlowMatchEulerDiscreteScheduler)
+    assert isinstance(create_scheduler("flow"), UniPCMultistepScheduler)
     for objective in ("epsilon", "v_prediction", "sample"):
         scheduler = create_scheduler(objective)
         assert isinstance(scheduler, DDIMScheduler)

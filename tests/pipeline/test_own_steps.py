@@ -108,6 +108,7 @@ def test_another_denoiser_has_its_own_settings(pipeline, distilled, tmp_path):
 
 
 def test_a_distilled_model_makes_eulers_steps_without_guidance(pipeline, distilled):
+    pipeline.use_sampler("euler")
     expected = draw_latents(pipeline, [0, 1], steps=4, guidance_scale=1)
     calls = count_calls(distilled.unet)
     found = draw_latents(distilled, [0, 1], steps=None)

@@ -142,7 +142,7 @@ def test_the_shift_of_flow_is_kept():
         (
             "flow",
             DDIMScheduler.from_config(create_scheduler("flow").config),
-            "objective epsilon",
+            "objective flow_prediction",
         ),
         (
             "flow",
@@ -261,7 +261,7 @@ def test_a_model_keeps_its_objective_in_every_new_pipeline(pipeline, tmp_path, w
 def test_from_pipe_keeps_the_noise_levels_that_the_denoiser_was_trained_on(pipeline):
     pipeline.use_sampler("heun")
     assert type(LatentDiffusionPipeline.from_pipe(pipeline).trained_scheduler) is (
-        FlowMatchEulerDiscreteScheduler
+        UniPCMultistepScheduler
     )
     pipeline.scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=500)
     again = LatentDiffusionPipeline.from_pipe(pipeline)

@@ -3,7 +3,7 @@ import math
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMScheduler, UniPCMultistepScheduler
 from safetensors.torch import load_file
 
 from hf_latent.data.latents.cache import LatentBatch
@@ -41,7 +41,8 @@ def test_a_run_leaves_a_pipeline_that_generates(plain):
     assert (run / "samples" / "step-000002.png").is_file()
     assert all(math.isfinite(loss) for loss in summary.validation_losses.values())
     pipeline = LatentDiffusionPipeline.from_pretrained(summary.model_dir)
-    assert isinstance(pipeline.scheduler, FlowMatchEulerDiscreteScheduler)
+    assert isinstance(pipeline.scheduler, UniPCMultistepScheduler)
+    assert pipeline.config.num_inference_steps == denoiser.FLOW_INFERENCE_STEPS
     assert pipeline.num_classes == 10
     assert pipeline.id2label[9] == "Ankle boot"
     images = pipeline(class_labels=["Bag", 0], num_inference_steps=2).images

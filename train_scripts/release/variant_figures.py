@@ -31,7 +31,7 @@ from hf_latent.training.denoiser import train_denoiser
 from hf_latent.training.denoiser_config import DenoiserConfig
 
 REPORTS = Path(__file__).parents[2] / "docs" / "reports" / "variants"
-NUM_IMAGES, NUM_SEEDS, NUM_INFERENCE_STEPS = 2000, 2, 20
+NUM_IMAGES, NUM_SEEDS, SAMPLER, NUM_INFERENCE_STEPS = 2000, 2, "euler", 20
 ONLY_LAST = {"validation_steps": 10**9, "checkpointing_steps": None, "overwrite_output_dir": True}
 
 
@@ -173,7 +173,7 @@ def run_variant(
             output_dir=str(folder / "denoiser"),
         )
         trained |= train_once("denoiser", train_denoiser, denoiser, splits, time.process_time)
-        pipeline = load_pipeline(str(folder / "denoiser" / "model"))
+        pipeline = load_pipeline(str(folder / "denoiser" / "model"), SAMPLER)
         generated = measure_generated(pipeline, real, images.seed, NUM_SEEDS, NUM_INFERENCE_STEPS)
     frozen, bar = load_autoencoder(vae), tqdm(disable=True)
     others = real.images.subset(real.images.other)
@@ -203,6 +203,7 @@ def run_experiment(experiment: Experiment, data: str, runs: Path) -> dict[str, A
         "autoencoder_minutes": experiment.autoencoder_minutes,
         "denoiser_minutes": experiment.denoiser_minutes,
         "num_images": NUM_IMAGES,
+        "sampler": SAMPLER,
         "num_inference_steps": NUM_INFERENCE_STEPS,
         "real_fd": real_fd,
         "preprocessing": extractor.preprocessing,

@@ -8,7 +8,7 @@ from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from hf_latent.data.images.config import ImagesConfig, select_image_settings
 from hf_latent.errors import UserError
-from hf_latent.models.presets import AUTOENCODERS, Preset
+from hf_latent.models.presets import AUTOENCODERS, FLOW_INFERENCE_STEPS, Preset
 
 NOT_IN_PLAN = {"output_dir", "overwrite_output_dir"}  # a sweep can be moved
 
@@ -64,7 +64,7 @@ class SweepConfig(ImagesConfig):
     max_minutes: PositiveFloat = 25.0
     num_images: PositiveInt = 500
     num_seeds: PositiveInt = 2
-    num_inference_steps: PositiveInt = 20
+    num_inference_steps: PositiveInt = FLOW_INFERENCE_STEPS
     preset: Preset = "tiny"
     block_out_channels: list[PositiveInt] | None = None
     denoiser_preset: Preset = "tiny"

@@ -15,7 +15,6 @@ from hf_latent.training.run.batches import seeded_generator
 from hf_latent.training.run.pictures import GRID_COLUMNS, MAX_GRID_ROWS, save_grid
 
 NOISE_LEVEL_PARTS = 5
-GRID_INFERENCE_STEPS = 20
 
 
 def evenly_spaced_timesteps(scheduler: SchedulerMixin, count: int) -> torch.Tensor:
@@ -82,11 +81,9 @@ def save_samples(pipeline: LatentDiffusionPipeline, path: Path, seed: int) -> No
     """
     rows = min(pipeline.num_classes or 2, MAX_GRID_ROWS)
     labels = [row for row in range(rows) for _ in range(GRID_COLUMNS)]
-    distilled = pipeline.config.get("distilled")
     (images,) = pipeline(
         class_labels=None if pipeline.num_classes is None else labels,
         num_images=len(labels),
-        num_inference_steps=None if distilled else GRID_INFERENCE_STEPS,
         generator=seeded_generator(seed, "samples"),
         output_type="pt",
         return_dict=False,

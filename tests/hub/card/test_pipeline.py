@@ -178,7 +178,7 @@ def test_what_it_is(card, pipeline):
     assert "| latent | 4 x 4 x 4: 64 values, 4 times fewer |" in facts
     assert "| autoencoder (`vae`) | AutoencoderKL, fashion-mnist-f4, 19,093 parameters" in facts
     assert f"| denoiser (`unet`) | UNet2DModel, {unet:,} parameters, " in facts
-    assert "FlowMatchEulerDiscreteScheduler, objective flow |" in facts
+    assert "UniPCMultistepScheduler, objective flow |" in facts
 
 
 def test_the_denoiser_fixes_the_size_whatever_a_report_says(folder, pipeline):
@@ -424,7 +424,7 @@ def test_the_models_own_number_of_steps_is_on_its_card(folder, pipeline):
     pipeline.save_pretrained(folder)
     card = render_model_card(folder, "ada/clothes", "mit")
     assert card.count('image = pipe(class_labels=["cat"], num_inference_steps=12).images[0]') == 2
-    assert "| FlowMatchEulerDiscreteScheduler, 12 steps, objective flow |" in card
+    assert "| UniPCMultistepScheduler, 12 steps, objective flow |" in card
     assert "distilled" not in card
 
 

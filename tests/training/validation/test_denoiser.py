@@ -10,7 +10,6 @@ from hf_latent.pipeline.encode import LatentPosteriors
 from hf_latent.training.denoiser import train_denoiser
 from hf_latent.training.losses import denoising_loss
 from hf_latent.training.run.batches import seeded_generator
-from hf_latent.training.validation import denoiser
 from hf_latent.training.validation.denoiser import (
     evenly_spaced_timesteps,
     measure_held_out_loss,
@@ -30,8 +29,9 @@ def part_name(start: int, end: int) -> str:
     return f"validation_loss_timesteps_{start}_to_{end}"
 
 
-def test_samples_are_drawn_in_a_distilled_models_own_steps(distilled, unconditional, tmp_path):
-    for pipeline, made in ((distilled, 4), (unconditional, denoiser.GRID_INFERENCE_STEPS)):
+def test_samples_are_drawn_in_the_models_own_steps(distilled, unconditional, tmp_path):
+    unconditional.register_to_config(num_inference_steps=3)
+    for pipeline, made in ((distilled, 4), (unconditional, 3)):
         calls = count_calls(pipeline.unet)
         save_samples(pipeline, tmp_path / "samples.png", 0)
         assert len(calls) == made
