@@ -18,6 +18,7 @@ from hf_latent.errors import UserError
 from hf_latent.evaluation.machine import machine_figures, shown_name
 from hf_latent.hub.card.pictures import copy_picture
 from hf_latent.hub.card.render import write_model_card
+from hf_latent.hub.card.results import GENERATED
 from hf_latent.hub.card.text import one_line
 from hf_latent.hub.model_files import MODEL_FILES
 from hf_latent.models.frozen import hash_weights
@@ -49,6 +50,11 @@ OF_IMAGES = {
     *("resize_mode", "horizontal_flip", "image_shape", "latent_shape", "compression_ratio"),
 }
 OF_TRAINING = ("steps", "images_seen", "seconds")
+# Figures of an evaluation that the card of a student shows beside the student's own.
+OF_METRICS = (
+    *("comparable_if_equal", "denoiser_evaluations_per_image"),
+    *("fd_subset_values", "fd_subset_std", *(metric.key for metric in GENERATED)),
+)
 
 
 def portable_settings(config: TrainingConfig) -> dict[str, Any]:
@@ -165,19 +171,22 @@ def student_figures(
 
     Args:
         model: the setting of that name, which names the teacher.
-        teacher: its weights are hashed. A report about other weights is ignored.
+        teacher: its weights are hashed. Reports about other weights are ignored.
         student: its weights are hashed.
     """
     weights = {f"{x}_weights_sha256": hash_weights(getattr(teacher, x)) for x in ("vae", "unet")}
-    report: dict[str, Any] = {}
-    with suppress(UserError):
-        report = read_json(Path(find_model(model), "training.json"))
-    if any(report.get(name) != sha256 for name, sha256 in weights.items()):
-        report = {}
-    trained = {f"teacher_training_{x}": report[x] for x in OF_TRAINING if x in report}
+    reports: dict[str, dict[str, Any]] = {"training": {}, "metrics": {}}
+    for name in reports:
+        with suppress(UserError):
+            report = read_json(Path(find_model(model), f"{name}.json"))
+            if weights.items() <= report.items():
+                reports[name] = report
+    training, metrics = reports.values()
     return {
-        **{k: x for k, x in report.items() if k in OF_IMAGES or k.startswith("autoencoder")},
-        **(trained | {f"teacher_{name}": sha256 for name, sha256 in weights.items()}),
+        **{k: x for k, x in training.items() if k in OF_IMAGES or k.startswith("autoencoder")},
+        **{f"teacher_training_{x}": training[x] for x in OF_TRAINING if x in training},
+        **{f"teacher_metrics_{x}": metrics[x] for x in OF_METRICS if x in metrics},
+        **{f"teacher_{name}": sha256 for name, sha256 in weights.items()},
         "teacher": None if is_own(model) else model,
         "vae_weights_sha256": weights["vae_weights_sha256"],
         "unet_weights_sha256": hash_weights(student.unet),

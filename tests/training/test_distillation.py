@@ -14,8 +14,10 @@ from safetensors.torch import load_file
 
 from hf_latent.command import read_settings
 from hf_latent.errors import UserError
+from hf_latent.hub.card.render import render_model_card
 from hf_latent.models.frozen import hash_weights
 from hf_latent.models.presets import create_scheduler, create_student_scheduler
+from hf_latent.output import write_json
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.pipeline.samplers import set_inference_steps
 from hf_latent.training.distillation import DistillationTask, distill_denoiser, mean_velocities
@@ -176,6 +178,48 @@ def test_a_saved_student_makes_its_steps_without_guidance(teacher, settings):
     )
     assert "4 steps of 8 intervals (32 intervals seen)" in card
     assert f"from 12 held-out noises | {report['distance_to_teacher']:.4f} |" in card
+
+
+METRICS = {
+    "comparable_if_equal": "abc",
+    "num_images": 2000,
+    "feature_extractor": "efficientnet-lite0",
+    "denoiser_evaluations_per_image": 8,
+    "fd": 4.0,
+    "fd_subset_images": 500,
+    "fd_subset_values": [5.0, 6.0],
+    "fd_subset_std": 0.5,
+    "floor_fd": 1.0,
+    "real_fd": 0.2,
+    "label_agreement": 0.9,
+}
+
+
+def test_the_card_of_a_student_has_its_teachers_figures(teacher, settings, tmp_path):
+    weights = {f"{x}_weights_sha256": hash_weights(getattr(teacher, x)) for x in ("vae", "unet")}
+    write_json(tmp_path / "teacher" / "metrics.json", METRICS | weights)
+    folder = distill_denoiser(settings).model_dir
+    own = METRICS | json.loads((folder / "training.json").read_text())
+    own |= {"denoiser_evaluations_per_image": 2, "fd": 4.5, "fd_subset_values": [6.0, 7.0]}
+    write_json(folder / "metrics.json", own)
+    card = render_model_card(folder, "ada/student", "mit")
+    for line in (
+        "| 2,000 images | generated | by its teacher | with a perfect denoiser | real |",
+        "|---|---|---|---|---|",
+        "| evaluations of the denoiser for an image | 2 | 8 |  |  |",
+        "| FD | 4.50 | 4.00 | 1.00 | 0.20 |",
+        "| FD of 2 parts of 500, ± deviation | 6.50 ± 0.50 | 5.50 ± 0.50 |  |  |",
+        "| label agreement | 0.900 | 0.900 |  |  |",
+    ):
+        assert line in card, line
+    write_json(folder / "metrics.json", own | {"comparable_if_equal": "other"})
+    assert "by its teacher" not in render_model_card(folder, "ada/student", "mit")
+
+
+def test_figures_of_other_weights_are_not_the_teachers(settings, tmp_path):
+    write_json(tmp_path / "teacher" / "metrics.json", METRICS | {"unet_weights_sha256": "0"})
+    report = json.loads((distill_denoiser(settings).model_dir / "training.json").read_text())
+    assert not [name for name in report if name.startswith("teacher_metrics_")]
 
 
 def test_a_student_can_be_a_teacher(settings, tmp_path):

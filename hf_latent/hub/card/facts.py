@@ -105,6 +105,12 @@ class ModelFacts:
         return without_prefix(self.training, "autoencoder_")
 
     @property
+    def teacher(self) -> dict[str, Any]:
+        """The figures of the teacher's images, if they are comparable with the model's own."""
+        teacher, key = without_prefix(self.training, "teacher_metrics_"), "comparable_if_equal"
+        return teacher if key in teacher and teacher[key] == self.metrics.get(key) else {}
+
+    @property
     def prefix(self) -> str:
         """The prefix of the keys of reconstruction figures."""
         if self.kind == "pipeline":

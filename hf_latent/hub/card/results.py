@@ -114,6 +114,7 @@ class Figure:
         text: value and unit in a table.
         real: value of real images in a table; empty if it was not measured.
         floor: value with a perfect denoiser in a table; empty if it was not measured.
+        teacher: value of the teacher in a table; empty if there is none, or it was not measured.
     """
 
     value: float
@@ -123,6 +124,7 @@ class Figure:
     text: str
     real: str = ""
     floor: str = ""
+    teacher: str = ""
 
 
 Figures = dict[str, Figure]
@@ -139,7 +141,8 @@ def model_figures(facts: ModelFacts) -> dict[str, Figures]:
     measured, held_out = facts.measured, facts.held_out
     if facts.kind == "pipeline":
         kept = reconstruction_figures(measured, "reconstruction_", held_out)
-        return {**_generation_figures(measured, facts.guide, held_out), "kept": kept}
+        generation = _generation_figures(measured, facts.teacher, facts.guide, held_out)
+        return generation | {"kept": kept}
     kept = reconstruction_figures(measured, facts.prefix, held_out)
     if facts.prefix == "test_":  # the KL of a released autoencoder has no prefix
         kept |= _read(KEPT[-1:], measured, images="")
@@ -147,7 +150,7 @@ def model_figures(facts: ModelFacts) -> dict[str, Figures]:
 
 
 def _generation_figures(
-    metrics: dict[str, Any], guide: str | None, held_out: str
+    metrics: dict[str, Any], teacher: dict[str, Any], guide: str | None, held_out: str
 ) -> dict[str, Figures]:
     """Return `generated` and `copied` of `model_figures`."""
 
@@ -158,9 +161,9 @@ def _generation_figures(
     guidance, between = "autoguidance" if guide else "guidance", interval_text(metrics)
     network = metrics.get("feature_extractor")
     images, others, compared = map(shown, ("num_images", "held_out_images", "train_images"))
-    known = dict(metrics)
-    for prefix in ("", "floor_", "real_"):
-        known |= _subset_fd(metrics, prefix)
+    known = metrics | {f"teacher_{key}": value for key, value in teacher.items()}
+    for prefix in ("", "floor_", "real_", "teacher_"):
+        known |= _subset_fd(known, prefix)
     words = {
         "features": f", {network} features" if network else "",
         "sampling": (f", {guidance} {scale}{between}" if scale else "")
@@ -270,6 +273,7 @@ def _read(table: Iterable[Metric], report: dict[str, Any], **words: Any) -> Figu
             text=text + metric.unit.format(**words),
             real=number(report.get(metric.real or f"real_{metric.key}"), metric.form) or "",
             floor=number(report.get(f"floor_{metric.key}"), metric.form) or "",
+            teacher=number(report.get(f"teacher_{metric.key}"), metric.form) or "",
         )
     return found
 
