@@ -37,7 +37,7 @@ def is_flow(scheduler: SchedulerMixin) -> bool:
     if type(scheduler).__name__.startswith("FlowMatch"):
         return True
     is_predicted = scheduler.config.get("prediction_type") == "flow_prediction"
-    return is_predicted and _takes_flow_sigmas(type(scheduler))
+    return is_predicted and _takes_flow_sigmas(type(scheduler))  # type: ignore[arg-type]
 
 
 @cache

@@ -29,17 +29,17 @@ from hf_latent.training.autoencoder_config import AutoencoderConfig
 from hf_latent.training.dry_run.bare import bare_autoencoder
 from hf_latent.training.dry_run.estimate import end_dry_run
 from hf_latent.training.equivariance import choose_transform
-from hf_latent.training.latents.scale import estimate_seconds, measure_latent_scale
-from hf_latent.training.losses import autoencoder_losses
-from hf_latent.training.next_steps import after_autoencoder
-from hf_latent.training.page.page import conclude_validation, write_page
-from hf_latent.training.push import prepare_push, push_model
-from hf_latent.training.reports import (
+from hf_latent.training.finish.next_steps import after_autoencoder
+from hf_latent.training.finish.push import prepare_push, push_model
+from hf_latent.training.finish.reports import (
     image_figures,
     portable_settings,
     save_model,
     training_figures,
 )
+from hf_latent.training.latents.scale import estimate_seconds, measure_latent_scale
+from hf_latent.training.losses import autoencoder_losses
+from hf_latent.training.page.page import conclude_validation, write_page
 from hf_latent.training.run.accelerator import (
     create_optimizer,
     process_rows,
@@ -59,7 +59,7 @@ from hf_latent.training.run.guard import NonFiniteGuard
 from hf_latent.training.run.log import end_trackers
 from hf_latent.training.run.pictures import picture_path
 from hf_latent.training.run.stop import StopSignal, exit_after_checkpoint
-from hf_latent.training.start_autoencoder import (
+from hf_latent.training.start.autoencoder import (
     TrainableAutoencoder,
     start_autoencoder,
     start_linearly,

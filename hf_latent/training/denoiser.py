@@ -32,16 +32,16 @@ from hf_latent.training.denoiser_config import DenoiserConfig
 from hf_latent.training.denoiser_loop import DenoiserTask, train_on_task
 from hf_latent.training.dry_run.bare import bare_denoiser
 from hf_latent.training.dry_run.estimate import end_dry_run
+from hf_latent.training.finish.next_steps import after_denoiser
+from hf_latent.training.finish.reports import denoiser_figures
 from hf_latent.training.latents.sources import open_latent_source
 from hf_latent.training.losses import choose_timesteps, normal_to_uniform
-from hf_latent.training.next_steps import after_denoiser
-from hf_latent.training.reports import denoiser_figures
 from hf_latent.training.run.accelerator import process_rows, start_accelerator
 from hf_latent.training.run.batches import ShardedDraws
 from hf_latent.training.run.checkpoints import TrainingState
 from hf_latent.training.run.clock import TrainingSummary
 from hf_latent.training.run.stop import StopSignal
-from hf_latent.training.start_denoiser import start_denoiser
+from hf_latent.training.start.denoiser import start_denoiser
 from hf_latent.training.validation.denoiser import measure_held_out_loss
 
 logger = logging.getLogger(__name__)

@@ -21,10 +21,10 @@ from hf_latent.pipeline.add_noise import NoisedLatents
 from hf_latent.pipeline.conditions import Conditions
 from hf_latent.training.averages.snapshots import EmaSnapshots
 from hf_latent.training.denoiser_config import DenoiserTrainingConfig
+from hf_latent.training.finish.push import prepare_push, push_model
+from hf_latent.training.finish.reports import portable_settings, save_model, training_figures
 from hf_latent.training.losses import denoising_loss
 from hf_latent.training.page.page import conclude_validation, write_page
-from hf_latent.training.push import prepare_push, push_model
-from hf_latent.training.reports import portable_settings, save_model, training_figures
 from hf_latent.training.run.accelerator import create_optimizer, raise_everywhere
 from hf_latent.training.run.batches import seed_torch
 from hf_latent.training.run.checkpoints import (

@@ -33,15 +33,15 @@ from hf_latent.training.denoiser_loop import DenoiserTask, train_on_task
 from hf_latent.training.distillation_config import DistillationConfig
 from hf_latent.training.dry_run.bare import bare_distillation
 from hf_latent.training.dry_run.estimate import end_dry_run
+from hf_latent.training.finish.next_steps import after_distillation
+from hf_latent.training.finish.reports import student_figures
 from hf_latent.training.losses import normal_to_uniform
-from hf_latent.training.next_steps import after_distillation
-from hf_latent.training.reports import student_figures
 from hf_latent.training.run.accelerator import process_rows, start_accelerator
 from hf_latent.training.run.batches import ShardedDraws, seeded_generator
 from hf_latent.training.run.checkpoints import TrainingState
 from hf_latent.training.run.clock import TrainingSummary
 from hf_latent.training.run.stop import StopSignal
-from hf_latent.training.start_denoiser import make_trainable
+from hf_latent.training.start.denoiser import make_trainable
 from hf_latent.training.teacher import Teacher
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from hf_latent.evaluation.pictures import composite
 from hf_latent.pipeline.add_noise import is_flow
 from hf_latent.training.autoencoder_config import AutoencoderConfig
 from hf_latent.training.equivariance import Transform
-from hf_latent.training.start_autoencoder import Reconstruction
+from hf_latent.training.start.autoencoder import Reconstruction
 
 TimestepSampling = Literal["logit_normal", "uniform"]
 

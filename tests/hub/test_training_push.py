@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from hf_latent.errors import UserError
 from hf_latent.hub.card.signature import is_unedited
 from hf_latent.training.autoencoder_config import AutoencoderConfig
-from hf_latent.training.push import prepare_push
+from hf_latent.training.finish.push import prepare_push
 from tests.hub.conftest import TOKEN, model_files
 
 IMPORTS = """

@@ -21,7 +21,7 @@ from hf_latent.training.denoiser_config import DenoiserConfig
 from hf_latent.training.dry_run import estimate
 from hf_latent.training.dry_run.estimate import DryRunEnd
 from hf_latent.training.run.accelerator import TrainingConfig
-from hf_latent.training.start_autoencoder import start_autoencoder
+from hf_latent.training.start.autoencoder import start_autoencoder
 from make_micrographs import MicrographsConfig, make_micrographs
 from tests.small import few_images
 

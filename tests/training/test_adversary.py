@@ -9,7 +9,7 @@ from hf_latent.training.adversary import Adversary, check_image_size
 from hf_latent.training.discriminator import PatchDiscriminator
 from hf_latent.training.losses import generator_hinge_loss, reconstruction_loss
 from hf_latent.training.run.checkpoints import TrainingState
-from hf_latent.training.start_autoencoder import TrainableAutoencoder
+from hf_latent.training.start.autoencoder import TrainableAutoencoder
 from tests.conftest import make_autoencoder
 
 START = 5

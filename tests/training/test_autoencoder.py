@@ -25,7 +25,7 @@ from hf_latent.training.autoencoder import train_autoencoder
 from hf_latent.training.autoencoder_config import AutoencoderConfig
 from hf_latent.training.losses import kl_per_latent_value, perceptual_loss, reconstruction_loss
 from hf_latent.training.run.batches import ProcessRows, ShardedDraws
-from hf_latent.training.start_autoencoder import TrainableAutoencoder, start_autoencoder
+from hf_latent.training.start.autoencoder import TrainableAutoencoder, start_autoencoder
 from tests.conftest import make_autoencoder
 from tests.training.conftest import first_batch
 

@@ -7,7 +7,7 @@ from torch.nn.functional import interpolate, mse_loss
 
 from hf_latent.training.autoencoder import train_autoencoder
 from hf_latent.training.equivariance import Transform, choose_transform
-from hf_latent.training.start_autoencoder import TrainableAutoencoder, start_autoencoder
+from hf_latent.training.start.autoencoder import TrainableAutoencoder, start_autoencoder
 from tests.conftest import make_autoencoder
 from tests.training.conftest import first_batch
 

@@ -32,8 +32,8 @@ from hf_latent.training.denoiser import train_denoiser
 from hf_latent.training.denoiser_config import DenoiserConfig
 from hf_latent.training.dry_run.bare import BareLoop, bare_autoencoder, bare_denoiser
 from hf_latent.training.run.accelerator import ImageTrainingConfig, default_precision
-from hf_latent.training.start_autoencoder import start_autoencoder
-from hf_latent.training.start_denoiser import start_denoiser
+from hf_latent.training.start.autoencoder import start_autoencoder
+from hf_latent.training.start.denoiser import start_denoiser
 
 TRAIN_IMAGES = 2000
 # What the recipes of fashion_mnist-32 say about the work of a step.

@@ -38,7 +38,7 @@ from hf_latent.experiments.sweep.report import describe_sweep, render_plot, rend
 from hf_latent.experiments.time_budget import TimeBudget
 from hf_latent.lock import locks_output
 from hf_latent.output import check_output_dir, remove_written, replaced_whole, write_json
-from hf_latent.training.next_steps import command_line, image_settings
+from hf_latent.training.finish.next_steps import command_line, image_settings
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from hf_latent.training.equivariance import Transform
 from hf_latent.training.losses import autoencoder_losses, choose_timesteps, denoising_loss
 from hf_latent.training.run.accelerator import TrainingConfig, create_optimizer
 from hf_latent.training.run.checkpoints import TrainingState
-from hf_latent.training.start_autoencoder import TrainableAutoencoder
+from hf_latent.training.start.autoencoder import TrainableAutoencoder
 
 Models: TypeAlias = dict[str, nn.Module]
 Shape: TypeAlias = tuple[int, int, int, int]

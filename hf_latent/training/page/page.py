@@ -12,9 +12,9 @@ from markupsafe import Markup
 
 from hf_latent.evaluation.report_text import picture_address, render_template
 from hf_latent.output import write_text
+from hf_latent.training.finish.reports import warn_of_failure
 from hf_latent.training.page.curves import choose_colour, draw_curves
 from hf_latent.training.page.record import RunRecord, read_run
-from hf_latent.training.reports import warn_of_failure
 from hf_latent.training.run.log import read_lines
 from hf_latent.training.validation.diagnosis import diagnose
 

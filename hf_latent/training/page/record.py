@@ -12,13 +12,13 @@ from hf_latent.output import read_json
 from hf_latent.training.autoencoder_config import AutoencoderConfig
 from hf_latent.training.denoiser_config import DenoiserConfig
 from hf_latent.training.distillation_config import DistillationConfig
-from hf_latent.training.next_steps import (
+from hf_latent.training.finish.next_steps import (
     after_autoencoder,
     after_denoiser,
     after_distillation,
     resume,
 )
-from hf_latent.training.reports import PATHS
+from hf_latent.training.finish.reports import PATHS
 from hf_latent.training.run.accelerator import STORAGE_SETTINGS
 from hf_latent.training.run.log import read_lines
 from hf_latent.training.run.pictures import picture_path

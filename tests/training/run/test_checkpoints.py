@@ -21,7 +21,7 @@ from hf_latent.training.run.accelerator import create_optimizer
 from hf_latent.training.run.checkpoints import TrainingState, resume_training, save_checkpoint
 from hf_latent.training.run.ema import create_ema
 from hf_latent.training.run.folder import find_checkpoint, list_checkpoints, remove_checkpoint
-from hf_latent.training.start_autoencoder import TrainableAutoencoder
+from hf_latent.training.start.autoencoder import TrainableAutoencoder
 from tests.conftest import make_autoencoder
 
 

@@ -15,12 +15,12 @@ from hf_latent.hub.card.signature import is_unedited
 from hf_latent.models.frozen import hash_weights
 from hf_latent.models.load import load_autoencoder
 from hf_latent.pipeline import LatentDiffusionPipeline
-from hf_latent.training import reports as model_reports
 from hf_latent.training.autoencoder import train_autoencoder
 from hf_latent.training.autoencoder_config import AutoencoderConfig
 from hf_latent.training.denoiser import train_denoiser
 from hf_latent.training.denoiser_config import DenoiserConfig
-from hf_latent.training.reports import (
+from hf_latent.training.finish import reports as model_reports
+from hf_latent.training.finish.reports import (
     STORAGE_SETTINGS,
     autoencoder_figures,
     portable_settings,

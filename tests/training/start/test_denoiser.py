@@ -8,7 +8,7 @@ from hf_latent.errors import UserError
 from hf_latent.models.presets import DENOISERS, create_denoiser, create_scheduler
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.training.denoiser import train_denoiser
-from hf_latent.training.start_denoiser import start_denoiser
+from hf_latent.training.start.denoiser import start_denoiser
 from tests.conftest import make_autoencoder
 
 SHAPE = (1, 32, 32)

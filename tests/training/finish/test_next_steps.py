@@ -9,7 +9,7 @@ from hf_latent import cli
 from hf_latent.command import parse_config
 from hf_latent.training import autoencoder as autoencoder_module
 from hf_latent.training.denoiser_config import DenoiserConfig
-from hf_latent.training.next_steps import after_autoencoder, after_denoiser
+from hf_latent.training.finish.next_steps import after_autoencoder, after_denoiser
 from tests.docs.pages import ROOT
 
 

@@ -18,7 +18,7 @@ from hf_latent.training import autoencoder
 from hf_latent.training.autoencoder import train_autoencoder
 from hf_latent.training.dry_run.estimate import DryRunEnd
 from hf_latent.training.losses import kl_per_latent_value
-from hf_latent.training.start_autoencoder import (
+from hf_latent.training.start.autoencoder import (
     TrainableAutoencoder,
     start_autoencoder,
     start_linearly,
