@@ -310,7 +310,11 @@ def denoise_latents(
         stepped = scheduler.step(model_output, t, latents, **step_arguments).prev_sample
         latents = stepped.to(latents.dtype)  # a few schedulers compute in float64
         if after_step is not None:
+            corrects = hasattr(scheduler, "last_sample")  # as UniPC, which would undo a change
+            stepped = latents.clone() if corrects else None
             latents = after_step(i, t, latents)
+            if stepped is not None and not torch.equal(latents, stepped):
+                scheduler.last_sample = None
         if interrupted():
             break
     return latents

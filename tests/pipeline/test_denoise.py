@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from diffusers import (
@@ -9,9 +11,10 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
+from hf_latent.models.presets import create_scheduler
 from hf_latent.pipeline.conditions import null_conditions
 from hf_latent.pipeline.denoise import denoise_latents, predict
-from hf_latent.pipeline.samplers import set_inference_steps
+from hf_latent.pipeline.samplers import create_sampler, set_inference_steps
 from tests.conftest import make_denoiser
 from tests.ideal_denoiser import IdealDenoiser
 
@@ -35,6 +38,36 @@ def test_ideal_denoiser_recovers_the_latent(scheduler, steps):
         start = scheduler.add_noise(known, noise, scheduler.timesteps[:1])
     found = denoise_latents(IdealDenoiser(known, scheduler), scheduler, start, scheduler.timesteps)
     torch.testing.assert_close(found, known, rtol=0, atol=1e-4)
+
+
+def replaced(latents):
+    return torch.ones_like(latents)
+
+
+def changed_in_place(latents):
+    return latents.copy_(replaced(latents))
+
+
+class StillDenoiser(IdealDenoiser):
+    """Predicts a velocity of 0, so that steps of a flow change nothing."""
+
+    def forward(self, sample, timestep, class_labels=None):
+        return SimpleNamespace(sample=torch.zeros_like(sample))
+
+
+@pytest.mark.parametrize("change", [replaced, changed_in_place])
+@pytest.mark.parametrize("sampler", ["euler", "dpm++", "unipc"])
+def test_a_change_of_the_latents_stays(sampler, change):
+    """UniPC's correction of its last step would undo most of it."""
+    scheduler = create_sampler(create_scheduler("flow"), sampler)
+    set_inference_steps(scheduler, 5, "cpu")
+    latents = torch.zeros(2, 4, 8, 8)
+    found = denoise_latents(
+        *(StillDenoiser(latents, scheduler), scheduler, latents, scheduler.timesteps),
+        after_step=lambda i, t, latents: change(latents) if i == 1 else latents,
+    )
+    # Multistep samplers also go on from the predictions of before.
+    torch.testing.assert_close(found, replaced(found), rtol=0, atol=0.2)
 
 
 def test_flow_steps_are_equal_and_none_is_wasted():
