@@ -82,9 +82,7 @@ EQUIVARIANCE = [
     for weight in (0.0, 0.25, 1.0)
 ]
 SMALL = VAE | {"block_out_channels": [8, 16, 32]}
-DEEPER = {"block_out_channels": [8, 16, 32, 48]}
-WIDER = VAE | {"latent_channels": 8} | DEEPER
-FACTORS = [Variant("f8", autoencoder=DEEPER), Variant("f4")]
+WIDER = VAE | {"latent_channels": 8, "block_out_channels": [8, 16, 32, 48]}
 STARTS = [
     Variant(f"{start}-{rate:g}", autoencoder={"initialization": start, "learning_rate": rate})
     for start, rate in [("random", 6e-3), ("components", 6e-3), ("components", 3e-3)]
@@ -139,7 +137,6 @@ EXPERIMENTS = {
     "defaults-photos-64": Experiment(PHOTOGRAPHS, [DEFAULTS[0], tried(4), tried(8)], 0, 6),
     "start-fashion-mnist": Experiment(FASHION_MNIST, STARTS, 0, 4, SMALL),
     "start-photos-64": Experiment(PHOTOGRAPHS, STARTS, 0, 6, WIDER | {"train_batch_size": 8}),
-    "factors-photos-64": Experiment(PHOTOGRAPHS, FACTORS, 12, 12, VAE | {"latent_channels": 8}),
     "batch": Experiment(FASHION_MNIST, BATCHES, 8),
     "equivariance-fashion-mnist": Experiment(FASHION_MNIST, EQUIVARIANCE, 10, 5, SMALL),
     "equivariance-photos-64": Experiment(PHOTOGRAPHS, EQUIVARIANCE, 12, 12, WIDER),
