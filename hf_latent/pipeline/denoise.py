@@ -7,7 +7,7 @@ from math import inf, isfinite
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, SchedulerMixin, UNet2DModel
+from diffusers import DiffusionPipeline, SchedulerMixin, UNet2DModel, UniPCMultistepScheduler
 
 # Configuration entries that must be equal in a denoiser and its guide.
 GUIDE_SHARES = (
@@ -310,11 +310,24 @@ def denoise_latents(
         stepped = scheduler.step(model_output, t, latents, **step_arguments).prev_sample
         latents = stepped.to(latents.dtype)  # a few schedulers compute in float64
         if after_step is not None:
-            corrects = hasattr(scheduler, "last_sample")  # as UniPC, which would undo a change
-            stepped = latents.clone() if corrects else None
+            stepped = latents.clone()
             latents = after_step(i, t, latents)
-            if stepped is not None and not torch.equal(latents, stepped):
-                scheduler.last_sample = None
+            if isinstance(scheduler, UniPCMultistepScheduler) and i + 1 < len(timesteps):
+                _carry_change(scheduler, latents - stepped)
         if interrupted():
             break
     return latents
+
+
+def _carry_change(scheduler: UniPCMultistepScheduler, change: torch.Tensor) -> None:
+    """Carry a change of the latents into UniPC's correction of its last step.
+
+    The correction starts again from the latents before that step, and would undo the change. They
+    enter it with the factor sigma_t / sigma_s, or alpha_t / alpha_s (Zhao et al. 2023).
+    """
+    start, end = (
+        scheduler._sigma_to_alpha_sigma_t(scheduler.sigmas[scheduler.step_index - back])
+        for back in (1, 0)
+    )
+    factor = 1 if scheduler.config.predict_x0 else 0
+    scheduler.last_sample = scheduler.last_sample + change * (start[factor] / end[factor])
