@@ -6,6 +6,7 @@ from statistics import median
 from typing import get_args
 
 import pytest
+import yaml
 
 from hf_latent.evaluation.features.extractors import EfficientNetVectors
 from hf_latent.evaluation.inspection.report import render_report
@@ -485,6 +486,66 @@ def test_of_the_fast_decoder():
     ratio = f"trains {rates['base-fast'] / rates['base']:.0f} times as many images"
     assert f"On 2 CPU cores `base-fast` {ratio}" in prose(page)
     assert half["max_train_steps"] * half["train_batch_size"] == 12_800
+
+
+def test_of_the_photographs():
+    folder, page = REPORTS / "photographs-64", "guides/recipes.md"
+    metrics, training = (
+        [load(folder / name / f"{report}.json") for name in ("f4", "f8")]
+        for report in ("metrics", "training")
+    )
+    for row_start, figure in {
+        "autoencoder: PSNR": lambda m, t: (
+            f"{t['autoencoder_held_out_psnr_db']:.1f} dB, "
+            f"{t['autoencoder_held_out_bicubic_psnr_db']:.1f} dB"
+        ),
+        "R2 of luma, chroma": lambda m, t: (
+            f"{t['autoencoder_held_out_luma_r2']:.3f}, {t['autoencoder_held_out_chroma_r2']:.3f}"
+        ),
+        "thousands of images seen": lambda m, t: (
+            f"{t['autoencoder_images_seen'] / 1e3:.0f}, {t['images_seen'] / 1e3:,.0f}"
+        ),
+        "FD of 5,000 images (real 91)": lambda m, t: f"{m['fd']:.0f}",
+        "FD with a perfect denoiser": lambda m, t: f"{m['floor_fd']:.0f}",
+        "precision, recall (real 0.71, 0.70)": lambda m, t: (
+            f"{m['precision']:.2f}, {m['recall']:.2f}"
+        ),
+        "label agreement (real 0.68)": lambda m, t: f"{m['label_agreement']:.2f}",
+        "right about real images if trained on these (on real ones 0.62)": lambda m, t: (
+            f"{m['train_on_generated_test_on_real_accuracy']:.2f}"
+        ),
+        "images a second": lambda m, t: f"{m['num_images'] / m['sampling_seconds']:.0f}",
+        "the limit": lambda m, t: m["limit"],
+    }.items():
+        cells = " | ".join(map(figure, metrics, training))
+        assert row(page, row_start).endswith(f"| {cells} |"), row_start
+    f4, trained = metrics[0], training[0]
+    keys = ("fd", "precision", "recall", "train_on_real_test_on_real_accuracy")
+    real = [f4[x if x.startswith("train") else f"real_{x}"] for x in keys]
+    assert [f"{x:.2f}" for x in real[1:]] == ["0.71", "0.70", "0.62"] and f"{real[0]:.0f}" == "91"
+    assert f4["num_images"] == 5000 and (f4["guidance_scale"], f4["num_inference_steps"]) == (2, 8)
+    assert not any(x["memorisation_found"] for x in metrics)
+    assert f4["reference_fingerprint"] == metrics[1]["reference_fingerprint"]
+    for figure in (
+        f"keeps {trained['autoencoder_held_out_psnr_db']:.1f} dB and "
+        f"{trained['autoencoder_held_out_chroma_r2']:.2f} of the colours",
+        f"FD is {f4['fd']:.0f} (real images {f4['real_fd']:.0f})",
+        f"in {f4['label_agreement']:.2f} of the images, and is right for "
+        f"{f4['label_agreement_judge_real_accuracy']:.2f} of real ones",
+    ):
+        assert figure in prose("README.md"), figure
+    # The recipe is that of f4, and each report says what it was trained with.
+    for part, prefix in (("vae", "autoencoder_"), ("unet", "")):
+        recipe = yaml.safe_load(
+            (ROOT / "train_scripts/recipes/photographs-64" / f"{part}.yaml").read_text()
+        )
+        for x in training:
+            assert x[f"{prefix}train_batch_size"] == recipe["train_batch_size"]
+            assert x[f"{prefix}seconds"] == pytest.approx(
+                60 * recipe["max_train_minutes"], rel=0.01
+            )
+            assert x[f"{prefix}horizontal_flip"] is recipe["horizontal_flip"]
+    assert [x["latent_shape"] for x in training] == [[8, 16, 16], [8, 8, 8]]
 
 
 def test_of_the_sweep():
