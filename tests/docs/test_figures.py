@@ -576,6 +576,18 @@ def test_of_the_sweep():
     assert report["last_run_minutes"] <= 25
 
 
+def test_of_ifid():
+    report, page = load(REPORTS / "ifid.json"), "guides/choosing_latent.md"
+    sweep = load(REPORTS / "sweep" / "fashion-mnist" / "report.json")
+    for kept, pair in zip(report["pairs"], sweep["pairs"], strict=True):
+        assert pair | kept == pair | {"ifid": kept["ifid"]}
+    for key, name in {"ifid": "iFID", "reconstruction_fd": "rFD", "floor_fd": "FD floor"}.items():
+        found = report["rank_correlations"][key]
+        low, high = found["interval"]
+        cells = f"{found['spearman_rho']:.2f} | {low:.2f} to {high:.2f} | {found['p_value']:.3f}"
+        assert row(page, f"{name} of the nine").endswith(f"| {cells} |")
+
+
 def test_of_the_inspection():
     folder, page = REPORTS / "inspect" / "fashion-mnist-f4", "guides/evaluating.md"
     report = load(folder / "report.json")
