@@ -310,10 +310,11 @@ def denoise_latents(
         stepped = scheduler.step(model_output, t, latents, **step_arguments).prev_sample
         latents = stepped.to(latents.dtype)  # a few schedulers compute in float64
         if after_step is not None:
-            stepped = latents.clone()
+            corrects = isinstance(scheduler, UniPCMultistepScheduler) and i + 1 < len(timesteps)
+            before = latents.clone() if corrects else latents
             latents = after_step(i, t, latents)
-            if isinstance(scheduler, UniPCMultistepScheduler) and i + 1 < len(timesteps):
-                _carry_change(scheduler, latents - stepped)
+            if corrects:
+                _carry_change(scheduler, latents - before)
         if interrupted():
             break
     return latents

@@ -12,6 +12,7 @@ from diffusers import (
 )
 
 from hf_latent.models.presets import create_scheduler
+from hf_latent.pipeline import denoise
 from hf_latent.pipeline.conditions import null_conditions
 from hf_latent.pipeline.denoise import denoise_latents, predict
 from hf_latent.pipeline.samplers import create_sampler, set_inference_steps
@@ -68,6 +69,38 @@ def test_a_change_of_the_latents_stays(sampler, change):
     )
     # Multistep samplers also go on from the predictions of before.
     torch.testing.assert_close(found, replaced(found), rtol=0, atol=0.2)
+
+
+@pytest.mark.parametrize("objective", ["flow", "epsilon"])
+def test_unipc_adds_a_change_to_what_it_corrects(objective, monkeypatch):
+    """The same as a scheduler whose correction ends with the change added."""
+    trained, change = create_scheduler(objective), torch.randn(1, 4, 8, 8)
+    unet = IdealDenoiser(torch.randn(2, 4, 8, 8), trained)
+    noise = torch.randn(2, 4, 8, 8)
+
+    def draw(change_correction: bool) -> torch.Tensor:
+        scheduler = create_sampler(trained, "unipc")
+        set_inference_steps(scheduler, 5, "cpu")
+        correct, corrected = scheduler.multistep_uni_c_bh_update, []
+
+        def add_change(**arguments):
+            corrected.append(1)
+            return correct(**arguments) + (change if len(corrected) == 2 else 0)
+
+        if change_correction:
+            monkeypatch.setattr(denoise, "_carry_change", lambda scheduler, change: None)
+            scheduler.multistep_uni_c_bh_update = add_change
+        states = []
+
+        def after_step(i, t, latents):
+            states.append(latents + change if i == 1 else latents)
+            return states[-1]
+
+        denoise_latents(unet, scheduler, noise, scheduler.timesteps, after_step=after_step)
+        return torch.stack(states)
+
+    found = draw(change_correction=False)
+    torch.testing.assert_close(found, draw(change_correction=True), rtol=0, atol=1e-4)
 
 
 def test_flow_steps_are_equal_and_none_is_wasted():

@@ -49,7 +49,7 @@ class Rule(NamedTuple):
         return f"{self.name} {shown(chosen)} against {against}"
 
 
-# The tolerance of the FD floor was chosen on the sweep of Fashion-MNIST: among latents whose floor
+# The tolerance of the FD floor was chosen on a sweep of Fashion-MNIST: among latents whose floor
 # is near the lowest one, the denoiser learns the smaller ones better in equal time.
 RULES = (
     Rule("verdict", "verdict", "{}", 0.0, True),

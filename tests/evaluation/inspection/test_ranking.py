@@ -67,7 +67,7 @@ def test_every_rule_names_a_figure_of_a_row():
 
 
 def test_the_ranking_of_the_documented_sweep_begins_with_the_best_generated_fd():
-    """The tolerance of the floor was chosen on it."""
+    """The tolerance of the floor was chosen on an earlier sweep of the same images."""
     report = read_json(ROOT / "docs" / "reports" / "sweep" / "fashion-mnist" / "report.json")
     rows = [
         {
