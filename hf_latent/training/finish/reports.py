@@ -16,6 +16,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from hf_latent.data.images.open import ImageSplits
 from hf_latent.errors import UserError
 from hf_latent.evaluation.machine import machine_figures, shown_name
+from hf_latent.hub.card.facts import read_model_facts
 from hf_latent.hub.card.pictures import copy_picture
 from hf_latent.hub.card.render import write_model_card
 from hf_latent.hub.card.results import GENERATED
@@ -171,17 +172,14 @@ def student_figures(
 
     Args:
         model: the setting of that name, which names the teacher.
-        teacher: its weights are hashed. Reports about other weights are ignored.
+        teacher: its weights are hashed. Its reports about other weights are ignored.
         student: its weights are hashed.
     """
     weights = {f"{x}_weights_sha256": hash_weights(getattr(teacher, x)) for x in ("vae", "unet")}
-    reports: dict[str, dict[str, Any]] = {"training": {}, "metrics": {}}
-    for name in reports:
-        with suppress(UserError):
-            report = read_json(Path(find_model(model), f"{name}.json"))
-            if weights.items() <= report.items():
-                reports[name] = report
-    training, metrics = reports.values()
+    training, metrics = dict[str, Any](), dict[str, Any]()
+    with suppress(UserError):
+        facts = read_model_facts(Path(find_model(model)))
+        training, metrics = facts.training, facts.metrics
     return {
         **{k: x for k, x in training.items() if k in OF_IMAGES or k.startswith("autoencoder")},
         **{f"teacher_training_{x}": training[x] for x in OF_TRAINING if x in training},
