@@ -32,7 +32,7 @@ from hf_latent.hub.model_files import (
     model_files,
 )
 from hf_latent.hub.remote import RemoteFiles
-from hf_latent.models.load import find_model, is_own, released_models
+from hf_latent.models.load import find_component, find_model, is_own, released_models
 from hf_latent.pipeline.autoencoders import KINDS
 from hf_latent.pipeline.hub_format import MODULES, RETIRED_MODULES, add_code
 
@@ -220,8 +220,8 @@ def check_remote_class(repo_id: str, remote: RemoteFiles, class_name: str) -> No
 def whole_model(name: str) -> Iterator[Path]:
     """Yield the folder of a model with everything that a push sends.
 
-    A released pipeline lies in the package without the code that the package has already. So a copy
-    of it gets the code, and is removed afterwards.
+    A released pipeline lies in the package without the code, and perhaps the autoencoder, that the
+    package has already. So a copy of it gets them, and is removed afterwards.
 
     Args:
         name: as of `find_model`, but no id on the Hub.
@@ -245,6 +245,8 @@ def whole_model(name: str) -> Iterator[Path]:
     with TemporaryDirectory() as temporary:
         copy = Path(temporary, folder.name)
         shutil.copytree(folder, copy, copy_function=shutil.copyfile)
+        for path in Path(*find_component(str(folder), "vae")).glob("*.safetensors"):
+            shutil.copyfile(path, copy / "vae" / path.name)
         add_code(copy, PIPELINE)
         yield copy
 

@@ -16,11 +16,12 @@ from huggingface_hub.errors import (
 )
 
 from hf_latent.errors import UserError, cause_of
+from hf_latent.output import read_json
 from hf_latent.pipeline.autoencoders import KINDS, Autoencoder
 from hf_latent.pipeline.samplers import get_objective, load_scheduler
 from hf_latent.pipeline.weights import align_weights, load_exactly
 
-PRETRAINED = Path(__file__).parent / "pretrained"
+PRETRAINED = Path(__file__).resolve().parent / "pretrained"
 
 
 @contextmanager
@@ -84,10 +85,31 @@ def find_model(name: str) -> str:
     return next((str(place) for place in places if _is_model(place)), name)
 
 
+def find_component(folder: str, component: str) -> tuple[str, str]:
+    """Return where a model of a pipeline lies.
+
+    A released pipeline may hold only the configuration of an autoencoder that is released too, with
+    its name as `_name_or_path`. So the package has the weights once.
+
+    Args:
+        folder: of the pipeline, or its id on the Hub.
+        component: such as `vae`.
+
+    Returns:
+        A folder or an id, and the model's folder in it, which may be empty.
+    """
+    part = Path(folder, component)
+    if Path(folder).resolve().parent == PRETRAINED and not any(part.glob("*.safetensors")):
+        name = read_json(part / "config.json").get("_name_or_path")
+        if name in released_models():
+            return str(PRETRAINED / name), ""
+    return folder, component
+
+
 def is_own(name: str) -> bool:
     """Return whether a name of `find_model` is a local folder, and not of a released model."""
     folder = Path(find_model(name))
-    return folder.is_dir() and folder.parent != PRETRAINED
+    return folder.is_dir() and folder.resolve().parent != PRETRAINED
 
 
 def _is_model(folder: Path) -> bool:
@@ -141,7 +163,7 @@ def _load(name: str, component: str, kinds: Collection[str]) -> tuple[Any, bool]
     is_local = Path(name).is_dir()
     in_pipeline = (Path(name) / "model_index.json").is_file()
     try:
-        model = load_exactly(name, component if in_pipeline else None)
+        model = load_exactly(*(find_component(name, component) if in_pipeline else (name,)))
     except OSError:
         if is_local:
             raise

@@ -61,8 +61,6 @@ pipe(num_images=1).images[0].save("sample.png")
 
 - It names no licence: ask its owner before you use it.
 """
-
-
 # Settings that stay with the denoiser as this attribute of it, so that `components` brings them.
 SETTINGS = "_pipeline_settings"
 OF_DENOISER = ("objective", "num_inference_steps", "distilled")
@@ -134,11 +132,12 @@ class HubFormat:
             saved = AutoModel.load_config(folder, subfolder="vae")
             channels = named_kind(saved["_class_name"]).image_channels(saved)
             check_image_channels(kwargs["vae"], channels)
-        if not {"device_map", "quantization_config"} & kwargs.keys():
-            for component in saved_models(cls.load_config(folder)):  # type: ignore[attr-defined]
-                if component not in kwargs:
-                    options = loading_options(folder, component, kwargs)
-                    kwargs[component] = load_exactly(folder, component, **options)
+        find_component = _installed("models.load", "find_component") or (lambda *place: place)
+        is_whole = not {"device_map", "quantization_config"} & kwargs.keys()
+        for component in saved_models(cls.load_config(folder)):  # type: ignore[attr-defined]
+            place = find_component(folder, component)
+            if component not in kwargs and (is_whole or place[0] != folder):
+                kwargs[component] = load_exactly(*place, **loading_options(*place, kwargs))
         pipeline = super().from_pretrained(folder, **kwargs)  # type: ignore[misc]
         if trained is not None:
             pipeline.trained_scheduler = trained

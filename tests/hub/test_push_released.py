@@ -66,6 +66,8 @@ def test_a_released_model_goes_with_its_released_card(hub, process, name):
         assert "| FD | 3.84 | 1.04 | 0.22 |" in section(card, "Figures")
         code = Path(travelling.__file__).parent
         before |= {file: (code / file).read_bytes() for file in CODE}
+        weights = "diffusion_pytorch_model.safetensors"
+        before[f"vae/{weights}"] = (PRETRAINED / "fashion-mnist-f4" / weights).read_bytes()
         index = b'  "_class_name": "LatentDiffusionPipeline",\n'
         both = b'  "_class_name": [\n    "pipeline",\n    "LatentDiffusionPipeline"\n  ],\n'
         assert index in before["model_index.json"]

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from hf_latent.models.load import (
     loading,
 )
 from hf_latent.models.presets import create_scheduler
+from hf_latent.output import read_json
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.pipeline.samplers import get_objective, same_noise_levels
 
@@ -162,3 +164,13 @@ def test_a_pipeline_with_a_foreign_scheduler_is_refused(pipeline, tmp_path):
     path.write_text(path.read_text().replace("UniPCMultistepScheduler", "UNet2DModel"))
     with pytest.raises(UserError, match="UNet2DModel is no diffusers scheduler"):
         load_denoiser(str(tmp_path))
+
+
+def test_only_a_released_pipeline_may_name_its_autoencoder(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path)
+    (weights,) = (tmp_path / "vae").glob("*.safetensors")
+    weights.unlink()
+    config = tmp_path / "vae" / "config.json"
+    config.write_text(json.dumps(read_json(config) | {"_name_or_path": "fashion-mnist-f4"}))
+    with pytest.raises(UserError, match="no autoencoder found"):
+        load_autoencoder(str(tmp_path))

@@ -16,7 +16,9 @@ from hf_latent.command import Settings, run_command
 from hf_latent.errors import UserError
 from hf_latent.evaluation.images.sampling import load_pipeline
 from hf_latent.hub.card.facts import PICTURES, read_model_facts
+from hf_latent.hub.card.weights import read_saved_weights
 from hf_latent.hub.model_files import CODE, MODEL_FILES, is_file, model_files
+from hf_latent.models.load import PRETRAINED
 from hf_latent.output import read_json, replaced_whole, write_json
 from released_card import write_released_card
 
@@ -71,13 +73,30 @@ def release_pipeline(config: ReleasePipelineConfig) -> dict[str, Any]:
 
 
 def _copy_without_code(model: Path, folder: Path) -> None:
-    """Copy a saved pipeline and its pictures, in its dtype; the package has its code."""
+    """Copy what the package lacks of a saved pipeline and its pictures, in its dtype.
+
+    The package has the code, and perhaps the autoencoder: see `find_component`.
+    """
     entry, class_name, names = model_files(model)
     pictures = [name for name in PICTURES if is_file(model / name)]
+    shared = _released_autoencoder(read_saved_weights(model / "vae").sha256)
     for name in (*(name for name in names if name not in CODE), *pictures):
+        if shared and name.startswith("vae/") and name != "vae/config.json":
+            continue
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(model / name, folder / name)
+    if shared:
+        config = folder / "vae" / "config.json"
+        write_json(config, read_json(config) | {"_name_or_path": shared})
     write_json(folder / entry, read_json(model / entry) | {"_class_name": class_name})
+
+
+def _released_autoencoder(sha256: str) -> str | None:
+    """Return the name of the released autoencoder with these weights, if there is one."""
+    for folder in sorted(PRETRAINED.iterdir()):
+        if (folder / "config.json").is_file() and read_saved_weights(folder).sha256 == sha256:
+            return folder.name
+    return None
 
 
 if __name__ == "__main__":

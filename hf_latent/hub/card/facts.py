@@ -23,7 +23,7 @@ from hf_latent.errors import UserError
 from hf_latent.hub.card.text import one_line, whole
 from hf_latent.hub.card.weights import SavedWeights, read_saved_weights
 from hf_latent.hub.model_files import is_file
-from hf_latent.models.load import loading
+from hf_latent.models.load import find_component, loading
 from hf_latent.models.presets import Compression, image_size, measure_compression
 from hf_latent.output import read_json
 from hf_latent.pipeline.autoencoders import KINDS, downsampling_factor, image_channels
@@ -183,6 +183,7 @@ def read_model_facts(folder: Path) -> ModelFacts:
     vae_class = str(vae_config.get("_class_name"))
     if vae_class not in KINDS:
         raise UserError(f"{folder} holds neither a pipeline nor an autoencoder of diffusers")
+    parts["vae"] = Path(*find_component(str(folder), "vae")) if is_pipeline else folder
     weights = {name: read_saved_weights(path) for name, path in parts.items()}
     trained = {name: saved for name, saved in weights.items() if name != "guide_unet"}
     training = _read_report(folder / "training.json", trained)

@@ -106,6 +106,11 @@ def test_the_released_pipeline_is_small_and_reaches_its_promised_figures():
     assert facts.training["seconds"] <= 100 * 60
 
 
+def test_the_package_has_no_weights_twice():
+    files = [path.read_bytes() for path in PRETRAINED.rglob("*.safetensors")]
+    assert len(set(files)) == len(files) >= 3
+
+
 def test_released_autoencoders_reach_their_promised_figures():
     fashion, emoji = read_metrics("fashion-mnist-f4"), read_metrics("emoji")
     assert fashion["test_images"] == 10_000

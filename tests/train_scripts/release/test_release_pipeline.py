@@ -3,10 +3,16 @@ import json
 import pytest
 import yaml
 
+import release_pipeline as release_pipeline_module
 from hf_latent.errors import UserError
 from hf_latent.hub.card.render import card_pictures, render_model_card
 from hf_latent.hub.card.signature import is_unedited
+from hf_latent.hub.card.weights import read_saved_weights
+from hf_latent.hub.contents import whole_model
+from hf_latent.hub.model_files import CODE
+from hf_latent.models import load
 from hf_latent.models.frozen import hash_weights
+from hf_latent.models.load import load_autoencoder
 from hf_latent.pipeline import LatentDiffusionPipeline
 from release_pipeline import ReleasePipelineConfig, release_pipeline
 from tests.hub.saved_models import measured, write_reports
@@ -81,6 +87,28 @@ def test_a_release_keeps_the_dtype_of_the_weights(config, pipeline, tmp_path):
         name = f"{part}/diffusion_pytorch_model.safetensors"
         saved = tmp_path / "pretrained" / "clothes" / name
         assert saved.read_bytes() == (tmp_path / "model" / name).read_bytes()
+
+
+def test_a_released_autoencoder_is_not_copied(config, pipeline, tmp_path, monkeypatch):
+    pretrained = tmp_path / "pretrained"
+    pipeline.vae.save_pretrained(pretrained / "clothes-f2")
+    for module in (load, release_pipeline_module):
+        monkeypatch.setattr(module, "PRETRAINED", pretrained)
+    release_pipeline(config)
+    model = pretrained / "clothes"
+    assert not list(model.glob("vae/*.safetensors")) and list(model.glob("unet/*.safetensors"))
+    for options in ({}, {"device_map": "balanced"}):
+        saved = LatentDiffusionPipeline.from_pretrained("clothes", **options)
+        assert hash_weights(saved.vae) == hash_weights(pipeline.vae)
+    assert hash_weights(load_autoencoder("clothes")) == hash_weights(pipeline.vae)
+    card = (tmp_path / "cards" / "clothes" / "README.md").read_text()
+    assert read_saved_weights(pretrained / "clothes-f2").sha256 in card
+    with whole_model("clothes") as whole:  # what a push sends
+        names = {path.name for path in whole.iterdir()}
+        assert names == {*ABOUT_MODEL, *PICTURES, *CODE}
+        monkeypatch.undo()  # it needs no other model
+        saved = LatentDiffusionPipeline.from_pretrained(whole)
+        assert hash_weights(saved.vae) == hash_weights(pipeline.vae)
 
 
 @pytest.mark.parametrize("report", ["training", "metrics"])
