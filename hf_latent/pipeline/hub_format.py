@@ -137,7 +137,8 @@ class HubFormat:
         for component in saved_models(cls.load_config(folder)):  # type: ignore[attr-defined]
             place = find_component(folder, component)
             if component not in kwargs and (is_whole or place[0] != folder):
-                kwargs[component] = load_exactly(*place, **loading_options(*place, kwargs))
+                options = loading_options(folder, component, kwargs)
+                kwargs[component] = load_exactly(*place, **options)
         pipeline = super().from_pretrained(folder, **kwargs)  # type: ignore[misc]
         if trained is not None:
             pipeline.trained_scheduler = trained
