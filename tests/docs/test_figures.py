@@ -11,6 +11,7 @@ import yaml
 from hf_latent.evaluation.features.extractors import EfficientNetVectors
 from hf_latent.evaluation.inspection.report import render_report
 from hf_latent.experiments.sweep.report import render_report as render_sweep
+from hf_latent.hub.card.facts import read_model_facts
 from hf_latent.models.presets import Preset, create_autoencoder
 from hf_latent.pipeline.autoencoders import downsampling_factor
 from hf_latent.training import autoencoder_config, denoiser_config
@@ -46,6 +47,43 @@ def test_of_the_quickstart():
         f"label agreement {report['label_agreement']:.3f}",
     ):
         assert figure in trained, figure
+
+
+def test_of_a_first_try_with_photographs():
+    page, folder = "guides/planning.md", REPORTS / "photographs-32"
+    figures, trained = load(folder / "metrics.json"), load(folder / "training.json")
+    for start, prefix, size, result in (
+        (
+            "autoencoder of photographs",
+            "autoencoder_",
+            16,
+            f"{trained['autoencoder_held_out_psnr_db']:.1f} dB, R2 of chroma "
+            f"{trained['autoencoder_held_out_chroma_r2']:.2f}",
+        ),
+        (
+            "denoiser of these photographs",
+            "",
+            32,
+            f"label agreement {figures['label_agreement']:.3f}",
+        ),
+    ):
+        cells = (
+            f"{trained['train_images']:,}",
+            f"{trained[f'{prefix}steps']:,} x {size}",
+            f"{trained[f'{prefix}images_seen']:,}",
+            f"{trained[f'{prefix}seconds'] / 60:.0f} min",
+            result,
+        )
+        assert row(page, start).endswith(f"| {' | '.join(cells)} |")
+    for figure in (
+        f"as many values keeps {trained['autoencoder_held_out_bicubic_psnr_db']:.1f} dB",
+        f"FD of {figures['num_images']:,} images is {figures['fd']:.0f} (real images "
+        f"{figures['real_fd']:.0f}, a perfect denoiser {figures['floor_fd']:.0f})",
+        f"recall {figures['recall']:.2f} (real {figures['real_recall']:.2f})",
+        f"the judge is right for {figures['label_agreement_judge_real_accuracy']:.2f}",
+        f"names the {figures['limit']} as the limit",
+    ):
+        assert figure in prose(page), figure
 
 
 def test_of_the_lesson():
@@ -103,10 +141,10 @@ def test_of_the_released_autoencoders(name):
 
 def test_of_the_released_model():
     x, training = (load(RELEASED / "fashion-mnist" / f"{y}.json") for y in ("metrics", "training"))
-    weights = (RELEASED / "fashion-mnist").rglob("*.safetensors")
+    weights = read_model_facts(RELEASED / "fashion-mnist").weights.values()
     for figure in (
         f"trained in {training['seconds'] / 60:.0f} minutes",
-        f"{sum(path.stat().st_size for path in weights) / 1e6:.1f} MB",
+        f"{sum(x.size_bytes for x in weights) / 1e6:.1f} MB",
         f"On {x['num_images']:,} samples its FD is {x['fd']:.2f} (real images {x['real_fd']:.2f}, "
         f"a perfect denoiser {x['floor_fd']:.2f}; lower is better)",
         f"label agreement {x['label_agreement']:.3f}",
