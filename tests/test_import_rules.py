@@ -71,7 +71,7 @@ def test_the_pipeline_imports_only_saved_files_and_relatively():
             assert top in allowed or top in sys.stdlib_module_names, module
 
 
-def test_the_saved_files_ask_an_installed_package_for_two_functions_only():
+def test_the_saved_files_ask_an_installed_package_for_three_functions_only():
     asked = set()
     for name in TRAVELLING:
         path = PACKAGE / "pipeline" / f"{name}.py"
@@ -81,7 +81,11 @@ def test_the_saved_files_ask_an_installed_package_for_two_functions_only():
         assert imports == (["importlib.import_module"] if name == "hub_format" else []), name
         for call in (call for call, x in zip(calls, names, strict=True) if x == "_installed"):
             asked.add(tuple(argument.value for argument in call.args))
-    assert asked == {("models.load", "find_model"), ("hub.card.render", "write_model_card")}
+    assert asked == {
+        ("models.load", "find_model"),
+        ("models.load", "find_component"),
+        ("hub.card.render", "write_model_card"),
+    }
     for module, name in asked:
         assert callable(getattr(import_module(f"hf_latent.{module}"), name))
 
