@@ -9,7 +9,7 @@ import torch
 from hf_latent.errors import UserError
 from hf_latent.evaluation.inspect import InspectConfig, inspect_autoencoders
 from hf_latent.hub.card.render import render_model_card
-from hf_latent.hub.ldm_pipeline import to_ldm_pipeline
+from hf_latent.hub.stock_pipeline import to_stock_pipeline
 from hf_latent.models.frozen import hash_weights
 from hf_latent.models.load import load_autoencoder
 from hf_latent.models.presets import measure_compression
@@ -206,9 +206,9 @@ def test_an_autoencoder_of_one_size_refuses_others(images):
 
 
 @pytest.mark.parametrize("name", ["flux2", "rae"])
-def test_ldm_pipeline_does_not_know_these_scales(name):
-    with pytest.raises(UserError, match="a scale of its own, which LDMPipeline ignores"):
-        to_ldm_pipeline(make_kind_pipeline(name))
+def test_stock_pipelines_do_not_know_these_scales(name):
+    with pytest.raises(UserError, match="a scale of its own, which stock pipelines ignore"):
+        to_stock_pipeline(make_kind_pipeline(name))
 
 
 def test_other_classes_are_refused_by_name(tmp_path):

@@ -79,8 +79,8 @@ COMMANDS: dict[str, tuple[type, Callable, tuple, tuple, str]] = {
     "export": (
         *(ExportConfig, export),
         ("--model", "{run}/model"),
-        ((), ("--class_label", "3", *OVERWRITE)),
-        f"unet/{MODEL}",
+        ((), ("--model", "fashion-mnist", *OVERWRITE)),
+        f"transformer/{MODEL}",
     ),
     "evaluate": (
         *(EvaluateConfig, evaluate_model),

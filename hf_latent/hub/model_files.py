@@ -29,7 +29,8 @@ COMPONENT = re.compile(r"[a-z]\w*", re.ASCII)
 _WEIGHTS = r"diffusion_pytorch_model(\.\w+)?(-\d{5}-of-\d{5})?\.safetensors(\.index(\.\w+)?\.json)?"
 # All files of a model's folder that this package writes, or once wrote: a new model replaces them.
 MODEL_FILES = re.compile(
-    rf"({'|'.join((*MODELS, 'vqvae'))})/(config\.json|{_WEIGHTS})|scheduler/scheduler_config\.json|"
+    rf"({'|'.join((*MODELS, 'vqvae', 'transformer'))})/(config\.json|{_WEIGHTS})|"
+    r"scheduler/scheduler_config\.json|"
     rf"({'|'.join((*MODULES, *RETIRED_MODULES))})\.py|model_index\.json|config\.json|{_WEIGHTS}|"
     r"README\.md|training\.json|metrics\.json|config\.yaml|"
     r"(samples|reconstructions|closest_by_latents)\.png",

@@ -7,46 +7,48 @@ from hf_latent.models.presets import create_scheduler
 
 
 def test_the_card_says_what_is_in_it_and_what_is_not(pipeline):
-    card = render_export_card(pipeline, 2, "user/name")
+    card = render_export_card(pipeline, "user/name")
     data = huggingface_hub.ModelCard(card).data
     assert data.base_model == "user/name"
     assert data.library_name == "diffusers"
     assert data.pipeline_tag == "unconditional-image-generation"
     assert data.license is None
-    assert "for class 2 (owl) alone" in card
-    assert "`python -m hf_latent export --format ldm --class_label 2` of `user/name`" in card
-    assert "within 1e-4 in [0, 1], if the number of steps divides 1,000, as 20 and 50 do" in card
-    assert "- guidance" in card
-    assert "- the other classes" in card
-
-
-def test_class_0_is_a_class_and_none_is_not(pipeline):
-    card = render_export_card(pipeline, 0)
-    assert "for class 0 (cat) alone" in card
-    assert "--class_label 0`" in card
-    assert "- the other classes" in card
-    card = render_export_card(pipeline)
-    assert "for no class (the null label of 3 classes) alone" in card
-    assert "--class_label" not in card
-    assert "- the 3 classes themselves" in card
-    assert "base_model" not in card
+    for text in (
+        "A class-conditional latent diffusion model as diffusers' stock `DiTPipeline`.",
+        'labels = pipe.get_label_ids(["cat"])',
+        "pipe(labels, guidance_scale=2, num_inference_steps=20)",
+        "own defaults, 50 steps and guidance 4, are not this model's.",
+        "`python -m hf_latent export --format dit` of `user/name`",
+        "Rows that are no class are\nthe original's null label.",
+        "with the same guidance at all noise levels, within a few hundredths in [0, 1]",
+        "- the licence and the card of the original",
+    ):
+        assert text in card, text
+    for word in ("interval", "guide_unet", "multiplied", "distilled", "\n\n\n"):
+        assert word not in card, word
+    assert "base_model" not in render_export_card(pipeline)
 
 
 def test_a_class_without_a_name_has_its_number(pipeline):
     pipeline.register_to_config(id2label=None)
-    assert "for class 2 alone" in render_export_card(pipeline, 2)
+    assert "labels = [0]  # of 3\n" in render_export_card(pipeline)
 
 
 def test_the_card_of_a_diffusion_says_nothing_of_flows(unconditional):
     unconditional.scheduler = create_scheduler("epsilon")
     card = render_export_card(unconditional)
-    assert "An unconditional latent diffusion model as" in card
-    assert "within 1e-4 in [0, 1].\n" in card
-    for word in ("classes", "guidance, which", "flow", "DPMSolver", "linear_2"):
-        assert word not in card, word
+    assert "An unconditional latent diffusion model as diffusers' stock `LDMPipeline`" in card
+    assert "pipe(batch_size=4, num_inference_steps=20).images[0]" in card
+    assert "original model, within 1e-4 in [0, 1].\n" in card
+    for word in ("class", "guidance", "flow", "DPMSolver", "distilled", "\n\n\n"):
+        assert word not in card.partition("# A latent")[2], word
 
 
-def test_the_number_of_timesteps_is_the_schedulers(unconditional):
+def test_the_card_of_euler_names_equal_steps(unconditional):
+    unconditional.use_sampler("euler")
+    card = render_export_card(unconditional)
+    assert "within 1e-4 in [0, 1], if the number of steps divides 1,000, as 20 and 50 do" in card
+    assert "The denoiser's output is multiplied by the same factor" in card
     unconditional.scheduler.register_to_config(num_train_timesteps=2000)
     assert "steps divides 2,000.\nOtherwise" in render_export_card(unconditional)
 
@@ -54,47 +56,38 @@ def test_the_number_of_timesteps_is_the_schedulers(unconditional):
 def test_the_card_of_a_shifted_flow_promises_no_equal_steps(pipeline):
     pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=3)
     card = render_export_card(pipeline)
-    assert "within a few hundredths in [0, 1]: `LDMPipeline`" in card
+    assert "within a few hundredths in [0, 1]: `DiTPipeline`" in card
     assert "1e-4" not in card
 
 
-def test_the_card_of_another_sampler_names_euler(pipeline):
-    pipeline.use_sampler("euler")
-    assert "the sampler `euler`" not in render_export_card(pipeline, 0)
-    pipeline.use_sampler("unipc")
-    card = render_export_card(pipeline, 0)
-    assert (
-        "model without guidance (`guidance_scale=1`) and with\nthe sampler `euler`,\nwithin" in card
-    )
-    assert "within 1e-4 in [0, 1], if the number of steps divides 1,000" in card
-    assert "The denoiser's output is multiplied" in card
+def test_the_card_says_that_heun_became_euler(pipeline):
+    pipeline.use_sampler("heun")
+    assert "at all noise levels and the sampler `euler`, within" in render_export_card(pipeline)
 
 
 def test_the_card_of_a_distilled_model_says_its_steps(distilled):
-    card = render_export_card(distilled, 0)
-    assert "pipe(batch_size=4, num_inference_steps=4).images[0]" in card
-    assert "It was distilled for exactly 4 steps: another number draws bad images," in card
-    assert "those of the original model,\nwithin a few hundredths in [0, 1]: `LDMPipeline`" in card
-    assert "- the other classes" in card
-    for words in ("- guidance", "guidance_scale", "output is multiplied", "\n\n\n"):
+    card = render_export_card(distilled)
+    assert "pipe(labels, guidance_scale=1, num_inference_steps=4).images[0]" in card
+    assert "It was distilled for exactly 4 steps and guidance 1: others draw bad images" in card
+    assert "those of the original model, within a few hundredths in [0, 1]: `DiTPipe" in card
+    for words in ("same guidance", "output is multiplied", "\n\n\n"):
         assert words not in card, words
 
 
-def test_the_steps_of_the_example_are_the_models_own_or_enough_for_euler(pipeline):
-    assert "num_inference_steps=20)" in render_export_card(pipeline)
-    pipeline.register_to_config(num_inference_steps=10)
-    assert "num_inference_steps=20)" in render_export_card(pipeline)
-    pipeline.use_sampler("euler")
-    assert "num_inference_steps=10)" in render_export_card(pipeline)
-    assert "distilled" not in render_export_card(pipeline)
+def test_the_steps_and_the_guidance_of_the_example_are_the_models_own(pipeline):
+    pipeline.register_to_config(num_inference_steps=10, guidance={"guidance_scale": 1.5})
+    assert "guidance_scale=1.5, num_inference_steps=10)" in render_export_card(pipeline)
+    pipeline.register_to_config(guidance={"guidance_interval": [0, 0.8]})
+    card = render_export_card(pipeline)
+    assert "the original guides only between the noise levels 0 and 0.8;" in card
 
 
-def test_the_name_of_a_class_is_escaped(pipeline):
-    pipeline.register_to_config(id2label={0: "<script>\n# `x`", 1: "dog", 2: "owl"})
-    assert "(&lt;script&gt; # \\`x\\`)" in render_export_card(pipeline, 0)
+def test_the_name_of_a_class_stays_in_its_string(pipeline):
+    pipeline.register_to_config(id2label={0: ' "];\n```\nx', 1: "dog", 2: "owl"})
+    assert '(["\\"];\\n```\\nx"])' in render_export_card(pipeline)
 
 
 def test_the_card_of_an_export_is_signed(pipeline):
-    card = render_export_card(pipeline, 0)
+    card = render_export_card(pipeline)
     assert is_unedited(card)  # so a push may replace it
-    assert not is_unedited(card.replace("class 0", "class 1"))
+    assert not is_unedited(card.replace('["cat"]', '["dog"]'))

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hf_latent.hub.ldm_pipeline import to_ldm_pipeline
 from hf_latent.hub.model_files import model_files
+from hf_latent.hub.stock_pipeline import to_stock_pipeline
 from hf_latent.models.frozen import hash_weights
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.pipeline.hub_format import MODULES, pipeline_files
@@ -140,9 +140,10 @@ def test_a_guide_is_pushed_to_the_hub(guided, tmp_path):
 
 
 def test_an_export_leaves_the_guide_out(guided, unconditional_guided):
-    for pipeline in (guided, unconditional_guided):
-        exported = to_ldm_pipeline(pipeline)
-        assert set(exported.components) == {"vqvae", "unet", "scheduler"}
+    exported = to_stock_pipeline(guided)
+    assert set(exported.components) == {"vae", "transformer", "scheduler"}
+    exported = to_stock_pipeline(unconditional_guided)
+    assert set(exported.components) == {"vqvae", "unet", "scheduler"}
 
 
 PLAIN = """

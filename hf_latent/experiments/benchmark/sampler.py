@@ -37,10 +37,9 @@ from hf_latent.evaluation.timing import alternate, seconds_per_call
 from hf_latent.experiments.benchmark.benchmark import BenchmarkConfig, median_ratio, run_benchmark
 from hf_latent.experiments.benchmark.plot import Line, draw_panels
 from hf_latent.experiments.generate import RELEASED
-from hf_latent.hub.ldm_pipeline import to_ldm_pipeline
+from hf_latent.hub.stock_pipeline import to_stock_pipeline
 from hf_latent.output import replaced_whole
 from hf_latent.pipeline import LatentDiffusionPipeline
-from hf_latent.pipeline.add_noise import is_flow
 from hf_latent.pipeline.decode import shown_channels
 from hf_latent.pipeline.samplers import compatible_samplers, create_sampler
 
@@ -56,9 +55,9 @@ class SamplerBenchmarkConfig(BenchmarkConfig, ComparisonConfig):
 
     Each sampler that fits the model's objective draws images with the model's own guidance, with
     all classes in turn: images a second, FD, and denoiser evaluations, which are counted. The model
-    is also exported, and compared with diffusers' LDMPipeline: its own scheduler, or Euler for a
-    flow, the largest number of steps, no class, no guidance. A distilled model has one sampler and
-    one number of steps, its own.
+    is also exported, and compared with diffusers' stock pipeline: its own scheduler, the largest
+    number of steps, all classes in turn, no guidance. A distilled model has one sampler and one
+    number of steps, its own.
 
     Attributes:
         resize_mode: As in evaluate; pad is how the released model was trained.
@@ -185,10 +184,7 @@ def create_points(
 def compare_with_stock(
     pipeline: LatentDiffusionPipeline, config: SamplerBenchmarkConfig, steps: int
 ) -> dict[str, Any]:
-    """Draw the same images with the pipeline and with an exported `LDMPipeline`.
-
-    Both take the same steps: those of the model's own scheduler, or of Euler for a flow that is not
-    distilled.
+    """Draw the same images with the pipeline and with its export, `to_stock_pipeline`.
 
     Returns:
         Images a second of both, and the largest difference of their images in [0, 1]; nothing if
@@ -196,29 +192,30 @@ def compare_with_stock(
     """
     pipeline.scheduler = pipeline.trained_scheduler
     try:
-        stock = to_ldm_pipeline(pipeline)
+        stock = to_stock_pipeline(pipeline)
     except UserError as error:
-        logger.warning("no comparison with LDMPipeline: %s", error)
+        logger.warning("no comparison with a stock pipeline: %s", error)
         return {}
-    if is_flow(pipeline.scheduler) and not pipeline.config.get("distilled"):
-        pipeline.use_sampler("euler")
     stock.set_progress_bar_config(disable=True)
-    count = config.batch_size
+    count, classes = config.batch_size, pipeline.num_classes
+    ours: dict[str, Any] = {"num_images": count}
+    theirs: dict[str, Any] = {"batch_size": count}
+    if classes is not None:
+        labels = [row % classes for row in range(count)]
+        ours = theirs = {"class_labels": labels, "guidance_scale": 1}
 
-    def draw(call: Any, output_type: str = "np", **settings: Any) -> Any:
+    def draw(call: Any, settings: dict[str, Any], output_type: str = "np") -> Any:
         generator = torch.Generator().manual_seed(config.seed)
         return call(
             generator=generator, num_inference_steps=steps, output_type=output_type, **settings
         ).images
 
-    draws = {
-        "own": partial(draw, pipeline, num_images=count, guidance_scale=1),
-        "stock": partial(draw, stock, batch_size=count),
-    }
+    draws = {"own": partial(draw, pipeline, ours), "stock": partial(draw, stock, theirs)}
     sides = {name: partial(seconds_per_call, call) for name, call in draws.items()}
     seconds = alternate(sides, config.rounds)
     own = draws["own"](output_type="pt").permute(0, 2, 3, 1).cpu().numpy()  # np: the data's values
     return {
+        "stock_class": type(stock).__name__,
         "stock_ratio_median": median_ratio(seconds["stock"], seconds["own"]),
         "stock_num_inference_steps": steps,
         "stock_images_per_second": [count / x for x in seconds["stock"]],
@@ -284,8 +281,8 @@ def describe_report(report: dict[str, Any]) -> str:
     lines.append(f"real images: FD {report['real_fd']:.2f}; all FDs of {report['num_images']:,}")
     if "stock_ratio_median" in report:
         lines.append(
-            f"{report['stock_ratio_median']:.3f} of the speed of LDMPipeline; images differ by up "
-            f"to {report['stock_largest_difference']:.1g}"
+            f"{report['stock_ratio_median']:.3f} of the speed of {report['stock_class']}; images "
+            f"differ by up to {report['stock_largest_difference']:.1g}"
         )
     return "\n".join(lines)
 

@@ -48,14 +48,14 @@ def check_pageable(pipeline: LatentDiffusionPipeline) -> None:
     """
     if pipeline.guide_unet is not None:
         raise UserError(
-            "--format page has no autoguidance: export the model without its guide_unet, or use "
-            "--format ldm"
+            "--format page has no autoguidance: export the model without its guide_unet, or leave "
+            "--format out"
         )
     channels = image_channels(pipeline.vae)
     if channels not in PICTURE_CHANNELS:
         raise UserError(
             f"--format page shows grey, RGB and RGBA pictures, and this model's images have "
-            f"{channels} channels: use --format ldm"
+            f"{channels} channels: leave --format out"
         )
 
 

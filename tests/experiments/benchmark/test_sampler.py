@@ -95,22 +95,24 @@ def test_the_difference_to_the_stock_pipeline_has_no_unit_of_the_data():
     assert benchmark.compare_with_stock(pipeline, config, 2)["stock_largest_difference"] < 1e-4
 
 
-def test_another_sampler_of_a_flow_is_compared_as_euler():
-    made = make_pipeline("flow")
-    made.use_sampler("unipc")
-    pipeline = LatentDiffusionPipeline(**made.components)
-    config = benchmark.SamplerBenchmarkConfig(batch_size=1, rounds=1)
-    assert benchmark.compare_with_stock(pipeline, config, 4)["stock_largest_difference"] < 1e-4
+def test_models_with_and_without_classes_are_compared(pipeline, unconditional):
+    config = benchmark.SamplerBenchmarkConfig(batch_size=2, rounds=1)
+    for model, name in ((pipeline, "DiTPipeline"), (unconditional, "LDMPipeline")):
+        model.use_sampler("euler")
+        made = LatentDiffusionPipeline(**model.components)
+        figures = benchmark.compare_with_stock(made, config, 4)
+        assert figures["stock_class"] == name
+        assert figures["stock_largest_difference"] < 1e-4
 
 
 def test_a_model_that_cannot_be_exported_is_measured_without_the_stock_pipeline(caplog):
     made = make_pipeline("epsilon")
-    made.use_sampler("unipc")
+    made.use_sampler("euler")
     pipeline = LatentDiffusionPipeline(**made.components)
     config = benchmark.SamplerBenchmarkConfig()
     with caplog.at_level(logging.WARNING):
         assert benchmark.compare_with_stock(pipeline, config, 2) == {}
-    assert "no comparison with LDMPipeline: this model's scheduler is UniPC" in caplog.text
+    assert "no comparison with a stock pipeline: this model's scheduler is Euler" in caplog.text
 
 
 def test_a_distilled_model_has_one_point(distilled, unconditional):

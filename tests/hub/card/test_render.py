@@ -29,8 +29,8 @@ def test_templates_name_only_what_they_are_given():
             *("size", "class_names"),
         },
         "export_card.md": {
-            *("drawn", "class_label", "num_classes", "guided", "base_model", "steps"),
-            *("distilled", "flow", "converted", "euler", "cut"),
+            *("class_name", "format", "num_classes", "first_class", "guidance_scale", "interval"),
+            *("guided", "base_model", "steps", "distilled", "flow", "converted", "heun", "cut"),
             *("num_train_timesteps", "diffusers_version"),
         },
         "pipeline_card.md": {"facts", "source", "generated", "copied", "kept", "autoencoder_kept"},

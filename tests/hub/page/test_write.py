@@ -113,15 +113,12 @@ def test_what_a_page_cannot_show_is_refused():
         check_pageable(model)
 
 
-@pytest.mark.parametrize(
-    "flags", ["--format ldm --runtime dist", "--format ldm --title A", "--class_label 1"]
-)
-def test_settings_of_the_other_format_are_refused(page, tmp_path, flags, capsys):
+@pytest.mark.parametrize("flags", ["--format dit --runtime dist", "--title A"])
+def test_settings_of_a_page_are_refused_for_other_formats(page, tmp_path, flags, capsys):
     model, out = page.parent / "model", tmp_path / "out"
-    first = "" if "ldm" in flags else "--format page "
-    flags = f"--model {model} --output_dir {out} {first}{flags}"
+    flags = f"--model {model} --output_dir {out} {flags}"
     assert run(*flags.split()) == 2
-    assert "is not for --format" in capsys.readouterr().err
+    assert "is for --format page: leave it out" in capsys.readouterr().err
     assert not out.exists()
 
 

@@ -1,6 +1,7 @@
-"""A model as diffusers' stock `LDMPipeline`, which supports no classes, flows or latent statistics.
+"""A model as a stock pipeline of diffusers: `DiTPipeline` with classes, `LDMPipeline` without.
 
-The weights take over what that pipeline does not do.
+Both support no Euler steps of a flow and no latent statistics. The weights take over what they do
+not do.
 """
 
 import copy
@@ -9,21 +10,27 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    DiTPipeline,
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
     LDMPipeline,
     SchedulerMixin,
     UNet2DModel,
+    UniPCMultistepScheduler,
 )
+from torch import nn
 
 from hf_latent.errors import UserError
 from hf_latent.models.fold import LatentStatistics, fold_latent_scale, prepare_for_training
 from hf_latent.models.load import Autoencoder
 from hf_latent.pipeline import LatentDiffusionPipeline
-from hf_latent.pipeline.add_noise import is_flow
 from hf_latent.pipeline.autoencoders import find_kind, latent_channels
 from hf_latent.pipeline.samplers import create_sampler
 
+NULL_LABEL = 1000  # DiTPipeline's, which is made for ImageNet
+# Schedulers that both pipelines use as they are: they begin with noise of deviation 1.
+KEPT_SCHEDULERS = (DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler)
 # Settings of a flow's schedulers that change its sigmas; off by default.
 OTHER_FLOWS = (
     "use_dynamic_shifting",
@@ -39,81 +46,100 @@ OTHER_FLOWS = (
 ROUNDING = 1 + 1e-7
 
 
-def to_ldm_pipeline(
-    pipeline: LatentDiffusionPipeline, class_label: int | None = None
-) -> LDMPipeline:
-    """Create a stock pipeline that draws the images of one class, or of none, without guidance.
+def to_stock_pipeline(pipeline: LatentDiffusionPipeline) -> DiTPipeline | LDMPipeline:
+    """Create a stock pipeline that draws a model's images.
 
-    From the same noise its images, in [0, 1], are within 1e-4 of the pipeline's own at
-    `guidance_scale=1`. For a flow, this needs a flow without shift and a number of steps that
-    divides the scheduler's `num_train_timesteps` (1,000). Otherwise `LDMPipeline` truncates
-    timesteps to whole numbers, and single pixels differ by a few hundredths (for a small trained
-    model, at 7, 15 and 30 steps, by up to 0.03, and by 0.001 on average).
-
-    Another sampler of a flow becomes `euler`, but a distilled model's DPMSolverMultistepScheduler
-    stays.
+    It guides classes at all noise levels, and by no guide. With this guidance its images, in
+    [0, 1], are within 1e-4 of the pipeline's own from the same noise, but not for all flows: the
+    stock pipelines truncate timesteps to whole numbers, and single pixels differ by a few
+    hundredths. With `euler` a flow without shift is not truncated at a number of steps that divides
+    the scheduler's `num_train_timesteps` (1,000). The sampler `heun` of a flow becomes `euler`.
 
     Args:
-        pipeline: with the scheduler of its training; it is not changed.
-        class_label: of a model with classes; None: its null label.
+        pipeline: is not changed.
 
     Returns:
         A pipeline that plain diffusers loads, once it is saved, without remote code.
 
     Raises:
-        UserError: if `LDMPipeline` cannot draw this model's images.
+        UserError: if the stock pipeline cannot draw this model's images.
     """
     unet, size = copy.deepcopy(pipeline.unet), pipeline.unet.config.sample_size
+    name = stock_class(pipeline).__name__
     if not isinstance(size, int):
         raise UserError(
-            f"the denoiser's sample_size is {size}, and LDMPipeline draws squares only: share the "
-            "model itself"
+            f"the denoiser's sample_size is {size}, and {name} draws squares only: share the model "
+            "itself"
         )
-    if pipeline.num_classes is not None:
-        _fold_class(unet, pipeline.num_classes if class_label is None else class_label)
     scheduler = pipeline.scheduler
     if not keeps_scheduler(pipeline):
         scheduler, factor = convert_flow_scheduler(scheduler)
         _scale_output(unet, factor)
-    return LDMPipeline(vqvae=_fold_foreign_scale(pipeline.vae), unet=unet, scheduler=scheduler)
+    vae = _fold_foreign_scale(pipeline.vae)
+    if pipeline.num_classes is None:
+        return LDMPipeline(vqvae=vae, unet=unet, scheduler=scheduler)
+    id2label = _check_names(pipeline)
+    _widen_classes(unet, pipeline.num_classes)
+    created = DiTPipeline(transformer=unet, vae=vae, scheduler=scheduler, id2label=id2label)
+    created.register_to_config(id2label=id2label)
+    return created
+
+
+def stock_class(pipeline: LatentDiffusionPipeline) -> type[DiTPipeline | LDMPipeline]:
+    """Return the class of a model's stock pipeline."""
+    return LDMPipeline if pipeline.num_classes is None else DiTPipeline
 
 
 def keeps_scheduler(pipeline: LatentDiffusionPipeline) -> bool:
-    """Return whether `LDMPipeline` uses the model's own scheduler; if not, it is a flow's.
+    """Return whether the stock pipeline uses the model's own scheduler; if not, it is a flow's.
 
     Raises:
         UserError: if it can neither use nor replace the scheduler.
     """
-    scheduler, distilled = pipeline.scheduler, pipeline.config.get("distilled")
-    if isinstance(scheduler, DDIMScheduler):
+    scheduler = pipeline.scheduler
+    if isinstance(scheduler, KEPT_SCHEDULERS):
         return True
-    if distilled and isinstance(scheduler, DPMSolverMultistepScheduler):
-        return True
-    is_euler = isinstance(scheduler, FlowMatchEulerDiscreteScheduler)
-    if not is_flow(scheduler) or (distilled and not is_euler):
+    flows = [FlowMatchEulerDiscreteScheduler]
+    if not pipeline.config.get("distilled"):
+        flows.append(FlowMatchHeunDiscreteScheduler)
+    if not isinstance(scheduler, tuple(flows)):
         raise UserError(
-            f"this model's scheduler is {type(scheduler).__name__}, which LDMPipeline does not "
-            "support: share the model itself, or one that has a DDIMScheduler"
+            f"this model's scheduler is {type(scheduler).__name__}, which "
+            f"{stock_class(pipeline).__name__} does not support: choose one with "
+            "pipeline.use_sampler(name), or share the model itself"
         )
     return False
 
 
-def _fold_class(unet: UNet2DModel, class_label: int) -> None:
-    """Fix the class of a denoiser, in place; it then takes no labels.
+def _check_names(pipeline: LatentDiffusionPipeline) -> dict[int, str] | None:
+    """Return the names of the classes; UserError if `DiTPipeline` cannot have these classes."""
+    if (pipeline.num_classes or 0) > NULL_LABEL:
+        raise UserError(
+            f"the model has {pipeline.num_classes:,} classes, and DiTPipeline at most "
+            f"{NULL_LABEL:,}: share the model itself"
+        )
+    names = {int(label): str(name) for label, name in pipeline.id2label.items()}
+    if split := [name for name in names.values() if "," in name]:
+        raise UserError(
+            f"DiTPipeline would read the class {split[0]!r} as several names: rename it with "
+            "pipeline.register_to_config(id2label=...)"
+        )
+    return names or None
 
-    The denoiser adds the class embedding to the timestep embedding. The last layer of the timestep
-    embedding is linear, so its bias can hold the class embedding.
-    """
-    with torch.no_grad():
-        unet.time_embedding.linear_2.bias += unet.class_embedding.weight[class_label]
-    unet.class_embedding = None
-    unet.register_to_config(num_class_embeds=None)
+
+def _widen_classes(unet: UNet2DModel, num_classes: int) -> None:
+    """Give a denoiser the labels of `DiTPipeline`, in place: all that are no class draw none."""
+    embeddings = unet.class_embedding.weight.detach()
+    table = embeddings[num_classes].repeat(NULL_LABEL + 1, 1)
+    table[:num_classes] = embeddings[:num_classes]
+    unet.class_embedding = nn.Embedding.from_pretrained(table, freeze=False)
+    unet.register_to_config(num_class_embeds=NULL_LABEL + 1)
 
 
 def convert_flow_scheduler(
     scheduler: SchedulerMixin,
 ) -> tuple[DPMSolverMultistepScheduler, float]:
-    """Convert a flow's scheduler to a first-order one that `LDMPipeline` can use.
+    """Convert a flow's scheduler to a first-order one that stock pipelines can use.
 
     The first-order update of DPM-Solver++ (Lu et al. 2022),
     x_t = (sigma_t / sigma_s) x_s + (alpha_t - alpha_s sigma_t / sigma_s) x_0,
@@ -136,8 +162,8 @@ def convert_flow_scheduler(
     """
     if other := [name for name in OTHER_FLOWS if scheduler.config.get(name)]:
         raise UserError(
-            f"this model's scheduler uses {other[0]}, which LDMPipeline does not support: save the "
-            "model with a plain FlowMatchEulerDiscreteScheduler"
+            f"this model's scheduler uses {other[0]}, which stock pipelines do not support: save "
+            "the model with a plain FlowMatchEulerDiscreteScheduler"
         )
     if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
         scheduler = create_sampler(scheduler, "euler")
@@ -161,8 +187,8 @@ def _scale_output(unet: UNet2DModel, factor: float) -> None:
     """
     if skips := [name for name in unet.config.up_block_types if "Skip" in name]:
         raise UserError(
-            f"the denoiser has a {skips[0]}, so its output cannot be scaled, which LDMPipeline "
-            "needs for a flow: share the model itself"
+            f"the denoiser has a {skips[0]}, so its output cannot be scaled, which a stock "
+            "pipeline needs for the sampler euler: choose unipc, or share the model itself"
         )
     with torch.no_grad():
         unet.conv_out.weight *= factor
@@ -172,7 +198,7 @@ def _scale_output(unet: UNet2DModel, factor: float) -> None:
 def _fold_foreign_scale(vae: Autoencoder) -> Autoencoder:
     """Fold a latent scale into the weights, unless it is `scaling_factor` alone.
 
-    `LDMPipeline` ignores `shift_factor`, `latents_mean` and `latents_std`.
+    Stock pipelines ignore `shift_factor`, `latents_mean` and `latents_std`.
 
     Returns:
         The same autoencoder if it has none of the three, else a copy without them.
@@ -187,7 +213,8 @@ def _fold_foreign_scale(vae: Autoencoder) -> Autoencoder:
     if not isinstance(vae, AutoencoderKL):
         raise UserError(
             f"the autoencoder is an {type(vae).__name__} with a shift_factor, latents_mean, "
-            "latents_std or a scale of its own, which LDMPipeline ignores: share the model itself"
+            "latents_std or a scale of its own, which stock pipelines ignore: share the model "
+            "itself"
         )
     mean, std = ((zeros + x).flatten() for x in kind.scale(vae, zeros))
     return fold_latent_scale(prepare_for_training(vae), LatentStatistics(mean, std))

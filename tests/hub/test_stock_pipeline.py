@@ -1,4 +1,4 @@
-"""The weights do what LDMPipeline cannot do, or the export is refused."""
+"""The weights do what a stock pipeline cannot do, or the export is refused."""
 
 import numpy as np
 import pytest
@@ -7,6 +7,7 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderTiny,
     DDIMScheduler,
+    DiTPipeline,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
@@ -15,7 +16,12 @@ from diffusers import (
 )
 
 from hf_latent.errors import UserError
-from hf_latent.hub.ldm_pipeline import OTHER_FLOWS, convert_flow_scheduler, to_ldm_pipeline
+from hf_latent.hub.stock_pipeline import (
+    NULL_LABEL,
+    OTHER_FLOWS,
+    convert_flow_scheduler,
+    to_stock_pipeline,
+)
 from hf_latent.models.fold import LatentStatistics, fold_latent_scale
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.pipeline.samplers import create_sampler, set_inference_steps
@@ -28,35 +34,43 @@ WHOLE = [n for n in range(1, 1001) if 1000 % n == 0]
 
 @pytest.fixture(autouse=True)
 def euler(pipeline, unconditional) -> None:
-    """Sample flows with Euler's method, which is what an export does."""
+    """Sample flows with Euler's method, whose timesteps a stock pipeline need not truncate."""
     for model in (pipeline, unconditional):
         model.use_sampler("euler")
 
 
 def draw(
-    pipeline: LatentDiffusionPipeline, label: int | None = None, steps: int = 20
+    pipeline: LatentDiffusionPipeline, label: int | None = None, steps: int = 20, scale: float = 1
 ) -> np.ndarray:
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(3)
     return pipeline(
         class_labels=label,
         num_images=2,
-        guidance_scale=1,
+        guidance_scale=scale,
+        guidance_interval=None if scale == 1 else (0, 1),
         num_inference_steps=steps,
         generator=generator,
         output_type="np",
     ).images
 
 
-def draw_exported(pipeline: LDMPipeline, steps: int = 20) -> np.ndarray:
+def draw_exported(
+    pipeline: DiTPipeline | LDMPipeline, label: int | None = None, steps: int = 20, scale: float = 1
+) -> np.ndarray:
     pipeline.set_progress_bar_config(disable=True)
-    generator = torch.Generator().manual_seed(3)
-    return pipeline(2, generator, num_inference_steps=steps, output_type="numpy").images
+    settings = {"generator": torch.Generator().manual_seed(3), "num_inference_steps": steps}
+    if isinstance(pipeline, LDMPipeline):
+        assert label is None
+        return pipeline(2, output_type="numpy", **settings).images
+    labels = [NULL_LABEL if label is None else label] * 2
+    return pipeline(labels, guidance_scale=scale, output_type="np", **settings).images
 
 
-def assert_equal(pipeline, label=None, steps=20, tolerance=TOLERANCE) -> None:
-    exported = draw_exported(to_ldm_pipeline(pipeline, label), steps)
-    np.testing.assert_allclose(exported, draw(pipeline, label, steps), rtol=0, atol=tolerance)
+def assert_equal(pipeline, label=None, steps=20, tolerance=TOLERANCE, scale=1.0) -> None:
+    exported = draw_exported(to_stock_pipeline(pipeline), label, steps, scale)
+    own = draw(pipeline, label, steps, scale)
+    np.testing.assert_allclose(exported, own, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("steps", [1, 8, 50])
@@ -72,10 +86,45 @@ def test_the_output_of_a_flow_is_scaled_with_its_bias(unconditional):
 
 @pytest.mark.parametrize("label", [0, 2, None])
 def test_each_class_and_the_null_label_draw_their_own_images(pipeline, label):
-    assert_equal(pipeline, label, 2)
-    for other in {0, 2, None} - {label}:
-        difference = draw_exported(to_ldm_pipeline(pipeline, other), 2) - draw(pipeline, label, 2)
-        assert abs(difference).max() > 100 * TOLERANCE
+    exported = to_stock_pipeline(pipeline)
+    own = draw(pipeline, label, 2)
+    for other in (0, 2, None):
+        difference = abs(draw_exported(exported, other, 2) - own).max()
+        assert difference < TOLERANCE if other == label else difference > 100 * TOLERANCE
+
+
+def test_guidance_is_that_of_the_model(pipeline):
+    with torch.no_grad():
+        pipeline.unet.class_embedding.weight *= 20
+    assert abs(draw(pipeline, 1, scale=3) - draw(pipeline, 1)).max() > 100 * TOLERANCE
+    assert_equal(pipeline, 1, scale=3)
+
+
+def test_a_label_that_is_no_class_draws_none(pipeline):
+    exported = to_stock_pipeline(pipeline)
+    for label in (3, 999):
+        np.testing.assert_array_equal(draw_exported(exported, label), draw_exported(exported))
+
+
+def test_the_classes_have_their_names(pipeline, tmp_path):
+    to_stock_pipeline(pipeline).save_pretrained(tmp_path)
+    loaded = DiTPipeline.from_pretrained(tmp_path)
+    assert loaded.get_label_ids(["owl", "cat"]) == [2, 0]
+    pipeline.register_to_config(id2label=None)
+    assert to_stock_pipeline(pipeline).labels == {}
+
+
+def test_classes_that_the_stock_pipeline_cannot_have_are_refused(pipeline, vae):
+    pipeline.register_to_config(id2label={0: "cat", 1: "dog, wild", 2: "owl"})
+    with pytest.raises(UserError, match="read the class 'dog, wild' as several names: rename it"):
+        to_stock_pipeline(pipeline)
+    many = LatentDiffusionPipeline(vae, make_denoiser(vae, 1001), pipeline.scheduler)
+    with pytest.raises(UserError, match="has 1,001 classes, and DiTPipeline at most 1,000"):
+        to_stock_pipeline(many)
+    most = LatentDiffusionPipeline(vae, make_denoiser(vae, 1000), pipeline.scheduler)
+    np.testing.assert_allclose(
+        draw_exported(to_stock_pipeline(most), 999, 2), draw(most, 999, 2), rtol=0, atol=TOLERANCE
+    )
 
 
 @pytest.mark.parametrize("steps", [7, 30])
@@ -115,15 +164,24 @@ def test_whole_timesteps_are_not_cut(steps):
 def test_other_flows_are_refused(pipeline, name):
     pipeline.scheduler = FlowMatchEulerDiscreteScheduler()
     pipeline.scheduler.register_to_config(**{name: 0.1})
-    with pytest.raises(UserError, match=f"scheduler uses {name}, which LDM"):
-        to_ldm_pipeline(pipeline)
+    with pytest.raises(UserError, match=f"scheduler uses {name}, which stock"):
+        to_stock_pipeline(pipeline)
 
 
-@pytest.mark.parametrize("sampler", ["heun", "dpm++", "unipc"])
-def test_another_sampler_of_a_flow_becomes_euler(unconditional, sampler):
-    unconditional.use_sampler(sampler)
+@pytest.mark.parametrize("sampler", ["dpm++", "unipc"])
+def test_a_sampler_of_several_orders_is_kept(pipeline, unconditional, sampler):
+    for model, label in ((pipeline, 1), (unconditional, None)):
+        model.use_sampler(sampler)
+        made = LatentDiffusionPipeline(**model.components)
+        exported = to_stock_pipeline(made)
+        assert dict(exported.scheduler.config) == dict(made.scheduler.config)
+        assert_equal(made, label, 8, CUT_TOLERANCE)
+
+
+def test_heun_of_a_flow_becomes_euler(unconditional):
+    unconditional.use_sampler("heun")
     made = LatentDiffusionPipeline(**unconditional.components)
-    exported = draw_exported(to_ldm_pipeline(made), 4)
+    exported = draw_exported(to_stock_pipeline(made), steps=4)
     assert abs(exported - draw(made, steps=4)).max() > 10 * TOLERANCE
     made.use_sampler("euler")
     np.testing.assert_allclose(exported, draw(made, steps=4), rtol=0, atol=TOLERANCE)
@@ -138,12 +196,11 @@ def test_the_shift_of_another_sampler_is_kept(unconditional):
 
 
 def test_a_distilled_flow_keeps_its_scheduler(distilled):
-    exported = to_ldm_pipeline(distilled, 1)
+    exported = to_stock_pipeline(distilled)
     assert dict(exported.scheduler.config) == dict(distilled.scheduler.config)
-    for own, new in zip(
-        distilled.unet.conv_out.parameters(), exported.unet.conv_out.parameters(), strict=True
-    ):
-        assert torch.equal(own, new)
+    new = exported.transformer.conv_out.state_dict()
+    for name, weight in distilled.unet.conv_out.state_dict().items():
+        assert torch.equal(weight, new[name])
     assert_equal(distilled, 1, 4, CUT_TOLERANCE)
 
 
@@ -162,15 +219,15 @@ def test_a_distilled_flow_of_equal_steps_is_equal(pipeline):
 )
 def test_other_schedulers_are_refused(pipeline, scheduler, settings):
     made = LatentDiffusionPipeline(pipeline.vae, pipeline.unet, scheduler, **settings)
-    with pytest.raises(UserError, match=f"scheduler is {type(scheduler).__name__}, which LDMPipe"):
-        to_ldm_pipeline(made)
+    with pytest.raises(UserError, match=f"scheduler is {type(scheduler).__name__}, which DiTPipe"):
+        to_stock_pipeline(made)
 
 
 def test_the_schedule_of_a_diffusion_is_kept(pipeline):
     scheduler = DDIMScheduler(clip_sample=False, prediction_type="v_prediction")
     pipeline = LatentDiffusionPipeline(pipeline.vae, pipeline.unet, scheduler)
     pipeline.set_progress_bar_config(disable=True)
-    exported = to_ldm_pipeline(pipeline)
+    exported = to_stock_pipeline(pipeline)
     assert dict(exported.scheduler.config) == dict(pipeline.scheduler.config)
     assert_equal(pipeline, 2)
 
@@ -182,7 +239,7 @@ def test_the_model_is_not_changed(request, fixture):
     models = (pipeline.unet, pipeline.vae)
     weights = [{k: v.clone() for k, v in model.state_dict().items()} for model in models]
     configs = [dict(model.config) for model in models]
-    to_ldm_pipeline(pipeline)
+    to_stock_pipeline(pipeline)
     assert [dict(model.config) for model in models] == configs
     for model, before in zip(models, weights, strict=True):
         assert model.state_dict().keys() == before.keys()
@@ -195,7 +252,7 @@ def test_oblong_images_are_refused(vae):
     denoiser.register_to_config(sample_size=[4, 8])
     pipeline = LatentDiffusionPipeline(vae, denoiser, FlowMatchEulerDiscreteScheduler())
     with pytest.raises(UserError, match=r"sample_size is \[4, 8\], and LDMPipeline draws squares"):
-        to_ldm_pipeline(pipeline)
+        to_stock_pipeline(pipeline)
 
 
 def make_skip_denoiser() -> UNet2DModel:
@@ -214,7 +271,7 @@ def make_skip_denoiser() -> UNet2DModel:
 def test_a_flow_whose_output_cannot_be_scaled_is_refused(vae):
     pipeline = LatentDiffusionPipeline(vae, make_skip_denoiser(), FlowMatchEulerDiscreteScheduler())
     with pytest.raises(UserError, match="the denoiser has a SkipUpBlock2D"):
-        to_ldm_pipeline(pipeline)
+        to_stock_pipeline(pipeline)
 
 
 FOREIGN_SCALES = {
@@ -245,14 +302,14 @@ def test_a_foreign_autoencoders_scale_is_folded(scale, quant_convs):
     vae.register_to_config(**FOREIGN_SCALES[scale])
     assert abs(draw(pipeline, 1) - neutral).max() > 100 * TOLERANCE
     assert_equal(pipeline, 1)
-    exported = to_ldm_pipeline(pipeline, 1).vqvae.config
+    exported = to_stock_pipeline(pipeline).vae.config
     assert [exported.get(x) for x in ("shift_factor", "latents_mean", "latents_std")] == [None] * 3
 
 
 def test_a_folded_autoencoder_is_exported_unchanged(pipeline):
     statistics = LatentStatistics(torch.tensor([0.1, 0.2, 0.3, 0.4]), torch.full((4,), 2.0))
     pipeline.vae = fold_latent_scale(pipeline.vae, statistics)
-    assert to_ldm_pipeline(pipeline, 1).vqvae is pipeline.vae
+    assert to_stock_pipeline(pipeline).vae is pipeline.vae
     assert_equal(pipeline, 1)
 
 
@@ -268,9 +325,9 @@ def test_an_autoencoder_tiny_is_exported(tmp_path):
     denoiser = make_denoiser(make_autoencoder(3))
     pipeline = LatentDiffusionPipeline(vae, denoiser, FlowMatchEulerDiscreteScheduler())
     assert_equal(pipeline, 1)
-    to_ldm_pipeline(pipeline, 1).save_pretrained(tmp_path)
-    loaded = LDMPipeline.from_pretrained(tmp_path)
-    np.testing.assert_allclose(draw_exported(loaded), draw(pipeline, 1), rtol=0, atol=TOLERANCE)
+    to_stock_pipeline(pipeline).save_pretrained(tmp_path)
+    loaded = DiTPipeline.from_pretrained(tmp_path)
+    np.testing.assert_allclose(draw_exported(loaded, 1), draw(pipeline, 1), rtol=0, atol=TOLERANCE)
 
 
 def test_an_autoencoder_tiny_with_a_shift_is_refused():
@@ -281,4 +338,4 @@ def test_an_autoencoder_tiny_with_a_shift_is_refused():
     with pytest.raises(
         UserError, match="the autoencoder is an AutoencoderTiny with a shift_factor"
     ):
-        to_ldm_pipeline(pipeline)
+        to_stock_pipeline(pipeline)
