@@ -245,8 +245,10 @@ def whole_model(name: str) -> Iterator[Path]:
     with TemporaryDirectory() as temporary:
         copy = Path(temporary, folder.name)
         shutil.copytree(folder, copy, copy_function=shutil.copyfile)
-        for path in Path(*find_component(str(folder), "vae")).glob("*.safetensors"):
-            shutil.copyfile(path, copy / "vae" / path.name)
+        vae = Path(*find_component(str(folder), "vae"))
+        if vae != folder / "vae":
+            for path in vae.glob("*.safetensors"):
+                shutil.copyfile(path, copy / "vae" / path.name)
         add_code(copy, PIPELINE)
         yield copy
 

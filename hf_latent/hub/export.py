@@ -10,6 +10,7 @@ import huggingface_hub
 from diffusers import DiTPipeline, FlowMatchHeunDiscreteScheduler, LDMPipeline
 
 from hf_latent.command import Settings
+from hf_latent.data.images.measured import PICTURE_CHANNELS
 from hf_latent.errors import UserError
 from hf_latent.hub.card.render import render_card
 from hf_latent.hub.model_files import MODEL_FILES
@@ -20,6 +21,8 @@ from hf_latent.models.load import find_model, loading
 from hf_latent.output import check_output_dir, replaced_whole
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.pipeline.add_noise import is_flow
+from hf_latent.pipeline.autoencoders import image_channels
+from hf_latent.pipeline.decode import IMAGE_VALUES
 from hf_latent.pipeline.denoise import choose_sampling
 
 FORMATS = {DiTPipeline: "dit", LDMPipeline: "ldm"}
@@ -32,10 +35,10 @@ class ExportConfig(Settings):
 
     Formats dit and ldm are diffusers' stock pipelines. Loading needs no remote code and not this
     package. dit (DiTPipeline) has classes, by name, and guides them at all noise levels; ldm
-    (LDMPipeline) is for a model without classes. From the same noise both draw the images of
-    `hf-latent generate --guidance_interval 0,1`, within 1e-4 in [0, 1]. They truncate timesteps to
-    whole numbers, so single pixels of a flow differ by a few hundredths, but not with the sampler
-    euler and a number of steps that divides 1,000, like 20 or 50.
+    (LDMPipeline) is for a model without classes. From the same noise and with the same guidance
+    both draw the model's images within 1e-4 in [0, 1]. They truncate timesteps to whole numbers, so
+    single pixels of a flow differ by a few hundredths, but not with the sampler euler, no shift and
+    a number of steps that divides 1,000, like 20 or 50. The sampler heun of a flow becomes euler.
 
     Format page is a folder of static files that runs the model in a visitor's browser, with
     all classes and guidance. Any web server serves it, such as `python -m http.server`, and so does
@@ -65,7 +68,7 @@ class ExportConfig(Settings):
         super().__post_init__()
         for name in ("runtime", "title"):
             if getattr(self, name) is not None and self.format != "page":
-                raise UserError(f"--{name} is for --format page: leave it out")
+                raise UserError(f"--{name} is for --format page: leave it out, or add that")
 
 
 @locks_output
@@ -159,9 +162,12 @@ def render_export_card(pipeline: LatentDiffusionPipeline, base_model: str | None
         class_name=stock_class(pipeline).__name__,
         format=FORMATS[stock_class(pipeline)],
         num_classes=pipeline.num_classes,
-        first_class=next((str(name).strip() for name in pipeline.id2label.values()), None),
-        guidance_scale=guidance.scale,
+        first_class=next(iter(pipeline.id2label.values()), "").partition(",")[0].strip(),
+        guidance_scale=max(guidance.scale, 1),
+        weakened=guidance.scale < 1,
         interval=None if guidance.scale == 1 else guidance.interval,
+        pictures=image_channels(pipeline.vae) in PICTURE_CHANNELS,
+        has_values=IMAGE_VALUES in pipeline.vae.config,
         guided=pipeline.guide_unet is not None,
         base_model=base_model,
         steps=steps,

@@ -5,6 +5,7 @@ not do.
 """
 
 import copy
+from collections import Counter
 
 import torch
 from diffusers import (
@@ -21,12 +22,13 @@ from diffusers import (
 )
 from torch import nn
 
-from hf_latent.errors import UserError
+from hf_latent.errors import UserError, cause_of
 from hf_latent.models.fold import LatentStatistics, fold_latent_scale, prepare_for_training
 from hf_latent.models.load import Autoencoder
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.pipeline.autoencoders import find_kind, latent_channels
-from hf_latent.pipeline.samplers import create_sampler
+from hf_latent.pipeline.denoise import choose_sampling
+from hf_latent.pipeline.samplers import check_removes_noise, create_sampler
 
 NULL_LABEL = 1000  # DiTPipeline's, which is made for ImageNet
 # Schedulers that both pipelines use as they are: they begin with noise of deviation 1.
@@ -49,11 +51,12 @@ ROUNDING = 1 + 1e-7
 def to_stock_pipeline(pipeline: LatentDiffusionPipeline) -> DiTPipeline | LDMPipeline:
     """Create a stock pipeline that draws a model's images.
 
-    It guides classes at all noise levels, and by no guide. With this guidance its images, in
-    [0, 1], are within 1e-4 of the pipeline's own from the same noise, but not for all flows: the
-    stock pipelines truncate timesteps to whole numbers, and single pixels differ by a few
-    hundredths. With `euler` a flow without shift is not truncated at a number of steps that divides
-    the scheduler's `num_train_timesteps` (1,000). The sampler `heun` of a flow becomes `euler`.
+    It guides classes at all noise levels, only above 1, and by no guide. With this guidance its
+    images, in [0, 1], are within 1e-4 of the pipeline's own from the same noise, but not for all
+    flows: the stock pipelines truncate timesteps to whole numbers, and single pixels differ by a
+    few hundredths. With `euler` a flow without shift is not truncated at a number of steps that
+    divides the scheduler's `num_train_timesteps` (1,000). The sampler `heun` of a flow becomes
+    `euler`.
 
     Args:
         pipeline: is not changed.
@@ -64,17 +67,18 @@ def to_stock_pipeline(pipeline: LatentDiffusionPipeline) -> DiTPipeline | LDMPip
     Raises:
         UserError: if the stock pipeline cannot draw this model's images.
     """
-    unet, size = copy.deepcopy(pipeline.unet), pipeline.unet.config.sample_size
-    name = stock_class(pipeline).__name__
-    if not isinstance(size, int):
+    unet, (height, width) = copy.deepcopy(pipeline.unet), pipeline.latent_size
+    if height != width:
         raise UserError(
-            f"the denoiser's sample_size is {size}, and {name} draws squares only: share the model "
-            "itself"
+            f"the denoiser's latents are {height}x{width}, and {stock_class(pipeline).__name__} "
+            "draws squares only: share the model itself"
         )
+    unet.register_to_config(sample_size=height)
     scheduler = pipeline.scheduler
     if not keeps_scheduler(pipeline):
         scheduler, factor = convert_flow_scheduler(scheduler)
         _scale_output(unet, factor)
+    _check_steps(pipeline, scheduler)
     vae = _fold_foreign_scale(pipeline.vae)
     if pipeline.num_classes is None:
         return LDMPipeline(vqvae=vae, unet=unet, scheduler=scheduler)
@@ -97,18 +101,36 @@ def keeps_scheduler(pipeline: LatentDiffusionPipeline) -> bool:
         UserError: if it can neither use nor replace the scheduler.
     """
     scheduler = pipeline.scheduler
-    if isinstance(scheduler, KEPT_SCHEDULERS):
+    draws_noise = str(scheduler.config.get("algorithm_type")).startswith("sde")
+    if isinstance(scheduler, KEPT_SCHEDULERS) and not draws_noise:
         return True
     flows = [FlowMatchEulerDiscreteScheduler]
     if not pipeline.config.get("distilled"):
         flows.append(FlowMatchHeunDiscreteScheduler)
     if not isinstance(scheduler, tuple(flows)):
         raise UserError(
-            f"this model's scheduler is {type(scheduler).__name__}, which "
-            f"{stock_class(pipeline).__name__} does not support: choose one with "
-            "pipeline.use_sampler(name), or share the model itself"
+            f"this model's scheduler is {type(scheduler).__name__}{' with noise' * draws_noise}, "
+            f"which {stock_class(pipeline).__name__} does not support: save the model with another "
+            "one (pipeline.use_sampler), or share the model itself"
         )
     return False
+
+
+def _check_steps(pipeline: LatentDiffusionPipeline, scheduler: SchedulerMixin) -> None:
+    """Raise UserError if the scheduler of a stock pipeline cannot make the model's own steps."""
+    steps, _ = choose_sampling(pipeline, pipeline.num_classes is not None)
+    try:
+        check_removes_noise(pipeline.trained_scheduler, pipeline.scheduler, steps)
+        stock = type(scheduler).from_config(scheduler.config)
+        stock.set_timesteps(steps)
+        if len(stock.timesteps.unique()) < len(stock.timesteps):
+            raise ValueError("two steps begin at the same whole timestep")
+    # The schedulers raise many exception types for what they cannot do.
+    except Exception as error:
+        raise UserError(
+            f"{type(scheduler).__name__} cannot make {steps} steps in a stock pipeline "
+            f"({cause_of(error)}): save the model with another sampler or number of steps"
+        ) from error
 
 
 def _check_names(pipeline: LatentDiffusionPipeline) -> dict[int, str] | None:
@@ -119,10 +141,12 @@ def _check_names(pipeline: LatentDiffusionPipeline) -> dict[int, str] | None:
             f"{NULL_LABEL:,}: share the model itself"
         )
     names = {int(label): str(name) for label, name in pipeline.id2label.items()}
-    if split := [name for name in names.values() if "," in name]:
+    # DiTPipeline splits names at commas, since those of ImageNet are lists of synonyms.
+    split = [part.strip() for name in names.values() for part in name.split(",")]
+    if twice := [part for part, count in Counter(split).items() if count > 1]:
         raise UserError(
-            f"DiTPipeline would read the class {split[0]!r} as several names: rename it with "
-            "pipeline.register_to_config(id2label=...)"
+            f"DiTPipeline would find two classes of the name {twice[0]!r}: save the model with "
+            "other names (pipeline.register_to_config(id2label=...))"
         )
     return names or None
 
@@ -208,6 +232,7 @@ def _fold_foreign_scale(vae: Autoencoder) -> Autoencoder:
     """
     kind, zeros = find_kind(vae), torch.zeros(latent_channels(vae), 1, 1, dtype=torch.float64)
     ignored = [vae.config.get(x) for x in ("shift_factor", "latents_mean", "latents_std")]
+    ignored.append("scaling_factor" in vae.config and vae.config.scaling_factor is None)
     if kind.is_plain and not any(ignored):
         return vae
     if not isinstance(vae, AutoencoderKL):

@@ -114,13 +114,12 @@ class HubFormat:
 
         Raises:
             ValueError: if weights are missing, not finite or left over (left over ones are ignored
-                with `device_map` or `quantization_config`).
+                with `device_map` or `quantization_config`), or a released model gets one of these.
         """
         if not kwargs.setdefault("use_safetensors", True):
             raise ValueError("weights are read from safetensors only: leave use_safetensors unset")
-        name = os.fspath(pretrained_model_name_or_path)
-        if (find_model := _installed("models.load", "find_model")) is not None:
-            name = find_model(name)
+        find_model = _installed("models.load", "find_model") or str
+        name = find_model(os.fspath(pretrained_model_name_or_path))
         folder = name if os.path.isdir(name) else str(cls.download(name, **kwargs))  # type: ignore[attr-defined]
         trained = None  # the saved scheduler, if another one replaces it
         if kwargs.get("unet") is not None:
@@ -136,7 +135,9 @@ class HubFormat:
         is_whole = not {"device_map", "quantization_config"} & kwargs.keys()
         for component in saved_models(cls.load_config(folder)):  # type: ignore[attr-defined]
             place = find_component(folder, component)
-            if component not in kwargs and (is_whole or place[0] != folder):
+            if place[0] != folder and not is_whole:
+                raise ValueError(f"{name} is small: leave out device_map and quantization_config")
+            if component not in kwargs and is_whole:
                 options = loading_options(folder, component, kwargs)
                 kwargs[component] = load_exactly(*place, **options)
         pipeline = super().from_pretrained(folder, **kwargs)  # type: ignore[misc]
@@ -290,8 +291,7 @@ def _push(
 
 def _write_card(folder: Path, repo_id: str) -> None:
     """Write the card of a saved pipeline, but keep one that was edited."""
-    write_model_card = _installed("hub.card.render", "write_model_card")
-    if write_model_card is not None:
+    if write_model_card := _installed("hub.card.render", "write_model_card"):
         write_model_card(folder, repo_id)
     elif not (folder / "README.md").exists():
         title = repo_id.rpartition("/")[2]

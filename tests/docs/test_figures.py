@@ -80,7 +80,7 @@ def test_of_a_first_try_with_photographs():
         f"FD of {figures['num_images']:,} images is {figures['fd']:.0f} (real images "
         f"{figures['real_fd']:.0f}, a perfect denoiser {figures['floor_fd']:.0f})",
         f"recall {figures['recall']:.2f} (real {figures['real_recall']:.2f})",
-        f"the judge is right for {figures['label_agreement_judge_real_accuracy']:.2f}",
+        f"The judge is right for {figures['label_agreement_judge_real_accuracy']:.2f}",
         f"names the {figures['limit']} as the limit",
     ):
         assert figure in prose(page), figure

@@ -4,6 +4,9 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from hf_latent.hub.card.signature import is_unedited
 from hf_latent.hub.export import render_export_card
 from hf_latent.models.presets import create_scheduler
+from hf_latent.pipeline import LatentDiffusionPipeline
+from hf_latent.pipeline.decode import IMAGE_VALUES
+from tests.conftest import make_autoencoder, make_denoiser
 
 
 def test_the_card_says_what_is_in_it_and_what_is_not(pipeline):
@@ -16,7 +19,7 @@ def test_the_card_says_what_is_in_it_and_what_is_not(pipeline):
     for text in (
         "A class-conditional latent diffusion model as diffusers' stock `DiTPipeline`.",
         'labels = pipe.get_label_ids(["cat"])',
-        "pipe(labels, guidance_scale=2, num_inference_steps=20)",
+        "images = pipe(labels, guidance_scale=2, num_inference_steps=20).images\nimages[0].save",
         "own defaults, 50 steps and guidance 4, are not this model's.",
         "`python -m hf_latent export --format dit` of `user/name`",
         "Rows that are no class are\nthe original's null label.",
@@ -31,14 +34,14 @@ def test_the_card_says_what_is_in_it_and_what_is_not(pipeline):
 
 def test_a_class_without_a_name_has_its_number(pipeline):
     pipeline.register_to_config(id2label=None)
-    assert "labels = [0]  # of 3\n" in render_export_card(pipeline)
+    assert "labels = [0]  # from 0 to 2\n" in render_export_card(pipeline)
 
 
 def test_the_card_of_a_diffusion_says_nothing_of_flows(unconditional):
     unconditional.scheduler = create_scheduler("epsilon")
     card = render_export_card(unconditional)
     assert "An unconditional latent diffusion model as diffusers' stock `LDMPipeline`" in card
-    assert "pipe(batch_size=4, num_inference_steps=20).images[0]" in card
+    assert "images = pipe(batch_size=4, num_inference_steps=20).images\nimages[0].save" in card
     assert "original model, within 1e-4 in [0, 1].\n" in card
     for word in ("class", "guidance", "flow", "DPMSolver", "distilled", "\n\n\n"):
         assert word not in card.partition("# A latent")[2], word
@@ -62,12 +65,12 @@ def test_the_card_of_a_shifted_flow_promises_no_equal_steps(pipeline):
 
 def test_the_card_says_that_heun_became_euler(pipeline):
     pipeline.use_sampler("heun")
-    assert "at all noise levels and the sampler `euler`, within" in render_export_card(pipeline)
+    assert "levels, with the sampler `euler`, within" in render_export_card(pipeline)
 
 
 def test_the_card_of_a_distilled_model_says_its_steps(distilled):
     card = render_export_card(distilled)
-    assert "pipe(labels, guidance_scale=1, num_inference_steps=4).images[0]" in card
+    assert "pipe(labels, guidance_scale=1, num_inference_steps=4).images" in card
     assert "It was distilled for exactly 4 steps and guidance 1: others draw bad images" in card
     assert "those of the original model, within a few hundredths in [0, 1]: `DiTPipe" in card
     for words in ("same guidance", "output is multiplied", "\n\n\n"):
@@ -80,6 +83,22 @@ def test_the_steps_and_the_guidance_of_the_example_are_the_models_own(pipeline):
     pipeline.register_to_config(guidance={"guidance_interval": [0, 0.8]})
     card = render_export_card(pipeline)
     assert "the original guides only between the noise levels 0 and 0.8;" in card
+
+
+def test_the_card_names_what_the_stock_pipeline_lacks(pipeline):
+    pipeline.register_to_config(guidance={"guidance_scale": 0.5})
+    card = render_export_card(pipeline)
+    assert "guidance_scale=1, " in card and "- guidance below 1, which `DiTPipeline` lacks" in card
+    pipeline.vae.register_to_config(**{IMAGE_VALUES: {"range": [[0, 4095]], "dtype": "uint16"}})
+    assert "- the range of the original's values: images here are" in render_export_card(pipeline)
+
+
+def test_images_that_are_no_pictures_are_drawn_as_an_array():
+    vae = make_autoencoder(6)
+    model = LatentDiffusionPipeline(vae, make_denoiser(vae), create_scheduler("flow"))
+    card = render_export_card(model)
+    assert 'num_inference_steps=20, output_type="np").images\nprint(images.shape)' in card
+    assert "save(" not in card
 
 
 def test_the_name_of_a_class_stays_in_its_string(pipeline):

@@ -8,11 +8,13 @@ from diffusers import (
     AutoencoderTiny,
     DDIMScheduler,
     DiTPipeline,
+    DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
     LDMPipeline,
     UNet2DModel,
+    UniPCMultistepScheduler,
 )
 
 from hf_latent.errors import UserError
@@ -29,6 +31,9 @@ from tests.conftest import make_autoencoder, make_denoiser
 
 TOLERANCE = 1e-4  # in [0, 1]
 CUT_TOLERANCE = 0.01  # of these models, if timesteps are truncated to whole numbers
+SHIFTED = UniPCMultistepScheduler(
+    prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=12.0
+)
 WHOLE = [n for n in range(1, 1001) if 1000 % n == 0]
 
 
@@ -110,14 +115,17 @@ def test_the_classes_have_their_names(pipeline, tmp_path):
     to_stock_pipeline(pipeline).save_pretrained(tmp_path)
     loaded = DiTPipeline.from_pretrained(tmp_path)
     assert loaded.get_label_ids(["owl", "cat"]) == [2, 0]
+    pipeline.register_to_config(id2label={0: "cat", 1: "dog, hound", 2: "owl"})
+    assert to_stock_pipeline(pipeline).get_label_ids(["hound", "dog"]) == [1, 1]
     pipeline.register_to_config(id2label=None)
     assert to_stock_pipeline(pipeline).labels == {}
 
 
 def test_classes_that_the_stock_pipeline_cannot_have_are_refused(pipeline, vae):
-    pipeline.register_to_config(id2label={0: "cat", 1: "dog, wild", 2: "owl"})
-    with pytest.raises(UserError, match="read the class 'dog, wild' as several names: rename it"):
-        to_stock_pipeline(pipeline)
+    for names in (["cat", "dog, cat", "owl"], ["cat", "dog", "cat "]):
+        pipeline.register_to_config(id2label=dict(enumerate(names)))
+        with pytest.raises(UserError, match="two classes of the name 'cat': save the model with"):
+            to_stock_pipeline(pipeline)
     many = LatentDiffusionPipeline(vae, make_denoiser(vae, 1001), pipeline.scheduler)
     with pytest.raises(UserError, match="has 1,001 classes, and DiTPipeline at most 1,000"):
         to_stock_pipeline(many)
@@ -176,6 +184,10 @@ def test_a_sampler_of_several_orders_is_kept(pipeline, unconditional, sampler):
         exported = to_stock_pipeline(made)
         assert dict(exported.scheduler.config) == dict(made.scheduler.config)
         assert_equal(made, label, 8, CUT_TOLERANCE)
+    with torch.no_grad():
+        pipeline.unet.class_embedding.weight *= 20
+    assert abs(draw(pipeline, 1, 8, 3) - draw(pipeline, 1, 8)).max() > 10 * CUT_TOLERANCE
+    assert_equal(pipeline, 1, 8, 3 * CUT_TOLERANCE, scale=3)
 
 
 def test_heun_of_a_flow_becomes_euler(unconditional):
@@ -215,11 +227,26 @@ def test_a_distilled_flow_of_equal_steps_is_equal(pipeline):
     [
         (EulerDiscreteScheduler(), {}),
         (FlowMatchHeunDiscreteScheduler(), {"num_inference_steps": 4, "distilled": True}),
+        (DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++"), {}),  # no seed would count
     ],
 )
 def test_other_schedulers_are_refused(pipeline, scheduler, settings):
     made = LatentDiffusionPipeline(pipeline.vae, pipeline.unet, scheduler, **settings)
-    with pytest.raises(UserError, match=f"scheduler is {type(scheduler).__name__}, which DiTPipe"):
+    with pytest.raises(UserError, match=f"scheduler is {type(scheduler).__name__}.*, which DiTPipe"):
+        to_stock_pipeline(made)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "steps", "says"),
+    [
+        (UniPCMultistepScheduler(predict_x0=False, solver_type="bh1"), 10, "leaves nan% of"),
+        (SHIFTED, 100, "two steps begin at the same whole timestep"),
+    ],
+)
+def test_steps_that_the_stock_pipeline_cannot_make_are_refused(pipeline, scheduler, steps, says):
+    parts = pipeline.vae, pipeline.unet, scheduler
+    made = LatentDiffusionPipeline(*parts, num_inference_steps=steps)
+    with pytest.raises(UserError, match=f"cannot make {steps} steps in a stock .*{says}"):
         to_stock_pipeline(made)
 
 
@@ -251,8 +278,10 @@ def test_oblong_images_are_refused(vae):
     denoiser = make_denoiser(vae, None)
     denoiser.register_to_config(sample_size=[4, 8])
     pipeline = LatentDiffusionPipeline(vae, denoiser, FlowMatchEulerDiscreteScheduler())
-    with pytest.raises(UserError, match=r"sample_size is \[4, 8\], and LDMPipeline draws squares"):
+    with pytest.raises(UserError, match="latents are 4x8, and LDMPipeline draws squares only"):
         to_stock_pipeline(pipeline)
+    denoiser.register_to_config(sample_size=[4, 4])
+    assert_equal(pipeline)
 
 
 def make_skip_denoiser() -> UNet2DModel:
@@ -276,6 +305,7 @@ def test_a_flow_whose_output_cannot_be_scaled_is_refused(vae):
 
 FOREIGN_SCALES = {
     "scaling_factor": {"scaling_factor": 0.4},
+    "no scaling_factor": {"scaling_factor": None, "shift_factor": 0.3},
     "shift_factor": {"scaling_factor": 0.4, "shift_factor": 0.3},
     "latents_mean": {"latents_mean": [0.5, -0.5, 1.0, 0.0]},
     "latents_std": {"latents_std": [0.5, 2.0, 1.0, 3.0]},

@@ -7,6 +7,7 @@ from diffusers.utils import logging as diffusers_logging
 from safetensors.torch import load_file, save_file
 
 from hf_latent.errors import UserError
+from hf_latent.models import load
 from hf_latent.models.frozen import hash_weights
 from hf_latent.models.load import (
     PRETRAINED,
@@ -174,3 +175,15 @@ def test_only_a_released_pipeline_may_name_its_autoencoder(pipeline, tmp_path):
     config.write_text(json.dumps(read_json(config) | {"_name_or_path": "fashion-mnist-f4"}))
     with pytest.raises(UserError, match="no autoencoder found"):
         load_autoencoder(str(tmp_path))
+    with pytest.raises(EnvironmentError):
+        LatentDiffusionPipeline.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../secret", "secret", "", None])
+def test_a_released_pipeline_names_released_models_only(pipeline, tmp_path, monkeypatch, name):
+    pipeline.vae.save_pretrained(tmp_path / "secret")
+    monkeypatch.setattr(load, "PRETRAINED", tmp_path / "pretrained")
+    folder = tmp_path / "pretrained" / "clothes"
+    (folder / "vae").mkdir(parents=True)
+    (folder / "vae" / "config.json").write_text(json.dumps({"_name_or_path": name}))
+    assert load.find_component(str(folder), "vae") == (str(folder), "vae")

@@ -22,6 +22,9 @@ from hf_latent.models.load import PRETRAINED
 from hf_latent.output import read_json, replaced_whole, write_json
 from released_card import write_released_card
 
+# Of an autoencoder's configuration; they may differ where the package keeps it once.
+UNSHARED_ENTRIES = ("_name_or_path", "_diffusers_version")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReleasePipelineConfig(Settings):
@@ -79,7 +82,7 @@ def _copy_without_code(model: Path, folder: Path) -> None:
     """
     entry, class_name, names = model_files(model)
     pictures = [name for name in PICTURES if is_file(model / name)]
-    shared = _released_autoencoder(read_saved_weights(model / "vae").sha256)
+    shared = _find_shared(model / "vae") if folder.resolve().parent == PRETRAINED else None
     for name in (*(name for name in names if name not in CODE), *pictures):
         if shared and name.startswith("vae/") and name != "vae/config.json":
             continue
@@ -91,12 +94,16 @@ def _copy_without_code(model: Path, folder: Path) -> None:
     write_json(folder / entry, read_json(model / entry) | {"_class_name": class_name})
 
 
-def _released_autoencoder(sha256: str) -> str | None:
-    """Return the name of the released autoencoder with these weights, if there is one."""
-    for folder in sorted(PRETRAINED.iterdir()):
-        if (folder / "config.json").is_file() and read_saved_weights(folder).sha256 == sha256:
-            return folder.name
-    return None
+def _find_shared(vae: Path) -> str | None:
+    """Return the name of the released autoencoder with this one's weights and settings, if any."""
+
+    def content(folder: Path) -> tuple[str, dict[str, Any]]:
+        config = read_json(folder / "config.json")
+        settings = {key: x for key, x in config.items() if key not in UNSHARED_ENTRIES}
+        return read_saved_weights(folder).sha256, settings
+
+    released = [x for x in sorted(PRETRAINED.iterdir()) if (x / "config.json").is_file()]
+    return next((x.name for x in released if content(x) == content(vae)), None)
 
 
 if __name__ == "__main__":

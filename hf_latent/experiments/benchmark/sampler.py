@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from diffusers import SchedulerMixin
+from diffusers import FlowMatchHeunDiscreteScheduler, SchedulerMixin
 from jsonargparse.typing import PositiveInt
 
 from hf_latent.data.images.pixels import to_uint8
@@ -55,9 +55,9 @@ class SamplerBenchmarkConfig(BenchmarkConfig, ComparisonConfig):
 
     Each sampler that fits the model's objective draws images with the model's own guidance, with
     all classes in turn: images a second, FD, and denoiser evaluations, which are counted. The model
-    is also exported, and compared with diffusers' stock pipeline: its own scheduler, the largest
-    number of steps, all classes in turn, no guidance. A distilled model has one sampler and one
-    number of steps, its own.
+    is also exported, and compared with diffusers' stock pipeline: its own scheduler (euler for a
+    flow's heun), the largest number of steps, all classes in turn, no guidance. A distilled model
+    has one sampler and one number of steps, its own.
 
     Attributes:
         resize_mode: As in evaluate; pad is how the released model was trained.
@@ -196,6 +196,8 @@ def compare_with_stock(
     except UserError as error:
         logger.warning("no comparison with a stock pipeline: %s", error)
         return {}
+    if isinstance(pipeline.scheduler, FlowMatchHeunDiscreteScheduler):
+        pipeline.use_sampler("euler")  # as the export does
     stock.set_progress_bar_config(disable=True)
     count, classes = config.batch_size, pipeline.num_classes
     ours: dict[str, Any] = {"num_images": count}

@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from hf_latent.data.images.measured import PICTURE_CHANNELS
 from hf_latent.errors import UserError
 from hf_latent.hub.page.graphs import export_graphs
 from hf_latent.hub.page.steps import tabulate_noising, tabulate_steps
@@ -18,7 +19,6 @@ from hf_latent.pipeline.autoencoders import downsampling_factor, image_channels
 from hf_latent.pipeline.denoise import choose_sampling
 
 SAMPLER, STEPS, DEFAULT_STEPS = "unipc", (4, 6, 8, 10, 20), 8
-PICTURE_CHANNELS = (1, 3, 4)
 # onnxruntime for browsers: the module, and the machine code that it loads.
 RUNTIME_VERSION = "1.30.0"
 RUNTIME_ADDRESS = f"https://cdn.jsdelivr.net/npm/onnxruntime-web@{RUNTIME_VERSION}/dist"

@@ -97,8 +97,11 @@ def test_the_difference_to_the_stock_pipeline_has_no_unit_of_the_data():
 
 def test_models_with_and_without_classes_are_compared(pipeline, unconditional):
     config = benchmark.SamplerBenchmarkConfig(batch_size=2, rounds=1)
-    for model, name in ((pipeline, "DiTPipeline"), (unconditional, "LDMPipeline")):
-        model.use_sampler("euler")
+    for model, name, sampler in (
+        (pipeline, "DiTPipeline", "euler"),
+        (unconditional, "LDMPipeline", "heun"),  # compared as euler
+    ):
+        model.use_sampler(sampler)
         made = LatentDiffusionPipeline(**model.components)
         figures = benchmark.compare_with_stock(made, config, 4)
         assert figures["stock_class"] == name

@@ -52,6 +52,7 @@ def test_figures_of_a_guide_that_the_model_lacks_are_left_out(guided, tmp_path):
 def test_the_card_of_an_export_says_that_it_lacks_the_guide(guided, unconditional_guided):
     card = render_export_card(guided)
     assert "guide (`guide_unet`): guidance here is that of the classes;" in card
+    assert "of the original model without its guide, with the same guidance at all" in card
     assert "- the original's guide (`guide_unet`);" in render_export_card(unconditional_guided)
     unconditional_guided.guide_unet = None
     assert "guide" not in render_export_card(unconditional_guided).partition("# A latent")[2]

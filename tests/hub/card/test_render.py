@@ -31,7 +31,7 @@ def test_templates_name_only_what_they_are_given():
         "export_card.md": {
             *("class_name", "format", "num_classes", "first_class", "guidance_scale", "interval"),
             *("guided", "base_model", "steps", "distilled", "flow", "converted", "heun", "cut"),
-            *("num_train_timesteps", "diffusers_version"),
+            *("num_train_timesteps", "diffusers_version", "weakened", "pictures", "has_values"),
         },
         "pipeline_card.md": {"facts", "source", "generated", "copied", "kept", "autoencoder_kept"},
         "sentences.md": set(),

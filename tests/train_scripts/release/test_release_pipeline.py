@@ -97,9 +97,10 @@ def test_a_released_autoencoder_is_not_copied(config, pipeline, tmp_path, monkey
     release_pipeline(config)
     model = pretrained / "clothes"
     assert not list(model.glob("vae/*.safetensors")) and list(model.glob("unet/*.safetensors"))
-    for options in ({}, {"device_map": "balanced"}):
-        saved = LatentDiffusionPipeline.from_pretrained("clothes", **options)
-        assert hash_weights(saved.vae) == hash_weights(pipeline.vae)
+    saved = LatentDiffusionPipeline.from_pretrained("clothes")
+    assert hash_weights(saved.vae) == hash_weights(pipeline.vae)
+    with pytest.raises(ValueError, match="clothes is small: leave out device_map"):
+        LatentDiffusionPipeline.from_pretrained("clothes", device_map="balanced")
     assert hash_weights(load_autoencoder("clothes")) == hash_weights(pipeline.vae)
     card = (tmp_path / "cards" / "clothes" / "README.md").read_text()
     assert read_saved_weights(pretrained / "clothes-f2").sha256 in card
@@ -109,6 +110,21 @@ def test_a_released_autoencoder_is_not_copied(config, pipeline, tmp_path, monkey
         monkeypatch.undo()  # it needs no other model
         saved = LatentDiffusionPipeline.from_pretrained(whole)
         assert hash_weights(saved.vae) == hash_weights(pipeline.vae)
+
+
+@pytest.mark.parametrize("place", ["elsewhere", "other settings"])
+def test_another_autoencoder_is_copied(config, pipeline, tmp_path, monkeypatch, place):
+    pretrained = tmp_path / ("pretrained" if place == "other settings" else "package")
+    pipeline.vae.save_pretrained(pretrained / "clothes-f2")
+    for module in (load, release_pipeline_module):
+        monkeypatch.setattr(module, "PRETRAINED", pretrained)
+    if place == "other settings":
+        path = pretrained / "clothes-f2" / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"scaling_factor": 0.3}))
+    release_pipeline(config)
+    model = tmp_path / "pretrained" / "clothes"
+    saved = LatentDiffusionPipeline.from_pretrained(model)
+    assert list(model.glob("vae/*.safetensors")) and saved.vae.config.scaling_factor == 1
 
 
 @pytest.mark.parametrize("report", ["training", "metrics"])
