@@ -232,7 +232,9 @@ def test_a_distilled_flow_of_equal_steps_is_equal(pipeline):
 )
 def test_other_schedulers_are_refused(pipeline, scheduler, settings):
     made = LatentDiffusionPipeline(pipeline.vae, pipeline.unet, scheduler, **settings)
-    with pytest.raises(UserError, match=f"scheduler is {type(scheduler).__name__}.*, which DiTPipe"):
+    with pytest.raises(
+        UserError, match=f"scheduler is {type(scheduler).__name__}.*, which DiTPipe"
+    ):
         to_stock_pipeline(made)
 
 
