@@ -35,7 +35,7 @@ from hf_latent.training.dry_run.estimate import end_dry_run
 from hf_latent.training.finish.next_steps import after_denoiser
 from hf_latent.training.finish.reports import denoiser_figures
 from hf_latent.training.latents.sources import open_latent_source
-from hf_latent.training.losses import choose_timesteps, normal_to_uniform
+from hf_latent.training.losses import choose_timesteps, contrast, normal_to_uniform
 from hf_latent.training.run.accelerator import process_rows, start_accelerator
 from hf_latent.training.run.batches import ShardedDraws
 from hf_latent.training.run.checkpoints import TrainingState
@@ -102,6 +102,8 @@ def draw_batch(
 
     latents = batch.posteriors.sample(posterior_noise)
     noised = add_noise(scheduler, latents, noise, timesteps, config.snr_gamma)
+    if config.contrastive_weight:
+        noised = contrast(noised, config.contrastive_weight)
     return noised, drop_conditions(batch.conditions, null, dropped)
 
 

@@ -87,6 +87,9 @@ class DenoiserConfig(DenoiserTrainingConfig, ImageTrainingConfig):
         zero_terminal_snr: End the noise schedule with pure noise, from which sampling starts (Lin
             et al. 2024). Only for v_prediction and sample. With snr_gamma the last noise level has
             weight 0.
+        contrastive_weight: Weight of contrastive flow matching (Stoica et al. 2025, who use 0.05):
+            how far each target is pushed away from that of another image of this process's batch.
+            Only for flow. 0 turns it off.
         guidance_scale: Guidance scale of the sample pictures, and the saved model's default. By
             default 2 with classes or a guide, else off.
         guidance_interval: Lowest and highest noise level that are guided, from 0 (no noise) to 1
@@ -110,6 +113,7 @@ class DenoiserConfig(DenoiserTrainingConfig, ImageTrainingConfig):
     timestep_logit_std: NonNegativeFloat = 1.0
     snr_gamma: PositiveFloat | None = None
     zero_terminal_snr: bool = False
+    contrastive_weight: Share = 0.0
     guidance_scale: NonNegativeFloat | None = None
     guidance_interval: str | None = None
 
@@ -148,11 +152,15 @@ class DenoiserConfig(DenoiserTrainingConfig, ImageTrainingConfig):
         """Reject settings that are undefined for the objective, or have no effect."""
         # Min-SNR is not defined for flow, whose schedule always ends with pure noise. From pure
         # noise, epsilon predicts nothing about the image.
-        for name, unfit in (("snr_gamma", ["flow"]), ("zero_terminal_snr", ["flow", "epsilon"])):
-            if getattr(self, name) and self.objective in unfit:
+        for name, fit in (
+            ("snr_gamma", ["epsilon", "v_prediction", "sample"]),
+            ("zero_terminal_snr", ["v_prediction", "sample"]),
+            ("contrastive_weight", ["flow"]),
+        ):
+            if getattr(self, name) and self.objective not in fit:
                 raise UserError(
                     f"--{name} does not go with --objective {self.objective}: remove it, or choose "
-                    "v_prediction or sample"
+                    f"{' or '.join(fit)}"
                 )
         flow = self.objective == "flow"
         if not flow and self.timestep_sampling == "logit_normal":

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -10,7 +11,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from hf_latent.evaluation.features.networks import FeatureNetwork
 from hf_latent.evaluation.measures.reconstruction import BACKGROUNDS
 from hf_latent.evaluation.pictures import composite
-from hf_latent.pipeline.add_noise import is_flow
+from hf_latent.pipeline.add_noise import NoisedLatents, is_flow
 from hf_latent.training.autoencoder_config import AutoencoderConfig
 from hf_latent.training.equivariance import Transform
 from hf_latent.training.start.autoencoder import Reconstruction
@@ -190,6 +191,22 @@ def denoising_loss(
         weights: `(B,)` float.
     """
     return (weights * (model_output.float() - target.float()).square().mean((1, 2, 3))).mean()
+
+
+def contrast(noised: NoisedLatents, weight: float) -> NoisedLatents:
+    """Push each target away from that of another row (contrastive flow matching).
+
+    Stoica et al. 2025, equation 6: `|v - u|^2 - weight |v - u'|^2`, where u' is another row's
+    target. Completing the square gives `(1 - weight) |v - (u - weight u') / (1 - weight)|^2` plus
+    what does not depend on v.
+
+    Args:
+        noised: a batch; each row's u' is the target of the row before.
+        weight: from 0 (plain flow matching) to below 1.
+    """
+    others = noised.target.roll(1, dims=0)
+    target = (noised.target - weight * others) / (1 - weight)
+    return replace(noised, target=target, weights=noised.weights * (1 - weight))
 
 
 def normal_to_uniform(normal: torch.Tensor) -> torch.Tensor:

@@ -413,6 +413,35 @@ def test_of_the_channels_of_photographs():
     assert f"(real images {report['real_fd']:.0f};" in prose(page)
 
 
+def test_of_what_was_tried_for_the_denoiser():
+    page, found = "guides/recipes.md", {}
+    for half in ("objective", "network"):
+        report = load(REPORTS / "variants" / f"{half}-fashion-mnist.json")
+        assert (report["denoiser_minutes"], report["num_images"]) == (8, 2000)
+        assert f"real images {report['real_fd']:.0f}, a perfect denoiser" in prose(page)
+        found |= {variant["name"]: variant for variant in report["variants"]}
+    for variant in found.values():
+        cells = (
+            f"{variant['denoiser_parameters'] / 1e6:.2f} M",
+            f"{variant['denoiser_steps']:,}",
+            f"{variant['denoiser_held_out_loss']:.3f}",
+            f"{variant['generated_fd']:.0f}",
+            f"{variant['guided_generated_fd']:.0f}",
+        )
+        assert f" | {' | '.join(cells)} |" in read(page), variant["name"]
+        assert f"{variant['floor_fd']:.0f}" == "101"
+    fds = {name: (x["generated_fd"], x["guided_generated_fd"]) for name, x in found.items()}
+    assert list(sorted(fds, key=fds.get))[:3] == ["contrastive", "96-96-attention", "64-112"]
+    twice = [abs(a - b) for a, b in zip(fds["recipe"], fds["64-128"], strict=True)]
+    assert f"differs by {max(twice):.0f}" in prose(page)
+    spread = max(
+        x[f"{guided}generated_fd_spread"] for x in found.values() for guided in ("", "guided_")
+    )
+    assert f"of a row differ by up to {spread:.0f}" in prose(page)
+    steps = found["96-96-attention"]["denoiser_steps"] / found["64-128"]["denoiser_steps"]
+    assert f"{steps:.2f}" == "0.76" and "with three quarters of the steps" in prose(page)
+
+
 def test_of_equivariance():
     names = {"fashion-mnist": "Fashion-MNIST", "photos-64": "photographs"}
     reports = [load(REPORTS / "variants" / f"equivariance-{name}.json") for name in names]

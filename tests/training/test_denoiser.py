@@ -93,6 +93,7 @@ def test_other_objectives_are_saved_in_the_scheduler(denoiser_config, objective)
 @pytest.mark.parametrize(
     "changes",
     [
+        {"contrastive_weight": 0.05},
         {"objective": "epsilon", "snr_gamma": 5.0},
         {"objective": "v_prediction", "snr_gamma": 5.0, "zero_terminal_snr": True},
         {"objective": "sample", "zero_terminal_snr": True},

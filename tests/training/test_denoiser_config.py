@@ -11,6 +11,10 @@ V = {"objective": "v_prediction"}
     ("changes", "message"),
     [
         ({"snr_gamma": 5.0}, "^--snr_gamma does not go with --objective flow"),
+        (
+            {**V, "contrastive_weight": 0.1},
+            "^--contrastive_weight does not .*: remove it, or.* flow$",
+        ),
         ({**V, "snr_gamma": 0.0}, r"^--snr_gamma must be a number above 0, not 0\.0"),
         ({**V, "snr_gamma": -5.0}, r"^--snr_gamma must be a number above 0, not -5\.0"),
         ({"zero_terminal_snr": True}, "^--zero_terminal_snr does not go with --objective flow"),

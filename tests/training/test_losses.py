@@ -3,10 +3,12 @@ import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from hf_latent.models.presets import create_scheduler
+from hf_latent.pipeline.add_noise import NoisedLatents
 from hf_latent.training.losses import (
     adaptive_weight,
     as_seen,
     choose_timesteps,
+    contrast,
     denoising_loss,
     discriminator_hinge_loss,
     generator_hinge_loss,
@@ -162,3 +164,17 @@ def test_discrete_timesteps_are_uniform_by_default_and_all_exist():
 def test_logit_normal_is_refused_for_discrete_timesteps():
     with pytest.raises(ValueError, match="for the flow objective only"):
         choose_timesteps(create_scheduler("sample"), NORMAL, sampling="logit_normal")
+
+
+@pytest.mark.parametrize("weight", [0.05, 0.5])
+def test_contrastive_targets_have_the_gradient_of_the_papers_loss(weight):
+    latents, target, output = torch.randn(3, 4, 2, 3, 3)
+    weights, output = torch.rand(4), output.requires_grad_()
+    noised = contrast(NoisedLatents(latents, torch.rand(4), target, weights), weight)
+    denoising_loss(output, noised.target, noised.weights).backward()
+    found, output.grad = output.grad, None
+    others = target[[3, 0, 1, 2]]
+    squares = (output - target).square() - weight * (output - others).square()
+    (weights * squares.mean((1, 2, 3))).mean().backward()
+    torch.testing.assert_close(found, output.grad)
+    assert torch.equal(noised.noisy_latents, latents)

@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+from diffusers import UNet2DModel
 from tqdm import tqdm
 
 from hf_latent.data.images.config import ImagesConfig
-from hf_latent.data.images.open import open_images
+from hf_latent.data.images.open import ImageSplits, open_images
 from hf_latent.evaluation.features.extractors import load_feature_extractor
 from hf_latent.evaluation.images.sampling import load_pipeline
 from hf_latent.evaluation.machine import machine_figures, shown_name
@@ -24,14 +26,18 @@ from hf_latent.experiments.quickstart import AUTOENCODER, DENOISER, RELEASED_AUT
 from hf_latent.experiments.sweep.pair import BATCH_SIZE, RealBaseline, measure_generated, train_once
 from hf_latent.experiments.sweep.sweep import measure_real_images
 from hf_latent.models.load import load_autoencoder
+from hf_latent.models.presets import FLOW_INFERENCE_STEPS, create_denoiser
 from hf_latent.output import write_json
+from hf_latent.pipeline.denoise import Guidance
 from hf_latent.training.autoencoder import train_autoencoder
 from hf_latent.training.autoencoder_config import AutoencoderConfig
 from hf_latent.training.denoiser import train_denoiser
 from hf_latent.training.denoiser_config import DenoiserConfig
 
 REPORTS = Path(__file__).parents[2] / "docs" / "reports" / "variants"
-NUM_IMAGES, NUM_SEEDS, SAMPLER, NUM_INFERENCE_STEPS = 2000, 2, "euler", 20
+NUM_IMAGES, NUM_SEEDS = 2000, 2
+# As the released model is guided.
+GUIDED = Guidance(2.0, (0.0, 0.8))
 ONLY_LAST = {"validation_steps": 10**9, "checkpointing_steps": None, "overwrite_output_dir": True}
 
 
@@ -43,11 +49,13 @@ class Variant:
         name: of its folder and of its row.
         autoencoder: settings of its autoencoder's training.
         denoiser: settings of its denoiser's training.
+        unet: configuration entries of its denoiser, in place of those of the preset tiny.
     """
 
     name: str
     autoencoder: dict[str, Any] = field(default_factory=dict)
     denoiser: dict[str, Any] = field(default_factory=dict)
+    unet: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -131,7 +139,25 @@ DEFAULTS = [
     tried(8, ema_decay=0.999),
 ]
 SMALLER = {"resolution": 32, "horizontal_flip": True}
+OBJECTIVES = [
+    Variant("recipe"),
+    Variant("mirrored", denoiser={"horizontal_flip": True}),
+    Variant("uniform", denoiser={"timestep_sampling": "uniform"}),
+    Variant("logit-std-1.4", denoiser={"timestep_logit_std": 1.4}),
+    Variant("logit-mean-0.5", denoiser={"timestep_logit_mean": 0.5}),
+    Variant("contrastive", denoiser={"contrastive_weight": 0.05}),
+]
+NETWORKS = [
+    Variant("64-128"),
+    Variant("64-128-scale-shift", unet={"resnet_time_scale_shift": "scale_shift"}),
+    Variant("48-128", unet={"block_out_channels": (48, 128)}),
+    Variant("64-112", unet={"block_out_channels": (64, 112)}),
+    Variant("96-96-attention", unet={"block_out_channels": (96, 96), "attention": (True, True)}),
+    Variant("dropout", unet={"dropout": 0.1}),
+]
 EXPERIMENTS = {
+    "objective-fashion-mnist": Experiment(FASHION_MNIST, OBJECTIVES, 8),
+    "network-fashion-mnist": Experiment(FASHION_MNIST, NETWORKS, 8),
     "channels-photos-32": Experiment(SMALLER, [tried(4), tried(8)], 10, 5),
     "defaults-photos-32": Experiment(SMALLER, DEFAULTS, 0, 5),
     "defaults-photos-64": Experiment(PHOTOGRAPHS, [DEFAULTS[0], tried(4), tried(8)], 0, 6),
@@ -141,6 +167,13 @@ EXPERIMENTS = {
     "equivariance-fashion-mnist": Experiment(FASHION_MNIST, EQUIVARIANCE, 10, 5, SMALL),
     "equivariance-photos-64": Experiment(PHOTOGRAPHS, EQUIVARIANCE, 12, 12, WIDER),
 }
+
+
+def create_changed(variant: Variant, vae: str, splits: ImageSplits) -> UNet2DModel:
+    """Create the untrained denoiser of a variant that changes the preset's configuration."""
+    torch.manual_seed(0)  # a training with the preset starts so too
+    frozen = load_autoencoder(vae)
+    return create_denoiser("tiny", frozen, splits.image_shape, splits.num_classes, **variant.unet)
 
 
 def run_variant(
@@ -163,21 +196,35 @@ def run_variant(
         trained |= train_once("autoencoder", train_autoencoder, autoencoder, splits, now)
     generated = dict[str, Any]()
     if experiment.denoiser_minutes:
-        denoiser = DenoiserConfig(
-            **DENOISER | variant.denoiser | shared,
-            vae=vae,
-            max_train_minutes=experiment.denoiser_minutes,
-            output_dir=str(folder / "denoiser"),
+        denoiser = (
+            DENOISER
+            | shared
+            | {
+                "vae": vae,
+                "max_train_minutes": experiment.denoiser_minutes,
+                "output_dir": str(folder / "denoiser"),
+            }
         )
-        trained |= train_once("denoiser", train_denoiser, denoiser, splits, time.process_time)
-        pipeline = load_pipeline(str(folder / "denoiser" / "model"), SAMPLER)
-        generated = measure_generated(pipeline, real, images.seed, NUM_SEEDS, NUM_INFERENCE_STEPS)
+        if variant.unet:
+            start = folder / "start"
+            create_changed(variant, vae, splits).save_pretrained(start)
+            denoiser["pretrained_unet"] = str(start)
+        config = DenoiserConfig(**denoiser | variant.denoiser)
+        trained |= train_once("denoiser", train_denoiser, config, splits, time.process_time)
+        pipeline = load_pipeline(str(folder / "denoiser" / "model"))
+        for prefix, guidance in (("", None), ("guided_", GUIDED)):
+            figures = measure_generated(
+                *(pipeline, real, images.seed, NUM_SEEDS, FLOW_INFERENCE_STEPS), guidance=guidance
+            )
+            generated |= {prefix + name: value for name, value in figures.items()}
+        generated["denoiser_parameters"] = pipeline.unet.num_parameters()
     frozen, bar = load_autoencoder(vae), tqdm(disable=True)
     others = real.images.subset(real.images.other)
     return {
         "name": variant.name,
         **variant.autoencoder,
         **variant.denoiser,
+        **variant.unet,
         **trained,
         **measure_autoencoder(
             frozen, real.held_out, real.held_out_vectors, real.extractor, BATCH_SIZE, bar
@@ -200,8 +247,9 @@ def run_experiment(experiment: Experiment, data: str, runs: Path) -> dict[str, A
         "autoencoder_minutes": experiment.autoencoder_minutes,
         "denoiser_minutes": experiment.denoiser_minutes,
         "num_images": NUM_IMAGES,
-        "sampler": SAMPLER,
-        "num_inference_steps": NUM_INFERENCE_STEPS,
+        "num_inference_steps": FLOW_INFERENCE_STEPS,
+        "guidance_scale": GUIDED.scale,
+        "guidance_interval": GUIDED.interval,
         "real_fd": real_fd,
         "preprocessing": extractor.preprocessing,
         "variants": rows,

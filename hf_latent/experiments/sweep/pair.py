@@ -43,6 +43,7 @@ from hf_latent.models.load import Autoencoder
 from hf_latent.models.presets import Compression, measure_compression
 from hf_latent.output import read_json, remove_written, write_json
 from hf_latent.pipeline import LatentDiffusionPipeline
+from hf_latent.pipeline.denoise import Guidance
 from hf_latent.pipeline.encode import encode_posteriors
 from hf_latent.training.autoencoder import train_autoencoder
 from hf_latent.training.autoencoder_config import AutoencoderConfig
@@ -191,13 +192,15 @@ def measure_generated(
     num_seeds: int,
     num_inference_steps: int,
     now: Callable[[], float] = time.perf_counter,
+    guidance: Guidance | None = None,
 ) -> dict[str, Any]:
-    """Generate images without guidance, with the reference's labels, and compare them with it.
+    """Generate images with the reference's labels, and compare them with it.
 
     Args:
         real: the reference.
         seed: of the first image; each image has its own seed.
         num_seeds: number of times to generate as many images as the reference has.
+        guidance: None: no guidance.
 
     Returns:
         Flat figures.
@@ -207,12 +210,11 @@ def measure_generated(
     if pipeline.num_classes is not None and reference.labels is not None:
         labels = reference.labels.tolist()
     distances, seconds = [], 0.0
-    count = len(reference)
+    count, guidance = len(reference), guidance or Guidance()
+    asked = guidance.scale, num_inference_steps, guidance.interval
     for first in range(seed, seed + num_seeds * count, count):
         start = now()
-        samples = sample_images(
-            pipeline, labels, count, first, BATCH_SIZE, 1.0, num_inference_steps
-        )
+        samples = sample_images(pipeline, labels, count, first, BATCH_SIZE, *asked)
         seconds += now() - start
         blocks = [real.extractor(to_uint8(x * 2 - 1)) for x in samples.split(BATCH_SIZE)]
         distances.append(frechet_distance(blocks, real.reference))
@@ -221,7 +223,9 @@ def measure_generated(
         "generated_fd_by_seed": distances,
         "generated_fd_spread": max(distances) - min(distances),
         "sampling_images_per_second": num_seeds * count / seconds,
-        "denoiser_evaluations_per_image": count_evaluations(pipeline, num_inference_steps),
+        "denoiser_evaluations_per_image": count_evaluations(
+            pipeline, num_inference_steps, guidance
+        ),
     }
 
 

@@ -14,9 +14,12 @@ from variant_figures import Experiment, Variant, run_experiment
 def experiment(monkeypatch):
     monkeypatch.setattr(variant_figures, "load_feature_extractor", lambda name: ShortVectors())
     monkeypatch.setattr(variant_figures, "NUM_IMAGES", 20)
-    monkeypatch.setattr(variant_figures, "NUM_INFERENCE_STEPS", 1)
+    monkeypatch.setattr(variant_figures, "FLOW_INFERENCE_STEPS", 3)
     changes = {"equivariance_weight": 0.5}
-    variants = [Variant("without"), Variant("with", changes, {"train_batch_size": 8})]
+    variants = [
+        Variant("without"),
+        Variant("with", changes, {"train_batch_size": 8}, {"dropout": 0.1}),
+    ]
     autoencoder = variant_figures.VAE | {"fold_samples": 20}
     return Experiment({"resolution": 32, "resize_mode": "pad"}, variants, 0.02, 0.06, autoencoder)
 
@@ -32,9 +35,12 @@ def test_each_variant_trains_with_its_settings_and_is_measured(experiment, tmp_p
         )
         assert autoencoder["equivariance_weight"] == weight
         assert denoiser["train_batch_size"] == size
+        config = read_json(tmp_path / row["name"] / "denoiser" / "model" / "unet" / "config.json")
+        assert config["dropout"] == (0.1 if weight else 0.0)
         assert denoiser["vae_weights_sha256"] == autoencoder["vae_weights_sha256"]
         assert row["denoiser_minutes"] <= 0.04
         assert row["generated_fd"] > report["real_fd"] > 0
+        assert row["guided_generated_fd"] != row["generated_fd"]
     assert report["variants"][0]["floor_fd"] != report["variants"][1]["floor_fd"]
 
 
