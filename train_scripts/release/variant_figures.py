@@ -77,7 +77,7 @@ class Experiment:
     autoencoder: dict[str, Any] = field(default_factory=dict)
 
 
-FASHION_MNIST = {"resolution": 32, "resize_mode": "pad"}
+FASHION_MNIST: dict[str, Any] = {"resolution": 32, "resize_mode": "pad"}
 PHOTOGRAPHS = {"resolution": 64, "horizontal_flip": True}
 VAE = AUTOENCODER | {"reconstruction_loss": "l2", "kl_weight": 3e-4}
 # The learning rate follows the square root of the batch (Malladi et al. 2022, section 4).
@@ -176,6 +176,34 @@ def create_changed(variant: Variant, vae: str, splits: ImageSplits) -> UNet2DMod
     return create_denoiser("tiny", frozen, splits.image_shape, splits.num_classes, **variant.unet)
 
 
+def run_denoiser(
+    variant: Variant,
+    settings: dict[str, Any],
+    folder: Path,
+    splits: ImageSplits,
+    real: RealBaseline,
+) -> dict[str, Any]:
+    """Train the denoiser of a variant and draw with it; return figures.
+
+    Args:
+        settings: those that the variants share.
+        folder: of the variant.
+    """
+    if variant.unet:
+        create_changed(variant, settings["vae"], splits).save_pretrained(folder / "start")
+        settings = settings | {"pretrained_unet": str(folder / "start")}
+    own = {"output_dir": str(folder / "denoiser")} | variant.denoiser
+    config = DenoiserConfig(**DENOISER | settings | own)
+    figures = train_once("denoiser", train_denoiser, config, splits, time.process_time)
+    pipeline = load_pipeline(str(folder / "denoiser" / "model"))
+    for prefix, guidance in (("", None), ("guided_", GUIDED)):
+        drawn = measure_generated(
+            *(pipeline, real, config.seed, NUM_SEEDS, FLOW_INFERENCE_STEPS), guidance=guidance
+        )
+        figures |= {prefix + name: value for name, value in drawn.items()}
+    return figures | {"denoiser_parameters": pipeline.unet.num_parameters()}
+
+
 def run_variant(
     experiment: Experiment, variant: Variant, data: str, folder: Path, real: RealBaseline
 ) -> dict[str, Any]:
@@ -194,30 +222,9 @@ def run_variant(
         )
         now = time.process_time
         trained |= train_once("autoencoder", train_autoencoder, autoencoder, splits, now)
-    generated = dict[str, Any]()
     if experiment.denoiser_minutes:
-        denoiser = (
-            DENOISER
-            | shared
-            | {
-                "vae": vae,
-                "max_train_minutes": experiment.denoiser_minutes,
-                "output_dir": str(folder / "denoiser"),
-            }
-        )
-        if variant.unet:
-            start = folder / "start"
-            create_changed(variant, vae, splits).save_pretrained(start)
-            denoiser["pretrained_unet"] = str(start)
-        config = DenoiserConfig(**denoiser | variant.denoiser)
-        trained |= train_once("denoiser", train_denoiser, config, splits, time.process_time)
-        pipeline = load_pipeline(str(folder / "denoiser" / "model"))
-        for prefix, guidance in (("", None), ("guided_", GUIDED)):
-            figures = measure_generated(
-                *(pipeline, real, images.seed, NUM_SEEDS, FLOW_INFERENCE_STEPS), guidance=guidance
-            )
-            generated |= {prefix + name: value for name, value in figures.items()}
-        generated["denoiser_parameters"] = pipeline.unet.num_parameters()
+        minutes = {"max_train_minutes": experiment.denoiser_minutes}
+        trained |= run_denoiser(variant, shared | minutes | {"vae": vae}, folder, splits, real)
     frozen, bar = load_autoencoder(vae), tqdm(disable=True)
     others = real.images.subset(real.images.other)
     return {
@@ -232,7 +239,6 @@ def run_variant(
         "floor_fd": measure_floor(
             frozen, others, real.reference, real.extractor, BATCH_SIZE, images.seed, bar
         ),
-        **generated,
     }
 
 
