@@ -12,6 +12,7 @@ from hf_latent.evaluation.features.extractors import EfficientNetVectors
 from hf_latent.evaluation.inspection.report import render_report
 from hf_latent.experiments.sweep.report import render_report as render_sweep
 from hf_latent.hub.card.facts import read_model_facts
+from hf_latent.models.load import PRETRAINED
 from hf_latent.models.presets import Preset, create_autoencoder
 from hf_latent.pipeline.autoencoders import downsampling_factor
 from hf_latent.training import autoencoder_config, denoiser_config
@@ -21,7 +22,7 @@ from tests.docs.pages import REPORTS, ROOT, prose, read, row
 from tests.training.page.reading import Page
 from variant_figures import TUNED
 
-RELEASED = ROOT / "hf_latent" / "models" / "pretrained"
+RELEASED = PRETRAINED
 DEFAULTS = autoencoder_config.DEFAULTS, denoiser_config.DEFAULTS
 
 

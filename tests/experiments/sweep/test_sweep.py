@@ -209,7 +209,7 @@ def test_samples_are_drawn_without_guidance_and_labelled_as_the_reference(config
     drawn, choose = [], sweep_module.RealImages.choose
     sample_images, chosen = sweep_pair.sample_images, []
 
-    def recorded(pipeline, labels, count, seed, batch_size, guidance_scale, steps):
+    def recorded(pipeline, labels, count, seed, batch_size, guidance_scale, steps, interval):
         drawn.append((labels, count, seed, guidance_scale, steps))
         return sample_images(pipeline, labels, count, seed, batch_size, guidance_scale, steps)
 
