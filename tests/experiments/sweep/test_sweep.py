@@ -209,9 +209,9 @@ def test_samples_are_drawn_without_guidance_and_labelled_as_the_reference(config
     drawn, choose = [], sweep_module.RealImages.choose
     sample_images, chosen = sweep_pair.sample_images, []
 
-    def recorded(pipeline, labels, count, seed, batch_size, guidance_scale, steps, interval):
-        drawn.append((labels, count, seed, guidance_scale, steps))
-        return sample_images(pipeline, labels, count, seed, batch_size, guidance_scale, steps)
+    def recorded(pipeline, labels, count, seed, batch_size, *asked):
+        drawn.append((labels, count, seed, *asked))
+        return sample_images(pipeline, labels, count, seed, batch_size, *asked)
 
     def choosing(*arguments):
         chosen.append(choose(*arguments))
@@ -222,7 +222,7 @@ def test_samples_are_drawn_without_guidance_and_labelled_as_the_reference(config
     sweep(replace(config, factors="8", seed=5))
     labels = chosen[0].subset(chosen[0].reference).labels.tolist()
     assert len(set(labels)) > 3
-    assert drawn == [(labels, 20, 5, 1.0, 2), (labels, 20, 25, 1.0, 2)]
+    assert drawn == [(labels, 20, 5, 1.0, 2, None), (labels, 20, 25, 1.0, 2, None)]
 
 
 @pytest.mark.parametrize("has_checkpoint", [True, False])
