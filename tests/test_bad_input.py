@@ -370,6 +370,20 @@ CASES = [
     ("train-autoencoder", "--hub_model_id ada/vae", "--push_to_hub"),
     ("train-autoencoder", "--resume_from_checkpoint photos", "photos"),
     ("train-denoiser", "--label_dropout 2", "--label_dropout"),
+    (
+        "train-denoiser",
+        "--pretrained_unet nowhere/unet --attention [true,true]",
+        "--attention cannot change a --pretrained_unet",
+    ),
+    *(
+        ("train-denoiser", f"--block_out_channels {widths}", message)
+        for widths, message in [
+            ("[]", "0 --block_out_channels and 2 values of --attention"),
+            ("[64]", "1 --block_out_channels and 2 values of --attention"),
+            ("[64,90]", "each must be a multiple of 4, and at least 8 with --attention"),
+            ("[8,4]", "each must be a multiple of 4, and at least 8 with --attention"),
+        ]
+    ),
     ("train-denoiser", "--resolution 36", "of 8 to be denoised"),
     ("train-denoiser", "--latents photos", "photos"),
     ("train-denoiser", "--latents cache", "cache"),

@@ -230,9 +230,10 @@ def create_denoiser(
 
     Raises:
         UserError: if the images' size does not fit the denoiser, naming the multiples of the
-            autoencoder and of the denoiser.
+            autoencoder and of the denoiser; or if the changed levels do not make a denoiser.
     """
     config = DENOISERS[preset] | changes
+    _check_levels(config)
     attention = config.pop("attention")
     channels, height, width = measure_compression(vae, image_shape).latent_shape
     down, up = "DownBlock2D", "UpBlock2D"
@@ -255,6 +256,23 @@ def create_denoiser(
             f"{f * multiple} to be denoised; choose another --resolution"
         )
     return unet
+
+
+def _check_levels(config: dict[str, Any]) -> None:
+    """Raise UserError unless norms and attention heads fit the levels of a denoiser."""
+    widths, attention = config["block_out_channels"], config["attention"]
+    if not widths or len(widths) != len(attention):
+        raise UserError(
+            f"the denoiser has {len(widths)} --block_out_channels and {len(attention)} values of "
+            "--attention: pass both, one value of each a level"
+        )
+    groups, head = config.get("norm_num_groups", MOST_GROUPS), config["attention_head_dim"]
+    for width, attends in zip(widths, attention, strict=True):
+        if width % groups or (attends and width < head):
+            raise UserError(
+                f"--block_out_channels {list(widths)} does not fit the denoiser: each must be a "
+                f"multiple of {groups}, and at least {head} with --attention"
+            )
 
 
 def create_scheduler(objective: Objective, zero_terminal_snr: bool = False) -> SchedulerMixin:

@@ -59,6 +59,10 @@ class DenoiserConfig(DenoiserTrainingConfig, ImageTrainingConfig):
         preset: Configuration of a new denoiser: tiny, small, base (base-fast is the same), or
             LDM's published ldm-f4 and ldm-f8. Its channels and size come from the autoencoder.
             Ignored with pretrained_unet.
+        block_out_channels: Channels of each level of a new denoiser. n levels halve the latents n-1
+            times. By default the preset's.
+        attention: For each level, whether it has self-attention: true or false. By default the
+            preset's.
         pretrained_unet: Start from this UNet2DModel or pipeline instead of a new one; it is named
             like the autoencoder. It must have the latents, classes and objective of this run.
         objective: What the denoiser predicts: flow (noise - latents), epsilon (the noise),
@@ -98,6 +102,8 @@ class DenoiserConfig(DenoiserTrainingConfig, ImageTrainingConfig):
 
     vae: str
     preset: Preset = "tiny"
+    block_out_channels: list[PositiveInt] | None = None
+    attention: list[bool] | None = None
     pretrained_unet: str | None = None
     objective: Objective = "flow"
     conditional: bool = True
@@ -134,12 +140,20 @@ class DenoiserConfig(DenoiserTrainingConfig, ImageTrainingConfig):
             raise UserError("--stream_latents needs the cache to read: pass --latents")
         if self.latents and self.max_train_samples is not None:
             raise UserError("--max_train_samples does not go with --latents: encode fewer images")
+        if self.pretrained_unet and self.architecture():
+            names = ", ".join(f"--{name}" for name in self.architecture())
+            raise UserError(f"{names} cannot change a --pretrained_unet: remove one of them")
         _ = self.guidance
         self._check_objective()
 
     def training_defaults(self) -> TrainingDefaults:
         """Return those of the preset, or of a pretrained denoiser."""
         return PRETRAINED if self.pretrained_unet else DEFAULTS[self.preset]
+
+    def architecture(self) -> dict[str, Any]:
+        """Return the settings that replace the preset's."""
+        own = {"block_out_channels": self.block_out_channels, "attention": self.attention}
+        return {name: tuple(value) for name, value in own.items() if value is not None}
 
     @property
     def guidance(self) -> dict[str, Any] | None:

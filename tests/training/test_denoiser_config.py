@@ -59,6 +59,7 @@ def test_incompatible_settings_are_refused_in_one_line(denoiser_config, changes,
         {"objective": "sample", "snr_gamma": 5.0, "zero_terminal_snr": True},
         {"objective": "epsilon", "snr_gamma": 5.0},
         {"guidance_scale": 1.5, "guidance_interval": "0,0.8"},
+        {"block_out_channels": [96, 96], "attention": [True, True]},
         {"pretrained_unet": "ada/model", "compile": True, "gradient_checkpointing": True},
     ],
 )

@@ -37,7 +37,8 @@ def start_denoiser(
         raise UserError(f"--{flag} needs images with classes and --conditional: remove it")
     torch.manual_seed(config.seed)
     if config.pretrained_unet is None:
-        unet = create_denoiser(config.preset, vae, image_shape, num_classes)
+        own = config.architecture()
+        unet = create_denoiser(config.preset, vae, image_shape, num_classes, **own)
     else:
         latent_shape = measure_compression(vae, image_shape).latent_shape
         unet = _load_pretrained(config.pretrained_unet, config, num_classes, latent_shape)

@@ -62,6 +62,35 @@ def test_a_new_denoiser_depends_only_on_preset_and_seed(denoiser_config, saved_v
     assert unet.training
 
 
+def test_a_preset_with_its_architecture_changed(denoiser_config, saved_vae):
+    own = {"block_out_channels": [32, 48, 64], "attention": [True, False, True]}
+    unet = start_denoiser(denoiser_config(**own, seed=7), saved_vae, SHAPE, CLASSES)
+    torch.manual_seed(7)
+    expected = create_denoiser(
+        *("tiny", saved_vae, SHAPE, CLASSES),
+        block_out_channels=(32, 48, 64),
+        attention=(True, False, True),
+    )
+    assert unet.config == expected.config
+    assert_equal_weights(unet, expected)
+    assert [type(block).__name__ for block in unet.down_blocks] == [
+        "AttnDownBlock2D",
+        "DownBlock2D",
+        "AttnDownBlock2D",
+    ]
+    assert [type(block).__name__ for block in unet.up_blocks] == [
+        "AttnUpBlock2D",
+        "UpBlock2D",
+        "AttnUpBlock2D",
+    ]
+    only_widths = start_denoiser(
+        denoiser_config(block_out_channels=[32, 32]), saved_vae, SHAPE, CLASSES
+    )
+    preset = DENOISERS["tiny"]["attention"]
+    found = [type(block).__name__ == "AttnDownBlock2D" for block in only_widths.down_blocks]
+    assert tuple(found) == preset
+
+
 @pytest.mark.parametrize("in_pipeline", [False, True])
 def test_a_warm_start_begins_with_the_pretrained_weights(
     warm_config, save_denoiser, saved_vae, tmp_path, in_pipeline
