@@ -140,7 +140,7 @@ def train_on_task(
         with clock.validation(), eval_mode(unet):
             loss, figures = task.measure()
             clock.check_validation_loss(loss)
-            save_samples(pipeline, picture, config.seed)
+            save_samples(pipeline, picture, config.train_batch_size, config.seed)
             clock.log_validation_loss(loss, **figures)
             conclude_validation(output_dir)
 

@@ -7,11 +7,12 @@ from diffusers import UNet2DModel
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from hf_latent.data.latents.cache import LatentBatch
+from hf_latent.evaluation.images.sampling import sample_images
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.pipeline.add_noise import add_noise, is_flow
 from hf_latent.pipeline.decode import shown_channels
 from hf_latent.training.losses import denoising_loss
-from hf_latent.training.run.batches import seeded_generator
+from hf_latent.training.run.batches import draw_seeds, seeded_generator
 from hf_latent.training.run.pictures import GRID_COLUMNS, MAX_GRID_ROWS, save_grid
 
 NOISE_LEVEL_PARTS = 5
@@ -71,21 +72,20 @@ def measure_held_out_loss(
     return loss / count, figures
 
 
-def save_samples(pipeline: LatentDiffusionPipeline, path: Path, seed: int) -> None:
+def save_samples(pipeline: LatentDiffusionPipeline, path: Path, batch_size: int, seed: int) -> None:
     """Generate images from the same noise in every call, and save them: one row per class.
 
     Args:
         pipeline: with the averaged weights.
         path: the PNG file.
+        batch_size: images that are generated at once.
         seed: of the noise.
     """
     rows = min(pipeline.num_classes or 2, MAX_GRID_ROWS)
     labels = [row for row in range(rows) for _ in range(GRID_COLUMNS)]
-    (images,) = pipeline(
-        class_labels=None if pipeline.num_classes is None else labels,
-        num_images=len(labels),
-        generator=seeded_generator(seed, "samples"),
-        output_type="pt",
-        return_dict=False,
+    first = draw_seeds(seed, "samples")[0]
+    images = sample_images(
+        *(pipeline, None if pipeline.num_classes is None else labels, len(labels)),
+        *(first, batch_size),
     )
     save_grid(images * 2 - 1, path, shown=shown_channels(pipeline.vae))

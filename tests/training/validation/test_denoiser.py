@@ -1,7 +1,9 @@
 import json
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from hf_latent.data.latents.cache import LatentBatch
 from hf_latent.models.presets import create_scheduler
@@ -33,8 +35,26 @@ def test_samples_are_drawn_in_the_models_own_steps(distilled, unconditional, tmp
     unconditional.register_to_config(num_inference_steps=3)
     for pipeline, made in ((distilled, 4), (unconditional, 3)):
         calls = count_calls(pipeline.unet)
-        save_samples(pipeline, tmp_path / "samples.png", 0)
+        save_samples(pipeline, tmp_path / "samples.png", 80, 0)
         assert len(calls) == made
+
+
+def test_samples_are_drawn_and_decoded_in_batches(pipeline, tmp_path):
+    """A decoder of large images would need more memory than the training."""
+    sizes, drawn = [], []
+    decode = pipeline.vae.decode
+
+    def counted(latents, **options):
+        sizes.append(len(latents))
+        return decode(latents, **options)
+
+    pipeline.vae.decode = counted
+    for batch_size in (4, 6):
+        save_samples(pipeline, tmp_path / "samples.png", batch_size, 0)
+        drawn.append(np.asarray(Image.open(tmp_path / "samples.png")).astype(int))
+    assert sizes == [4, 2, 6], "tests draw 2 images of each of the three classes"
+    assert abs(drawn[0] - drawn[1]).max() <= 1, "each image has its own noise"
+    assert drawn[0].std() > 0
 
 
 def test_noise_levels_cover_the_range():
