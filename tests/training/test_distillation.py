@@ -22,6 +22,7 @@ from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.pipeline.samplers import set_inference_steps
 from hf_latent.training.distillation import DistillationTask, distill_denoiser, mean_velocities
 from hf_latent.training.dry_run.estimate import DryRunEnd
+from hf_latent.training.page.curves import PANELS
 from hf_latent.training.page.record import read_run
 from hf_latent.training.run.batches import ProcessRows, ShardedDraws
 from hf_latent.training.run.log import read_lines
@@ -146,6 +147,8 @@ def test_a_student_learns_its_teachers_latents(settings):
     (last,) = (x for x in read_lines(Path(config.output_dir)) if "distance_to_teacher" in x)
     steps = (last["validation_loss_step_1"] + last["validation_loss_step_2"]) / 2
     assert steps == pytest.approx(last["validation_loss"], rel=1e-5)
+    plotted = {name for panel in PANELS for name in panel.curves}
+    assert {name for name in last if name.startswith("validation_loss")} <= plotted
     task = DistillationTask(config, Accelerator(cpu=True))
     task.prepare(0)
     before, figures = task.measure()  # of a copy of the teacher, without guidance

@@ -30,6 +30,7 @@ ABOVE: dict[str, Any] = {
     **{"frameon": False, "fontsize": 8, "columnspacing": 1, "handlelength": 1.7},
 }
 MAX_POINTS = 400
+STUDENT_STEPS = 8  # of a student with more, the first ones are shown
 MAX_MARKED_POINTS = 40
 _LEVELS = [1000 * part // NOISE_LEVEL_PARTS for part in range(NOISE_LEVEL_PARTS + 1)]
 
@@ -59,6 +60,10 @@ PANELS = (
             f"validation_loss_timesteps_{low}_to_{high}": f"{low} to {high}"
             for low, high in pairwise(_LEVELS)
         },
+    ),
+    Panel(
+        "Held-out loss by the student's step",
+        {f"validation_loss_step_{step}": f"step {step}" for step in range(1, STUDENT_STEPS + 1)},
     ),
     Panel("Held-out distance to the teacher's latents", {"distance_to_teacher": "student"}),
     Panel("Learning rate", {"learning_rate": "learning rate"}),
