@@ -22,6 +22,7 @@ from hf_latent.experiments.sweep.sweep import measure_real_images
 from hf_latent.models.presets import FLOW_INFERENCE_STEPS
 from hf_latent.output import read_json, write_json
 from hf_latent.pipeline.denoise import Guidance
+from hf_latent.training.averages.snapshots import list_snapshots
 from hf_latent.training.averages.synthesize import SynthesizeEmaConfig, synthesize_ema
 from variant_figures import FASHION_MNIST, GUIDED
 
@@ -76,7 +77,9 @@ def measure(choice: Choice, run: Path, models: Path, real: RealBaseline) -> dict
     steps = read_json(run / "model" / "training.json")["steps"]
     guide, row = None, dict[str, Any](sigma_rel=choice.length)
     if choice.guide_share is not None:
-        step = round(steps * choice.guide_share)
+        # Between two snapshots of an early step an average cannot be made well enough.
+        wanted = steps * choice.guide_share
+        step = min((x.step for x in list_snapshots(run)), key=lambda step: abs(step - wanted))
         # Snapshots hold no average of the usual kind, so a guide of the saved model is of this one.
         guide = make_average(run, models, choice.length or 0.1, step)
         row |= {"guide_step": step}

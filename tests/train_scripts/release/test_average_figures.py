@@ -20,9 +20,9 @@ def run_folder(tmp_path, monkeypatch) -> Path:
     config = DenoiserConfig(
         vae=str(tmp_path / "vae"),
         resolution=16,
-        max_train_steps=8,
+        max_train_steps=9,
         train_batch_size=4,
-        ema_snapshot_steps=1,
+        ema_snapshot_steps=2,
         output_dir=str(tmp_path / "run"),
     )
     return train_denoiser(config).model_dir.parent
