@@ -266,7 +266,8 @@ def _check_levels(config: dict[str, Any]) -> None:
             f"the denoiser has {len(widths)} --block_out_channels and {len(attention)} values of "
             "--attention: pass both, one value of each a level"
         )
-    groups, head = config.get("norm_num_groups", MOST_GROUPS), config["attention_head_dim"]
+    groups = config.get("norm_num_groups", 32)  # UNet2DModel's own default
+    head = config["attention_head_dim"]
     for width, attends in zip(widths, attention, strict=True):
         if width % groups or (attends and width < head):
             raise UserError(
