@@ -17,6 +17,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from hf_latent.command import run_command
 from hf_latent.data.images.open import ImageSplits
 from hf_latent.data.latents.cache import LatentBatch
+from hf_latent.evaluation.images.sampling import add_guide
 from hf_latent.lock import locks_output
 from hf_latent.models.frozen import FrozenWeights, freeze, hash_weights
 from hf_latent.models.load import load_autoencoder
@@ -140,6 +141,9 @@ class LatentTask(DenoiserTask):
             num_inference_steps=FLOW_INFERENCE_STEPS if config.objective == "flow" else None,
         )
         self.pipeline.set_progress_bar_config(disable=True)
+        if config.guide is not None:
+            add_guide(self.pipeline, config.guide)
+            freeze(self.pipeline.guide_unet).to(accelerator.device)
         self.compression = measure_compression(self.vae, source.image_shape)
         logger.info(f"latents: {self.compression}")
         freeze(self.vae).to(accelerator.device)
@@ -153,7 +157,8 @@ class LatentTask(DenoiserTask):
     def end_dry_run(self, state: TrainingState) -> NoReturn:
         """Print what the training needs, and end it."""
         bare, count = partial(bare_denoiser, self.scheduler), self.source.train_images
-        frozen, shapes = {"vae": self.vae}, self.compression
+        frozen = {"vae": self.vae, "guide": self.pipeline.guide_unet}
+        shapes = self.compression
         end_dry_run(self.config, bare, state, frozen, shapes, count, None, self.accelerator)
 
     def prepare(self, done: int) -> None:

@@ -98,6 +98,9 @@ class DenoiserConfig(DenoiserTrainingConfig, ImageTrainingConfig):
             default 2 with classes or a guide, else off.
         guidance_interval: Lowest and highest noise level that are guided, from 0 (no noise) to 1
             (only noise), such as 0,0.8; also the saved model's default. By default all.
+        guide: A weaker denoiser for autoguidance, such as one trained for fewer steps on the same
+            latents. The sample pictures are guided by it, and it is saved with the model. It is
+            named like the autoencoder.
     """
 
     vae: str
@@ -122,6 +125,7 @@ class DenoiserConfig(DenoiserTrainingConfig, ImageTrainingConfig):
     contrastive_weight: Share = 0.0
     guidance_scale: NonNegativeFloat | None = None
     guidance_interval: str | None = None
+    guide: str | None = None
 
     def __post_init__(self) -> None:
         """Check values that depend on each other."""

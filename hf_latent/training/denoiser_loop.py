@@ -201,6 +201,8 @@ def train_on_task(
         figures |= {"ema_training": snapshots.training} if snapshots.averages else {}
         if in_half:
             unet.half()
+            if pipeline.guide_unet is not None:  # one dtype for both
+                pipeline.guide_unet.half()
         save_model(pipeline, output_dir, portable_settings(config), figures, "samples.png")
         write_page(output_dir)
     end_trackers(accelerator)

@@ -17,7 +17,7 @@ from hf_latent.pipeline.encode import LatentPosteriors
 from hf_latent.training import denoiser, denoiser_loop
 from hf_latent.training.denoiser import draw_batch, train_denoiser
 from hf_latent.training.run.batches import ProcessRows, ShardedDraws
-from tests.conftest import make_autoencoder
+from tests.conftest import make_autoencoder, make_guide
 from tests.training.conftest import short_denoiser
 
 
@@ -124,6 +124,28 @@ def test_guidance_is_used_for_the_samples_and_saved_with_the_model(denoiser_conf
         found = LatentDiffusionPipeline.from_pretrained(summary.model_dir).config.guidance
         assert found == (own | {"guidance_interval": [0, 0.8]} if changes else None)
     assert pictures[0] != pictures[1]
+
+
+def test_a_guide_guides_the_samples_and_is_saved_with_the_model(denoiser_config, plain, tmp_path):
+    guide = make_guide(make_autoencoder(), 10)
+    guide.register_to_config(sample_size=8)
+    guide.save_pretrained(tmp_path / "guide")
+    own = {"guide": str(tmp_path / "guide"), "guidance_scale": 3.0, "save_dtype": "float16"}
+    summary = train_denoiser(denoiser_config(**own))
+    saved = LatentDiffusionPipeline.from_pretrained(summary.model_dir)
+    assert hash_weights(saved.guide_unet) == hash_weights(guide.half().float())
+    picture = "samples/step-000002.png"
+    drawn = [x.model_dir.with_name(picture).read_bytes() for x in (summary, plain)]
+    assert drawn[0] != drawn[1]
+    training = json.loads((summary.model_dir / "training.json").read_text())
+    assert training["guide"] == "guide", "no path of this machine"
+    assert "guide_unet" in read_model_facts(summary.model_dir).weights
+
+
+def test_a_guide_of_other_classes_is_one_line(denoiser_config, tmp_path):
+    make_guide(make_autoencoder(), 3).save_pretrained(tmp_path / "guide")
+    with pytest.raises(UserError, match=r"^--guide .* is not for this model: .* num_class_embeds"):
+        train_denoiser(denoiser_config(guide=str(tmp_path / "guide")))
 
 
 def test_a_model_saved_in_half_precision_has_the_rounded_weights(denoiser_config, plain):

@@ -36,7 +36,7 @@ GUIDANCES = [
 ]
 # The guide is the same average at an earlier step (Karras et al. 2024, "Guiding a diffusion model
 # with a bad version of itself").
-GUIDE_SHARES, GUIDE_SCALES = (1 / 8, 1 / 4), (1.5, 2.0)
+GUIDE_SHARES, GUIDE_SCALES = (1 / 16, 1 / 8, 1 / 4), (2.0, 2.5, 3.0)
 
 
 @dataclass(frozen=True)

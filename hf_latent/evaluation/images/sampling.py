@@ -46,14 +46,21 @@ def load_pipeline(
         except ValueError as error:
             raise UserError(f"--sampler {sampler} is not for this model: {error}") from error
     if guide is not None:
-        _add_guide(pipeline, guide)
+        add_guide(pipeline, guide)
     pipeline.to(fastest_device())
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
-def _add_guide(pipeline: LatentDiffusionPipeline, guide: str) -> None:
-    """Set or replace a model's guide; UserError if the guide does not fit."""
+def add_guide(pipeline: LatentDiffusionPipeline, guide: str) -> None:
+    """Set or replace a model's guide.
+
+    Args:
+        guide: a weaker denoiser for autoguidance, see `load_denoiser`.
+
+    Raises:
+        UserError: if there is no such denoiser, or it does not fit the model.
+    """
     guide_unet, scheduler = load_denoiser(guide)
     trained = pipeline.trained_scheduler
     try:

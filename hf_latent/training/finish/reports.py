@@ -36,7 +36,7 @@ from hf_latent.training.run.pictures import picture_path
 logger = logging.getLogger(__name__)
 
 # Settings that may be paths of this machine.
-PATHS = {"model", "data", "vae", "pretrained_vae", "pretrained_unet", "latents"}
+PATHS = {"model", "data", "vae", "pretrained_vae", "pretrained_unet", "latents", "guide"}
 # Figures of an autoencoder that the reports of its denoisers repeat.
 AUTOENCODER_FIGURES = {
     *("data", "train_images", "image_shape", "resize_mode", "horizontal_flip", "steps", "seconds"),

@@ -32,9 +32,11 @@ def start_denoiser(
         UserError: if the pretrained denoiser cannot be loaded or does not fit the run, the image
             size does not fit the denoiser, or guidance has no classes.
     """
-    if num_classes is None and config.guidance:
+    if num_classes is None and config.guidance and config.guide is None:
         flag = next(iter(config.guidance))
-        raise UserError(f"--{flag} needs images with classes and --conditional: remove it")
+        raise UserError(
+            f"--{flag} needs images with classes and --conditional, or a --guide: remove it"
+        )
     torch.manual_seed(config.seed)
     if config.pretrained_unet is None:
         own = config.architecture()
