@@ -1,0 +1,79 @@
+"""Compare guides of a denoiser and guidance scales: write docs/reports/guides.json.
+
+    OMP_NUM_THREADS=1 python train_scripts/release/guide_figures.py MODEL DATA RUNS
+
+MODEL has the denoiser, DATA has its images, RUNS is the folder of the guides' trainings. A finished
+training is not repeated. The guides are those of the recipe guide.yaml, trained for more or fewer
+steps. As in `average_figures.py`, the images are others than those of a released model's card.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from average_figures import NUM_IMAGES, NUM_SEEDS, SEED
+from hf_latent.command import parse_config
+from hf_latent.data.images.config import ImagesConfig
+from hf_latent.data.images.open import open_images
+from hf_latent.evaluation.features.extractors import load_feature_extractor
+from hf_latent.evaluation.images.sampling import load_pipeline
+from hf_latent.evaluation.machine import machine_figures, shown_name
+from hf_latent.experiments.sweep.pair import RealBaseline, measure_generated
+from hf_latent.experiments.sweep.sweep import measure_real_images
+from hf_latent.models.presets import FLOW_INFERENCE_STEPS
+from hf_latent.output import write_json
+from hf_latent.pipeline.denoise import Guidance
+from hf_latent.training.denoiser import train_denoiser
+from hf_latent.training.denoiser_config import DenoiserConfig
+from variant_figures import FASHION_MNIST
+
+ROOT = Path(__file__).parents[2]
+REPORT = ROOT / "docs" / "reports" / "guides.json"
+RECIPE = ROOT / "train_scripts" / "recipes" / "fashion_mnist-32" / "guide.yaml"
+STEPS = (500, 1000, 2000, 4000)
+SCALES = (1.5, 2.0)
+
+
+def train_guide(steps: int, data: str, runs: Path) -> Path:
+    """Train a guide of the recipe for a number of steps, unless it is trained; return its run."""
+    run = runs / f"{steps}-steps"
+    if not (run / "model").is_dir():
+        changed = {"data": data, "max_train_steps": steps, "output_dir": run}
+        flags = [word for name, value in changed.items() for word in (f"--{name}", str(value))]
+        train_denoiser(parse_config(DenoiserConfig, ["--config", str(RECIPE), *flags]))
+    return run
+
+
+def measure(model: str, guide: Path, scale: float, real: RealBaseline) -> dict[str, Any]:
+    """Draw images with a guide at all noise levels, and compare them with real ones."""
+    pipeline, guidance = load_pipeline(model, guide=str(guide)), Guidance(scale)
+    figures = measure_generated(
+        *(pipeline, real, SEED, NUM_SEEDS, FLOW_INFERENCE_STEPS), guidance=guidance
+    )
+    row = {"guide_steps": int(guide.name.split("-")[0]), "guidance_scale": scale, **figures}
+    print(row, flush=True)
+    return row
+
+
+def compare(model: str, data: str, runs: Path) -> dict[str, Any]:
+    """Train the guides and measure each at each scale; return the report."""
+    guides = [train_guide(steps, data, runs) for steps in STEPS]
+    extractor = load_feature_extractor("efficientnet-lite0")
+    splits = open_images(ImagesConfig(data=data, **FASHION_MNIST))
+    real, real_fd = measure_real_images(splits, NUM_IMAGES, SEED, extractor)
+    return {
+        "model": shown_name(model),
+        "data": shown_name(data),
+        "num_images": NUM_IMAGES,
+        "seed": SEED,
+        "num_inference_steps": FLOW_INFERENCE_STEPS,
+        "guide_parameters": load_pipeline(model, guide=str(guides[0])).guide_unet.num_parameters(),
+        "real_fd": real_fd,
+        "preprocessing": extractor.preprocessing,
+        "guides": [measure(model, guide, scale, real) for guide in guides for scale in SCALES],
+        **machine_figures(),
+    }
+
+
+if __name__ == "__main__":
+    write_json(REPORT, compare(sys.argv[1], sys.argv[2], Path(sys.argv[3])))
