@@ -12,7 +12,7 @@ from PIL import Image
 
 from hf_latent.data.images import sources
 from hf_latent.evaluation import costs
-from hf_latent.models.load import released_models
+from hf_latent.models.load import load_autoencoder, released_models
 from hf_latent.models.presets import create_autoencoder
 from hf_latent.training.autoencoder import train_autoencoder
 from hf_latent.training.autoencoder_config import AutoencoderConfig
@@ -22,6 +22,7 @@ from hf_latent.training.dry_run import estimate
 from hf_latent.training.dry_run.estimate import DryRunEnd
 from hf_latent.training.run.accelerator import TrainingConfig
 from hf_latent.training.start.autoencoder import start_autoencoder
+from hf_latent.training.start.denoiser import start_denoiser
 from make_micrographs import MicrographsConfig, make_micrographs
 from tests.small import few_images
 
@@ -29,7 +30,7 @@ SCRIPTS = Path(__file__).parents[2] / "train_scripts"
 RECIPES = sorted(
     path.relative_to(SCRIPTS / "recipes").as_posix()
     for path in (SCRIPTS / "recipes").glob("*/*.yaml")
-    if path.name.startswith(("vae", "unet"))
+    if path.name.startswith(("vae", "unet", "guide"))
 )
 # Millions of trained parameters, and the latents of an image.
 EXPECTED = {
@@ -93,6 +94,14 @@ def save_autoencoder(folder: Path, settings: dict, data: dict) -> str:
     return str(folder)
 
 
+def save_guide(folder: Path, settings: dict) -> str:
+    """Save an untrained guide of a recipe's shape, for ten classes."""
+    config = DenoiserConfig(**settings)
+    vae, size = load_autoencoder(config.vae), config.resolution
+    start_denoiser(config, vae, (1, size, size), 10).save_pretrained(folder)
+    return str(folder)
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_is_dry_run(recipe, tmp_path, monkeypatch, capsys):
     settings = yaml.safe_load((SCRIPTS / "recipes" / recipe).read_text())
@@ -108,6 +117,9 @@ def test_a_recipe_is_dry_run(recipe, tmp_path, monkeypatch, capsys):
         places[flag] = save_autoencoder(tmp_path / "vae", settings, data)
     if "vae" in settings:
         config = DenoiserConfig
+    if "guide" in settings:
+        guide = yaml.safe_load((SCRIPTS / "recipes" / recipe).with_name("guide.yaml").read_text())
+        places["guide"] = save_guide(tmp_path / "guide", guide)
     train = train_denoiser if "vae" in settings else train_autoencoder
     with pytest.raises(DryRunEnd) as end:
         train(config(**settings | data | places))

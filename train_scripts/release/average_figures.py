@@ -36,7 +36,8 @@ GUIDANCES = [
 ]
 # The guide is the same average at an earlier step (Karras et al. 2024, "Guiding a diffusion model
 # with a bad version of itself").
-GUIDE_SHARES, GUIDE_SCALES = (1 / 16, 1 / 8, 1 / 4), (2.0, 2.5, 3.0)
+GUIDE_SHARES = (1 / 16, 1 / 8, 1 / 4)
+GUIDED_BY = [Guidance(scale, (0.0, 0.8)) for scale in (2.0, 2.5, 3.0)]
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ def measure(choice: Choice, run: Path, models: Path, real: RealBaseline) -> dict
     row |= measure_generated(
         *(pipeline, real, SEED, NUM_SEEDS, FLOW_INFERENCE_STEPS), guidance=choice.guidance
     )
+    del row["sampling_images_per_second"]  # other programs may run meanwhile
     print(row, flush=True)
     return row
 
@@ -103,7 +105,7 @@ def compare(run: Path, data: str, models: Path) -> dict[str, Any]:
     rows = [measure(choice, run, models, real) for choice in choices]
     best = min(rows, key=lambda row: row["generated_fd"])["sigma_rel"]
     others = [Choice(best, guidance) for guidance in GUIDANCES]
-    others += [Choice(best, Guidance(x), share) for share in GUIDE_SHARES for x in GUIDE_SCALES]
+    others += [Choice(best, guidance, share) for share in GUIDE_SHARES for guidance in GUIDED_BY]
     return {
         "data": shown_name(data),
         "steps": read_json(run / "model" / "training.json")["steps"],

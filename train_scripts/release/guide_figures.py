@@ -31,7 +31,10 @@ ROOT = Path(__file__).parents[2]
 REPORT = ROOT / "docs" / "reports" / "guides.json"
 RECIPE = ROOT / "train_scripts" / "recipes" / "fashion_mnist-32" / "guide.yaml"
 STEPS = (500, 1000, 2000, 4000)
-SCALES = (1.5, 2.0)
+GUIDANCES = [
+    *(Guidance(scale, (0.0, 0.8)) for scale in (1.5, 2.0)),
+    Guidance(1.5, (0.0, 1.0)),
+]
 
 
 def train_guide(steps: int, data: str, runs: Path) -> Path:
@@ -44,13 +47,19 @@ def train_guide(steps: int, data: str, runs: Path) -> Path:
     return run
 
 
-def measure(model: str, guide: Path, scale: float, real: RealBaseline) -> dict[str, Any]:
-    """Draw images with a guide at all noise levels, and compare them with real ones."""
-    pipeline, guidance = load_pipeline(model, guide=str(guide)), Guidance(scale)
+def measure(model: str, guide: Path, guidance: Guidance, real: RealBaseline) -> dict[str, Any]:
+    """Draw images with a guide, and compare them with real ones; return the figures of its row."""
+    pipeline = load_pipeline(model, guide=str(guide))
     figures = measure_generated(
         *(pipeline, real, SEED, NUM_SEEDS, FLOW_INFERENCE_STEPS), guidance=guidance
     )
-    row = {"guide_steps": int(guide.name.split("-")[0]), "guidance_scale": scale, **figures}
+    del figures["sampling_images_per_second"]  # other programs may run meanwhile
+    row = {
+        "guide_steps": int(guide.name.split("-")[0]),
+        "guidance_scale": guidance.scale,
+        "guidance_interval": guidance.interval,
+        **figures,
+    }
     print(row, flush=True)
     return row
 
@@ -70,7 +79,7 @@ def compare(model: str, data: str, runs: Path) -> dict[str, Any]:
         "guide_parameters": load_pipeline(model, guide=str(guides[0])).guide_unet.num_parameters(),
         "real_fd": real_fd,
         "preprocessing": extractor.preprocessing,
-        "guides": [measure(model, guide, scale, real) for guide in guides for scale in SCALES],
+        "guides": [measure(model, guide, x, real) for guide in guides for x in GUIDANCES],
         **machine_figures(),
     }
 

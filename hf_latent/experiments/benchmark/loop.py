@@ -36,7 +36,7 @@ from hf_latent.training.start.autoencoder import start_autoencoder
 from hf_latent.training.start.denoiser import start_denoiser
 
 TRAIN_IMAGES = 2000
-# What the recipes of fashion_mnist-32 say about the work of a step.
+# What the recipe fashion_mnist-32/vae.yaml says about the work of a step.
 AUTOENCODER: dict[str, Any] = {
     "block_out_channels": [16, 32, 64],
     "reconstruction_loss": "l2",
@@ -49,14 +49,14 @@ DENOISER: dict[str, Any] = {"vae": RELEASED_AUTOENCODER, "preset": "tiny", "obje
 class LoopBenchmarkConfig(TrainingBenchmarkConfig):
     """Compare both trainings with bare loops, and write bench.json.
 
-    The trainings are those of the recipes fashion_mnist-32, without validation and checkpoints. A
-    bare loop is the least that trains the same model: the forward pass and the loss, the backward
+    The autoencoder is that of the recipe fashion_mnist-32, the denoiser is the preset tiny. There
+    are no validation and no checkpoints. A bare loop is the least that trains the same model: the forward pass and the loss, the backward
     pass, clipping and the optimizer, always on the same tensors in memory. It reads and draws
     nothing, averages no weights, and neither checks nor logs. Its operations a second are compared
     with those of a product of large matrices.
 
     Attributes:
-        train_batch_sizes: Images a step, each measured. By default 32, as in the recipes.
+        train_batch_sizes: Images a step, each measured. By default 32.
     """
 
     train_batch_sizes: list[PositiveInt] | None = None

@@ -211,7 +211,10 @@ def measure_generated(
         labels = reference.labels.tolist()
     distances, seconds = [], 0.0
     count, guidance = len(reference), guidance or Guidance()
-    asked = guidance.scale, num_inference_steps, guidance.interval
+    interval = guidance.interval
+    if guidance.scale != 1 and interval is None:
+        interval = (0.0, 1.0)  # the pipeline takes None for the model's own
+    asked = guidance.scale, num_inference_steps, interval
     for first in range(seed, seed + num_seeds * count, count):
         start = now()
         samples = sample_images(pipeline, labels, count, first, BATCH_SIZE, *asked)

@@ -4,7 +4,12 @@ import pytest
 
 import average_figures
 from average_figures import compare
+from hf_latent.data.images.config import ImagesConfig
+from hf_latent.data.images.open import open_images
 from hf_latent.data.images.sources import BUILT_IN
+from hf_latent.evaluation.images.sampling import load_pipeline
+from hf_latent.experiments.sweep.pair import measure_generated
+from hf_latent.experiments.sweep.sweep import measure_real_images
 from hf_latent.pipeline.denoise import Guidance
 from hf_latent.training.denoiser import train_denoiser
 from hf_latent.training.denoiser_config import DenoiserConfig
@@ -45,5 +50,16 @@ def test_averages_guidance_and_guides_are_measured(run_folder, tmp_path, monkeyp
     guided, *guides = report["others"]
     assert {x["sigma_rel"] for x in report["others"]} == {best}
     assert (guided["guidance_scale"], guided["guidance_interval"]) == (3.0, (0.0, 0.8))
-    assert [x["guidance_scale"] for x in guides] == [1.5, 2.0]
+    assert [x["guidance_scale"] for x in guides] == [2.0, 2.5, 3.0]
     assert {x["guide_step"] for x in guides} == {2}
+
+
+def test_guidance_without_an_interval_is_at_all_levels(run_folder):
+    splits = open_images(ImagesConfig(data="fashion_mnist", resolution=16))
+    real, _ = measure_real_images(splits, 20, 0, ShortVectors())
+    pipeline, found = load_pipeline(str(run_folder)), []
+    for own in (None, [0.0, 0.5]):
+        pipeline.register_to_config(guidance={"guidance_interval": own} if own else None)
+        found.append(measure_generated(pipeline, real, 0, 1, 3, guidance=Guidance(3.0)))
+    assert found[0]["generated_fd"] == found[1]["generated_fd"]
+    assert found[1]["denoiser_evaluations_per_image"] == 6
