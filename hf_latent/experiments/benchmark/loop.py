@@ -50,10 +50,10 @@ class LoopBenchmarkConfig(TrainingBenchmarkConfig):
     """Compare both trainings with bare loops, and write bench.json.
 
     The autoencoder is that of the recipe fashion_mnist-32, the denoiser is the preset tiny. There
-    are no validation and no checkpoints. A bare loop is the least that trains the same model: the forward pass and the loss, the backward
-    pass, clipping and the optimizer, always on the same tensors in memory. It reads and draws
-    nothing, averages no weights, and neither checks nor logs. Its operations a second are compared
-    with those of a product of large matrices.
+    are no validation and no checkpoints. A bare loop is the least that trains the same model: the
+    forward pass and the loss, the backward pass, clipping and the optimizer, always on the same
+    tensors in memory. It reads and draws nothing, averages no weights, and neither checks nor logs.
+    Its operations a second are compared with those of a product of large matrices.
 
     Attributes:
         train_batch_sizes: Images a step, each measured. By default 32.
