@@ -13,17 +13,21 @@ from PIL import Image
 from hf_latent.data.images import sources
 from hf_latent.evaluation import costs
 from hf_latent.models.load import load_autoencoder, released_models
-from hf_latent.models.presets import create_autoencoder
+from hf_latent.models.presets import create_autoencoder, create_scheduler
+from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.training.autoencoder import train_autoencoder
 from hf_latent.training.autoencoder_config import AutoencoderConfig
 from hf_latent.training.denoiser import train_denoiser
 from hf_latent.training.denoiser_config import DenoiserConfig
+from hf_latent.training.distillation import distill_denoiser
+from hf_latent.training.distillation_config import DistillationConfig
 from hf_latent.training.dry_run import estimate
 from hf_latent.training.dry_run.estimate import DryRunEnd
 from hf_latent.training.run.accelerator import TrainingConfig
 from hf_latent.training.start.autoencoder import start_autoencoder
 from hf_latent.training.start.denoiser import start_denoiser
 from make_micrographs import MicrographsConfig, make_micrographs
+from tests.conftest import make_autoencoder, make_denoiser
 from tests.small import few_images
 
 SCRIPTS = Path(__file__).parents[2] / "train_scripts"
@@ -133,6 +137,19 @@ def test_a_recipe_is_dry_run(recipe, tmp_path, monkeypatch, capsys):
         trained = figures["trained_parameters"]["unet" if train is train_denoiser else "vae"]
         assert trained / 1e6 == pytest.approx(millions, abs=0.06)
     assert f"images {tuple(figures['image_shape'])}, latents" in capsys.readouterr().out
+
+
+def test_the_recipe_of_a_student_is_dry_run(tmp_path, capsys):
+    path = SCRIPTS / "recipes" / "fashion_mnist-32" / "student.yaml"
+    settings = yaml.safe_load(path.read_text())
+    vae = make_autoencoder(1)
+    teacher = LatentDiffusionPipeline(vae, make_denoiser(vae, 10), create_scheduler("flow"))
+    teacher.save_pretrained(tmp_path / "teacher")
+    places = {"model": str(tmp_path / "teacher"), "output_dir": str(tmp_path / "run")}
+    with pytest.raises(DryRunEnd):
+        distill_denoiser(DistillationConfig(**settings | places, dry_run=True))
+    assert not (tmp_path / "run").exists()
+    assert "a step" in capsys.readouterr().out
 
 
 def test_the_recipes_of_the_page_are_those_that_there_are():
