@@ -21,7 +21,7 @@ def is_current(page: Path) -> bool:
     sources = [
         *(PACKAGE / "hub" / "page").rglob("*.*"),
         *(PACKAGE / "pipeline").glob("*.py"),
-        *(PACKAGE / "models" / "pretrained" / "fashion-mnist").rglob("*.*"),
+        *(PACKAGE / "models" / "pretrained" / "fashion-mnist-4step").rglob("*.*"),
     ]
     newest = max(path.stat().st_mtime for path in sources if "__pycache__" not in path.parts)
     has_runtime = (page / "runtime").is_dir() == RUNTIME.is_dir()
@@ -32,7 +32,7 @@ def on_post_build(config: MkDocsConfig) -> None:
     """Export the model if its page is not current, which takes half a minute, and copy the page."""
     if not is_current(CACHE):
         settings = ExportConfig(
-            model="fashion-mnist",
+            model="fashion-mnist-4step",
             output_dir=str(CACHE),
             format="page",
             runtime=str(RUNTIME) if RUNTIME.is_dir() else None,

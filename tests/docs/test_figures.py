@@ -146,18 +146,17 @@ def test_of_the_released_model():
     for figure in (
         f"trained in {training['seconds'] / 60:.0f} minutes",
         f"{sum(x.size_bytes for x in weights) / 1e6:.1f} MB",
-        f"On {x['num_images']:,} samples its FD is {x['fd']:.2f} (real images {x['real_fd']:.2f}, "
+        f"FD of {x['num_images']:,} samples is {x['fd']:.2f} (real images {x['real_fd']:.2f}, "
         f"a perfect denoiser {x['floor_fd']:.2f}; lower is better)",
-        f"label agreement {x['label_agreement']:.3f}",
     ):
         assert figure in prose("README.md"), figure
     trained = row("guides/planning.md", "denoiser of `fashion-mnist`")
     seen, steps = training["images_seen"], training["steps"]
     assert trained.endswith(
-        f"| {training['train_images']:,} | {steps:,} x 32 | {seen:,} "
+        f"| {training['train_images']:,} | {steps:,} x {training['train_batch_size']} | {seen:,} "
         f"| {training['seconds'] / 60:.0f} min | FD {x['fd']:.2f} |"
     )
-    assert seen == steps * training.get("train_batch_size", 32)
+    assert seen == steps * training["train_batch_size"]
 
 
 def test_of_the_presets():
@@ -742,3 +741,34 @@ def test_of_the_objectives():
     assert round(1 / (1 - steps)) == 7 and "a seventh fewer steps" in prose(page)
     real = found["flow"]["real_fd"], found["flow"]["num_images"]
     assert f"FD of {real[1]:,} images (as many real ones: {real[0]:.0f})" in prose(page)
+
+
+def test_of_averages_and_guides():
+    averages, guides = (load(REPORTS / f"{name}.json") for name in ("averages", "guides"))
+    page = read("guides/training.md")
+    lengths = {x["sigma_rel"]: [] for x in averages["averages"]}
+    for x in averages["averages"]:
+        lengths[x["sigma_rel"]].append(f"{x['generated_fd']:.1f}")
+    for length, cells in lengths.items():
+        name = "EMA 0.999" if length is None else f"`--sigma_rel {length:g}`"
+        assert f"| {name} | {' | '.join(cells)} |" in page
+    page = read("guides/sampling.md")
+    own = [x for x in averages["averages"] if x["sigma_rel"] is None]
+    for x in (*own, *averages["others"], *guides["guides"]):
+        guide = "dropped labels" if "guidance_scale" in x else "-"
+        if "guide_step" in x:
+            guide = f"the model at step {x['guide_step']:,}"
+        elif "guide_steps" in x:
+            size = f"{guides['guide_parameters'] / 1e6:.2f} M weights, {x['guide_steps']:,} steps"
+            guide = f"{size}, {x['guide_label_dropout']:.0%} of the labels dropped"
+        scale, levels = "-", "-"
+        if "guidance_scale" in x:
+            highest = x["guidance_interval"][1]
+            scale = f"{x['guidance_scale']:g}"
+            levels = "all" if highest == 1 else f"below {highest:g}"
+        assert f"| {guide} | {scale} | {levels} | {x['generated_fd']:.1f} |" in page
+    best = min(guides["guides"], key=lambda x: x["generated_fd"])
+    assert (best["guide_steps"], best["guidance_scale"]) == (2000, 1.5)
+    assert best["generated_fd"] < min(x["generated_fd"] for x in averages["others"])
+    for page in ("guides/training.md", "guides/sampling.md"):
+        assert f"{averages['steps']:,} steps" in prose(page)

@@ -42,7 +42,7 @@ class PageFiguresConfig(Settings):
     """
 
     output_dir: str
-    model: str = "fashion-mnist"
+    model: str = "fashion-mnist-4step"
     runtime: str = ".cache/onnxruntime-web"
     chromium: str = "/usr/bin/chromium"
     rounds: PositiveInt = 5
@@ -94,7 +94,7 @@ def measure_page(config: PageFiguresConfig) -> None:
             figures: dict[str, Any] = {
                 "load_seconds": load_seconds,  # the second time, from a local server
                 "classes": pipeline.num_classes,
-                "num_inference_steps": DEFAULT_STEPS,
+                "num_inference_steps": pipeline.config.num_inference_steps or DEFAULT_STEPS,
                 "seconds_to_every_class": time_click(tab, "Draw every class", config.rounds),
                 "seconds_to_one_picture": time_click(tab, "Denoise", config.rounds),
                 "chromium_version": browser.version,
