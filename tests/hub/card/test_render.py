@@ -99,8 +99,9 @@ def test_the_released_pipeline_is_small_and_reaches_its_promised_figures():
     assert found == (guidance.scale, guidance.interval)
     assert metrics["num_inference_steps"] == steps
     assert metrics["sampler"] == type(pipeline.scheduler).__name__
-    assert metrics["label_agreement"] >= 0.95
-    assert metrics["train_on_generated_test_on_real_accuracy"] >= 0.82
+    assert metrics["fd"] <= 1.5 * metrics["floor_fd"]
+    assert metrics["label_agreement"] >= metrics["label_agreement_judge_real_accuracy"]
+    assert metrics["train_on_generated_test_on_real_accuracy"] >= 0.86
     assert metrics["memorisation_found"] is False
     assert metrics["memorisation_latents_copies"] == 0
     assert facts.training["seconds"] <= 100 * 60
