@@ -772,3 +772,23 @@ def test_of_averages_and_guides():
     assert best["generated_fd"] < min(x["generated_fd"] for x in averages["others"])
     for page in ("guides/training.md", "guides/sampling.md"):
         assert f"{averages['steps']:,} steps" in prose(page)
+
+
+def test_of_distillation():
+    report, page = load(REPORTS / "distillation.json"), read("guides/sampling.md")
+
+    def steps(count: int) -> str:
+        return f"{count} step{'s' * (count > 1)}"
+
+    for x in (*report["teacher"], *report["students"]):
+        name, origin, minutes = f"the teacher, {steps(x['num_inference_steps'])}", "-", "-"
+        if "minutes" in x:
+            name, minutes = f"a student of {steps(x['num_inference_steps'])}", f"{x['minutes']:g}"
+            teacher = x["teacher"]
+            origin = f"the student of {steps(int(teacher[0]))}" if teacher else "the teacher, 8 steps"
+        figures = f"{x['denoiser_evaluations_per_image']} | {x['generated_fd']:.0f}"
+        assert f"| {name} | {origin} | {minutes} | {figures} |" in page
+    images = f"FD of {report['num_images']:,} images"
+    assert f"{images}, the mean of two seeds (as many real images {report['real_fd']:.0f};" in prose(
+        "guides/sampling.md"
+    )

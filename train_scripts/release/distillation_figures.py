@@ -51,7 +51,6 @@ STUDENTS = [
     Student("4", 4, 6),
     Student("2-direct", 2, 12),
     Student("2-from-4", 2, 6, "4"),
-    Student("1-direct", 1, 18),
     Student("1-from-2", 1, 6, "2-from-4"),
 ]
 

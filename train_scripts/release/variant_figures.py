@@ -139,6 +139,10 @@ DEFAULTS = [
     tried(8, ema_decay=0.999),
 ]
 SMALLER = {"resolution": 32, "horizontal_flip": True}
+RATES = [
+    Variant(f"{rate:g}-{size}", autoencoder={"learning_rate": rate, "train_batch_size": size})
+    for rate, size in [(5e-4, 32), (3e-4, 16), (1e-3, 16), (3e-3, 16)]
+]
 OBJECTIVES = [
     Variant("recipe"),
     Variant("mirrored", denoiser={"horizontal_flip": True}),
@@ -161,6 +165,7 @@ EXPERIMENTS = {
     "channels-photos-32": Experiment(SMALLER, [tried(4), tried(8)], 10, 5),
     "defaults-photos-32": Experiment(SMALLER, DEFAULTS, 0, 5),
     "defaults-photos-64": Experiment(PHOTOGRAPHS, [DEFAULTS[0], tried(4), tried(8)], 0, 6),
+    "small-photos-32": Experiment(SMALLER, RATES, 0, 10, TUNED | {"preset": "small"}),
     "start-fashion-mnist": Experiment(FASHION_MNIST, STARTS, 0, 4, SMALL),
     "start-photos-64": Experiment(PHOTOGRAPHS, STARTS, 0, 6, WIDER | {"train_batch_size": 8}),
     "batch": Experiment(FASHION_MNIST, BATCHES, 8),
