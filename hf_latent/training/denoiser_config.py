@@ -36,8 +36,8 @@ class DenoiserTrainingConfig(TrainingConfig, ABC):
     Attributes:
         label_dropout: Share of the class labels, below 1, that training replaces by the null label.
             Guidance needs some, and so do images of no class.
-        save_dtype: Dtype of the saved denoiser. float16 rounds the weights and halves the file.
-            Loading gives float32 weights.
+        save_dtype: Dtype of the saved denoiser and its guide. float16 rounds the weights and halves
+            the files. Loading gives float32 weights.
         ema_snapshot_steps: Steps between snapshots of two power-function averages of the weights.
             synthesize_ema makes an average of any length from them (Karras et al. 2024). Each
             snapshot is two files as large as the denoiser. The last step saves one too. By default

@@ -187,9 +187,10 @@ def train_on_task(
     snapshots.save(clock.step)
     ema.copy_to(unet.parameters())
     freeze(unet)
+    saved = [model for model in (unet, pipeline.guide_unet) if model is not None]
     in_half = config.save_dtype == "float16"
-    if in_half:
-        unet.half().float()  # measure and show the weights that are saved
+    for model in saved if in_half else ():
+        model.half().float()  # measure and show the weights that are saved
     for frozen in task.frozen.values():
         frozen.check()
     with raise_everywhere(accelerator):
@@ -199,10 +200,8 @@ def train_on_task(
     if accelerator.is_main_process:
         figures = training_figures(summary, accelerator) | task.figures()
         figures |= {"ema_training": snapshots.training} if snapshots.averages else {}
-        if in_half:
-            unet.half()
-            if pipeline.guide_unet is not None:  # one dtype for both
-                pipeline.guide_unet.half()
+        for model in saved if in_half else ():
+            model.half()
         save_model(pipeline, output_dir, portable_settings(config), figures, "samples.png")
         write_page(output_dir)
     end_trackers(accelerator)

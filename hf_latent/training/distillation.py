@@ -130,8 +130,8 @@ class DistillationTask(DenoiserTask):
         vae, (_, height, width) = self.pipeline.vae, self.latent_shape
         f = downsampling_factor(vae)
         shapes = measure_compression(vae, (image_channels(vae), f * height, f * width))
-        bare = partial(bare_distillation, self.teacher.evaluations)
-        teacher = self.teacher.pipeline
+        steps, teacher = self.teacher.steps, self.teacher.pipeline
+        bare = partial(bare_distillation, (steps, self.teacher.evaluations - steps))
         frozen = {"vae": vae, "teacher": teacher.unet, "guide": teacher.guide_unet}
         end_dry_run(self.config, bare, state, frozen, shapes, None, None, self.accelerator)
 

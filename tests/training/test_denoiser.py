@@ -126,24 +126,40 @@ def test_guidance_is_used_for_the_samples_and_saved_with_the_model(denoiser_conf
     assert pictures[0] != pictures[1]
 
 
-def test_a_guide_guides_the_samples_and_is_saved_with_the_model(denoiser_config, plain, tmp_path):
+def test_a_guide_guides_the_samples_and_is_saved_with_the_model(denoiser_config, tmp_path):
     guide = make_guide(make_autoencoder(), 10)
     guide.register_to_config(sample_size=8)
     guide.save_pretrained(tmp_path / "guide")
-    own = {"guide": str(tmp_path / "guide"), "guidance_scale": 3.0, "save_dtype": "float16"}
-    summary = train_denoiser(denoiser_config(**own))
+    own = {"guidance_scale": 3.0, "save_dtype": "float16"}
+    places = {"guide": str(tmp_path / "guide"), "output_dir": str(tmp_path / "guided")}
+    summary, alone = (train_denoiser(denoiser_config(**own | x)) for x in (places, {}))
     saved = LatentDiffusionPipeline.from_pretrained(summary.model_dir)
     assert hash_weights(saved.guide_unet) == hash_weights(guide.half().float())
     picture = "samples/step-000002.png"
-    drawn = [x.model_dir.with_name(picture).read_bytes() for x in (summary, plain)]
+    drawn = [(x.model_dir.parent / picture).read_bytes() for x in (summary, alone)]
     assert drawn[0] != drawn[1]
     training = json.loads((summary.model_dir / "training.json").read_text())
     assert training["guide"] == "guide", "no path of this machine"
     assert "guide_unet" in read_model_facts(summary.model_dir).weights
 
 
+def test_a_denoiser_without_classes_is_guided_by_a_guide(denoiser_config, tmp_path):
+    guide = make_guide(make_autoencoder(), None)
+    guide.register_to_config(sample_size=8)
+    guide.save_pretrained(tmp_path / "guide")
+    own = {"conditional": False, "guidance_scale": 3.0, "max_train_steps": 1}
+    summary = train_denoiser(denoiser_config(**own, guide=str(tmp_path / "guide")))
+    saved = LatentDiffusionPipeline.from_pretrained(summary.model_dir)
+    assert saved.config.guidance == {"guidance_scale": 3.0}
+    assert hash_weights(saved.guide_unet) == hash_weights(guide)
+    with pytest.raises(UserError, match="--conditional, or a --guide: remove it"):
+        train_denoiser(denoiser_config(**own, output_dir=str(tmp_path / "alone")))
+
+
 def test_a_guide_of_other_classes_is_one_line(denoiser_config, tmp_path):
-    make_guide(make_autoencoder(), 3).save_pretrained(tmp_path / "guide")
+    guide = make_guide(make_autoencoder(), 3)
+    guide.register_to_config(sample_size=8)
+    guide.save_pretrained(tmp_path / "guide")
     with pytest.raises(UserError, match=r"^--guide .* is not for this model: .* num_class_embeds"):
         train_denoiser(denoiser_config(guide=str(tmp_path / "guide")))
 

@@ -1,3 +1,4 @@
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -21,13 +22,14 @@ from hf_latent.output import write_json
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.pipeline.samplers import set_inference_steps
 from hf_latent.training.distillation import DistillationTask, distill_denoiser, mean_velocities
+from hf_latent.training.dry_run.bare import bare_distillation
 from hf_latent.training.dry_run.estimate import DryRunEnd
 from hf_latent.training.page.curves import PANELS
 from hf_latent.training.page.record import read_run
 from hf_latent.training.run.batches import ProcessRows, ShardedDraws
 from hf_latent.training.run.log import read_lines
 from hf_latent.training.teacher import Teacher
-from tests.conftest import count_calls
+from tests.conftest import count_calls, make_guide
 from tests.training.conftest import short_student
 
 CPU = torch.device("cpu")
@@ -316,6 +318,19 @@ def test_a_dry_run_counts_the_teacher(settings, tmp_path):
     assert figures["latent_shape"] == [4, 4, 4] and figures["step_seconds"] > 0
     assert figures["steps"] == 4 and "epochs" not in figures
     assert not (tmp_path / "student").exists()
+
+
+def test_a_bare_step_evaluates_the_teacher_and_its_guide(settings, teacher):
+    guide = make_guide(teacher.vae)
+    models = {"vae": teacher.vae, "unet": teacher.unet}
+    models |= {"teacher": copy.deepcopy(teacher.unet), "guide": guide}
+    calls = [count_calls(models[name]) for name in ("unet", "teacher", "guide")]
+    bare = bare_distillation((3, 2), settings, models, (8, 1, 16, 16), CPU)
+    bare.step()
+    assert calls == [[8], [4] * 3, [4] * 2]
+    del models["guide"]
+    bare_distillation((3, 2), settings, models, (8, 1, 16, 16), CPU).step()
+    assert calls == [[8] * 2, [4] * 8, [4] * 2]
 
 
 def test_a_run_has_a_page(settings, tmp_path):

@@ -3,8 +3,8 @@
     python train_scripts/release/average_figures.py RUN DATA MODELS
 
 RUN is a training with --ema_snapshot_steps, DATA has its images, MODELS is a folder for the models
-made of its snapshots. Each choice is compared with training images of a seed of its own, so that
-the figures of a released model's card, of seed 0, are not those that it was chosen by.
+made of its snapshots. The real images are another draw of training images than that of a released
+model's card, so its figures are not those that it was chosen by.
 """
 
 import sys
@@ -88,6 +88,8 @@ def measure(choice: Choice, run: Path, models: Path, real: RealBaseline) -> dict
         row |= {"guidance_scale": choice.guidance.scale}
         row |= {"guidance_interval": choice.guidance.interval}
     pipeline = load_pipeline(make_average(run, models, choice.length, steps), guide=guide)
+    if guide is None:
+        pipeline.guide_unet = None  # of the training
     row |= measure_generated(
         *(pipeline, real, SEED, NUM_SEEDS, FLOW_INFERENCE_STEPS), guidance=choice.guidance
     )

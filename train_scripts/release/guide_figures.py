@@ -4,8 +4,7 @@
 
 MODEL has the denoiser, DATA has its images, RUNS is the folder of the guides' trainings. A finished
 training is not repeated. The guides are those of the recipe guide.yaml, with other numbers of steps
-and shares of dropped labels. As in `average_figures.py`, the images are others than those of a
-released model's card.
+and shares of dropped labels. The real images are those of `average_figures.py`.
 """
 
 import sys
@@ -43,7 +42,7 @@ def train_guide(steps: int, label_dropout: float, data: str, runs: Path) -> str:
     run = runs / f"{steps}-steps-{label_dropout}"
     if not (run / "model").is_dir():
         changed = {"data": data, "max_train_steps": steps, "label_dropout": label_dropout}
-        changed |= {"output_dir": str(run)}
+        changed |= {"output_dir": str(run), "overwrite_output_dir": "true"}
         flags = [word for name, value in changed.items() for word in (f"--{name}", str(value))]
         train_denoiser(parse_config(DenoiserConfig, ["--config", str(RECIPE), *flags]))
     return str(run)

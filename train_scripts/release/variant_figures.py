@@ -36,7 +36,7 @@ from hf_latent.training.denoiser_config import DenoiserConfig
 
 REPORTS = Path(__file__).parents[2] / "docs" / "reports" / "variants"
 NUM_IMAGES, NUM_SEEDS = 2000, 2
-# As the released model is guided.
+# By dropped labels, at all but the highest noise levels.
 GUIDED = Guidance(2.0, (0.0, 0.8))
 ONLY_LAST = {"validation_steps": 10**9, "checkpointing_steps": None, "overwrite_output_dir": True}
 

@@ -48,8 +48,8 @@ def check_pageable(pipeline: LatentDiffusionPipeline) -> None:
     """
     if pipeline.guide_unet is not None:
         raise UserError(
-            "--format page has no autoguidance: export the model without its guide_unet, or leave "
-            "--format out"
+            "--format page has no autoguidance: distil the model first (hf-latent distill), or "
+            "leave --format out"
         )
     channels = image_channels(pipeline.vae)
     if channels not in PICTURE_CHANNELS:

@@ -86,7 +86,6 @@ def synthesize_ema(config: SynthesizeEmaConfig) -> Path:
             )
 
     pipeline = load_pipeline(str(run / "model"))
-    pipeline.guide_unet = None  # a guide was chosen for the other weights
     parameters = dict(pipeline.unet.named_parameters())
     shapes = {name: parameter.shape for name, parameter in parameters.items()}
     with torch.no_grad():
@@ -94,6 +93,8 @@ def synthesize_ema(config: SynthesizeEmaConfig) -> Path:
             parameters[name].copy_(weight)
     if report.get("save_dtype") == "float16":
         pipeline.unet.half()
+        if pipeline.guide_unet is not None:
+            pipeline.guide_unet.half()
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     with replaced_whole(output_dir, written=MODEL_FILES) as temporary:
         pipeline.save_pretrained(temporary)

@@ -157,7 +157,7 @@ def bare_denoiser(
 
 
 def bare_distillation(
-    evaluations: int,
+    evaluations: tuple[int, int],
     config: DistillationConfig,
     models: Models,
     shape: Shape,
@@ -166,9 +166,9 @@ def bare_distillation(
     """Return the bare loop of a distillation.
 
     Args:
-        evaluations: of the teacher, for each trajectory.
+        evaluations: for each trajectory, of the teacher, and of its guide or of the teacher again.
         config: the settings of the training.
-        models: `vae`, `unet` and `teacher`, on the device.
+        models: `vae`, `unet`, `teacher` and perhaps `guide`, on the device.
         shape: of a batch of images, `(B, C, H, W)`.
         device: that trains.
     """
@@ -179,13 +179,15 @@ def bare_distillation(
     latents, target = torch.randn(2, count, *latent_shape, device=device)
     timesteps = torch.full((count,), 500.0, device=device)
     conditions = null_conditions(unet, count, device)
+    networks = models["teacher"], models.get("guide", models["teacher"])
     few = slice(-(-count // config.num_inference_steps))
 
     def losses() -> Iterator[torch.Tensor]:
         with torch.no_grad():
             labels = {name: x[few] for name, x in conditions.items()}
-            for _ in range(evaluations):
-                models["teacher"](latents[few], timesteps[few], **labels)
+            for network, number in zip(networks, evaluations, strict=True):
+                for _ in range(number):
+                    network(latents[few], timesteps[few], **labels)
         output = unet(latents, timesteps, **conditions).sample
         yield denoising_loss(output, target, torch.ones_like(timesteps))
 

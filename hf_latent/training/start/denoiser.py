@@ -30,7 +30,7 @@ def start_denoiser(
 
     Raises:
         UserError: if the pretrained denoiser cannot be loaded or does not fit the run, the image
-            size does not fit the denoiser, or guidance has no classes.
+            size does not fit the denoiser, or guidance has neither classes nor a guide.
     """
     if num_classes is None and config.guidance and config.guide is None:
         flag = next(iter(config.guidance))

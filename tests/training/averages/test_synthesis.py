@@ -1,3 +1,4 @@
+import copy
 import json
 import shutil
 from dataclasses import replace
@@ -250,6 +251,17 @@ def test_an_average_with_an_earlier_end_has_no_figures_of_later_steps(run, confi
     assert report["steps"] == 4
     assert not report.keys() & {"train_loss", "seconds", "images_seen", "held_out_loss"}
     assert "6 steps of" not in (folder / "README.md").read_text()
+
+
+def test_an_average_keeps_the_guide_of_the_training(run, config):
+    model = LatentDiffusionPipeline.from_pretrained(run / "model")
+    guide = copy.deepcopy(model.unet)
+    guide.conv_in.bias.data += 1
+    model.guide_unet = guide
+    model.save_pretrained(run / "model")
+    average = LatentDiffusionPipeline.from_pretrained(synthesize_ema(config))
+    assert hash_weights(average.guide_unet) == hash_weights(guide.half().float())
+    assert hash_weights(average.unet) != hash_weights(model.unet)
 
 
 def test_a_folder_is_replaced_on_request(run, config):
