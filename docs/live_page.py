@@ -1,4 +1,4 @@
-"""Put a page that runs the released model into the site (a hook of MkDocs)."""
+"""Put a page that runs the released student into the site (a hook of MkDocs)."""
 
 import shutil
 from pathlib import Path
