@@ -150,6 +150,9 @@ def test_of_the_released_model():
         f"a perfect denoiser {x['floor_fd']:.2f}; lower is better)",
     ):
         assert figure in prose("README.md"), figure
+    student = load(RELEASED / "fashion-mnist-4step" / "metrics.json")
+    assert student["denoiser_evaluations_per_image"] == 4
+    assert f"reaches {student['fd']:.2f} in four evaluations" in prose("README.md")
     trained = row("guides/planning.md", "denoiser of `fashion-mnist`")
     seen, steps = training["images_seen"], training["steps"]
     assert trained.endswith(

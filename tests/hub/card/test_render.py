@@ -11,6 +11,7 @@ from hf_latent.hub.card.facts import read_model_facts
 from hf_latent.hub.card.render import ENVIRONMENT, card_pictures, render_model_card
 from hf_latent.hub.card.signature import is_unedited
 from hf_latent.models.load import PRETRAINED, load_autoencoder, released_models
+from hf_latent.pipeline.denoise import Guidance
 
 ROOT = Path(__file__).parents[3]
 CARDS = ROOT / "model_cards"
@@ -105,6 +106,29 @@ def test_the_released_pipeline_is_small_and_reaches_its_promised_figures():
     assert metrics["memorisation_found"] is False
     assert metrics["memorisation_latents_copies"] == 0
     assert facts.training["seconds"] <= 100 * 60
+
+
+def test_the_released_student_is_nearly_as_good_as_its_teacher():
+    metrics, teacher = read_metrics("fashion-mnist-4step"), read_metrics("fashion-mnist")
+    facts = read_model_facts(PRETRAINED / "fashion-mnist-4step")
+    assert facts.training and facts.metrics, "the reports are about these weights"
+    assert facts.teacher["fd"] == teacher["fd"], "its card shows both"
+    weights = read_model_facts(PRETRAINED / "fashion-mnist").weights
+    assert facts.training["teacher_unet_weights_sha256"] == weights["unet"].sha256
+    pipeline = load_pipeline("fashion-mnist-4step")
+    assert choose_sampling(pipeline) == (4, Guidance())
+    assert metrics["denoiser_evaluations_per_image"] == 4
+    assert metrics["fd"] <= 1.05 * teacher["fd"]
+    assert abs(metrics["label_agreement"] - teacher["label_agreement"]) <= 0.01
+    taught = "train_on_generated_test_on_real_accuracy"
+    assert metrics[taught] >= teacher[taught] - 0.02
+    assert metrics["memorisation_latents_copies"] == 0
+
+
+def test_the_released_autoencoder_and_its_pipelines_are_small():
+    names = "fashion-mnist-f4", "fashion-mnist", "fashion-mnist-4step"
+    files = [path for name in names for path in (PRETRAINED / name).rglob("*.safetensors")]
+    assert sum(path.stat().st_size for path in files) <= 12e6
 
 
 def test_the_package_has_no_weights_twice():
