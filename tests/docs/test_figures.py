@@ -797,3 +797,28 @@ def test_of_distillation():
     images = f"FD of {report['num_images']:,} images, the mean of two seeds"
     real = f"(as many real images {report['real_fd']:.0f};"
     assert f"{images} {real}" in prose("guides/sampling.md")
+
+
+def test_of_students_of_10_000_images():
+    page, reports = read("guides/sampling.md"), REPORTS / "evaluate"
+    found = {
+        "`fashion-mnist`": RELEASED / "fashion-mnist",
+        "`fashion-mnist-4step`": RELEASED / "fashion-mnist-4step",
+        "a student of 2 steps": reports / "student-2",
+        "a student of 1 step": reports / "student-1",
+    }
+    taught = "train_on_generated_test_on_real_accuracy"
+    for name, folder in found.items():
+        x = load(folder / "metrics.json")
+        assert x["num_images"] == 10_000
+        cells = (
+            f"{x['denoiser_evaluations_per_image']}",
+            f"{x['fd']:.1f} | {x['recall']:.2f}",
+            f"{x['label_agreement']:.3f} | {x[taught]:.3f}",
+        )
+        assert f"| {name} | {' | '.join(cells)} |" in page
+        perfect = f"FD {x['floor_fd']:.1f}, recall {x['floor_recall']:.2f}, label agreement"
+        perfect += f" {x['floor_label_agreement']:.3f}, {x[f'floor_{taught}']:.3f};"
+        assert perfect in prose("guides/sampling.md")
+    seconds = load(RELEASED / "fashion-mnist-4step" / "training.json")["seconds"]
+    assert f"learned for {seconds / 60:.0f} minutes" in page
