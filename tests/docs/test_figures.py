@@ -148,6 +148,8 @@ def test_of_the_released_model():
         f"{sum(x.size_bytes for x in weights) / 1e6:.1f} MB",
         f"FD of {x['num_images']:,} samples is {x['fd']:.2f} (real images {x['real_fd']:.2f}, "
         f"a perfect denoiser {x['floor_fd']:.2f}; lower is better)",
+        f"label agreement {x['label_agreement']:.3f} (real images "
+        f"{x['label_agreement_judge_real_accuracy']:.3f})",
     ):
         assert figure in prose("README.md"), figure
     student = load(RELEASED / "fashion-mnist-4step" / "metrics.json")

@@ -129,6 +129,7 @@ def test_a_recipe_is_dry_run(recipe, tmp_path, monkeypatch, capsys):
         train(config(**settings | data | places))
     figures = end.value.figures
     assert not (tmp_path / "run").exists()
+    assert ("guide" in figures["frozen_parameters"]) == ("guide" in settings)
     assert figures["images_per_step"] == settings["train_batch_size"]
     assert ("hours" in figures) == (size <= 64)
     millions, latent_shape = EXPECTED.get(recipe, (None, figures["latent_shape"]))

@@ -20,6 +20,7 @@ from hf_latent.evaluation.images.sampling import load_pipeline
 from hf_latent.evaluation.machine import machine_figures, shown_name
 from hf_latent.experiments.sweep.pair import RealBaseline, measure_generated
 from hf_latent.experiments.sweep.sweep import measure_real_images
+from hf_latent.models.load import load_denoiser
 from hf_latent.models.presets import FLOW_INFERENCE_STEPS
 from hf_latent.output import read_json, write_json
 from hf_latent.pipeline.denoise import Guidance
@@ -76,7 +77,7 @@ def compare(model: str, data: str, runs: Path) -> dict[str, Any]:
         "num_images": NUM_IMAGES,
         "seed": SEED,
         "num_inference_steps": FLOW_INFERENCE_STEPS,
-        "guide_parameters": load_pipeline(model, guide=guides[0]).guide_unet.num_parameters(),
+        "guide_parameters": load_denoiser(guides[0])[0].num_parameters(),
         "real_fd": real_fd,
         "preprocessing": extractor.preprocessing,
         "guides": [measure(model, guide, x, real) for guide in guides for x in GUIDANCES],
