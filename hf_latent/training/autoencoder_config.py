@@ -13,7 +13,7 @@ from hf_latent.training.run.accelerator import ImageTrainingConfig, TrainingDefa
 # Of tiny as measured, see the guide "training"; of the others by general experience.
 DEFAULTS: dict[Preset, TrainingDefaults] = {
     "tiny": TrainingDefaults(learning_rate=3e-3, train_batch_size=16),
-    "small": TrainingDefaults(learning_rate=5e-4, train_batch_size=32),
+    "small": TrainingDefaults(learning_rate=1e-3, train_batch_size=16),
     "base": TrainingDefaults(learning_rate=1e-4, train_batch_size=16),
     "base-fast": TrainingDefaults(learning_rate=1e-3, train_batch_size=16),
     "ldm-f4": TrainingDefaults(learning_rate=1e-4, train_batch_size=8),

@@ -394,6 +394,29 @@ def test_of_what_was_tried_for_the_defaults(path):
     assert f"`{images}` {more[0]} with 4 latent channels, and {more[1]} with 8" in prose(page)
 
 
+def test_of_what_was_tried_for_small():
+    name, page = "small-photos-32.json", "guides/training.md"
+    report = load(REPORTS / "variants" / name)
+    for x in report["variants"]:
+        cells = (
+            f"{x['learning_rate']:g}",
+            f"{x['train_batch_size']}",
+            f"{x['autoencoder_steps']:,}",
+            f"{x['reconstruction_psnr_db']:.1f} dB",
+            f"{x['reconstruction_luma_r2']:.2f}",
+            f"{x['reconstruction_chroma_r2']:.2f}",
+            f"{x['floor_fd']:,.0f}",
+        )
+        assert f"| {' | '.join(cells)} |" in read(page), cells
+    assert f"photographs of 32 pixels, {report['autoencoder_minutes']} minutes of" in prose(page)
+    best = max(report["variants"], key=lambda x: x["reconstruction_psnr_db"])
+    assert best["floor_fd"] == min(x["floor_fd"] for x in report["variants"])
+    own = DEFAULTS[0]["small"]
+    rate, batch = own.learning_rate, own.train_batch_size
+    assert (best["learning_rate"], best["train_batch_size"]) == (rate, batch)
+    assert f"So `small` begins with {rate:g} at a batch of {batch}" in prose(page)
+
+
 def test_of_the_channels_of_photographs():
     report = load(REPORTS / "variants" / "channels-photos-32.json")
     page = "guides/choosing_latent.md"
