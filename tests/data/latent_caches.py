@@ -54,6 +54,7 @@ def write_latents(
         "image_shape": [1, 24, 16],
         "preprocessing": "pad to 24x16, 1 channels",
         "id2label": {str(n): f"image {n}" for n in range(rows)} if classes else None,
+        "captions": None,
         "splits": splits,
         "latent_shape": list(SHAPE),
         "mirrored": mirrored,

@@ -27,6 +27,9 @@ class ImagesConfig(Settings):
         image_column: The column of images. By default image, or else the first column of images.
         label_column: The column of class labels, also of a metadata.csv beside images; none for
             no classes. By default found by its name, such as label or class.
+        caption_column: The column of captions, also of a metadata.jsonl beside images. auto finds
+            it by its name, such as text or caption; or else takes the lines of a .txt file beside
+            each image; or else the names of the classes. By default there are no captions.
         train_split: The training images: the name of a split, or a folder's path in data, such as
             images/train. By default found by its name.
         validation_split: The held-out images, named in the same way; none to hold out some of
@@ -63,6 +66,7 @@ class ImagesConfig(Settings):
     data: str = "fashion_mnist"
     image_column: str | None = None
     label_column: str | None = None
+    caption_column: str | None = None
     train_split: str | None = None
     validation_split: str | None = None
     resolution: int | str = 32

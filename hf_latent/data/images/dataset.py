@@ -55,6 +55,7 @@ class ImageDataset(torch.utils.data.Dataset):
         at_random: draw crops and flips, if the configuration has them.
         mirrored: mirror every image, unless flips are drawn.
         is_measured: whether the images are measured ones, which have a value range.
+        caption_ids: `(N, K)` int64, see `CaptionTexts.number`; None without captions.
     """
 
     dataset: Dataset
@@ -66,6 +67,7 @@ class ImageDataset(torch.utils.data.Dataset):
     at_random: bool = True
     mirrored: bool = False
     is_measured: bool = False
+    caption_ids: torch.Tensor | None = None
     _memory: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -95,8 +97,9 @@ class ImageDataset(torch.utils.data.Dataset):
         return [dict(zip(batch, row, strict=True)) for row in zip(*batch.values(), strict=True)]
 
     def conditions(self, indices: np.ndarray | range) -> Conditions:
-        """Return the denoiser's conditions: `class_labels` `(n,)` int64 if the data has labels."""
-        return {} if self.labels is None else {"class_labels": self.labels[indices]}
+        """Return `class_labels` `(n,)` and `caption_ids` `(n, K)` int64, if the data has them."""
+        known = {"class_labels": self.labels, "caption_ids": self.caption_ids}
+        return {name: x[indices] for name, x in known.items() if x is not None}
 
     def _read(self, keys: Sequence[int | tuple[int, int]]) -> tuple[torch.Tensor, np.ndarray]:
         """Return images by their keys, and their indices (a negative index counts from the end)."""
@@ -147,7 +150,9 @@ class ImageDataset(torch.utils.data.Dataset):
 
     def subset(self, places: np.ndarray) -> "ImageDataset":
         """Return the images at some places `(n,)` int64, in that order."""
-        return replace(self, rows=self.rows[places], hashes=self.hashes[places], _memory={})
+        captions = None if self.caption_ids is None else self.caption_ids[places]
+        chosen = {"rows": self.rows[places], "hashes": self.hashes[places], "caption_ids": captions}
+        return replace(self, **chosen, _memory={})
 
     def evenly_spaced(self, count: int) -> "ImageDataset":
         """Return `count` images, or all if there are fewer, without random crops and flips.

@@ -220,6 +220,14 @@ def read_labels(dataset: Dataset, rows: np.ndarray) -> np.ndarray | None:
     return dataset.data.column("label").to_numpy()[rows].astype(np.int64)
 
 
+def read_captions(dataset: Dataset, rows: np.ndarray) -> list[list[str]] | None:
+    """Return the captions of rows `(n,)`, which are alternatives; None without captions."""
+    if "captions" not in dataset.column_names:
+        return None
+    column = dataset.data.column("captions").to_pylist()
+    return [column[row] for row in rows]
+
+
 def hold_out(
     source: Source, config: ImagesConfig, num_proc: int | None = None
 ) -> tuple[CheckedImages, CheckedImages, int]:

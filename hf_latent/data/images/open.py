@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from hf_latent.data.images.captions import CaptionTexts
 from hf_latent.data.images.config import (
     MEASURED,
     ImagesConfig,
@@ -16,7 +17,13 @@ from hf_latent.data.images.config import (
     write_value_range,
 )
 from hf_latent.data.images.dataset import SUBSET, ImageDataset
-from hf_latent.data.images.held_out import CheckedImages, fingerprint, hold_out, read_labels
+from hf_latent.data.images.held_out import (
+    CheckedImages,
+    fingerprint,
+    hold_out,
+    read_captions,
+    read_labels,
+)
 from hf_latent.data.images.sources import Choice, open_source
 from hf_latent.data.images.summary import DataSummary, choose_channels, summarize_images
 from hf_latent.errors import UserError
@@ -40,6 +47,7 @@ class ImageSplits:
         summary: what the data is.
         values: the entry `decode.IMAGE_VALUES` of an autoencoder's configuration, if the images
             have a value range; otherwise None.
+        captions: the distinct captions of both; None without captions.
     """
 
     train: ImageDataset
@@ -48,6 +56,7 @@ class ImageSplits:
     validation_fingerprint: str
     summary: DataSummary
     values: dict[str, Any] | None = None
+    captions: CaptionTexts | None = None
 
     @property
     def num_classes(self) -> int | None:
@@ -87,7 +96,8 @@ def open_images(
     source = open_source(
         config.data,
         Choice(
-            config.image_column, config.label_column, config.train_split, config.validation_split
+            *(config.image_column, config.label_column),
+            *(config.train_split, config.validation_split, config.caption_column),
         ),
     )
     checked_train, checked_validation, bad_images = hold_out(source, config, num_proc)
@@ -124,6 +134,7 @@ def open_images(
         for images in (checked_train, checked_validation)
     )
     train, validation = train.subset(chosen), validation.view(mirrored=False)
+    train, validation, captions = _add_captions(train, validation)
     labels = read_labels(train.dataset, train.rows)
     summary = summarize_images(
         source, config, checked_train, checked_validation, labels, bad_images, channels
@@ -136,7 +147,24 @@ def open_images(
         validation_fingerprint=found,
         summary=summary,
         values=values,
+        captions=captions,
     )
+
+
+def _add_captions(
+    train: ImageDataset, validation: ImageDataset
+) -> tuple[ImageDataset, ImageDataset, CaptionTexts | None]:
+    """Number the captions of both splits, if there are some."""
+    splits = train, validation
+    found = [read_captions(x.dataset, x.rows) or [[]] * len(x) for x in splits]
+    captions = CaptionTexts.of(found)
+    if len(captions.texts) == 1:
+        return train, validation, None
+    train, validation = (
+        replace(x, caption_ids=captions.number(texts))
+        for x, texts in zip(splits, found, strict=True)
+    )
+    return train, validation, captions
 
 
 def _choose_values(

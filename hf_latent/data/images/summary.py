@@ -13,7 +13,7 @@ from hf_latent.data.images.config import (
     parse_shown_channels,
     parse_value_range,
 )
-from hf_latent.data.images.held_out import CheckedImages
+from hf_latent.data.images.held_out import CheckedImages, read_captions
 from hf_latent.data.images.sources import Source
 from hf_latent.pipeline.decode import first_channels
 
@@ -104,6 +104,7 @@ def summarize_images(
         (
             _count_images(source, config, len(train.rows), len(held_out.rows), bad_images),
             *_count_classes(source, labels),
+            *_count_captions(source, train),
             *(_describe_measured if train.are_measured else _describe_channels)(
                 facts, channels, config
             ),
@@ -154,6 +155,20 @@ def _count_classes(source: Source, labels: np.ndarray | None) -> list[Finding]:
         text = f"{which}: a denoiser does not learn them"
         found.append(Finding({"classes_without_images": len(empty)}, text, True))
     return found
+
+
+def _count_captions(source: Source, train: CheckedImages) -> list[Finding]:
+    captions = read_captions(train.dataset, train.rows)
+    if captions is None:
+        return []
+    without = sum(not alternatives for alternatives in captions)
+    every = [text for alternatives in captions for text in alternatives]
+    text = f"{len(every):,} captions of {len(captions) - without:,} training images"
+    text += f", {len(set(every)):,} different ones, from {source.captions_from}"
+    text += f", such as {every[0]!r}" if every else ""
+    text += f"; {_plural(without, 'image')} without, as if theirs were empty" if without else ""
+    figures = {"captions": len(every), "images_without_captions": without}
+    return [Finding(figures, text, 2 * without > len(captions))]
 
 
 def _count(values: np.ndarray) -> str:

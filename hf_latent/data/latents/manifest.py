@@ -6,9 +6,13 @@ It is written twice: without `shards` when encoding begins, and whole when every
 import hashlib
 import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from hf_latent.data.images.captions import MOST_ALTERNATIVES
 from hf_latent.data.images.config import ImagesConfig, describe_values, parse_resolution
 from hf_latent.data.images.dataset import ImageDataset
 from hf_latent.data.images.open import ImageSplits
@@ -34,6 +38,7 @@ IDENTITY = {
     "encode_batch_size": "--encode_batch_size",
     "shard_rows": "--shard_rows",
     "id2label": "set of classes",
+    "captions": "set of captions",
     "splits": "set of images",
     "format": "version of hf_latent",
 }
@@ -55,15 +60,20 @@ def choose_shard_rows(rows: int, row_bytes: int, batch_size: int) -> int:
 
 def split_manifest(dataset: ImageDataset) -> dict[str, Any]:
     """Return a split's part of the manifest: the number, content and labels of its images."""
+    captions = dataset.caption_ids
+    own = {} if captions is None else {"captions_sha256": _hash_tensor(captions)}
     labels = dataset.labels
     return {
         "rows": len(dataset),
         "images_sha256": dataset.identity,
         "fingerprint": dataset.fingerprint,
-        "labels_sha256": None
-        if labels is None
-        else hashlib.sha256(labels.numpy().tobytes()).hexdigest(),
+        "labels_sha256": None if labels is None else _hash_tensor(labels),
+        **own,
     }
+
+
+def _hash_tensor(tensor: torch.Tensor) -> str:
+    return hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
 
 
 def images_manifest(splits: ImageSplits) -> dict[str, Any]:
@@ -74,6 +84,7 @@ def images_manifest(splits: ImageSplits) -> dict[str, Any]:
         "preprocessing": train.preprocessing,
         "data_summary": splits.summary.figures(),
         "id2label": splits.id2label and {str(k): v for k, v in splits.id2label.items()},
+        "captions": splits.captions and asdict(splits.captions),
         "splits": {
             "train": split_manifest(train),
             # The fingerprint of all held-out images, even if only some of them are encoded.
@@ -106,6 +117,7 @@ def _check_values(manifest: dict[str, Any]) -> None:
     """Check all values that are used, because a manifest may come from anyone."""
     if manifest["format"] != FORMAT:
         raise ValueError(f"its format is {manifest['format']!r}, not {FORMAT!r}")
+    captions = manifest.setdefault("captions", None)  # manifests of before have none
     for key in IDENTITY:
         manifest[key]
     sizes = [*manifest["image_shape"], *manifest["latent_shape"], manifest["shard_rows"]]
@@ -119,6 +131,14 @@ def _check_values(manifest: dict[str, Any]) -> None:
     names = manifest["id2label"]
     if names is not None and list(names) != [str(label) for label in range(len(names))]:
         raise ValueError("its classes are not numbered from 0 on")
+    if captions is not None and not (
+        type(captions["alternatives"]) is int
+        and 1 <= captions["alternatives"] <= MOST_ALTERNATIVES
+        and isinstance(captions["texts"], list)
+        and captions["texts"][:1] == [""]
+        and all(isinstance(text, str) for text in captions["texts"])
+    ):
+        raise ValueError("its captions are not texts")
     count = sum(-(-manifest["splits"][x]["rows"] // manifest["shard_rows"]) for x in SPLITS)
     if count > MOST_SHARDS:
         raise ValueError(f"{count:,} shards are too many")
@@ -141,7 +161,19 @@ def split_ranges(manifest: dict[str, Any], split: str) -> dict[str, range]:
 
 def condition_shapes(manifest: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """Return the shape of one image's row of each condition in the shards."""
-    return {} if manifest["id2label"] is None else {"class_labels": ()}
+    captions = manifest["captions"]
+    return {
+        **({} if manifest["id2label"] is None else {"class_labels": ()}),
+        **({} if captions is None else {"caption_ids": (captions["alternatives"],)}),
+    }
+
+
+def hash_latents(manifest: dict[str, Any]) -> str:
+    """Return the SHA-256 of everything that a cache's latents and their order depend on."""
+    keys = ("autoencoder_sha256", "splits", "mirrored", "dtype", "shard_rows", "captions")
+    known = [manifest[key] for key in keys if manifest[key] is not None]
+    text = json.dumps(known, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def check_same(folder: Path, manifest: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -39,6 +39,7 @@ def make_cache(folder: Path, rows: int) -> tuple[LatentSplit, ShardStore]:
         "latent_shape": LATENT_SHAPE,
         "shard_rows": SHARD_ROWS,
         "id2label": {"0": "any"},
+        "captions": None,
         "mirrored": False,
         "splits": {"train": {"rows": rows}},
     }

@@ -73,6 +73,13 @@ def test_a_manifest_is_read_as_it_was_written(folder):
     assert read_manifest(folder / "manifest.json") == read_json(folder)
 
 
+def test_a_manifest_of_before_has_no_captions(folder):
+    manifest = read_json(folder)
+    del manifest["captions"]
+    write_manifest(folder, manifest)
+    assert read_manifest(folder / "manifest.json")["captions"] is None
+
+
 def change(manifest: dict, *path: str, to) -> None:
     for key in path[:-1]:
         manifest = manifest[key]
@@ -108,6 +115,9 @@ SHARD = "train-000001.safetensors"
         (("preprocessing",), 7),
         (("dtype",), "float64"),
         (("id2label",), {"one": "cat"}),
+        (("captions",), {"texts": ["", 7], "alternatives": 1}),
+        (("captions",), {"texts": ["a"], "alternatives": 1}),
+        (("captions",), {"texts": [""], "alternatives": 0}),
     ],
 )
 def test_an_impossible_manifest_is_refused_in_one_line(folder, path, value):
@@ -119,7 +129,7 @@ def test_an_impossible_manifest_is_refused_in_one_line(folder, path, value):
     assert text.endswith("encode again")
 
 
-@pytest.mark.parametrize("key", IDENTITY)
+@pytest.mark.parametrize("key", IDENTITY.keys() - {"captions"})
 def test_a_manifest_without_a_key_is_refused(folder, key):
     manifest = read_json(folder)
     del manifest[key]
@@ -143,6 +153,7 @@ OTHERS = {
     "encode_batch_size": (64, "--encode_batch_size (5, not 64)"),
     "shard_rows": (9, "--shard_rows (5, not 9)"),
     "id2label": ({0: "other"}, "set of classes (other names, numbers or contents)"),
+    "captions": ({"texts": [""], "alternatives": 1}, "set of captions (other names, numbers or"),
     "splits": ({"train": {}}, "set of images (other names, numbers or contents)"),
     "format": ("hf_latent latents 9", "version of hf_latent"),
 }

@@ -1,4 +1,4 @@
-"""Which column of a table holds the images, and which the labels."""
+"""Which column of a table holds the images, which the labels, and which the captions."""
 
 import os
 import re
@@ -17,6 +17,7 @@ LABEL_COLUMNS = (
     *("label", "labels", "class", "target", "category", "cls", "class_label", "fine_label"),
     *("class_name", "label_name", "class_id", "label_id", "category_id", "y"),
 )
+CAPTION_COLUMNS = ("text", "caption", "captions", "prompt", "prompts", "description")
 
 
 def _by_name(features: Mapping[str, FeatureType], known: tuple[str, ...]) -> list[str]:
@@ -141,6 +142,40 @@ def choose_label_column(features: Mapping[str, FeatureType], where: str, wanted:
         f"no column has a usual name of labels ({', '.join(LABEL_COLUMNS[:5])}, ...), only "
         f"{', '.join(features)}: name one with --label_column"
     )
+
+
+def choose_caption_column(
+    features: Mapping[str, FeatureType], where: str, wanted: str | None
+) -> str | None:
+    """Choose the column of captions; None if no column has a usual name.
+
+    Args:
+        features: of all columns except the images.
+        where: the source, for messages.
+        wanted: the column that the user named; None: the first with a usual name that holds text.
+
+    Raises:
+        UserError: if the column that the user named is not there, or holds no text.
+    """
+    if wanted is None:
+        known = _by_name(features, CAPTION_COLUMNS)
+        return next((name for name in known if _may_be_captions(features[name])), None)
+    if wanted not in features:
+        listed = ", ".join(features) or "none"
+        raise UserError(f"{where} has no column {wanted} (--caption_column); its columns: {listed}")
+    if not _may_be_captions(features[wanted]):
+        raise UserError(
+            f"{where}: the column {wanted} (--caption_column) holds "
+            f"{_describe_type(features[wanted])}, not text: name another"
+        )
+    return wanted
+
+
+def _may_be_captions(feature: FeatureType) -> bool:
+    """Return whether a column holds texts, or lists of them: several captions of an image."""
+    if isinstance(feature, List | LargeList):
+        feature = feature.feature
+    return isinstance(feature, Value) and "string" in feature.dtype
 
 
 def _may_be_labels(feature: FeatureType) -> bool:

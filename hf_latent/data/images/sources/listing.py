@@ -31,6 +31,7 @@ class Listing:
         images: sorted; the size in bytes and the time of the last change in ns of each.
         parquet: the parquet files, sorted, without the metadata.
         metadata: files named as `datasets` names the labels of an image folder, sorted.
+        texts: the text files, which may hold captions.
         bad_files: one line on each file or folder that cannot be listed.
         notes: one line on each kind of what was passed over.
     """
@@ -39,6 +40,7 @@ class Listing:
     images: dict[str, tuple[int, int]] = field(default_factory=dict)
     parquet: list[str] = field(default_factory=list)
     metadata: list[str] = field(default_factory=list)
+    texts: set[str] = field(default_factory=set)
     bad_files: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -129,6 +131,9 @@ def _list_file(
         listing.metadata.append(name)
     elif ending == ".parquet":
         listing.parquet.append(name)
+    elif ending == ".txt":
+        if entry.is_file():  # neither a pipe nor a device
+            listing.texts.add(name)
     elif ending in TABLES:
         counts["table"][name] += 1
     elif ending not in COMPANIONS:

@@ -1,4 +1,4 @@
-"""Labels of image files from metadata.csv, .jsonl or .parquet, as `datasets` reads them.
+"""Labels and captions of image files from metadata.csv, .jsonl or .parquet, as `datasets` reads.
 
 Each lies in a folder of images or above it. Its column `file_name` is a path from its own folder.
 """
@@ -6,6 +6,7 @@ Each lies in a folder of images or above it. Its column `file_name` is a path fr
 import os
 import posixpath
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 from unicodedata import normalize
 
@@ -15,7 +16,8 @@ import pyarrow.json
 import pyarrow.parquet
 from datasets import Features
 
-from hf_latent.data.images.sources.columns import choose_label_column
+from hf_latent.data.images.sources.captions import Captions, clean_captions
+from hf_latent.data.images.sources.columns import choose_caption_column, choose_label_column
 from hf_latent.data.images.sources.labels import Labels, NoClassesError
 from hf_latent.data.images.sources.listing import Listing
 from hf_latent.errors import UserError
@@ -28,22 +30,37 @@ READERS = {
 }
 
 
-def read_metadata_labels(
-    listing: Listing, splits: Mapping[str, Sequence[str]], label_column: str | None
-) -> tuple[Labels, list[str]]:
-    """Read the labels of some images.
+@dataclass(frozen=True)
+class Metadata:
+    """What a folder's metadata files say of its images.
 
-    Args:
-        listing: of the whole folder.
-        splits: by split, the paths of the images in the listing.
-        label_column: the column that the user named; None: by its name.
+    Attributes:
+        folder: of the data set.
+        table: `file_name` is the path from that folder; None: no file has such a column.
+        where: the files' names.
+        notes: on what is not used.
+    """
 
-    Returns:
-        The labels, and notes on what is not used.
+    folder: str
+    table: pa.Table | None
+    where: str
+    notes: list[str]
+
+    def features(self) -> Features:
+        """Return the features of the columns, without `file_name`."""
+        if self.table is None:
+            return Features()
+        features = Features.from_arrow_schema(self.table.schema.remove_metadata())
+        features.pop(FILE_NAME)
+        return features
+
+
+def read_metadata(listing: Listing) -> Metadata:
+    """Read the metadata files of a folder.
 
     Raises:
-        NoClassesError: if there are none.
-        UserError: if a file is damaged, or a row names a file outside the file's folder.
+        UserError: if a file is damaged, a row names a file outside the file's folder, or the files
+            do not fit together.
     """
     tables, notes = [], []
     for file in listing.metadata:
@@ -54,24 +71,81 @@ def read_metadata_labels(
             columns = ", ".join(table.column_names)
             notes.append(f"{file} is not used: it has no column {FILE_NAME}, only {columns}")
     if not tables:
-        raise NoClassesError("; ".join(notes) or "there is no metadata.csv with labels")
+        return Metadata(listing.folder, None, "", notes)
     what = f"{listing.metadata[0]}" + (" and others" if len(listing.metadata) > 1 else "")
     try:
         table = pa.concat_tables(tables, promote_options="permissive")
     except pa.ArrowException as error:
         raise UserError(f"{listing.folder}: {what} differ in their columns: {error}") from error
-    features = Features.from_arrow_schema(table.schema.remove_metadata())
-    features.pop(FILE_NAME)
-    label = choose_label_column(features, f"{listing.folder}/{what}", label_column)
-    where = f"the column {label} of {what}"
-    value_of = _value_of(table, label, where)
     images = {normalize("NFC", path) for path in listing.images}
-    lost = [path for path in value_of if path not in images]
+    lost = [x for x in dict.fromkeys(table.column(FILE_NAME).to_pylist()) if x not in images]
     if lost:
         notes.append(f"{what}: {len(lost)} rows name no image that is here, such as {lost[0]}")
+    return Metadata(listing.folder, table, what, notes)
+
+
+def read_metadata_captions(
+    metadata: Metadata, splits: Mapping[str, Sequence[str]], column: str | None
+) -> tuple[Captions, str] | None:
+    """Read the captions of some images; the rows of one image are alternatives.
+
+    Args:
+        metadata: of the folder.
+        splits: by split, the paths of the images in the listing.
+        column: that the user named; None: by its name.
+
+    Returns:
+        The captions and their column; None without a column of captions.
+
+    Raises:
+        UserError: if the column that the user named is not there, or holds no text.
+    """
+    place = f"{metadata.folder}/{metadata.where}".removesuffix("/")
+    found = choose_caption_column(metadata.features(), place, column)
+    if found is None or metadata.table is None:
+        return None
+    texts: dict[str, list[str | None]] = {}
+    rows = (metadata.table.column(name).to_pylist() for name in (FILE_NAME, found))
+    for path, text in zip(*rows, strict=True):
+        texts.setdefault(path, []).extend(text if isinstance(text, list) else [text])
+    values = {
+        split: [clean_captions(texts.get(normalize("NFC", path))) for path in paths]
+        for split, paths in splits.items()
+    }
+    return Captions(values, f"the column {found} of {metadata.where}"), found
+
+
+def read_metadata_labels(
+    metadata: Metadata,
+    splits: Mapping[str, Sequence[str]],
+    label_column: str | None,
+    caption_column: str | None = None,
+) -> tuple[Labels, list[str]]:
+    """Read the labels of some images.
+
+    Args:
+        metadata: of the folder.
+        splits: by split, the paths of the images in the listing.
+        label_column: the column that the user named; None: by its name.
+        caption_column: the column that holds the captions, and so no labels.
+
+    Returns:
+        The labels, and a note on columns that are not used.
+
+    Raises:
+        NoClassesError: if there are none.
+        UserError: if the column that the user named is not there.
+    """
+    if (table := metadata.table) is None:
+        raise NoClassesError("; ".join(metadata.notes) or "there is no metadata.csv with labels")
+    features, what = metadata.features(), metadata.where
+    if caption_column != label_column:
+        features.pop(caption_column, None)
+    label = choose_label_column(features, f"{metadata.folder}/{what}", label_column)
+    where = f"the column {label} of {what}"
+    value_of = _value_of(table, label, where)
     unused = [name for name in features if name != label]
-    if unused:
-        notes.append(f"columns of {what} not used: {', '.join(unused)}")
+    notes = [f"columns of {what} not used: {', '.join(unused)}"] if unused else []
     values = {
         split: [value_of.get(normalize("NFC", path)) for path in paths]
         for split, paths in splits.items()

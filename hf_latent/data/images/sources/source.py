@@ -7,13 +7,24 @@ from functools import partial
 from pathlib import Path
 
 import datasets
-from datasets import ClassLabel, Dataset, DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict, List, Value
 
 from hf_latent.data.fashion_mnist import load_fashion_mnist, load_fashion_mnist_sample
+from hf_latent.data.images.captions import MOST_ALTERNATIVES
+from hf_latent.data.images.sources.captions import (
+    AUTO,
+    Captions,
+    class_captions,
+    read_text_files,
+)
 from hf_latent.data.images.sources.folder import open_files, read_folder_labels, split_folder
 from hf_latent.data.images.sources.labels import Labels, NoClassesError, number_classes
 from hf_latent.data.images.sources.listing import Listing, is_utf8, list_files
-from hf_latent.data.images.sources.metadata import read_metadata_labels
+from hf_latent.data.images.sources.metadata import (
+    read_metadata,
+    read_metadata_captions,
+    read_metadata_labels,
+)
 from hf_latent.data.images.sources.own_files import check_own_files, hub_folders
 from hf_latent.data.images.sources.splits import NONE
 from hf_latent.data.images.sources.tables import (
@@ -21,6 +32,7 @@ from hf_latent.data.images.sources.tables import (
     open_parquet,
     open_parquet_folder,
     open_saved,
+    read_column_captions,
     read_column_labels,
     take_images,
 )
@@ -40,12 +52,14 @@ class Source:
 
     Attributes:
         train: columns `image` (`Image(decode=False)`) and, if there are labels, `label`
-            (`ClassLabel`).
+            (`ClassLabel`); if captions were asked for, `captions` (a list of texts, which are
+            alternatives).
         held_out: the validation or test split of the source, with the same columns, if it has one.
         held_out_from: where the held-out images come from, as in "the split test"; None: from the
             training images, by their content.
         classes_from: where the classes come from, as in "the folders" or "the column label".
         no_classes_because: why there are no classes; None if there are some.
+        captions_from: where the captions come from; None without captions.
         notes: one line on everything that the user must know: what was passed over, and why.
         bad_files: one line on each file or folder that could not be read while listing.
     """
@@ -55,6 +69,7 @@ class Source:
     held_out_from: str | None = None
     classes_from: str | None = None
     no_classes_because: str | None = None
+    captions_from: str | None = None
     notes: tuple[str, ...] = ()
     bad_files: tuple[str, ...] = ()
 
@@ -68,12 +83,20 @@ class Choice:
         label_column: the column of labels; `none` for no classes.
         train_split: the training split; in a folder, a folder's path from there.
         validation_split: the held-out split; `none` for held-out training images.
+        caption_column: the column of captions; `auto`: a column with a usual name, or else the text
+            files beside the images, or else the names of the classes; None: no captions.
     """
 
     image_column: str | None = None
     label_column: str | None = None
     train_split: str | None = None
     validation_split: str | None = None
+    caption_column: str | None = None
+
+    @property
+    def named_caption_column(self) -> str | None:
+        """The column of captions that the user named."""
+        return None if self.caption_column == AUTO else self.caption_column
 
 
 def open_source(data: str, choice: Choice = Choice()) -> Source:
@@ -152,8 +175,13 @@ def _open_table(splits: DatasetDict, data: str, folders: Sequence[Path], choice:
     for split in images.values():
         check_own_files(split, data, folders)
     source = Source(images["train"], images.get("held_out"), held_out_from, notes=(*notes, *more))
-    reader = partial(read_column_labels, splits, column, data, choice.label_column)
-    return _add_classes(source, data, choice, [reader])
+    captions = caption_column = None
+    if choice.caption_column is not None:
+        named = choice.named_caption_column
+        captions, caption_column = read_column_captions(splits, column, data, named) or (None, None)
+    reader = partial(read_column_labels, splits, column, data, choice.label_column, caption_column)
+    source = _add_classes(source, data, choice, [reader])
+    return _add_captions(source, data, choice, [captions])
 
 
 def _open_image_folder(listing: Listing, data: str, choice: Choice) -> Source:
@@ -165,13 +193,28 @@ def _open_image_folder(listing: Listing, data: str, choice: Choice) -> Source:
     source = Source(
         splits["train"], splits.get("held_out"), found.held_out_from, notes=tuple(found.notes)
     )
+    paths = {name: list(split) for name, split in found.splits.items()}
+    captions, caption_column = list[Captions | None](), None
+    with_labels = choice.label_column != NONE and (listing.metadata or choice.label_column)
+    if with_labels or choice.caption_column is not None:
+        metadata = read_metadata(listing)
+        if metadata.table is not None:
+            source = replace(source, notes=(*source.notes, *metadata.notes))
+    if choice.caption_column is not None:
+        read = read_metadata_captions(metadata, paths, choice.named_caption_column)
+        if read is not None:
+            captions, caption_column = [read[0]], read[1]
+        elif listing.texts:
+            captions = [read_text_files(listing, paths)]
     readers: list[Callable[[], tuple[Labels, list[str]]]] = []
-    if choice.label_column != NONE and (listing.metadata or choice.label_column):
-        paths = {name: list(split) for name, split in found.splits.items()}
-        readers.append(partial(read_metadata_labels, listing, paths, choice.label_column))
+    if with_labels:
+        readers.append(
+            partial(read_metadata_labels, metadata, paths, choice.label_column, caption_column)
+        )
     if choice.label_column is None:
         readers.append(partial(read_folder_labels, found, listing.folder))
-    return _add_classes(source, data, choice, readers)
+    source = _add_classes(source, data, choice, readers)
+    return _add_captions(source, data, choice, captions)
 
 
 def _add_classes(
@@ -205,3 +248,37 @@ def _add_classes(
         raise UserError(f"{data}: --label_column {choice.label_column}: {'; '.join(reasons)}")
     reasons = reasons or [f"--label_column is {NONE}"]
     return replace(source, no_classes_because="; ".join(reversed(reasons)))
+
+
+def _add_captions(
+    source: Source, data: str, choice: Choice, found: Sequence[Captions | None]
+) -> Source:
+    """Add the first captions that were found, or else the names of the classes.
+
+    Raises:
+        UserError: if captions were asked for, and no training image has one, or an image has too
+            many.
+    """
+    if choice.caption_column is None:
+        return source
+    splits = {"train": source.train, "held_out": source.held_out}
+    by_class = () if choice.named_caption_column else (class_captions(splits),)
+    captions = next(filter(None, (*found, *by_class)), None)
+    if captions is None:
+        raise UserError(
+            f"{data} has no captions: give each image a row in metadata.jsonl with file_name and "
+            "text, a column of text in a table (--caption_column), or a .txt file beside it"
+        )
+    most = max(len(texts) for split in captions.values.values() for texts in split)
+    if most > MOST_ALTERNATIVES:
+        raise UserError(
+            f"{data}: an image has {most:,} captions, from {captions.where}; at most "
+            f"{MOST_ALTERNATIVES:,} are possible"
+        )
+    feature = List(Value("string"))
+    captioned = {
+        name: split
+        and split.add_column("captions", [list(x) for x in captions.values[name]], feature=feature)
+        for name, split in splits.items()
+    }
+    return replace(source, **captioned, captions_from=captions.where)

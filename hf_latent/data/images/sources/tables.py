@@ -11,8 +11,10 @@ import numpy as np
 import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 
+from hf_latent.data.images.sources.captions import Captions, clean_captions
 from hf_latent.data.images.sources.columns import (
     array_dtype,
+    choose_caption_column,
     choose_image_column,
     choose_label_column,
 )
@@ -145,10 +147,51 @@ def _as_npy(row: dict[str, Any], dtype: str) -> dict[str, Any]:
     return {"image": {"bytes": file.getvalue(), "path": None}}
 
 
+def read_column_captions(
+    splits: DatasetDict, image: str, where: str, column: str | None
+) -> tuple[Captions, str] | None:
+    """Read the column of captions.
+
+    Args:
+        image: the column of images.
+        column: that the user named; None: by its name.
+
+    Returns:
+        The captions and their column; None without a column of captions.
+
+    Raises:
+        UserError: if the column that the user named is not there or holds no text, or a split lacks
+            it.
+    """
+    features = {x: value for x, value in splits["train"].features.items() if x != image}
+    found = choose_caption_column(features, where, column)
+    if found is None:
+        return None
+    if any(found not in split.features for split in splits.values()):
+        raise UserError(
+            f"{where}: the held-out split has no column {found}: name another --caption_column, or "
+            f"pass --validation_split {NONE}"
+        )
+    values = {
+        name: [clean_captions(x) for x in split.data.column(found).to_pylist()]
+        for name, split in splits.items()
+    }
+    return Captions(values, f"the column {found}"), found
+
+
 def read_column_labels(
-    splits: DatasetDict, image: str, where: str, label_column: str | None
+    splits: DatasetDict,
+    image: str,
+    where: str,
+    label_column: str | None,
+    caption_column: str | None = None,
 ) -> tuple[Labels, list[str]]:
     """Read the column of labels.
+
+    Args:
+        image: the column of images.
+        label_column: that the user named; None: by its name.
+        caption_column: the column that holds the captions, and so no labels.
 
     Returns:
         The labels, and a note on the other columns.
@@ -157,7 +200,8 @@ def read_column_labels(
         NoClassesError: if there are none.
         UserError: if the column that the user named is not there, or splits differ in it.
     """
-    others = {x: value for x, value in splits["train"].features.items() if x != image}
+    used = {image, None if caption_column == label_column else caption_column}
+    others = {x: value for x, value in splits["train"].features.items() if x not in used}
     label = choose_label_column(others, where, label_column)
     features = [split.features.get(label) for split in splits.values()]
     declared = [feature for feature in features if isinstance(feature, ClassLabel)]
