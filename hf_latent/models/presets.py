@@ -9,6 +9,7 @@ from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     DPMSolverMultistepScheduler,
+    UNet2DConditionModel,
     UNet2DModel,
     UniPCMultistepScheduler,
 )
@@ -22,6 +23,7 @@ from hf_latent.pipeline.autoencoders import (
     image_channels,
     latent_channels,
 )
+from hf_latent.pipeline.conditions import Denoiser
 from hf_latent.pipeline.denoise import size_multiple
 from hf_latent.pipeline.encode import check_images
 
@@ -216,38 +218,41 @@ def create_denoiser(
     vae: Autoencoder,
     image_shape: tuple[int, int, int],
     num_classes: int | None = None,
+    text_width: int | None = None,
     **changes: Any,
-) -> UNet2DModel:
-    """Create an untrained UNet2DModel whose channels and size are derived from the autoencoder.
+) -> Denoiser:
+    """Create an untrained denoiser whose channels and size are derived from the autoencoder.
 
     Args:
         preset: a key of `DENOISERS`.
         vae: the autoencoder whose latents it will denoise.
         image_shape: `(C, H, W)` of the images.
-        num_classes: N classes give N + 1 embeddings, the last the null label's; None:
-            unconditional.
+        num_classes: N classes give N + 1 embeddings, the last the null label's; None: no classes.
+        text_width: D of the text encoder's `(B, T, D)`; None: no prompts.
         changes: configuration entries that replace the preset's.
+
+    Returns:
+        A UNet2DModel, or for prompts a UNet2DConditionModel, which has attention to the prompt
+        wherever the preset has self-attention.
 
     Raises:
         UserError: if the images' size does not fit the denoiser, naming the multiples of the
-            autoencoder and of the denoiser; or if the changed levels do not make a denoiser.
+            autoencoder and of the denoiser; if the changed levels do not make a denoiser; or if the
+            preset has no levels for prompts.
     """
     config = DENOISERS[preset] | changes
     _check_levels(config)
-    attention = config.pop("attention")
     channels, height, width = measure_compression(vae, image_shape).latent_shape
-    down, up = "DownBlock2D", "UpBlock2D"
-    if config.get("downsample_type") == "resnet":
-        down, up = "ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D"
-    unet = UNet2DModel(
-        **config,
-        in_channels=channels,
-        out_channels=channels,
-        sample_size=height if height == width else (height, width),
-        down_block_types=tuple("AttnDownBlock2D" if level else down for level in attention),
-        up_block_types=tuple("AttnUpBlock2D" if level else up for level in reversed(attention)),
-        num_class_embeds=None if num_classes is None else num_classes + 1,
-    )
+    shape: dict[str, Any] = {
+        "in_channels": channels,
+        "out_channels": channels,
+        "sample_size": height if height == width else (height, width),
+        "num_class_embeds": None if num_classes is None else num_classes + 1,
+    }
+    if text_width is None:
+        unet: Denoiser = _create_unet(config, shape)
+    else:
+        unet = _create_text_unet(preset, config, shape, text_width)
     f, multiple = downsampling_factor(vae), size_multiple(unet)
     if height % multiple or width % multiple:
         raise UserError(
@@ -256,6 +261,43 @@ def create_denoiser(
             f"{f * multiple} to be denoised; choose another --resolution"
         )
     return unet
+
+
+def _create_unet(config: dict[str, Any], shape: dict[str, Any]) -> UNet2DModel:
+    config = dict(config)
+    attention = config.pop("attention")
+    down, up = "DownBlock2D", "UpBlock2D"
+    if config.get("downsample_type") == "resnet":
+        down, up = "ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D"
+    return UNet2DModel(
+        **config,
+        **shape,
+        down_block_types=tuple("AttnDownBlock2D" if level else down for level in attention),
+        up_block_types=tuple("AttnUpBlock2D" if level else up for level in reversed(attention)),
+    )
+
+
+def _create_text_unet(
+    preset: str, config: dict[str, Any], shape: dict[str, Any], text_width: int
+) -> UNet2DConditionModel:
+    """Create a denoiser with attention to T tokens, projected to its greatest width."""
+    if config.get("downsample_type") == "resnet":
+        raise UserError(f"--preset {preset} is not for captions: choose tiny, small or base")
+    config, down, up = dict(config), "DownBlock2D", "UpBlock2D"
+    attention, head = config.pop("attention"), config.pop("attention_head_dim")
+    widths = config["block_out_channels"]
+    projected = {} if text_width == max(widths) else {"encoder_hid_dim": text_width}
+    return UNet2DConditionModel(
+        **config,
+        **shape,
+        down_block_types=tuple("CrossAttnDownBlock2D" if x else down for x in attention),
+        up_block_types=tuple("CrossAttnUpBlock2D" if x else up for x in reversed(attention)),
+        # This class takes the number of heads under the name of their width.
+        attention_head_dim=tuple(width // head or 1 for width in widths),
+        cross_attention_dim=max(widths),
+        **projected,
+        encoder_hid_dim_type="text_proj" if projected else None,
+    )
 
 
 def _check_levels(config: dict[str, Any]) -> None:

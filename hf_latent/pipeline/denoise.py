@@ -7,7 +7,13 @@ from math import inf, isfinite
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, SchedulerMixin, UNet2DModel, UniPCMultistepScheduler
+from diffusers import (
+    DiffusionPipeline,
+    SchedulerMixin,
+    UNet2DConditionModel,
+    UNet2DModel,
+    UniPCMultistepScheduler,
+)
 
 # Configuration entries that must be equal in a denoiser and its guide.
 GUIDE_SHARES = (
@@ -59,6 +65,11 @@ def size_multiple(unet: UNet2DModel) -> int:
     return 2 ** (len(unet.config.block_out_channels) - 1)
 
 
+def prompt_width(unet: UNet2DModel | UNet2DConditionModel) -> int | None:
+    """Return D of the prompts' embeddings `(B, T, D)` that a denoiser takes; None: no prompts."""
+    return unet.config.get("encoder_hid_dim") or unet.config.get("cross_attention_dim")
+
+
 def check_latents(unet: UNet2DModel, shape: Sequence[int]) -> None:
     """Check that a denoiser can take latents of a shape, `(B, c, h, w)`.
 
@@ -92,20 +103,20 @@ def check_guide(unet: UNet2DModel, guide_unet: UNet2DModel) -> None:
         guide_unet: the weaker denoiser; it may be narrower, or have fewer levels.
 
     Raises:
-        ValueError: if channels, size, classes or dtype differ, or the guide has more levels, so
-            that it could not take all latents that the denoiser takes.
+        ValueError: if channels, size, classes, prompts or dtype differ, or the guide has more
+            levels, so that it could not take all latents that the denoiser takes.
     """
     shared = []
     for model in (guide_unet, unet):
         entries = {name: model.config.get(name) for name in GUIDE_SHARES}
         size = entries["sample_size"]
         entries["sample_size"] = [size, size] if isinstance(size, int) else list(size or ())
-        shared.append(entries | {"dtype": model.dtype})
+        shared.append(entries | {"prompt_width": prompt_width(model), "dtype": model.dtype})
     for name, own in shared[1].items():
         if shared[0][name] != own:
             raise ValueError(
                 f"guide_unet has {name} {shared[0][name]}, and the denoiser {own}: use a guide of "
-                "the same latents, classes and dtype"
+                "the same latents, classes, prompts and dtype"
             )
     guide_multiple, multiple = size_multiple(guide_unet), size_multiple(unet)
     if guide_multiple > multiple:
@@ -153,8 +164,9 @@ def choose_sampling(
     if not (conditional or guide is not None):
         for name, value in given.items():
             if value not in (None, 1):
+                needed = "class_labels" if prompt_width(pipeline.unet) is None else "a prompt"
                 raise ValueError(
-                    f"{name} needs class_labels or a guide, and there is neither: leave it unset"
+                    f"{name} needs {needed} or a guide, and there is neither: leave it unset"
                 )
         return steps, Guidance()
     for name, value in own_guidance.items():

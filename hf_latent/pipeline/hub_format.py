@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,29 +20,28 @@ from huggingface_hub import (
 from huggingface_hub.utils import WeakFileLock
 
 from .autoencoders import named_kind
+from .conditions import has_prompts
 from .denoise import choose_sampling
 from .encode import check_image_channels
 from .samplers import check_sampler, get_objective, load_scheduler
+from .saved_files import (
+    MODELS,
+    MODULES,
+    RETIRED_MODULES,
+    add_code,
+    pipeline_files,
+    replace_files,
+    saved_models,
+    weight_patterns,
+)
 from .weights import check_weights, load_exactly, loading_options
 
-# The files saved with every model. They import each other, and nothing else of their package.
-# A glob would also find files of other local models, because these share one cache of code.
-MODULES = (
-    *("pipeline", "encode", "add_noise", "denoise", "decode"),
-    *("autoencoders", "conditions", "samplers", "hub_format", "weights"),
-)
-# Earlier versions also saved these.
-RETIRED_MODULES = (
-    *("pipeline_steps", "class_labels", "guidance", "image_conditions"),
-    *("inference_steps", "upcast", "saved_files", "exact_weights"),
-)
-MODELS = ("vae", "unet", "guide_unet")  # the last one only if there is a guide
 HALF_SAVED = ".saving"  # the folder that a pipeline is saved to first
 MINIMUM_DIFFUSERS = "0.42.1"  # older ones run code of a model that nobody was asked to trust
 # The card of a model that is pushed where hf_latent, which makes a better one, is not installed.
 SHORT_CARD = """---
 library_name: diffusers
-pipeline_tag: unconditional-image-generation
+pipeline_tag: {task}
 tags: [latent-diffusion, hf-latent, safetensors]
 ---
 
@@ -56,11 +54,16 @@ because the code comes with the model. Read the code before you trust it.
 from diffusers import DiffusionPipeline
 
 pipe = DiffusionPipeline.from_pretrained("{repo_id}", trust_remote_code=True, use_safetensors=True)
-pipe(num_images=1).images[0].save("sample.png")
+pipe({arguments}).images[0].save("sample.png")
 ```
 
 - It names no licence: ask its owner before you use it.
 """
+# The Hub's task of a model, and the arguments of a call, by whether it has prompts.
+TASKS = {
+    False: ("unconditional-image-generation", "num_images=1"),
+    True: ("text-to-image", 'prompt="a picture"'),
+}
 # Settings that stay with the denoiser as this attribute of it, so that `components` brings them.
 SETTINGS = "_pipeline_settings"
 OF_DENOISER = ("objective", "num_inference_steps", "distilled")
@@ -139,6 +142,8 @@ class HubFormat:
                 raise ValueError(f"{name} is small: leave out device_map and quantization_config")
             if component not in kwargs and is_whole:
                 options = loading_options(folder, component, kwargs)
+                if component == "text_encoder" and place[0] != folder:
+                    options["config"] = str(Path(folder, component))  # with its own settings
                 kwargs[component] = load_exactly(*place, **options)
         pipeline = super().from_pretrained(folder, **kwargs)  # type: ignore[misc]
         if trained is not None:
@@ -187,11 +192,13 @@ class HubFormat:
             **kwargs: of `push_to_hub`; `repo_id` is the folder's name by default.
 
         Raises:
-            ValueError: if `safe_serialization` is False, weights are not finite, or scheduler,
-                guide or guidance do not fit the denoiser.
+            ValueError: if `safe_serialization` is False, a component was not loaded, weights are
+                not finite, or scheduler, guide or guidance do not fit the denoiser.
         """
-        if None in (self.vae, self.unet):  # type: ignore[attr-defined]
-            raise ValueError("a pipeline without vae or unet cannot be saved: load it with both")
+        for component in ("vae", "unet"):
+            self.require(component)  # type: ignore[attr-defined]
+        if has_prompts(self.unet):  # type: ignore[attr-defined]
+            self.require("text_encoder")  # type: ignore[attr-defined]
         check_sampler(self.trained_scheduler, self.scheduler)  # type: ignore[attr-defined]
         choose_sampling(self, True)
         if not safe_serialization:
@@ -204,7 +211,8 @@ class HubFormat:
         models = saved_models(self.config)  # type: ignore[attr-defined]
         for component in models:
             check_weights(component, getattr(self, component))
-        for part in (getattr(self, component) for component in (*models, "scheduler")):
+        own = [x for x in (*models, "scheduler") if x != "text_encoder"]  # transformers saves none
+        for part in (getattr(self, component) for component in own):
             source = part.config.get("_name_or_path") or ""
             if os.path.isabs(source) or os.path.isdir(source):
                 part.register_to_config(_name_or_path="")  # a local path
@@ -277,7 +285,7 @@ def _push(
         _write_card(folder, repo_id)
     sent = pipeline_files(folder, with_card=not has_card)
     models = {name.partition("/")[0] for name in sent} & set(MODELS)
-    old = [f"{model}/{x}" for model in models for x in weight_patterns(variant)]
+    old = [f"{model}/{x}" for model in models for x in weight_patterns(model, variant)]
     old += [f"{module}.py" for module in RETIRED_MODULES]
     stale = {name for pattern in old for name in fnmatch.filter(remote, pattern)} - set(sent)
     operations: list[CommitOperationAdd | CommitOperationDelete] = [
@@ -295,7 +303,11 @@ def _write_card(folder: Path, repo_id: str) -> None:
         write_model_card(folder, repo_id)
     elif not (folder / "README.md").exists():
         title = repo_id.rpartition("/")[2]
-        card = SHORT_CARD.format(title=title, diffusers=MINIMUM_DIFFUSERS, repo_id=repo_id)
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        words = "text_encoder" in saved_models(index)
+        task, arguments = TASKS[words]
+        about = {"title": title, "repo_id": repo_id, "task": task, "arguments": arguments}
+        card = SHORT_CARD.format(diffusers=MINIMUM_DIFFUSERS, **about)
         (folder / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -308,93 +320,3 @@ def _installed(module: str, name: str) -> Any:
         return getattr(importlib.import_module(f"hf_latent.{module}"), name, None)
     except ImportError:
         return None
-
-
-def saved_models(index: Mapping[str, Any]) -> list[str]:
-    """Return the names of a pipeline's models, from its model_index.json."""
-    return [name for name in MODELS if (index.get(name) or [None])[0] is not None]
-
-
-def add_code(folder: Path, class_name: str) -> None:
-    """Copy the code into a saved pipeline's folder, and name it in model_index.json.
-
-    Args:
-        folder: of the pipeline.
-        class_name: of the pipeline's class, which is defined in `pipeline.py`.
-    """
-    for module in MODULES:
-        shutil.copyfile(Path(__file__).with_name(f"{module}.py"), folder / f"{module}.py")
-    index = folder / DiffusionPipeline.config_name
-    config = json.loads(index.read_text(encoding="utf-8"))
-    config["_class_name"] = [MODULES[0], class_name]
-    config.pop("_name_or_path", None)  # a local path
-    for name in ("guide_unet", *KEPT[1:]):
-        if config.get(name) in (None, [None, None]):
-            config.pop(name, None)  # as older versions saved it
-    index.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-
-def weight_patterns(variant: str | None) -> tuple[str, str, str]:
-    """Return the file names of a model's weights of one variant: one file, shards, index."""
-    kind = f".{variant}" if variant else ""
-    name = "diffusion_pytorch_model"
-    return (
-        f"{name}{kind}.safetensors",
-        f"{name}{kind}-?????-of-?????.safetensors",
-        f"{name}.safetensors.index{kind}.json",
-    )
-
-
-def replace_files(new: Path, folder: Path, variant: str | None) -> None:
-    """Move a saved pipeline over an older one, whose weights stay until the new ones are there.
-
-    Args:
-        new: the folder of the new one, on the same disk; its files are moved away.
-        folder: of the older one, if any; other files in it stay, also weights of other variants.
-        variant: of the new weights.
-    """
-    files = [path.relative_to(new) for path in new.rglob("*") if path.is_file()]
-    retired = RETIRED_MODULES if _has_code(folder) else ()
-    mode = new.stat().st_mode & 0o666  # what the umask gives to a file; safetensors gives 0600
-    for file in sorted(files, key=lambda file: file.name == DiffusionPipeline.config_name):
-        (folder / file).parent.mkdir(exist_ok=True)
-        (new / file).chmod(mode)
-        os.replace(new / file, folder / file)
-    for component in {file.parts[0] for file in files} & set(MODELS):
-        # diffusers would load an old index of shards instead of a new single file.
-        for pattern in weight_patterns(variant):
-            for path in (folder / component).glob(pattern):
-                if path.relative_to(folder) not in files:
-                    path.unlink()
-    for module in retired:
-        (folder / f"{module}.py").unlink(missing_ok=True)
-
-
-def _has_code(folder: Path) -> bool:
-    """Return whether a folder holds a pipeline saved with its code."""
-    try:
-        index = json.loads((folder / DiffusionPipeline.config_name).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(index.get("_class_name"), list)
-
-
-def pipeline_files(folder: Path, with_card: bool) -> list[str]:
-    """Return the names of a saved pipeline's files, without other files in its folder.
-
-    Args:
-        folder: of the pipeline.
-        with_card: include README.md, if it exists, and its pictures.
-    """
-    names = ["model_index.json", *(f"{module}.py" for module in MODULES)]
-    index = json.loads((folder / names[0]).read_text(encoding="utf-8"))
-    for component in (*saved_models(index), "scheduler"):
-        for path in (folder / component).iterdir():
-            if path.suffix in (".json", ".safetensors"):
-                names.append(f"{component}/{path.name}")
-    card = folder / "README.md"
-    if with_card and card.is_file():
-        text = card.read_text(encoding="utf-8", errors="replace")
-        shown = [path.name for path in folder.glob("*.png") if f"({path.name})" in text]
-        names += [card.name, *shown]
-    return names

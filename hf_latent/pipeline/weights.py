@@ -15,7 +15,7 @@ ALIGNMENT_BYTES = 64
 
 
 def load_exactly(name: str, subfolder: str | None = None, **kwargs: Any) -> ModelMixin:
-    """Load a diffusers model from safetensors, with all its weights, all finite, and no others.
+    """Load a model from safetensors, with all its weights, all finite, and no others.
 
     Args:
         name: a folder or Hub id.
@@ -23,18 +23,18 @@ def load_exactly(name: str, subfolder: str | None = None, **kwargs: Any) -> Mode
         **kwargs: of `ModelMixin.from_pretrained`.
 
     Raises:
-        ValueError: if its class is not a diffusers model, or weights are missing, left over or not
-            finite.
+        ValueError: if its class is no model of diffusers or transformers, or weights are missing,
+            left over or not finite.
     """
     where = {"subfolder": subfolder} if subfolder else {}
     config = AutoModel.load_config(name, **where)
-    model_class: Any = getattr(diffusers, str(config.get("_class_name")), None)
-    if not (isinstance(model_class, type) and issubclass(model_class, ModelMixin)):
-        raise ValueError(f"{config.get('_class_name')} is no diffusers model")
-    model, found = model_class.from_pretrained(  # type: ignore[attr-defined]
+    model_class = _model_class(config)
+    if not {"dtype", "torch_dtype"} & kwargs.keys():
+        kwargs["torch_dtype"] = torch.float32  # the default of diffusers, but not of transformers
+    model, found = model_class.from_pretrained(
         name, use_safetensors=True, output_loading_info=True, **where, **kwargs
     )
-    kinds = {kind: found[f"{kind}_keys"] for kind in ("missing", "unexpected", "mismatched")}
+    kinds = {x: sorted(found[f"{x}_keys"]) for x in ("missing", "unexpected", "mismatched")}
     # With several files diffusers does not report what is missing.
     kinds["missing"] = kinds["missing"] or missing_weights(model)
     wrong = [f"{kind}: {', '.join(map(str, keys[:3]))}" for kind, keys in kinds.items() if keys]
@@ -45,6 +45,21 @@ def load_exactly(name: str, subfolder: str | None = None, **kwargs: Any) -> Mode
         )
     check_weights(subfolder or model_class.__name__, model)
     return model
+
+
+def _model_class(config: dict[str, Any]) -> Any:
+    """Return the class that a configuration names, of diffusers or transformers."""
+    if "_class_name" in config:
+        library, base, name = diffusers, ModelMixin, str(config["_class_name"])
+    else:
+        import transformers
+
+        library, base = transformers, transformers.PreTrainedModel
+        name = str((config.get("architectures") or [None])[0])
+    found: Any = getattr(library, name, None)
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise ValueError(f"{name} is no model of {library.__name__}")
+    return found
 
 
 def loading_options(folder: str, component: str, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from hf_latent.pipeline.hub_format import MODULES
+from hf_latent.pipeline.saved_files import MODULES
 from tests.attacks.subjects import SUBJECTS
 from tests.marking_pickle import MarkingPickle
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from diffusers.utils import logging as diffusers_logging
 from safetensors.torch import load_file, save_file
+from transformers.utils import logging as transformers_logging
 
 from hf_latent.errors import UserError
 from hf_latent.models import load
@@ -21,6 +22,7 @@ from hf_latent.models.presets import create_scheduler
 from hf_latent.output import read_json
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.pipeline.samplers import get_objective, same_noise_levels
+from tests.pipeline.test_prompts import make_words
 
 
 def test_an_autoencoder_alone_and_in_a_pipeline(pipeline, tmp_path):
@@ -88,8 +90,9 @@ def test_a_damaged_folder_is_one_line(tmp_path, capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_the_libraries_own_messages_are_silenced(caplog):
-    logger = diffusers_logging.get_logger("diffusers.models")
+@pytest.mark.parametrize("library", [diffusers_logging, transformers_logging])
+def test_the_libraries_own_messages_are_silenced(caplog, library):
+    logger = library.get_logger()
     logger.addHandler(caplog.handler)
     with pytest.raises(UserError), loading("nowhere", "model"):
         logger.error("a line of the library's own")
@@ -137,9 +140,20 @@ def test_a_denoiser_alone_and_in_a_pipeline_with_its_scheduler(pipeline, tmp_pat
     assert none is None
 
 
+def test_a_denoiser_with_prompts_alone_and_in_a_pipeline(tmp_path):
+    words = make_words()
+    words.save_pretrained(tmp_path / "pipeline")
+    words.unet.save_pretrained(tmp_path / "unet")
+    for name in ("pipeline", "unet"):
+        unet, _ = load_denoiser(str(tmp_path / name))
+        assert type(unet).__name__ == "UNet2DConditionModel"
+        assert hash_weights(unet) == hash_weights(words.unet)
+    assert hash_weights(load_autoencoder(str(tmp_path / "pipeline"))) == hash_weights(words.vae)
+
+
 def test_what_is_no_denoiser_is_refused_in_one_line(pipeline, tmp_path):
     pipeline.vae.save_pretrained(tmp_path / "vae")
-    with pytest.raises(UserError, match="vae is a AutoencoderKL, not a UNet2DModel"):
+    with pytest.raises(UserError, match="vae is a AutoencoderKL, not a UNet2DModel or UNet2DCond"):
         load_denoiser(str(tmp_path / "vae"))
     with pytest.raises(UserError, match="no denoiser found at") as raised:
         load_denoiser(str(tmp_path / "missing"))

@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 from hf_latent.models.presets import create_scheduler
-from hf_latent.pipeline.conditions import (
-    drop_conditions,
+from hf_latent.pipeline.conditions import drop_conditions
+from hf_latent.pipeline.image_to_image import (
     keep_unmasked,
     paste_kept,
     read_mask,
@@ -20,12 +20,28 @@ from hf_latent.pipeline.conditions import (
 def test_whole_conditions_of_an_image_are_dropped():
     given = {"class_labels": torch.arange(3), "encoder_hidden_states": torch.ones(3, 2, 4)}
     null = {"class_labels": torch.full((3,), 9), "encoder_hidden_states": torch.zeros(3, 2, 4)}
-    kept = drop_conditions(given, null, torch.tensor([False, True, False]))
+    kept = drop_conditions(given, null, torch.tensor([0.9, 0.1, 0.9]), 0.2)
     assert kept["class_labels"].tolist() == [0, 9, 2]
     for image, value in enumerate((1, 0, 1)):
         torch.testing.assert_close(
             kept["encoder_hidden_states"][image], torch.full((2, 4), float(value))
         )
+
+
+def test_of_two_conditions_each_is_dropped_alone_too():
+    count = 10_000
+    given = {"class_labels": torch.zeros(count), "encoder_hidden_states": torch.zeros(count, 2, 4)}
+    null = {name: torch.ones_like(x) for name, x in given.items()}
+    uniform = torch.linspace(0, 1, count)
+    kept = drop_conditions(given, null, uniform, 0.2)
+    label, prompt = kept["class_labels"].bool(), kept["encoder_hidden_states"][:, 0, 0].bool()
+    shares = [(label == x) & (prompt == y) for x in (True, False) for y in (True, False)]
+    # Of the 0.8 that keep one, 0.2 lose one.
+    for share, expected in zip(shares, (0.2, 0.08, 0.08, 0.64), strict=True):
+        assert share.double().mean().item() == pytest.approx(expected, abs=1e-3)
+    del null["encoder_hidden_states"]
+    alone = drop_conditions(given, null, uniform, 0.2)["class_labels"]
+    assert torch.equal(alone.bool(), uniform < 0.2)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from hf_latent.hub.model_files import model_files
 from hf_latent.hub.stock_pipeline import to_stock_pipeline
 from hf_latent.models.frozen import hash_weights
 from hf_latent.pipeline import LatentDiffusionPipeline
-from hf_latent.pipeline.hub_format import MODULES, pipeline_files
+from hf_latent.pipeline.saved_files import MODULES, pipeline_files
 from tests import forked
 from tests.conftest import draw_latents, make_guide
 

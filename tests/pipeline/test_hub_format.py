@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from hf_latent.models.frozen import hash_weights
 from hf_latent.pipeline import LatentDiffusionPipeline
-from hf_latent.pipeline.hub_format import MODULES, RETIRED_MODULES
+from hf_latent.pipeline.saved_files import MODULES, RETIRED_MODULES
 from hf_latent.pipeline.weights import align_weights, load_exactly
 from tests.marking_pickle import MarkingPickle
 
@@ -277,7 +277,7 @@ def test_models_of_other_libraries_are_refused(pipeline, tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     for name in ("DDIMScheduler", "nothing", "DiffusionPipeline", ["a", "b"]):
         (tmp_path / "config.json").write_text(json.dumps(config | {"_class_name": name}))
-        with pytest.raises(ValueError, match="no diffusers model"):
+        with pytest.raises(ValueError, match="is no model of diffusers"):
             load_exactly(str(tmp_path))
 
 

@@ -7,7 +7,7 @@ from diffusers import DDPMScheduler, PNDMScheduler
 from PIL import Image
 
 from hf_latent.pipeline import LatentDiffusionPipeline
-from hf_latent.pipeline.conditions import slerp
+from hf_latent.pipeline.image_to_image import slerp
 from tests.conftest import make_denoiser
 from tests.ideal_denoiser import PAIRS, IdealDenoiser, scheduler_of
 
