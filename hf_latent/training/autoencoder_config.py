@@ -87,6 +87,8 @@ class AutoencoderConfig(ImageTrainingConfig):
     def __post_init__(self) -> None:
         """Check values that depend on each other."""
         super().__post_init__()
+        if self.caption_column is not None:
+            raise UserError("--caption_column is not for autoencoders: leave it out")
         if self.perceptual_weight and self.perceptual_network is None:
             raise UserError("--perceptual_weight needs a --perceptual_network")
         if self.train_decoder_only and self.pretrained_vae is None:

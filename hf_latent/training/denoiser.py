@@ -9,14 +9,18 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 from accelerate import Accelerator
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from hf_latent.command import run_command
+from hf_latent.data.images.captions import NO_CAPTION, CaptionTexts
 from hf_latent.data.images.open import ImageSplits
 from hf_latent.data.latents.cache import LatentBatch
+from hf_latent.errors import UserError
 from hf_latent.evaluation.images.sampling import add_guide
 from hf_latent.lock import locks_output
 from hf_latent.models.frozen import FrozenWeights, freeze, hash_weights
@@ -26,21 +30,25 @@ from hf_latent.models.presets import (
     create_scheduler,
     measure_compression,
 )
+from hf_latent.models.text_encoder import load_text_encoder, text_width
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.pipeline.add_noise import NoisedLatents, add_noise
 from hf_latent.pipeline.conditions import Conditions, drop_conditions, null_conditions
+from hf_latent.pipeline.prompts import describe_cut
 from hf_latent.training.denoiser_config import DenoiserConfig
 from hf_latent.training.denoiser_loop import DenoiserTask, train_on_task
 from hf_latent.training.dry_run.bare import bare_denoiser
 from hf_latent.training.dry_run.estimate import end_dry_run
 from hf_latent.training.finish.next_steps import after_denoiser
 from hf_latent.training.finish.reports import denoiser_figures
+from hf_latent.training.latents.captions import CaptionEmbeddings
 from hf_latent.training.latents.sources import open_latent_source
 from hf_latent.training.losses import choose_timesteps, contrast, normal_to_uniform
 from hf_latent.training.run.accelerator import process_rows, start_accelerator
 from hf_latent.training.run.batches import ShardedDraws
-from hf_latent.training.run.checkpoints import TrainingState
+from hf_latent.training.run.checkpoints import HasState, TrainingState
 from hf_latent.training.run.clock import TrainingSummary
+from hf_latent.training.run.pictures import MAX_GRID_ROWS
 from hf_latent.training.run.stop import StopSignal
 from hf_latent.training.start.denoiser import start_denoiser
 from hf_latent.training.validation.denoiser import measure_held_out_loss
@@ -72,6 +80,7 @@ def draw_batch(
     null: Conditions,
     draws: ShardedDraws,
     place: tuple[int, int],
+    captions: CaptionEmbeddings | None = None,
 ) -> tuple[NoisedLatents, Conditions]:
     """Draw one process's rows of a training batch.
 
@@ -85,13 +94,15 @@ def draw_batch(
         null: the null conditions of as many images.
         draws: of this process.
         place: step and micro-step, from 0.
+        captions: of the images' captions; None without captions.
 
     Returns:
         The noised latents and their conditions, some of them replaced by the null conditions.
     """
     shape = batch.posteriors.mean.shape
-    values = draws.normal(place, 2 * shape[1:].numel() + 2)
-    posterior_noise, noise = values[:, 2:].view(len(values), 2, *shape[1:]).unbind(1)
+    count = 2 * shape[1:].numel() + 2
+    values = draws.normal(place, count if captions is None else count + 1)
+    posterior_noise, noise = values[:, 2:count].view(len(values), 2, *shape[1:]).unbind(1)
     timesteps = choose_timesteps(
         scheduler,
         values[:, 0],
@@ -99,13 +110,44 @@ def draw_batch(
         config.timestep_logit_std,
         config.timestep_sampling,
     )
-    dropped = normal_to_uniform(values[:, 1]) < config.label_dropout
 
     latents = batch.posteriors.sample(posterior_noise)
     noised = add_noise(scheduler, latents, noise, timesteps, config.snr_gamma)
     if config.contrastive_weight:
         noised = contrast(noised, config.contrastive_weight)
-    return noised, drop_conditions(batch.conditions, null, dropped)
+    conditions = batch.conditions
+    if captions is not None:
+        conditions = captions.replace_numbers(conditions, normal_to_uniform(values[:, -1]))
+    uniform = normal_to_uniform(values[:, 1])
+    return noised, drop_conditions(conditions, null, uniform, config.label_dropout)
+
+
+def open_captions(
+    config: DenoiserConfig, captions: CaptionTexts | None
+) -> CaptionEmbeddings | None:
+    """Open the text encoder of a training with captions; None without one.
+
+    Args:
+        config: names the encoder.
+        captions: of the images.
+
+    Raises:
+        UserError: if there is no such encoder, or the images have no captions.
+    """
+    if config.text_encoder is None:
+        if captions is not None:
+            logger.info("the latents have captions, which are not used without --text_encoder")
+        return None
+    if captions is None:
+        raise UserError(
+            f"--latents {config.latents} has no captions for --text_encoder: encode the images "
+            "again with --caption_column, or leave --text_encoder out"
+        )
+    encoder, tokenizer = load_text_encoder(config.text_encoder, config.caption_length)
+    if cut := describe_cut(tokenizer, captions.texts):
+        logger.warning(f"{cut}; --caption_length sets the number")
+    folder = Path(config.output_dir) / "captions"
+    return CaptionEmbeddings(captions.texts, encoder, tokenizer, folder)
 
 
 class LatentTask(DenoiserTask):
@@ -131,7 +173,12 @@ class LatentTask(DenoiserTask):
         self.source = source = open_latent_source(config, accelerator, self.vae, splits)
         id2label = source.id2label if config.conditional else None
         num_classes = None if id2label is None else len(id2label)
-        self.unet = start_denoiser(config, self.vae, source.image_shape, num_classes)
+        self.captions = captions = open_captions(config, source.captions)
+        words, width = {}, None
+        if captions is not None:
+            words = {"text_encoder": captions.text_encoder, "tokenizer": captions.tokenizer}
+            width = text_width(captions.text_encoder)
+        self.unet = start_denoiser(config, self.vae, source.image_shape, num_classes, width)
         self.scheduler, sampler = (
             create_scheduler(config.objective, config.zero_terminal_snr) for _ in range(2)
         )
@@ -139,6 +186,7 @@ class LatentTask(DenoiserTask):
             *(self.vae, self.unet, sampler, id2label),
             guidance=config.guidance,
             num_inference_steps=FLOW_INFERENCE_STEPS if config.objective == "flow" else None,
+            **words,
         )
         self.pipeline.set_progress_bar_config(disable=True)
         if config.guide is not None:
@@ -148,7 +196,10 @@ class LatentTask(DenoiserTask):
         logger.info(f"latents: {self.compression}")
         freeze(self.vae).to(accelerator.device)
         self.frozen = {"vae": FrozenWeights(self.vae)}
-        self.states = {"latents": source}
+        self.states: dict[str, HasState] = {"latents": source}
+        if captions is not None:
+            self.frozen["text_encoder"] = FrozenWeights(captions.text_encoder, "text encoder")
+            self.states["captions"] = captions
         self.summary = source.summary
         self.resolved = {"validation_fingerprint": source.validation_fingerprint}
         self.rows = process_rows(config.train_batch_size, accelerator)
@@ -167,13 +218,27 @@ class LatentTask(DenoiserTask):
         self.batches = self.source.batches(done)
         self.null = null_conditions(self.unet, self.rows.batch_size, self.accelerator.device)
         held_out = self.source.held_out()
+        if self.captions is not None:
+            held_out = self._encode_captions(self.captions, held_out)
         kept = {name: held_out.conditions[name] for name in self.null}
         self.held_out = replace(held_out, conditions=kept)
+
+    def _encode_captions(self, captions: CaptionEmbeddings, held_out: LatentBatch) -> LatentBatch:
+        """Encode all captions; return held-out latents with those of the first ones."""
+        captions.encode(self.accelerator)
+        self.null |= captions.empty(self.rows.batch_size, self.accelerator.device)
+        first = held_out.conditions["caption_ids"][:, 0]
+        distinct = dict.fromkeys(captions.texts[x] for x in first.tolist() if x != NO_CAPTION)
+        step = max(1, len(distinct) // MAX_GRID_ROWS)
+        self.prompts = list(distinct)[::step][:MAX_GRID_ROWS]
+        chosen = torch.zeros(len(held_out))
+        return replace(held_out, conditions=captions.replace_numbers(held_out.conditions, chosen))
 
     def draw(self, step: int, micro_step: int) -> tuple[NoisedLatents, Conditions]:
         """Read the next latents, and add noise."""
         latents, place = next(self.batches).to(self.accelerator.device), (step, micro_step)
-        return draw_batch(self.config, self.scheduler, latents, self.null, self.draws, place)
+        common = self.null, self.draws, place, self.captions
+        return draw_batch(self.config, self.scheduler, latents, *common)
 
     def measure(self) -> tuple[float, dict[str, float]]:
         """Measure the loss on held-out latents."""
@@ -184,6 +249,8 @@ class LatentTask(DenoiserTask):
     def figures(self) -> dict[str, Any]:
         """Return figures of the images, the latents and the autoencoder."""
         figures = denoiser_figures(self.config.vae, self.source, self.pipeline)
+        if self.prompts:
+            figures["example_prompt"] = self.prompts[0]
         return figures | {"held_out_images": len(self.held_out)}
 
 

@@ -34,8 +34,8 @@ class DenoiserTrainingConfig(TrainingConfig, ABC):
     """Settings that the trainings of a denoiser share.
 
     Attributes:
-        label_dropout: Share of the class labels, below 1, that training replaces by the null label.
-            Guidance needs some, and so do images of no class.
+        label_dropout: Share of the class labels and captions, below 1, that training replaces by
+            the null label and the empty caption. Guidance needs some, and so do images of neither.
         save_dtype: Dtype of the saved denoiser and its guide. float16 rounds the weights and halves
             the files. Loading gives float32 weights.
         ema_snapshot_steps: Steps between snapshots of two power-function averages of the weights.
@@ -47,6 +47,9 @@ class DenoiserTrainingConfig(TrainingConfig, ABC):
     label_dropout: Share = 0.1
     save_dtype: Literal["float32", "float16"] = "float32"
     ema_snapshot_steps: PositiveInt | None = None
+
+
+CAPTION_LENGTH = 24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +97,12 @@ class DenoiserConfig(DenoiserTrainingConfig, ImageTrainingConfig):
         contrastive_weight: Weight of contrastive flow matching (Stoica et al. 2025, who use 0.05):
             how far each target is pushed away from that of another image of this process's batch.
             Only for flow. 0 turns it off.
+        text_encoder: A text encoder for captions, which stays frozen: minilm (from pip), a folder,
+            or an id on the Hub. The denoiser is then a UNet2DConditionModel. By default captions
+            are not used.
+        caption_length: Number of tokens of every caption; longer ones are cut.
         guidance_scale: Guidance scale of the sample pictures, and the saved model's default. By
-            default 2 with classes or a guide, else off.
+            default 2 with classes, captions or a guide, else off.
         guidance_interval: Lowest and highest noise level that are guided, from 0 (no noise) to 1
             (only noise), such as 0,0.8; also the saved model's default. By default all.
         guide: A weaker denoiser for autoguidance, such as one trained for fewer steps on the same
@@ -123,6 +130,8 @@ class DenoiserConfig(DenoiserTrainingConfig, ImageTrainingConfig):
     snr_gamma: PositiveFloat | None = None
     zero_terminal_snr: bool = False
     contrastive_weight: Share = 0.0
+    text_encoder: str | None = None
+    caption_length: PositiveInt = CAPTION_LENGTH
     guidance_scale: NonNegativeFloat | None = None
     guidance_interval: str | None = None
     guide: str | None = None
@@ -147,6 +156,12 @@ class DenoiserConfig(DenoiserTrainingConfig, ImageTrainingConfig):
         if self.pretrained_unet and self.architecture():
             names = ", ".join(f"--{name}" for name in self.architecture())
             raise UserError(f"{names} cannot change a --pretrained_unet: remove one of them")
+        if self.text_encoder is None and self.caption_column is not None:
+            raise UserError("--caption_column needs --text_encoder, such as minilm: pass both")
+        if self.text_encoder is not None and not (self.caption_column or self.latents):
+            raise UserError("--text_encoder needs --caption_column, such as auto: pass both")
+        if self.text_encoder is None and self.caption_length != CAPTION_LENGTH:
+            raise UserError("--caption_length is for --text_encoder: pass both, or leave it out")
         _ = self.guidance
         self._check_objective()
 

@@ -55,6 +55,7 @@ class DenoiserTask(ABC):
         states: what else a checkpoint keeps, by name.
         summary: lines about the data, for config.yaml.
         resolved: settings that config.yaml gets in place of those given.
+        prompts: of the pictures of samples, a row each; None without captions.
     """
 
     command: str
@@ -63,6 +64,7 @@ class DenoiserTask(ABC):
     states: dict[str, HasState]
     summary: list[str]
     resolved: dict[str, Any]
+    prompts: list[str] | None = None
 
     @abstractmethod
     def end_dry_run(self, state: TrainingState) -> NoReturn:
@@ -140,7 +142,7 @@ def train_on_task(
         with clock.validation(), eval_mode(unet):
             loss, figures = task.measure()
             clock.check_validation_loss(loss)
-            save_samples(pipeline, picture, config.train_batch_size, config.seed)
+            save_samples(pipeline, picture, config.train_batch_size, config.seed, task.prompts)
             clock.log_validation_loss(loss, **figures)
             conclude_validation(output_dir)
 

@@ -153,8 +153,8 @@ class DistillationTask(DenoiserTask):
         values = self.draws.normal((step, micro_step), 2 + math.prod(self.latent_shape))
         noise = values[:, 2:].view(-1, *self.latent_shape)
         labels = (normal_to_uniform(values[:, 0]) * self.classes).long().clamp(max=self.classes - 1)
-        dropped = normal_to_uniform(values[:, 1]) < self.config.label_dropout
-        conditions = drop_conditions(dict.fromkeys(self.null, labels), self.null, dropped)
+        uniform, rate = normal_to_uniform(values[:, 1]), self.config.label_dropout
+        conditions = drop_conditions(dict.fromkeys(self.null, labels), self.null, uniform, rate)
         return self._intervals(self.teacher.follow(noise, conditions), conditions)
 
     def _intervals(

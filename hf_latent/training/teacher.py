@@ -10,7 +10,7 @@ from hf_latent.evaluation.images.sampling import count_evaluations
 from hf_latent.models.frozen import freeze
 from hf_latent.models.load import find_model, loading
 from hf_latent.pipeline import LatentDiffusionPipeline
-from hf_latent.pipeline.conditions import Conditions
+from hf_latent.pipeline.conditions import Conditions, has_prompts
 from hf_latent.pipeline.denoise import LEVEL_TOLERANCE, choose_sampling
 from hf_latent.pipeline.samplers import get_objective, noise_levels, set_inference_steps
 from hf_latent.training.distillation_config import DistillationConfig
@@ -46,6 +46,8 @@ class Teacher:
             raise UserError(
                 f"--model {self.name} has the objective {objective}: only flows can be distilled"
             )
+        if has_prompts(self.pipeline.unet):
+            raise UserError(f"--model {self.name} has prompts: name a model without them")
         self.pipeline.set_progress_bar_config(disable=True)
         for model in (self.pipeline.vae, self.pipeline.unet, self.pipeline.guide_unet):
             if model is not None:

@@ -12,6 +12,7 @@ from hf_latent.models.presets import measure_compression
 from hf_latent.pipeline.add_noise import add_noise
 from hf_latent.pipeline.conditions import null_conditions
 from hf_latent.pipeline.decode import shown_channels
+from hf_latent.pipeline.denoise import prompt_width
 from hf_latent.pipeline.encode import encode_posteriors
 from hf_latent.training.adversary import Adversary
 from hf_latent.training.autoencoder_config import AutoencoderConfig
@@ -143,6 +144,9 @@ def bare_denoiser(
     latents, noise = torch.randn(2, count, *latent_shape, device=device)
     timesteps = choose_timesteps(scheduler, torch.randn(count, device=device))
     conditions = null_conditions(unet, count, device)
+    if token_width := prompt_width(unet):
+        tokens = torch.randn(count, config.caption_length, token_width, device=device)
+        conditions |= {"encoder_hidden_states": tokens}
 
     def losses() -> Iterator[torch.Tensor]:
         clean = latents

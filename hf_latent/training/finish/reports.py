@@ -23,7 +23,7 @@ from hf_latent.hub.card.results import GENERATED
 from hf_latent.hub.card.text import one_line
 from hf_latent.hub.model_files import MODEL_FILES
 from hf_latent.models.frozen import hash_weights
-from hf_latent.models.load import find_model, is_own
+from hf_latent.models.load import find_model, is_own, quiet_libraries
 from hf_latent.models.presets import Compression, measure_compression
 from hf_latent.output import read_json, replaced_whole, write_json, write_text
 from hf_latent.pipeline import LatentDiffusionPipeline
@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 # Settings that may be paths of this machine.
 PATHS = {"model", "data", "vae", "pretrained_vae", "pretrained_unet", "latents", "guide"}
+PATHS |= {"text_encoder"}
 # Figures of an autoencoder that the reports of its denoisers repeat.
 AUTOENCODER_FIGURES = {
     *("data", "train_images", "image_shape", "resize_mode", "horizontal_flip", "steps", "seconds"),
@@ -217,7 +218,7 @@ def save_model(
                 check_weights(name, part)
     except ValueError as error:
         raise UserError(f"the model is not saved: {error}; lower --learning_rate") from error
-    with replaced_whole(folder, written=MODEL_FILES) as temporary:
+    with replaced_whole(folder, written=MODEL_FILES) as temporary, quiet_libraries():
         model.save_pretrained(temporary)
     settings = settings | {key: figures[key] for key in settings if key in figures}
     if settings.get("data", "") is None:  # a latent cache may not name its images

@@ -6,8 +6,6 @@ StreamedLatents   a latent cache as a stream of shuffled shards, local or on the
 EncodedLatents    images, encoded again at every step
 """
 
-import hashlib
-import json
 import logging
 import time
 from abc import ABC, abstractmethod
@@ -23,12 +21,13 @@ from accelerate.utils import broadcast_object_list
 from torch.utils.data import DataLoader
 
 from hf_latent.data.device import to_device
+from hf_latent.data.images.captions import CaptionTexts
 from hf_latent.data.images.config import select_image_settings
 from hf_latent.data.images.flips import is_flipped
 from hf_latent.data.images.open import ImageSplits, with_values_of
 from hf_latent.data.latents.cache import LatentBatch, LatentCache, concatenate
 from hf_latent.data.latents.download import pin_revision
-from hf_latent.data.latents.manifest import check_fits, read_manifest
+from hf_latent.data.latents.manifest import check_fits, hash_latents, read_manifest
 from hf_latent.data.latents.resident import ResidentSplit, fits_on_device
 from hf_latent.data.latents.store import ShardStore, open_shard_store
 from hf_latent.data.latents.stream import LatentStream, stream_batches
@@ -84,6 +83,7 @@ class LatentSource(ABC):
     Attributes:
         image_shape: `(C, H, W)` of the images.
         id2label: names of the classes; None without classes.
+        captions: the distinct captions; None without captions.
         data: name of the images in reports; None if unknown.
         train_images: number of training images.
         held_out_images: number of held-out images.
@@ -98,6 +98,7 @@ class LatentSource(ABC):
 
     image_shape: tuple[int, int, int]
     id2label: dict[int, str] | None
+    captions: CaptionTexts | None
     data: str | None
     train_images: int
     held_out_images: int
@@ -140,6 +141,7 @@ class LatentSource(ABC):
 
     def _set_from_images(self, splits: ImageSplits, data: str) -> None:
         self.image_shape, self.id2label, self.data = splits.image_shape, splits.id2label, data
+        self.captions = splits.captions
         self.train_images, self.held_out_images = len(splits.train), len(splits.validation)
         self.summary, self.data_figures = splits.summary.lines(), splits.summary.figures()
         self.validation_fingerprint = splits.validation_fingerprint
@@ -149,6 +151,9 @@ class LatentSource(ABC):
         self.image_shape, self.data = (channels, height, width), manifest["data"]
         names = manifest["id2label"]
         self.id2label = names and {int(label): name for label, name in names.items()}
+        self.captions = None
+        if (captions := manifest["captions"]) is not None:
+            self.captions = CaptionTexts(tuple(captions["texts"]), captions["alternatives"])
         train, held_out = (manifest["splits"][name] for name in ("train", "validation"))
         self.train_images, self.held_out_images = train["rows"], held_out["rows"]
         line = one_line(
@@ -163,13 +168,6 @@ class LatentSource(ABC):
         self.summary, self.data_figures = [line], {}
         self.validation_fingerprint = held_out["fingerprint"]
         self.identity = hash_latents(manifest)
-
-
-def hash_latents(manifest: dict[str, Any]) -> str:
-    """Return the SHA-256 of everything that a cache's latents and their order depend on."""
-    keys = ("autoencoder_sha256", "splits", "mirrored", "dtype", "shard_rows")
-    text = json.dumps([manifest[key] for key in keys], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class CachedLatents(LatentSource):

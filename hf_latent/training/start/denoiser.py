@@ -1,12 +1,12 @@
 """The denoiser at the start of its training: new or pretrained."""
 
 import torch
-from diffusers import UNet2DModel
 
 from hf_latent.errors import UserError
 from hf_latent.models.load import Autoencoder, load_denoiser
 from hf_latent.models.presets import create_denoiser, measure_compression
-from hf_latent.pipeline.denoise import check_latents
+from hf_latent.pipeline.conditions import Denoiser
+from hf_latent.pipeline.denoise import check_latents, prompt_width
 from hf_latent.pipeline.samplers import get_objective
 from hf_latent.training.denoiser_config import DenoiserConfig, DenoiserTrainingConfig
 
@@ -16,14 +16,16 @@ def start_denoiser(
     vae: Autoencoder,
     image_shape: tuple[int, int, int],
     num_classes: int | None,
-) -> UNet2DModel:
+    text_width: int | None = None,
+) -> Denoiser:
     """Create or load the denoiser to train.
 
     Args:
         config: names the preset or the pretrained denoiser.
         vae: the autoencoder that makes the latents.
         image_shape: `(C, H, W)`.
-        num_classes: number of class labels; None for an unconditional denoiser.
+        num_classes: number of class labels; None without classes.
+        text_width: of the text encoder's embeddings; None without captions.
 
     Returns:
         The denoiser in float32.
@@ -32,7 +34,8 @@ def start_denoiser(
         UserError: if the pretrained denoiser cannot be loaded or does not fit the run, the image
             size does not fit the denoiser, or guidance has neither classes nor a guide.
     """
-    if num_classes is None and config.guidance and config.guide is None:
+    is_conditional = num_classes is not None or text_width is not None
+    if not is_conditional and config.guidance and config.guide is None:
         flag = next(iter(config.guidance))
         raise UserError(
             f"--{flag} needs images with classes and --conditional, or a --guide: remove it"
@@ -40,14 +43,16 @@ def start_denoiser(
     torch.manual_seed(config.seed)
     if config.pretrained_unet is None:
         own = config.architecture()
-        unet = create_denoiser(config.preset, vae, image_shape, num_classes, **own)
+        unet = create_denoiser(config.preset, vae, image_shape, num_classes, text_width, **own)
     else:
         latent_shape = measure_compression(vae, image_shape).latent_shape
-        unet = _load_pretrained(config.pretrained_unet, config, num_classes, latent_shape)
+        unet = _load_pretrained(
+            config.pretrained_unet, config, num_classes, latent_shape, text_width
+        )
     return make_trainable(unet, config)
 
 
-def make_trainable(unet: UNet2DModel, config: DenoiserTrainingConfig) -> UNet2DModel:
+def make_trainable(unet: Denoiser, config: DenoiserTrainingConfig) -> Denoiser:
     """Return a denoiser in train mode, with gradients, and compiled if the settings say so."""
     unet.train().requires_grad_(True)
     if config.gradient_checkpointing:
@@ -58,9 +63,13 @@ def make_trainable(unet: UNet2DModel, config: DenoiserTrainingConfig) -> UNet2DM
 
 
 def _load_pretrained(
-    name: str, config: DenoiserConfig, num_classes: int | None, latent_shape: tuple[int, ...]
-) -> UNet2DModel:
-    """Load a denoiser with this run's objective, classes and latents."""
+    name: str,
+    config: DenoiserConfig,
+    num_classes: int | None,
+    latent_shape: tuple[int, ...],
+    text_width: int | None,
+) -> Denoiser:
+    """Load a denoiser with this run's objective, classes, captions and latents."""
     unet, scheduler = load_denoiser(name)
     before = None if scheduler is None else get_objective(scheduler)
     if before not in (None, config.objective):
@@ -76,6 +85,13 @@ def _load_pretrained(
             f"--pretrained_unet {name} has {found} class embeddings, and this run needs "
             f"{needed or 'none'} (its classes and the null label): name a denoiser of the same "
             "classes, or change --conditional"
+        )
+    if (own := prompt_width(unet)) != text_width:
+        takes = "no prompts" if own is None else f"prompts of width {own}"
+        needs = "none" if text_width is None else f"those of width {text_width}"
+        raise UserError(
+            f"--pretrained_unet {name} takes {takes}, and this run has {needs}: name a denoiser of "
+            "the same --text_encoder"
         )
     channels, height, width = latent_shape
     inputs, outputs = unet.config.in_channels, unet.config.out_channels

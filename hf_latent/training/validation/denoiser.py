@@ -1,5 +1,6 @@
 """Measure a denoiser's loss on held-out latents and save samples, during its training."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -72,20 +73,30 @@ def measure_held_out_loss(
     return loss / count, figures
 
 
-def save_samples(pipeline: LatentDiffusionPipeline, path: Path, batch_size: int, seed: int) -> None:
-    """Generate images from the same noise in every call, and save them: one row per class.
+def save_samples(
+    pipeline: LatentDiffusionPipeline,
+    path: Path,
+    batch_size: int,
+    seed: int,
+    prompts: Sequence[str] | None = None,
+) -> None:
+    """Generate images from the same noise in every call, and save them: a row a class or prompt.
 
     Args:
         pipeline: with the averaged weights.
         path: the PNG file.
         batch_size: images that are generated at once.
         seed: of the noise.
+        prompts: in place of the classes.
     """
-    rows = min(pipeline.num_classes or 2, MAX_GRID_ROWS)
-    labels = [row for row in range(rows) for _ in range(GRID_COLUMNS)]
-    first = draw_seeds(seed, "samples")[0]
+    rows = min(len(prompts) if prompts else pipeline.num_classes or 2, MAX_GRID_ROWS)
+    row_of = [row for row in range(rows) for _ in range(GRID_COLUMNS)]
     images = sample_images(
-        *(pipeline, None if pipeline.num_classes is None else labels, len(labels)),
-        *(first, batch_size),
+        pipeline,
+        None if prompts or pipeline.num_classes is None else row_of,
+        len(row_of),
+        draw_seeds(seed, "samples")[0],
+        batch_size,
+        prompts=[prompts[row] for row in row_of] if prompts else None,
     )
     save_grid(images * 2 - 1, path, shown=shown_channels(pipeline.vae))
