@@ -33,8 +33,9 @@ from hf_latent.hub.model_files import (
 )
 from hf_latent.hub.remote import RemoteFiles
 from hf_latent.models.load import find_component, find_model, is_own, released_models
+from hf_latent.output import read_json
 from hf_latent.pipeline.autoencoders import KINDS
-from hf_latent.pipeline.hub_format import MODULES, RETIRED_MODULES, add_code
+from hf_latent.pipeline.saved_files import MODULES, RETIRED_MODULES, add_code, saved_models
 
 SHOWN_NAMES = 5
 _SHARD = re.compile(r"(train|validation)-\d{6}\.safetensors")
@@ -220,8 +221,8 @@ def check_remote_class(repo_id: str, remote: RemoteFiles, class_name: str) -> No
 def whole_model(name: str) -> Iterator[Path]:
     """Yield the folder of a model with everything that a push sends.
 
-    A released pipeline lies in the package without the code, and perhaps the autoencoder, that the
-    package has already. So a copy of it gets them, and is removed afterwards.
+    A released pipeline lies in the package without the code, and perhaps without the autoencoder
+    and the text encoder, that are there already. A copy of it gets them, and is removed afterwards.
 
     Args:
         name: as of `find_model`, but no id on the Hub.
@@ -245,10 +246,10 @@ def whole_model(name: str) -> Iterator[Path]:
     with TemporaryDirectory() as temporary:
         copy = Path(temporary, folder.name)
         shutil.copytree(folder, copy, copy_function=shutil.copyfile)
-        vae = Path(*find_component(str(folder), "vae"))
-        if vae != folder / "vae":
-            for path in vae.glob("*.safetensors"):
-                shutil.copyfile(path, copy / "vae" / path.name)
+        for name in saved_models(read_json(folder / "model_index.json")):
+            place = Path(*find_component(str(folder), name))
+            for path in () if place == folder / name else place.glob("*.safetensors"):
+                shutil.copyfile(path, copy / name / path.name)
         add_code(copy, PIPELINE)
         yield copy
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 import diffusers
 import huggingface_hub
-from diffusers import DiTPipeline, FlowMatchHeunDiscreteScheduler, LDMPipeline
+from diffusers import ConfigMixin, FlowMatchHeunDiscreteScheduler
 
 from hf_latent.command import Settings
 from hf_latent.data.images.measured import PICTURE_CHANNELS
@@ -15,17 +15,24 @@ from hf_latent.errors import UserError
 from hf_latent.hub.card.render import render_card
 from hf_latent.hub.model_files import MODEL_FILES
 from hf_latent.hub.page.write import PAGE_FILES, write_page
-from hf_latent.hub.stock_pipeline import keeps_scheduler, stock_class, to_stock_pipeline
+from hf_latent.hub.stock_pipeline import (
+    STABLE_DIFFUSION,
+    keeps_scheduler,
+    stock_class_name,
+    to_stock_pipeline,
+)
 from hf_latent.lock import locks_output
-from hf_latent.models.load import find_model, loading
+from hf_latent.models.load import find_model, loading, quiet_libraries
 from hf_latent.output import check_output_dir, replaced_whole
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.pipeline.add_noise import is_flow
-from hf_latent.pipeline.autoencoders import image_channels
+from hf_latent.pipeline.autoencoders import image_channels, latent_channels
+from hf_latent.pipeline.conditions import has_prompts
 from hf_latent.pipeline.decode import IMAGE_VALUES
 from hf_latent.pipeline.denoise import choose_sampling
 
-FORMATS = {DiTPipeline: "dit", LDMPipeline: "ldm"}
+FORMATS = {"DiTPipeline": "dit", "LDMPipeline": "ldm", STABLE_DIFFUSION: "stable-diffusion"}
+HAS = {"dit": "classes", "ldm": "no classes", "stable-diffusion": "prompts"}
 PAGE_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
@@ -33,10 +40,12 @@ PAGE_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 class ExportConfig(Settings):
     """Export a model to a folder that plain diffusers loads, or to a page that runs it.
 
-    Formats dit and ldm are diffusers' stock pipelines. Loading needs no remote code and not this
-    package. dit (DiTPipeline) has classes, by name, and guides them at all noise levels; ldm
-    (LDMPipeline) is for a model without classes. From the same noise and with the same guidance
-    both draw the model's images within 1e-4 in [0, 1]. They truncate timesteps to whole numbers, so
+    Formats dit, ldm and stable-diffusion are diffusers' stock pipelines. Loading needs no remote
+    code and not this package. dit (DiTPipeline) has classes, by name, and guides them at all noise
+    levels; ldm (LDMPipeline) is for a model without classes. stable-diffusion
+    (StableDiffusionPipeline) has prompts and negative prompts, and guides them at all noise levels;
+    the classes of a model with both are left out. From the same noise and with the same guidance
+    all draw the model's images within 1e-4 in [0, 1]. They truncate timesteps to whole numbers, so
     single pixels of a flow differ by a few hundredths, but not with the sampler euler, no shift and
     a number of steps that divides 1,000, like 20 or 50. The sampler heun of a flow becomes euler.
 
@@ -48,8 +57,8 @@ class ExportConfig(Settings):
         model: The folder of a model or of the run that trained one, the name of a released one, or
             an id on the Hub.
         output_dir: The folder to write.
-        format: dit or ldm, for diffusers, or page, for browsers. By default dit for a model with
-            classes, and ldm for one without.
+        format: dit, ldm or stable-diffusion, for diffusers, or page, for browsers. By default
+            stable-diffusion for a model with prompts, dit for one with classes, and ldm for others.
         runtime: The folder dist of the npm package onnxruntime-web, for format page. By default
             the page loads it from a public address, and compares its hash.
         title: The title of a page. By default the name of the model's run or folder.
@@ -58,7 +67,7 @@ class ExportConfig(Settings):
 
     model: str
     output_dir: str
-    format: Literal["dit", "ldm", "page"] | None = None
+    format: Literal["dit", "ldm", "stable-diffusion", "page"] | None = None
     runtime: str | None = None
     title: str | None = None
     overwrite_output_dir: bool = False
@@ -95,20 +104,27 @@ def export(config: ExportConfig) -> Path:
 def _export_stock(
     pipeline: LatentDiffusionPipeline, model: str, output_dir: Path, asked: str | None
 ) -> None:
-    own = FORMATS[stock_class(pipeline)]
+    own = FORMATS[stock_class_name(pipeline)]
     if asked not in (own, None):
-        has = "no classes" if pipeline.num_classes is None else "classes"
+        has = "no prompts" if asked == "stable-diffusion" else HAS[own]
         raise UserError(f"--format {asked} is not for a model with {has}: use --format {own}")
     exported = to_stock_pipeline(pipeline)
     card = render_export_card(pipeline, None if Path(model).is_dir() else model)
     for part in exported.components.values():
-        part.register_to_config(_name_or_path="")  # no path of this machine in the files
-    with replaced_whole(output_dir, written=MODEL_FILES) as temporary:
+        if isinstance(part, ConfigMixin):
+            part.register_to_config(_name_or_path="")  # no path of this machine in the files
+    with replaced_whole(output_dir, written=MODEL_FILES) as temporary, quiet_libraries():
         exported.save_pretrained(temporary)
         (temporary / "README.md").write_text(card, encoding="utf-8")
+    print(f"{_name_kind(pipeline)}, as a stock {type(exported).__name__}: {output_dir}")
+
+
+def _name_kind(pipeline: LatentDiffusionPipeline) -> str:
     classes = pipeline.num_classes
-    what = "an unconditional model" if classes is None else f"a model of {classes} classes"
-    print(f"{what}, as a stock {type(exported).__name__}: {output_dir}")
+    if has_prompts(pipeline.unet):
+        kept = "" if classes is None else f", but without its {classes} classes"
+        return f"a model with prompts{kept}"
+    return "an unconditional model" if classes is None else f"a model of {classes} classes"
 
 
 def _export_page(
@@ -146,21 +162,29 @@ def render_export_card(pipeline: LatentDiffusionPipeline, base_model: str | None
     Returns:
         The card: metadata as YAML, then Markdown, then the signature.
     """
-    conditional, kept = pipeline.num_classes is not None, keeps_scheduler(pipeline)
+    class_name, kept = stock_class_name(pipeline), keeps_scheduler(pipeline)
+    prompts, classes = has_prompts(pipeline.unet), class_name == "DiTPipeline"
     data = huggingface_hub.ModelCardData(
         base_model=base_model,
         library_name="diffusers",
-        pipeline_tag="unconditional-image-generation",
-        tags=["class-conditional-image-generation"] * conditional
+        pipeline_tag="text-to-image" if prompts else "unconditional-image-generation",
+        tags=["class-conditional-image-generation"] * classes
         + ["latent-diffusion", "hf-latent", "safetensors"],
     )
     config = pipeline.scheduler.config
-    steps, guidance = choose_sampling(pipeline, conditional)
+    steps, guidance = choose_sampling(pipeline, prompts or classes)
+    height, width = pipeline.latent_size
     return render_card(
         "export_card.md",
         data,
-        class_name=stock_class(pipeline).__name__,
-        format=FORMATS[stock_class(pipeline)],
+        class_name=class_name,
+        format=FORMATS[class_name],
+        prompts=prompts,
+        text_encoder=type(pipeline.text_encoder).__name__,
+        square=height == width,
+        rgba=image_channels(pipeline.vae) == 4,
+        latent_channels=latent_channels(pipeline.vae),
+        classes=classes,
         num_classes=pipeline.num_classes,
         first_class=next(iter(pipeline.id2label.values()), "").partition(",")[0].strip(),
         guidance_scale=max(guidance.scale, 1),

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from hf_latent.errors import UserError
 from hf_latent.output import read_json
 from hf_latent.pipeline.autoencoders import KINDS
-from hf_latent.pipeline.hub_format import MODELS, MODULES, RETIRED_MODULES
+from hf_latent.pipeline.saved_files import MODELS, MODULES, RETIRED_MODULES, TOKENIZER_FILES
 
 PIPELINE = "LatentDiffusionPipeline"
 ENTRIES = ("model_index.json", "config.json")
@@ -22,15 +22,18 @@ CODE = tuple(f"{module}.py" for module in MODULES)
 CONFIGS = ("config.json", "scheduler_config.json")
 # One file, or the shards of a large model; both may be of a variant, like fp16.
 WEIGHTS = re.compile(
-    r"diffusion_pytorch_model(\.\w+)?(?P<shard>-\d{5}-of-\d{5})?(\.\w+)?\.safetensors", re.ASCII
+    r"(diffusion_pytorch_)?model(\.\w+)?(?P<shard>-\d{5}-of-\d{5})?(\.\w+)?\.safetensors",
+    re.ASCII,
 )
-INDEX = re.compile(r"diffusion_pytorch_model\.safetensors\.index(\.\w+)?\.json", re.ASCII)
+INDEX = re.compile(r"(diffusion_pytorch_)?model\.safetensors\.index(\.\w+)?\.json", re.ASCII)
 COMPONENT = re.compile(r"[a-z]\w*", re.ASCII)
-_WEIGHTS = r"diffusion_pytorch_model(\.\w+)?(-\d{5}-of-\d{5})?\.safetensors(\.index(\.\w+)?\.json)?"
+_WEIGHTS = (
+    r"(diffusion_pytorch_)?model(\.\w+)?(-\d{5}-of-\d{5})?\.safetensors(\.index(\.\w+)?\.json)?"
+)
 # All files of a model's folder that this package writes, or once wrote: a new model replaces them.
 MODEL_FILES = re.compile(
     rf"({'|'.join((*MODELS, 'vqvae', 'transformer'))})/(config\.json|{_WEIGHTS})|"
-    r"scheduler/scheduler_config\.json|"
+    rf"scheduler/scheduler_config\.json|tokenizer/({'|'.join(map(re.escape, TOKENIZER_FILES))})|"
     rf"({'|'.join((*MODULES, *RETIRED_MODULES))})\.py|model_index\.json|config\.json|{_WEIGHTS}|"
     r"README\.md|training\.json|metrics\.json|config\.yaml|"
     r"(samples|reconstructions|closest_by_latents)\.png",
@@ -202,10 +205,11 @@ def _components(folder: Path, index: dict[str, Any]) -> list[str]:
     for name, value in index.items():
         if not isinstance(value, list) or name == "_class_name" or value == [None, None]:
             continue
-        if not COMPONENT.fullmatch(name) or len(value) != 2 or value[0] != "diffusers":
+        library = "transformers" if name in ("text_encoder", "tokenizer") else "diffusers"
+        if not COMPONENT.fullmatch(name) or len(value) != 2 or value[0] != library:
             raise UserError(
                 f"{folder / 'model_index.json'} names {name!r} as {json.dumps(value)}, which is no "
-                "part of diffusers: push such a model with `hf upload`"
+                f"part of {library}: push such a model with `hf upload`"
             )
         found.append(name)
     return found
@@ -218,6 +222,8 @@ def _component_files(folder: Path, name: str) -> list[str]:
         raise UserError(f"{folder} has no folder {name}, which it needs: save the model again")
     if (part / "scheduler_config.json").is_file():
         return [f"{name}/scheduler_config.json"]
+    if name == "tokenizer":
+        return [f"{name}/{file}" for file in TOKENIZER_FILES if (part / file).is_file()]
     return [f"{name}/{file}" for file in ("config.json", *_weight_files(part))]
 
 

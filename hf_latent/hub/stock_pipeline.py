@@ -1,11 +1,13 @@
-"""A model as a stock pipeline of diffusers: `DiTPipeline` with classes, `LDMPipeline` without.
+"""A model as a stock pipeline of diffusers.
 
-Both support no Euler steps of a flow and no latent statistics. The weights take over what they do
-not do.
+It becomes a `StableDiffusionPipeline` with prompts, a `DiTPipeline` with classes, and an
+`LDMPipeline` with neither. None of them supports Euler steps of a flow or latent statistics. The
+weights take over what they do not do.
 """
 
 import copy
 from collections import Counter
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from diffusers import (
@@ -23,15 +25,23 @@ from diffusers import (
 from torch import nn
 
 from hf_latent.errors import UserError, cause_of
+from hf_latent.hub.stable_diffusion import to_stable_diffusion
 from hf_latent.models.fold import LatentStatistics, fold_latent_scale, prepare_for_training
 from hf_latent.models.load import Autoencoder
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.pipeline.autoencoders import find_kind, latent_channels
+from hf_latent.pipeline.conditions import Denoiser, has_prompts
 from hf_latent.pipeline.denoise import choose_sampling
 from hf_latent.pipeline.samplers import check_removes_noise, create_sampler
 
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+StockPipeline: TypeAlias = "DiTPipeline | LDMPipeline | StableDiffusionPipeline"
+STABLE_DIFFUSION = "StableDiffusionPipeline"
+
 NULL_LABEL = 1000  # DiTPipeline's, which is made for ImageNet
-# Schedulers that both pipelines use as they are: they begin with noise of deviation 1.
+# Schedulers that all three pipelines use as they are: they begin with noise of deviation 1.
 KEPT_SCHEDULERS = (DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler)
 # Settings of a flow's schedulers that change its sigmas; off by default.
 OTHER_FLOWS = (
@@ -48,15 +58,15 @@ OTHER_FLOWS = (
 ROUNDING = 1 + 1e-7
 
 
-def to_stock_pipeline(pipeline: LatentDiffusionPipeline) -> DiTPipeline | LDMPipeline:
+def to_stock_pipeline(pipeline: LatentDiffusionPipeline) -> StockPipeline:
     """Create a stock pipeline that draws a model's images.
 
-    It guides classes at all noise levels, only above 1, and by no guide. With this guidance its
-    images, in [0, 1], are within 1e-4 of the pipeline's own from the same noise, but not for all
-    flows: the stock pipelines truncate timesteps to whole numbers, and single pixels differ by a
-    few hundredths. With `euler` a flow without shift is not truncated at a number of steps that
-    divides the scheduler's `num_train_timesteps` (1,000). The sampler `heun` of a flow becomes
-    `euler`.
+    It guides classes and prompts at all noise levels, only above 1, and by no guide. With this
+    guidance its images, in [0, 1], are within 1e-4 of the pipeline's own from the same noise, but
+    not for all flows: the stock pipelines truncate timesteps to whole numbers, and single pixels
+    differ by a few hundredths. With `euler` a flow without shift is not truncated at a number of
+    steps that divides the scheduler's `num_train_timesteps` (1,000). The sampler `heun` of a flow
+    becomes `euler`.
 
     Args:
         pipeline: is not changed.
@@ -68,18 +78,20 @@ def to_stock_pipeline(pipeline: LatentDiffusionPipeline) -> DiTPipeline | LDMPip
         UserError: if the stock pipeline cannot draw this model's images.
     """
     unet, (height, width) = copy.deepcopy(pipeline.unet), pipeline.latent_size
-    if height != width:
+    if height != width and not has_prompts(pipeline.unet):
         raise UserError(
-            f"the denoiser's latents are {height}x{width}, and {stock_class(pipeline).__name__} "
+            f"the denoiser's latents are {height}x{width}, and {stock_class_name(pipeline)} "
             "draws squares only: share the model itself"
         )
-    unet.register_to_config(sample_size=height)
+    unet.register_to_config(sample_size=height if height == width else (height, width))
     scheduler = pipeline.scheduler
     if not keeps_scheduler(pipeline):
         scheduler, factor = convert_flow_scheduler(scheduler)
         _scale_output(unet, factor)
     _check_steps(pipeline, scheduler)
     vae = _fold_foreign_scale(pipeline.vae)
+    if has_prompts(pipeline.unet):
+        return to_stable_diffusion(pipeline, vae, unet, scheduler)
     if pipeline.num_classes is None:
         return LDMPipeline(vqvae=vae, unet=unet, scheduler=scheduler)
     id2label = _check_names(pipeline)
@@ -89,9 +101,11 @@ def to_stock_pipeline(pipeline: LatentDiffusionPipeline) -> DiTPipeline | LDMPip
     return created
 
 
-def stock_class(pipeline: LatentDiffusionPipeline) -> type[DiTPipeline | LDMPipeline]:
-    """Return the class of a model's stock pipeline."""
-    return LDMPipeline if pipeline.num_classes is None else DiTPipeline
+def stock_class_name(pipeline: LatentDiffusionPipeline) -> str:
+    """Return the name of the class of a model's stock pipeline."""
+    if has_prompts(pipeline.unet):
+        return STABLE_DIFFUSION
+    return "LDMPipeline" if pipeline.num_classes is None else "DiTPipeline"
 
 
 def keeps_scheduler(pipeline: LatentDiffusionPipeline) -> bool:
@@ -110,7 +124,7 @@ def keeps_scheduler(pipeline: LatentDiffusionPipeline) -> bool:
     if not isinstance(scheduler, tuple(flows)):
         raise UserError(
             f"this model's scheduler is {type(scheduler).__name__}{' with noise' * draws_noise}, "
-            f"which {stock_class(pipeline).__name__} does not support: save the model with another "
+            f"which {stock_class_name(pipeline)} does not support: save the model with another "
             "one (pipeline.use_sampler), or share the model itself"
         )
     return False
@@ -203,7 +217,7 @@ def convert_flow_scheduler(
     return converted, shift / (first + shift - 1)
 
 
-def _scale_output(unet: UNet2DModel, factor: float) -> None:
+def _scale_output(unet: Denoiser, factor: float) -> None:
     """Scale the weights of a denoiser's last layer, and so its output, in place.
 
     Raises:

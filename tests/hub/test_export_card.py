@@ -1,4 +1,5 @@
 import huggingface_hub
+import pytest
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from hf_latent.hub.card.signature import is_unedited
@@ -7,6 +8,7 @@ from hf_latent.models.presets import create_scheduler
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.pipeline.decode import IMAGE_VALUES
 from tests.conftest import make_autoencoder, make_denoiser
+from tests.hub.test_stable_diffusion import make_words
 
 
 def test_the_card_says_what_is_in_it_and_what_is_not(pipeline):
@@ -99,6 +101,58 @@ def test_images_that_are_no_pictures_are_drawn_as_an_array():
     card = render_export_card(model)
     assert 'num_inference_steps=20, output_type="np").images\nprint(images.shape)' in card
     assert "save(" not in card
+
+
+def test_the_card_of_a_model_with_prompts():
+    model = make_words(num_inference_steps=8)
+    card = render_export_card(model, "user/name")
+    data = huggingface_hub.ModelCard(card).data
+    assert data.base_model == "user/name"
+    assert data.library_name == "diffusers"
+    assert data.pipeline_tag == "text-to-image"
+    assert data.tags == ["latent-diffusion", "hf-latent", "safetensors"]
+    for text in (
+        "A text-to-image latent diffusion model as diffusers' stock `StableDiffusionPipeline`.",
+        'prompts = ["a photo of a cat"]  # in the style',
+        "images = pipe(prompts, guidance_scale=2, num_inference_steps=8).images\nimages[0].save",
+        "own defaults, 50 steps and guidance 7.5, are not this model's.",
+        "Guidance leads away from `negative_prompt`",
+        "`AutoPipelineForImage2Image` and `AutoPipelineForInpainting` load this folder too.",
+        "expects a `CLIPTextModel` as `text_encoder`; a `BertModel` works as well.",
+        "`python -m hf_latent export --format stable-diffusion` of `user/name`",
+        "From the same noise and prompts its images are those of the original model with the same",
+    ):
+        assert text in card, text
+    for word in ("class", "label", "distilled", "multiplied", "image to image", "\n\n\n"):
+        assert word not in card.partition("# A latent")[2], word
+
+
+@pytest.mark.parametrize(
+    ("settings", "lacks"),
+    [
+        ({"num_classes": 3}, "the original's classes: images here are those of its null label;"),
+        ({"size": (16, 32)}, "image to image and inpainting, whose pipelines load square models"),
+        ({"channels": 4}, "image to image and inpainting, whose pipelines take images of four"),
+        ({"latent_channels": 8}, "inpainting, whose pipeline is for latents of 4 channels;"),
+        ({"guided": True}, "the original's guide (`guide_unet`): guidance here is that of the pro"),
+    ],
+)
+def test_the_card_of_a_model_with_prompts_names_what_it_lacks(settings, lacks):
+    card = render_export_card(make_words(**settings))
+    assert f"- {lacks}" in card
+    assert ("is part of a bias of its time embedding" in card) == ("num_classes" in settings)
+    loads_too = card.partition("AutoPipelineForImage2Image` ")[2][:4]
+    assert loads_too == (
+        "" if "image to image" in lacks else "load" if "latent" in lacks else "and "
+    )
+
+
+def test_the_card_of_a_distilled_model_with_prompts():
+    card = render_export_card(make_words(num_inference_steps=4, distilled=True))
+    assert (
+        "exactly 4 steps and guidance 1: others draw bad images, also the 50 steps and gui" in card
+    )
+    assert "negative_prompt" not in card and "guidance_scale=1, num_inference_steps=4)" in card
 
 
 def test_the_name_of_a_class_stays_in_its_string(pipeline):

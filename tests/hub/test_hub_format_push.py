@@ -6,7 +6,8 @@ from huggingface_hub import ModelCard
 from hf_latent.hub.card.render import render_model_card
 from hf_latent.hub.card.signature import is_unedited
 from hf_latent.models.frozen import hash_weights
-from hf_latent.pipeline.hub_format import MINIMUM_DIFFUSERS, MODULES, SHORT_CARD
+from hf_latent.pipeline.hub_format import MINIMUM_DIFFUSERS, SHORT_CARD
+from hf_latent.pipeline.saved_files import MODULES
 from tests.hub.conftest import TOKEN
 
 LOADING = """
@@ -97,7 +98,13 @@ def test_a_models_own_code_pushes_it_whatever_is_installed(hub, process, saved, 
     files = hub.repos["models", "ada/model"].files("main")
     assert set(files) - {".gitattributes"} == WHOLE | {"README.md"}
     card = files["README.md"].data.decode()
-    short = SHORT_CARD.format(title="model", diffusers=MINIMUM_DIFFUSERS, repo_id="ada/model")
+    short = SHORT_CARD.format(
+        title="model",
+        diffusers=MINIMUM_DIFFUSERS,
+        repo_id="ada/model",
+        task="unconditional-image-generation",
+        arguments="num_images=1",
+    )
     whole = render_model_card(saved, "ada/model")
     assert card == (whole if installed == "this version" else short)
 

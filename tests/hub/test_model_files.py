@@ -131,7 +131,8 @@ def test_a_link_in_place_of_a_file_is_named(folder, tmp_path, name):
         ("..", ["diffusers", "AutoencoderKL"]),
         ("a/b", ["diffusers", "AutoencoderKL"]),
         ("vae\n", ["diffusers", "AutoencoderKL"]),
-        ("text_encoder", ["transformers", "CLIPTextModel"]),
+        ("image_encoder", ["transformers", "CLIPVisionModel"]),
+        ("text_encoder", ["diffusers", "AutoencoderKL"]),
         ("vae", ["other", "AutoencoderKL"]),
         ("vae", ["diffusers"]),
         ("numbers", [1, 2]),
@@ -140,7 +141,8 @@ def test_a_link_in_place_of_a_file_is_named(folder, tmp_path, name):
 def test_a_foreign_component_is_refused(folder, name, value):
     (folder.parent / "secret").mkdir()
     change(folder / "model_index.json", **{name: value})
-    refused(folder, "model_index.json", repr(name), "no part of diffusers")
+    library = "transformers" if name == "text_encoder" else "diffusers"
+    refused(folder, "model_index.json", repr(name), f"no part of {library}")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ from packaging.utils import canonicalize_name
 
 from hf_latent.models.frozen import hash_weights
 from hf_latent.pipeline import LatentDiffusionPipeline
-from hf_latent.pipeline.hub_format import MINIMUM_DIFFUSERS, MODULES
+from hf_latent.pipeline.hub_format import MINIMUM_DIFFUSERS
+from hf_latent.pipeline.saved_files import MODULES
 from tests.autoencoder_kinds import make_kind_pipeline
 from tests.hub.conftest import TOKEN
 

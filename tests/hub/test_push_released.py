@@ -110,7 +110,11 @@ def test_a_pushed_released_autoencoder_has_the_same_weights(hub, process):
 @pytest.mark.parametrize(
     ("name", "flags", "says"),
     [
-        ("fashion", (), "--model fashion is not a folder, nor a released model (emoji, fashion-"),
+        (
+            "fashion",
+            (),
+            "--model fashion is not a folder, nor a released model (emoji, emoji-words, fashion-",
+        ),
         ("emoji", ("--checkpoints",), "--checkpoints: emoji has no checkpoint-N: pass the folder"),
     ],
 )

@@ -62,6 +62,9 @@ class ModelFacts:
         objective: of a pipeline: flow, or the scheduler's prediction type.
         num_classes: None without classes.
         class_names: by label; may be empty.
+        unet_class: the denoiser's class in diffusers; None of an autoencoder.
+        text_encoder: the text encoder's class in transformers; None without prompts.
+        prompt_length: number of tokens of a prompt; None if unknown.
         training: flat figures of training.json, without nulls.
         metrics: flat figures of metrics.json, without nulls.
         recipe: the training's settings as YAML.
@@ -83,6 +86,9 @@ class ModelFacts:
     objective: str | None
     num_classes: int | None
     class_names: dict[int, str]
+    unet_class: str | None
+    text_encoder: str | None
+    prompt_length: int | None
     training: dict[str, Any]
     metrics: dict[str, Any]
     recipe: str | None
@@ -190,6 +196,7 @@ def read_model_facts(folder: Path) -> ModelFacts:
     metrics = _read_report(folder / "metrics.json", weights)
     unet_config = _read_json(parts["unet"] / "config.json") if is_pipeline else {}
     scheduler = _read_json(folder / "scheduler" / "scheduler_config.json")
+    tokenizer = _read_json(folder / "tokenizer" / "tokenizer_config.json")
     with loading(str(folder), "model"):
         image_shape = (training | metrics).get("image_shape")
         compression = _measure(vae_config, unet_config, None if is_pipeline else image_shape)
@@ -219,6 +226,9 @@ def read_model_facts(folder: Path) -> ModelFacts:
         objective="flow" if is_flow else scheduler.get("prediction_type"),
         num_classes=num_classes,
         class_names=class_names,
+        unet_class=unet_config.get("_class_name"),
+        text_encoder=(index.get("text_encoder") or [None, None])[1],
+        prompt_length=whole(tokenizer.get("model_max_length")) or None,
         training=training,
         metrics=metrics,
         recipe=recipe.read_text(encoding="utf-8", errors="replace")

@@ -13,6 +13,7 @@ from hf_latent.errors import UserError
 from hf_latent.hub.card import text
 from hf_latent.hub.card.facts import hub_id, read_model_facts
 from hf_latent.hub.card.results import (
+    FROM_PROMPTS,
     GENERATION,
     RECONSTRUCTION,
     eval_results,
@@ -103,7 +104,8 @@ def render_model_card(
         source = PLACEHOLDER
     tags, task = ["autoencoder"], RECONSTRUCTION
     if facts.kind == "pipeline":
-        tags, task = ["class-conditional-image-generation"] if facts.num_classes else [], GENERATION
+        tags = ["class-conditional-image-generation"] if facts.num_classes else []
+        task = FROM_PROMPTS if facts.text_encoder else GENERATION
     figures = model_figures(facts)
     results = eval_results(facts, figures)
     model_name = repo_id.rpartition("/")[2] if repo_id else text.one_line(facts.title)

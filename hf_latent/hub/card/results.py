@@ -11,6 +11,7 @@ from hf_latent.hub.card.text import interval_text, number, one_line
 
 # The Hub has no task of image generation with classes.
 GENERATION = ("unconditional-image-generation", "Image generation")
+FROM_PROMPTS = ("text-to-image", "Image generation")
 RECONSTRUCTION = ("image-to-image", "Reconstruction")
 
 
@@ -37,11 +38,12 @@ class Metric(NamedTuple):
     real: str = ""
 
 
-_TASKS = {"generated": GENERATION, "copied": GENERATION}  # the other groups: RECONSTRUCTION
+GENERATION_GROUPS = ("generated", "copied")  # the other groups are of the reconstruction
 _HOW = "{features}{sampling}{images}"
 _PARTS = "FD of {parts} parts of {part_images} images{features}{sampling}"
 _FLOOR = "FD with a perfect denoiser"
 _ACCURACY = "accuracy on real images of a classifier trained on these"
+_FOUND = " of its own caption among {captions}"
 _COPIES = "copies of {compared}training images among"
 _LATENTS, _FEATURES = "by the model's own latents", "by features"
 _UNPADDED, _PERCEPTUAL = "without the padding", "perceptual distance{network}"
@@ -73,6 +75,15 @@ GENERATED = (
         label=_ACCURACY,
         real="train_on_real_test_on_real_accuracy",
     ),
+    *(
+        Metric(f"retrieval_{key}", key, form, f"{name}{_FOUND}{_HOW}", name + _FOUND)
+        for key, name, form in (
+            ("recall_at_1", "recall at 1", ".3f"),
+            ("recall_at_5", "recall at 5", ".3f"),
+            ("median_rank", "median rank", "g"),
+        )
+    ),
+    Metric("clip_score", "clip_score", ".2f", "CLIP score{clip}{sampling}{images}", "CLIP score"),
 )
 COPIED = tuple(
     Metric(f"memorisation_{key}", "copies", ",d", f"{_COPIES} {name}", label, unit)
@@ -170,6 +181,8 @@ def _generation_figures(
         + (f", guide {guide}" if guide else "")
         + (f", {steps} steps" if steps else ""),
         "images": f", {images} images" if images else "",
+        "captions": shown("retrieval_num_captions"),
+        "clip": f" ({metrics['clip_model']})" if metrics.get("clip_model") else "",
         "parts": known["fd_subset_mean"] is not None and len(metrics["fd_subset_values"]),
         "part_images": shown("fd_subset_images"),
         "compared": f"{compared} " if compared else "",
@@ -229,6 +242,13 @@ def _latent_figures(report: dict[str, Any]) -> Figures:
     return found
 
 
+def task_of(facts: ModelFacts, group: str) -> tuple[str, str]:
+    """Return the Hub's task, and its name, of a group of figures of `model_figures`."""
+    if group not in GENERATION_GROUPS:
+        return RECONSTRUCTION
+    return FROM_PROMPTS if facts.text_encoder else GENERATION
+
+
 def eval_results(facts: ModelFacts, figures: dict[str, Figures]) -> list[EvalResult]:
     """Return the results of a card's `model-index`, one for each figure that has a name.
 
@@ -250,7 +270,7 @@ def eval_results(facts: ModelFacts, figures: dict[str, Figures]) -> list[EvalRes
             ),
         )
         for group, found in figures.items()
-        for task_type, task_name in [_TASKS.get(group, RECONSTRUCTION)]
+        for task_type, task_name in [task_of(facts, group)]
         for figure in found.values()
         if figure.name
     ]

@@ -16,6 +16,7 @@ from hf_latent.hub.page.steps import tabulate_noising, tabulate_steps
 from hf_latent.output import write_json
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.pipeline.autoencoders import downsampling_factor, image_channels
+from hf_latent.pipeline.conditions import has_prompts
 from hf_latent.pipeline.denoise import choose_sampling
 
 SAMPLER, STEPS, DEFAULT_STEPS = "unipc", (4, 6, 8, 10, 20), 8
@@ -44,8 +45,13 @@ def check_pageable(pipeline: LatentDiffusionPipeline) -> None:
     """Check that a page can run a model.
 
     Raises:
-        UserError: if it has a guide, or its images are no pictures.
+        UserError: if it has prompts or a guide, or its images are no pictures.
     """
+    if has_prompts(pipeline.unet):
+        raise UserError(
+            "--format page has no text encoder, and this is a model with prompts: use --format "
+            "stable-diffusion"
+        )
     if pipeline.guide_unet is not None:
         raise UserError(
             "--format page has no autoguidance: distil the model first (hf-latent distill), or "

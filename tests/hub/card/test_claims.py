@@ -139,6 +139,33 @@ def test_a_different_number_of_real_images_is_shown(card_of):
     assert "| label agreement | 0.949 |  | 0.907 (of 300) |" in card
 
 
+def test_captions_are_retrieved_beside_those_of_real_images(card_of):
+    figures = {"recall_at_1": 0.4125, "recall_at_5": 0.6, "median_rank": 3.0, "num_captions": 1188}
+    measured = {f"retrieval_{key}": value for key, value in figures.items()}
+    measured |= {"real_retrieval_recall_at_1": 0.5756, "real_retrieval_median_rank": 1.0}
+    measured |= {"clip_score": 25.125, "real_clip_score": 26.5, "clip_model": "some/clip"}
+    card = card_of(metrics=measured)
+    own = "of its own caption among 1,188"
+    for row in (
+        f"| recall at 1 {own} | 0.412 |  | 0.576 |",
+        f"| recall at 5 {own} | 0.600 |  |  |",
+        f"| median rank {own} | 3 |  | 1 |",
+        "| CLIP score | 25.12 |  | 26.50 |",
+    ):
+        assert row in card.splitlines(), row
+    assert "Recall and rank say how early a judge, trained on real images" in card
+    assert "an image and its caption in some/clip." in card
+    assert unlisted(card, "Figures") == []
+    found = {x["type"]: (x["name"], x["value"]) for x in results(card)}
+    how = "guidance 2, 20 steps, 10,000 images"
+    features = "efficientnet-lite0 features"
+    assert found["recall_at_1"] == (f"recall at 1 {own}, {features}, {how}", 0.4125)
+    assert found["median_rank"] == (f"median rank {own}, {features}, {how}", 3.0)
+    assert found["clip_score"] == (f"CLIP score (some/clip), {how}", 25.125)
+    without = card_of()
+    assert "caption" not in without and "CLIP" not in without
+
+
 def test_arguments_and_recipe_are_not_called_complete(card_of):
     card = card_of()
     assert "\nMain arguments: `class_labels`, " in card and "All arguments" not in card

@@ -14,6 +14,7 @@ from hf_latent.pipeline import LatentDiffusionPipeline
 from tests import forked
 from tests.conftest import make_autoencoder, make_denoiser
 from tests.hub.saved_models import ROOT, blocks
+from tests.pipeline.test_prompts import make_words
 
 pytestmark = pytest.mark.slow
 CARDS = ROOT / "model_cards"
@@ -47,6 +48,7 @@ def saved_models(folder) -> dict:
     for name, classes in (("pipeline", 3), ("unconditional", None)):
         unet = make_denoiser(vae, classes)
         models[name] = LatentDiffusionPipeline(vae, unet, create_scheduler("flow"))
+    models["words"] = make_words()
     cards = {}
     for name, model in models.items():
         model.save_pretrained(folder / name)

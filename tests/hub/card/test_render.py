@@ -6,7 +6,7 @@ import jinja2.meta
 import pytest
 from PIL import Image
 
-from hf_latent.evaluation.images.sampling import choose_sampling, load_pipeline
+from hf_latent.evaluation.images.sampling import choose_sampling, load_pipeline, sample_images
 from hf_latent.hub.card.facts import read_model_facts
 from hf_latent.hub.card.render import ENVIRONMENT, card_pictures, render_model_card
 from hf_latent.hub.card.signature import is_unedited
@@ -33,6 +33,7 @@ def test_templates_name_only_what_they_are_given():
             *("class_name", "format", "num_classes", "first_class", "guidance_scale", "interval"),
             *("guided", "base_model", "steps", "distilled", "flow", "converted", "heun", "cut"),
             *("num_train_timesteps", "diffusers_version", "weakened", "pictures", "has_values"),
+            *("prompts", "classes", "text_encoder", "latent_channels", "square", "rgba"),
         },
         "pipeline_card.md": {"facts", "source", "generated", "copied", "kept", "autoencoder_kept"},
         "sentences.md": set(),
@@ -106,6 +107,24 @@ def test_the_released_pipeline_is_small_and_reaches_its_promised_figures():
     assert metrics["memorisation_found"] is False
     assert metrics["memorisation_latents_copies"] == 0
     assert facts.training["seconds"] <= 100 * 60
+
+
+def test_the_released_model_of_words_is_small_and_draws_held_out_combinations():
+    metrics, folder = read_metrics("emoji-words"), PRETRAINED / "emoji-words"
+    assert sum(path.stat().st_size for path in folder.rglob("*.safetensors")) <= 12e6
+    facts = read_model_facts(folder)
+    assert facts.training and facts.metrics, "the reports are about these weights"
+    assert metrics["held_out_images"] == facts.training["held_out_images"] == 121
+    recall, real = (metrics[f"{x}retrieval_recall_at_5"] for x in ("", "real_"))
+    assert recall >= 0.8 * real
+    assert metrics["fd"] <= 1.5 * metrics["floor_fd"]
+    pipeline = load_pipeline("emoji-words")
+    light, dark = (
+        sample_images(pipeline, None, 1, 0, 1, prompts=[f"{tone} skin tone firefighter"])
+        for tone in ("light", "dark")
+    )
+    assert light.shape == (1, 4, 64, 64)
+    assert (light - dark).abs().mean() > 0.02
 
 
 def test_the_released_student_is_nearly_as_good_as_its_teacher():

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from hf_latent.pipeline import LatentDiffusionPipeline
-from hf_latent.pipeline.conditions import slerp
+from hf_latent.pipeline.image_to_image import slerp
 from tests.hub.page.conftest import CLASSES, PIXELS_OF, TITLE, drawn_classes, needs_browser
 
 pytestmark = needs_browser
