@@ -74,6 +74,7 @@ def write_bad_data(folder: Path) -> None:
     (folder / "texts").mkdir()
     (folder / "texts" / "a.txt").write_text("no image")
     (folder / "notes.txt").write_text("no data")
+    (folder / "blank.txt").write_text("\n \n")
     write_images(folder / "truncated", count=4)
     whole = (folder / "truncated" / "1.png").read_bytes()
     (folder / "truncated" / "1.png").write_bytes(whole[: len(whole) // 2])
@@ -395,6 +396,15 @@ CASES = [
     ("generate", "--guidance_interval 0", "--guidance_interval"),
     ("generate", "--class_labels wolf", "wolf"),
     ("generate", "--class_labels 3", "3"),
+    ("generate", "--prompt cat", "--prompt is for models that were trained on captions"),
+    ("generate", "--prompts_file notes.txt", "--prompts_file is for models that were trained on"),
+    ("generate", "--negative_prompt cat", "--negative_prompt is for models that were trained on"),
+    ("generate", "--prompt cat --prompts_file notes.txt", "--prompt and --prompts_file cannot go"),
+    *(
+        ("generate", f"--prompts_file {x}", f"--prompts_file {x} cannot be read as text in UTF-8")
+        for x in ("nowhere/prompts.txt", "photos", "binary.yaml")
+    ),
+    ("generate", "--prompts_file blank.txt", "--prompts_file blank.txt is empty"),
     ("generate", "--output OUT.txt", "OUT.txt"),
     ("generate", "--output nowhere/out.png", "nowhere"),
     ("generate", "--output photos", "photos"),

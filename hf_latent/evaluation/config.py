@@ -82,11 +82,11 @@ class SamplingConfig(Settings):
             fits flow). By default the one that the model was saved with.
         num_inference_steps: The sampler's steps. By default the model's own, or 20.
         guidance_scale: The scale of classifier-free guidance, or of autoguidance with a guide; 1
-            is off. By default the model's own, or 2; off for a model without classes and guide.
+            is off. By default the model's own, or 2; off without classes, prompts and a guide.
         guidance_interval: Guide only between two noise levels, such as 0.2,0.8; 0 is no noise, 1
             is pure noise. By default the model's own, or 0,1.
-        guide: A weaker denoiser for autoguidance, such as one trained for fewer steps: a
-            UNet2DModel or a pipeline, named like the model. Its latents, classes, objective and
+        guide: A weaker denoiser for autoguidance, such as one trained for fewer steps: a denoiser
+            or a pipeline, named like the model. Its latents, classes, text encoder, objective and
             noise levels must be the model's.
         dtype: Dtype to generate in. auto is bfloat16 if that is faster: on a GPU that has it, and
             on a CPU where a measurement of a second shows it.
@@ -111,10 +111,12 @@ class SamplingConfig(Settings):
         """The two noise levels of `guidance_interval`."""
         return parse_interval(self.guidance_interval)
 
-    def choose_sampling(self, pipeline: LatentDiffusionPipeline) -> tuple[int, Guidance]:
+    def choose_sampling(
+        self, pipeline: LatentDiffusionPipeline, conditional: bool | None = None
+    ) -> tuple[int, Guidance]:
         """Return the number of steps and the guidance, see `sampling.choose_sampling`."""
         asked = self.num_inference_steps, self.guidance_scale, self.interval
-        return choose_sampling(pipeline, *asked)
+        return choose_sampling(pipeline, *asked, conditional)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +126,8 @@ class ComparisonConfig(ImagesOfModelConfig):
     Attributes:
         model: The folder of a model or of the run that trained one, the name of a released one, or
             an id on the Hub.
+        caption_column: As for the training. By default auto for a model with a text encoder, else
+            there are no captions.
         num_images: The number of generated images, and of real ones to compare them with. The data
             needs twice as many training images, because real ones are also compared with real
             ones. By default as many as possible, at most 10,000.
@@ -165,6 +169,8 @@ class EvaluateConfig(ComparisonConfig, SamplingConfig):
         overwrite_output_dir: Accept a folder with other files in it.
         dataloader_num_workers: Processes that decode images.
         cache_dir: The folder that keeps vectors of real images, so that they are computed once.
+        clip_model: A CLIP model that scores how well the images of a model with a text encoder fit
+            their captions: a folder, or an id on the Hub. By default none.
         update_card: Also put metrics.json and the pictures into a local model's folder, and write
             its card again. A card that was edited by hand is kept. Ignored with --guide, which is
             not part of the model.
@@ -174,4 +180,5 @@ class EvaluateConfig(ComparisonConfig, SamplingConfig):
     overwrite_output_dir: bool = False
     dataloader_num_workers: NonNegativeInt = 0
     cache_dir: str = str(CACHE_DIR)
+    clip_model: str | None = None
     update_card: bool = True

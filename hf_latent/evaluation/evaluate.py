@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from hf_latent.data.shards import Shards
+from hf_latent.errors import UserError
 from hf_latent.evaluation.config import EvaluateConfig
 from hf_latent.evaluation.evaluate_pictures import save_pictures
 from hf_latent.evaluation.features.extractors import LatentVectors, load_feature_extractor
+from hf_latent.evaluation.images.captioned import HeldOutCaptions, draw_conditions, measure_words
 from hf_latent.evaluation.images.generated import measure_classes, write_samples
 from hf_latent.evaluation.images.reference import (
     cached_neighbours,
@@ -17,6 +19,7 @@ from hf_latent.evaluation.images.reference import (
 from hf_latent.evaluation.images.sampling import count_evaluations, load_pipeline
 from hf_latent.evaluation.limit import describe_limit, name_limit
 from hf_latent.evaluation.machine import machine_figures, shown_name
+from hf_latent.evaluation.measures.clip_score import load_clip
 from hf_latent.evaluation.measures.floor import measure_autoencoder, write_perfect_samples
 from hf_latent.evaluation.measures.generation import compare_sets
 from hf_latent.evaluation.measures.memorisation import (
@@ -30,14 +33,21 @@ from hf_latent.evaluation.precision import choose_dtype, in_dtype
 from hf_latent.evaluation.stages import Stages
 from hf_latent.models.frozen import hash_weights
 from hf_latent.output import check_output_dir, write_json
+from hf_latent.pipeline.conditions import has_prompts
 from hf_latent.pipeline.decode import shown_channels
 
-STAGES, STAGES_WITH_CLASSES = 9, 10
+STAGES = 9  # classes and a CLIP model add one each, captions two
 PREFIXES = ("", "floor_", "real_")
 SHOWN = (
     ("fd", "FD", ".2f"),
     ("kid", "KID", ".5f"),
     *((name, name, ".3f") for name in ("precision", "recall", "density", "coverage")),
+)
+SHOWN_OF_WORDS = (
+    ("retrieval_recall_at_1", "recall at 1", ".3f"),
+    ("retrieval_recall_at_5", "recall at 5", ".3f"),
+    ("retrieval_median_rank", "median rank", "g"),
+    ("clip_score", "CLIP score", ".2f"),
 )
 
 
@@ -89,19 +99,25 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     pipeline = load_pipeline(config.model, config.sampler, config.guide)
     steps, guidance = config.choose_sampling(pipeline)
     conditional, guide = pipeline.num_classes is not None, pipeline.guide_unet
-    stages = Stages(STAGES_WITH_CLASSES if conditional else STAGES)
+    words = has_prompts(pipeline.unet)
+    if config.clip_model is not None and not words:
+        raise UserError("--clip_model is for a model with prompts: leave it out")
+    stages = Stages(STAGES + conditional + 2 * words + (config.clip_model is not None))
     with stages.stage("setup", shown=False):
         extractor = load_feature_extractor(config.feature_extractor)
         extractor.see(shown_channels(pipeline.vae))
         spaces = {"features": extractor, "latents": LatentVectors(pipeline.vae)}
         splits, real = open_real_images(config, pipeline)
+        captions = HeldOutCaptions.of(real.held_out, splits.captions) if words else None
+        clip = None if config.clip_model is None else load_clip(config.clip_model)
         evaluations = count_evaluations(pipeline, steps, guidance)
         dtype = choose_dtype(pipeline, config.dtype)
         sampled = in_dtype(pipeline, dtype)  # the rest is measured in float32
     count = len(real.reference)
-    labels = real.subset(real.reference).labels if conditional else None
+    texts = None if captions is None else captions.texts
+    labels, prompts = draw_conditions(real.subset(real.reference), texts, conditional)
     with stages.stage("sampling", count) as bar:
-        samples = write_samples(sampled, labels, count, config, spaces, bar)
+        samples = write_samples(sampled, labels, count, config, spaces, bar, prompts)
     vectors = vectors_by_space(
         real, spaces, config.cache_dir, config.batch_size, config.dataloader_num_workers, stages
     )
@@ -132,6 +148,20 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             classes = measure_classes(
                 samples, perfect, real, splits.num_classes or 1, config.seed, bar
             )
+    told: dict[str, Any] = {}
+    if captions is not None:
+        own = captions.in_turn(min(len(captions.rows), count))
+        known = real.held_out.labels if conditional else None
+        with stages.stage("caption samples", len(own.rows)) as bar:
+            told_samples = write_samples(
+                sampled,
+                None if known is None else known[own.rows],
+                *(len(own.rows), config, spaces, bar, own.prompts, "generated_from_held_out"),
+            )
+        told = measure_words(
+            told_samples, captions, real, vectors["features"], pipeline, clip, config.seed, stages
+        )
+        told["clip_model"] = config.clip_model and shown_name(config.clip_model)
     memorisation, closeness, duplicates = measure_memorisation(samples, vectors, stages)
     limit, limit_reasons = name_limit(generation | classes)
     metrics = {
@@ -159,11 +189,13 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         **generation,
         **kept,
         **classes,
+        **told,
         **memorisation,
     }
     write_json(output_dir / "metrics.json", metrics | stages.figures() | machine_figures())
     with stages.stage("pictures"):
-        save_pictures(output_dir, pipeline, real, samples, closeness, duplicates)
+        shown = None if captions is None else (captions, told_samples)
+        save_pictures(output_dir, pipeline, real, samples, closeness, duplicates, shown)
     metrics |= stages.figures() | machine_figures()
     write_json(output_dir / "metrics.json", metrics)
     print(describe_metrics(metrics, output_dir))
@@ -192,6 +224,14 @@ def describe_metrics(metrics: dict[str, Any], output_dir: Path) -> str:
             f"{shown['floor_train_on_generated_test_on_real_accuracy']}; "
             f"{shown['train_on_real_test_on_real_accuracy']}",
         ]
+    if "retrieval_num_captions" in metrics:
+        count = metrics["retrieval_num_captions"]
+        lines.append(f"own caption among {count:,} held-out ones; of real images:")
+    lines += [
+        f"{label} {metrics[key]:{form}}; {metrics[f'real_{key}']:{form}}"
+        for key, label, form in SHOWN_OF_WORDS
+        if metrics.get(key) is not None
+    ]
     copies = ", ".join(
         f"{metrics[f'memorisation_{space}_copies']} by {space} (held-out images: "
         f"{metrics[f'memorisation_{space}_held_out_copies']} of {metrics['held_out_images']:,})"

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import torch
 
-from hf_latent.data.images.dataset import ImageDataset
+from hf_latent.data.images.dataset import ImageDataset, evenly_spaced
 from hf_latent.data.shards import Shards
+from hf_latent.evaluation.images.captioned import HeldOutCaptions
 from hf_latent.evaluation.images.reference import RealImages
 from hf_latent.evaluation.measures.memorisation import Closeness, Duplicates
 from hf_latent.evaluation.measures.reconstruction import reconstruct
@@ -16,6 +17,7 @@ from hf_latent.pipeline.decode import shown_channels
 
 SAMPLES_PER_CLASS, MOST_CLASSES = 8, 20
 UNCONDITIONAL_SAMPLES = 64
+PROMPTS, MOST_PER_PROMPT = 16, 8
 PAIRS, COLUMNS = 24, 12
 
 
@@ -36,6 +38,38 @@ def save_samples(path: Path, samples: Shards, pipeline: LatentDiffusionPipeline)
         rows = torch.stack(by_class, dim=1).flatten()
         images = samples.read("images", rows) / 255
         picture = labelled_rows(images, classes, pipeline.id2label or {}, shown)
+    save_picture(path, picture)
+
+
+def save_prompts(
+    path: Path,
+    samples: Shards,
+    captions: HeldOutCaptions,
+    held_out: ImageDataset,
+    shown: Sequence[int] | None = None,
+) -> None:
+    """Save samples in one row per prompt, and at its end the held-out image of that caption.
+
+    Args:
+        samples: of the first of these captions.
+        captions: of the held-out images, each image once.
+        held_out: all held-out images.
+        shown: as of `to_picture`.
+    """
+    number = len(captions.rows)
+    places = torch.from_numpy(evenly_spaced(min(number, len(samples)), PROMPTS))
+    columns = min(MOST_PER_PROMPT, 1 + (len(samples) - 1 - int(places[-1])) // number)
+    rows = (places[:, None] + number * torch.arange(columns)).flatten()
+    drawn = samples.read("images", rows).unflatten(0, (len(places), columns))
+    real = held_out.read_uint8(captions.rows[places])[:, None]
+    prompts = captions.prompts
+    picture = image_grid(
+        torch.cat([drawn, real], dim=1).flatten(0, 1) / 255,
+        columns + 1,
+        row_labels=[prompts[i] for i in places.tolist()],
+        column_labels=[*[""] * columns, "real"],
+        shown=shown,
+    )
     save_picture(path, picture)
 
 
@@ -75,10 +109,19 @@ def save_pictures(
     samples: Shards,
     closeness: dict[str, Closeness],
     duplicates: dict[str, Duplicates],
+    captioned: tuple[HeldOutCaptions, Shards] | None = None,
 ) -> None:
-    """Save samples.png, reconstructions.png, and for each space the closest and the duplicates."""
-    save_samples(output_dir / "samples.png", samples, pipeline)
+    """Save samples.png, reconstructions.png, and for each space the closest and the duplicates.
+
+    Args:
+        captioned: the held-out captions, and samples of the first of them, for samples.png.
+    """
     shown = shown_channels(pipeline.vae)
+    if captioned is None:
+        save_samples(output_dir / "samples.png", samples, pipeline)
+    else:
+        captions, drawn = captioned
+        save_prompts(output_dir / "samples.png", drawn, captions, real.held_out, shown)
     images = real.held_out.evenly_spaced(PAIRS).read()
     decoded = torch.cat([reconstruct(pipeline.vae, x) for x in images.split(4)])
     pairs = interleave(images, decoded) / 2 + 0.5

@@ -1,5 +1,7 @@
 """Pictures of images in rows and columns."""
 
+import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from PIL import Image, ImageDraw
 from hf_latent.output import replaced_whole
 
 MINIMUM_TILE = 64
-LABEL_WIDTH = 96  # at least; longer labels widen it
+LABEL_WIDTH, MOST_LABEL_WIDTH = 96, 288  # longer labels widen it, up to the latter
 HEADING_HEIGHT, FONT_SIZE, GAP = 20, 12, 8  # pixels
 
 
@@ -42,6 +44,23 @@ def to_picture(images: torch.Tensor, shown: Sequence[int] | None) -> torch.Tenso
     return composite(images, 1.0) if shown is None else images[:, list(shown)]
 
 
+def text_width(text: str) -> float:
+    """Return the width of a line of text, in pixels."""
+    return ImageDraw.Draw(Image.new("RGB", (1, 1))).textlength(text, font_size=FONT_SIZE)
+
+
+def cut_label(label: str) -> str:
+    """Return a label as one line, cut to what fits `MOST_LABEL_WIDTH`."""
+    label, most = " ".join(label.split()), MOST_LABEL_WIDTH - 2 * GAP
+    if text_width(label) <= most:
+        return label
+
+    def width(length: int) -> int:
+        return math.ceil(text_width(f"{label[:length]}…"))
+
+    return f"{label[: bisect_right(range(len(label)), most, key=width) - 1]}…"
+
+
 def image_grid(
     images: torch.Tensor,
     columns: int,
@@ -55,7 +74,7 @@ def image_grid(
     Args:
         images: `(B, C, H, W)` float in [0, 1]. The last row may be short.
         columns: images per row.
-        row_labels: a text at the left of each row.
+        row_labels: a text at the left of each row; a long one is cut.
         column_labels: a text above each column.
         group: the number of neighbouring columns that belong together; a white gap follows each.
         shown: as of `to_picture`.
@@ -67,8 +86,8 @@ def image_grid(
     scale = max(1, -(-MINIMUM_TILE // min(images.shape[2:])))
     images = images.repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
     height, width = images.shape[2:]
-    measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    lengths = [measure.textlength(label, font_size=FONT_SIZE) for label in row_labels]
+    row_labels = [cut_label(label) for label in row_labels]
+    lengths = [text_width(label) for label in row_labels]
     left = max(LABEL_WIDTH, int(max(lengths)) + 2 * GAP) if lengths else 0
     top = HEADING_HEIGHT if column_labels else 0
     lefts = [left + x * width + x // (group or columns) * GAP for x in range(columns)]

@@ -7,11 +7,11 @@ from copy import deepcopy
 from typing import Any, Literal
 
 import torch
-from diffusers import UNet2DModel
 from torch import nn
 
 from hf_latent.pipeline import LatentDiffusionPipeline
-from hf_latent.pipeline.conditions import null_conditions
+from hf_latent.pipeline.conditions import has_prompts, null_conditions
+from hf_latent.pipeline.prompts import prompt_conditions
 
 logger = logging.getLogger(__name__)
 
@@ -64,19 +64,21 @@ def bf16_speed(in_float32: Callable[[], Any], in_bf16: Callable[[], Any]) -> flo
 
 
 @torch.no_grad()
-def denoiser_bf16_speed(unet: UNet2DModel, size: tuple[int, int]) -> float:
-    """Return how many times faster a denoiser is in bfloat16, on the CPU.
+def denoiser_bf16_speed(pipeline: LatentDiffusionPipeline) -> float:
+    """Return how many times faster a pipeline's denoiser is in bfloat16, on the CPU.
 
     Args:
-        unet: in float32.
-        size: height and width of the latents.
+        pipeline: in float32.
     """
-    latents = torch.zeros(IMAGES, unet.config.in_channels, *size)
-    conditions, timesteps = null_conditions(unet, IMAGES, "cpu"), torch.zeros(IMAGES)
+    unet, timesteps = pipeline.unet, torch.zeros(IMAGES)
+    inputs = {"sample": torch.zeros(IMAGES, unet.config.in_channels, *pipeline.latent_size)}
+    inputs |= null_conditions(unet, IMAGES, "cpu")
+    inputs |= prompt_conditions(pipeline, [""] if has_prompts(unet) else None, IMAGES)
+    rounded = {k: x.bfloat16() if x.is_floating_point() else x for k, x in inputs.items()}
     in_bf16 = deepcopy(unet).bfloat16()
     return bf16_speed(
-        lambda: unet(latents, timesteps, **conditions),
-        lambda: in_bf16(latents.bfloat16(), timesteps, **conditions),
+        lambda: unet(timestep=timesteps, **inputs),
+        lambda: in_bf16(timestep=timesteps, **rounded),
     )
 
 
@@ -91,7 +93,7 @@ def choose_dtype(pipeline: LatentDiffusionPipeline, dtype: Dtype) -> torch.dtype
     if dtype != "auto":
         return getattr(torch, dtype)
     if pipeline.device.type == "cpu":
-        speed = denoiser_bf16_speed(pipeline.unet, pipeline.latent_size)
+        speed = denoiser_bf16_speed(pipeline)
         chosen = torch.bfloat16 if speed >= WORTH else torch.float32
         reason = f"bfloat16 is {speed:.2g} times as fast as float32 here"
     else:

@@ -1,6 +1,7 @@
 """`hf-latent generate`: images from a saved model, as a picture or as values of the data."""
 
 import csv
+import logging
 from dataclasses import dataclass
 from importlib.util import find_spec
 from io import BytesIO
@@ -12,7 +13,7 @@ from jsonargparse.typing import PositiveInt
 from PIL import Image
 
 from hf_latent.command import Seed
-from hf_latent.errors import UserError
+from hf_latent.errors import UserError, cause_of
 from hf_latent.evaluation.config import SamplingConfig
 from hf_latent.evaluation.images.sampling import (
     compile_denoiser,
@@ -25,24 +26,33 @@ from hf_latent.evaluation.precision import choose_dtype, in_dtype
 from hf_latent.lock import locks_output
 from hf_latent.output import check_output_file, replaced_whole
 from hf_latent.pipeline import LatentDiffusionPipeline
+from hf_latent.pipeline.conditions import has_prompts
 from hf_latent.pipeline.decode import IMAGE_VALUES, shown_channels, to_values
+from hf_latent.pipeline.denoise import Guidance
+from hf_latent.pipeline.prompts import clean_text, describe_cut
+
+logger = logging.getLogger(__name__)
 
 RELEASED = "fashion-mnist"
-COLUMNS, UNCONDITIONAL_COLUMNS = 4, 8
+COLUMNS, UNLABELLED_COLUMNS = 4, 8
 TIFF, NPY = (".tif", ".tiff"), ".npy"
 NOT_IN_OME = ("float16", "int64", "uint64")
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateConfig(SamplingConfig):
-    """Generate images and save them as one picture, one row a class; or in the data's own values.
+    """Generate images into one picture, one row a class or prompt; or in the data's own values.
 
     Attributes:
         model: The folder of a model or of the run that trained one, the name of a released one, or
             an id on the Hub.
         class_labels: Labels or class names with commas between, used in turn, or one name. Several
-            names with commas in them are quoted: '"cats, big",dogs'. By default all classes.
-        num_images: Number of images. By default 4 a class, or 8 without classes.
+            names with commas in them are quoted: '"cats, big",dogs'. By default all classes; with
+            prompts none.
+        prompt: What a model that was trained on captions draws. By default the empty prompt.
+        prompts_file: A text file in UTF-8 with a prompt a line, used in turn.
+        negative_prompt: What guidance leads a model of captions away from.
+        num_images: Number of images. By default 4 a class or line of prompts_file, or else 8.
         output: The picture to write. If the model was trained with a value range, .tiff and .npy
             are not pictures but have all channels in the data's own values and type: .tiff is an
             OME-TIFF with the axes TCYX (CYX for one image), .npy is (images, H, W, C).
@@ -52,10 +62,83 @@ class GenerateConfig(SamplingConfig):
 
     model: str = RELEASED
     class_labels: int | str | None = None
+    prompt: str | None = None
+    prompts_file: str | None = None
+    negative_prompt: str | None = None
     num_images: PositiveInt | None = None
     output: str = "samples.png"
     seed: Seed = 0
     batch_size: PositiveInt = 64
+
+    def __post_init__(self) -> None:
+        """Check the values; errors name the flag."""
+        super().__post_init__()
+        if self.prompt is not None and self.prompts_file is not None:
+            raise UserError("--prompt and --prompts_file cannot go together: pass one of them")
+
+    def read_prompts(self) -> list[str]:
+        """Return the prompts as captions are read, in Unicode's form NFC and with single spaces.
+
+        Raises:
+            UserError: if the file has none, or cannot be read.
+        """
+        if self.prompts_file is None:
+            return [clean_text(self.prompt)] if self.prompt else []
+        try:
+            with open(self.prompts_file, encoding="utf-8-sig") as lines:
+                prompts = [prompt for line in lines if (prompt := clean_text(line))]
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"--prompts_file {self.prompts_file} cannot be read as text in UTF-8 "
+                f"({cause_of(error)}): write a prompt a line"
+            ) from error
+        if not prompts:
+            raise UserError(f"--prompts_file {self.prompts_file} is empty: write a prompt a line")
+        return prompts
+
+
+def check_prompts(
+    config: GenerateConfig, prompts: list[str], pipeline: LatentDiffusionPipeline
+) -> None:
+    """Check that prompts are for a model; print a warning if any are cut.
+
+    Raises:
+        UserError: if the model has no prompts.
+    """
+    if not has_prompts(pipeline.unet):
+        for name in ("prompt", "prompts_file", "negative_prompt"):
+            if getattr(config, name) is not None:
+                remedy = "leave it out" if pipeline.num_classes is None else "use --class_labels"
+                raise UserError(
+                    f"--{name} is for models that were trained on captions, and {config.model} "
+                    f"was not: {remedy}"
+                )
+        return
+    texts = [*prompts, *filter(None, [config.negative_prompt])]
+    if texts and (cut := describe_cut(pipeline.tokenizer, texts)):
+        logger.warning(cut)
+
+
+def choose_guidance(
+    config: GenerateConfig, pipeline: LatentDiffusionPipeline, conditional: bool
+) -> tuple[int, Guidance]:
+    """Return the number of steps and the guidance.
+
+    Args:
+        conditional: whether classes or prompts are drawn.
+
+    Raises:
+        UserError: if they do not fit the model, or there is no guidance by a negative prompt.
+    """
+    steps, guidance = config.choose_sampling(pipeline, conditional)
+    count_evaluations(pipeline, steps)
+    by_null = guidance.scale != 1 and pipeline.guide_unet is None
+    if config.negative_prompt is not None and not by_null:
+        raise UserError(
+            "--negative_prompt needs classifier-free guidance, which is off with a guide, at "
+            "--guidance_scale 1 and in a distilled model: leave it out"
+        )
+    return steps, guidance
 
 
 def choose_labels(
@@ -133,24 +216,28 @@ def generate(config: GenerateConfig) -> Path:
     """Generate images and save them in one file.
 
     Args:
-        config: the model, the labels and the file.
+        config: the model, the labels, the prompts and the file.
 
     Returns:
         The file's path.
 
     Raises:
-        UserError: if the model, a label, a number or the output file cannot be used.
+        UserError: if the model, a label, a prompt, a number or a file cannot be used.
     """
-    output = Path(config.output)
+    output, prompts = Path(config.output), config.read_prompts()
     check_output(output)
     pipeline = load_pipeline(config.model, config.sampler, config.guide)
-    labels = choose_labels(config.class_labels, pipeline)
-    steps, guidance = config.choose_sampling(pipeline)
-    count_evaluations(pipeline, steps)
+    check_prompts(config, prompts, pipeline)
+    labels = None
+    if not prompts or config.class_labels is not None:
+        labels = choose_labels(config.class_labels, pipeline)
+    steps, guidance = choose_guidance(
+        config, pipeline, bool(labels or prompts or config.negative_prompt)
+    )
     has_values = wants_values(output, pipeline)
     pipeline = in_dtype(pipeline, choose_dtype(pipeline, config.dtype))
-    default = UNCONDITIONAL_COLUMNS if labels is None else COLUMNS * len(labels)
-    num_images = config.num_images or default
+    rows = list(range(len(prompts))) if len(prompts) > 1 else labels
+    num_images = config.num_images or (UNLABELLED_COLUMNS if rows is None else COLUMNS * len(rows))
     if config.compile:
         compile_denoiser(pipeline)
     images = sample_images(
@@ -163,14 +250,16 @@ def generate(config: GenerateConfig) -> Path:
         steps,
         guidance.interval,
         whole_batches=config.compile,
+        prompts=prompts or None,
+        negative_prompt=config.negative_prompt,
     )
     shown = shown_channels(pipeline.vae)
     if has_values:
         save_values(output, images, pipeline)
-    elif labels is None:
-        save_picture(output, image_grid(images, UNCONDITIONAL_COLUMNS, shown=shown))
+    elif rows is None:
+        save_picture(output, image_grid(images, UNLABELLED_COLUMNS, shown=shown))
     else:
-        rows = labels[:num_images]
-        save_picture(output, labelled_rows(images, rows, pipeline.id2label, shown))
+        names = dict(enumerate(prompts)) if len(prompts) > 1 else pipeline.id2label
+        save_picture(output, labelled_rows(images, rows[:num_images], names, shown))
     print(f"{num_images} images: {output}")
     return output

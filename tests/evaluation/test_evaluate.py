@@ -16,7 +16,7 @@ from hf_latent.errors import UserError
 from hf_latent.evaluation.config import EvaluateConfig
 from hf_latent.evaluation.evaluate import evaluate
 from hf_latent.evaluation.images.reference import RealImages
-from hf_latent.evaluation.measures import generation
+from hf_latent.evaluation.measures import generation, retrieval
 from hf_latent.evaluation.measures.generation import compare_sets
 from hf_latent.evaluation.pictures import GAP
 from hf_latent.models.frozen import hash_weights
@@ -24,6 +24,8 @@ from hf_latent.models.presets import create_denoiser, create_scheduler
 from hf_latent.pipeline import LatentDiffusionPipeline
 from tests.conftest import NARROW_DENOISER, make_autoencoder
 from tests.evaluation.features.short_vectors import ShortVectors, as_bytes
+from tests.evaluation.measures.test_clip_score import save_clip
+from tests.models.test_text_encoder import make_bert, make_tokenizer
 
 TRAIN, IMAGES, HELD_OUT = 300, 40, 60
 SPACES = ("features", "latents")
@@ -68,7 +70,14 @@ CLASS_KEYS = {
     *("label_agreement_judge_real_accuracy", "train_on_generated_test_on_real_accuracy"),
     *("train_on_real_test_on_real_accuracy", "classifiers_seconds"),
 }
-
+RETRIEVED = ("recall_at_1", "recall_at_5", "median_rank", "num_captions")
+WORD_KEYS = {
+    *(f"{prefix}retrieval_{name}" for prefix in ("", "real_") for name in RETRIEVED),
+    *("retrieval_real_images", "retrieval_judge_train_images", "retrieval_seconds"),
+    *("text_encoder_weights_sha256", "clip_model", "clip_score", "real_clip_score"),
+    *("clip_weights_sha256", "clip_score_seconds", "captions", "images_without_captions"),
+    "caption_samples_seconds",
+}
 
 OWN = {"guidance_scale": 3.0, "guidance_interval": (0, 0.8)}
 
@@ -121,6 +130,19 @@ def extract_with(monkeypatch):
 
     use(ShortVectors())
     return use
+
+
+@pytest.fixture
+def model_with_words(tmp_path) -> str:
+    """The folder of a tiny untrained model that draws from captions."""
+    torch.manual_seed(0)
+    vae, encoder, tokenizer = make_autoencoder(), make_bert(), make_tokenizer()
+    tokenizer.model_max_length, encoder.config.use_attention_mask = 6, True
+    unet = create_denoiser("tiny", vae, (1, 32, 32), text_width=16, **NARROW_DENOISER)
+    words = {"text_encoder": encoder.eval(), "tokenizer": tokenizer}
+    pipeline = LatentDiffusionPipeline(vae, unet, create_scheduler("flow"), **words)
+    pipeline.save_pretrained(tmp_path / "words")
+    return str(tmp_path / "words")
 
 
 def refuse(constant: str) -> None:
@@ -188,6 +210,29 @@ def test_a_report_is_complete(
     assert f"{IMAGES} generated images; with a perfect denoiser; real ones:\nFD {figures}\n" in out
     assert f"the {metrics['limit']} is the limit" in out
     assert ("label agreement" in out) == (model == "ten")
+
+
+def test_a_model_with_words_is_judged_by_its_captions(
+    config, model_with_words, extract_with, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(retrieval, "STEPS", 3)
+    clip = save_clip(tmp_path / "clip")
+    changes = {"model": model_with_words, "guidance_scale": 1.0, "clip_model": clip}
+    metrics = evaluate(replace(config, **changes))
+    assert set(metrics) == KEYS | WORD_KEYS
+    assert metrics["retrieval_num_captions"] == 10  # the names of the classes
+    assert metrics["retrieval_judge_train_images"] == TRAIN
+    assert metrics["retrieval_real_images"] == HELD_OUT
+    assert metrics["clip_model"] == "clip"
+    for key in ("retrieval_recall_at_1", "retrieval_recall_at_5"):
+        assert 0 <= metrics[key] <= 1 and 0 <= metrics[f"real_{key}"] <= 1
+    out = capsys.readouterr().out
+    ranks = "; ".join(f"{metrics[f'{x}retrieval_median_rank']:g}" for x in ("", "real_"))
+    scores = "; ".join(f"{metrics[f'{x}clip_score']:.2f}" for x in ("", "real_"))
+    assert "\nown caption among 10 held-out ones; of real images:\nrecall at 1 " in out
+    assert f"\nmedian rank {ranks}\nCLIP score {scores}\n" in out
+    path = Path(config.output_dir) / "samples.png"
+    assert Image.open(path).size[1] == 20 + 64 * 16
 
 
 def test_figures_compare_the_sets_that_they_name(config, extract_with):
@@ -280,6 +325,7 @@ def test_a_run_killed_while_sampling_resumes(config, models, extract_with, monke
             "--guidance_scale needs class_labels or a guide",
         ),
         ({"model": "nowhere"}, "no model found at"),
+        ({"clip_model": "clip"}, "--clip_model is for a model with prompts: leave it out"),
         ({"data": "nowhere"}, "nowhere is not a source of images"),
         ({"data": "unlabelled"}, "the model has 10 classes and"),
         ({"model": "none", "data": "unlabelled", "validation_fraction": 1e-9}, "1 held-out image"),

@@ -3,6 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
+from hf_latent.data.images.captions import CaptionTexts
 from hf_latent.data.images.config import ImagesConfig
 from hf_latent.data.images.open import open_images
 from hf_latent.data.shards import write_shards
@@ -10,10 +11,12 @@ from hf_latent.evaluation.evaluate_pictures import (
     PAIRS,
     save_closest,
     save_duplicates,
+    save_prompts,
     save_samples,
 )
+from hf_latent.evaluation.images.captioned import HeldOutCaptions
 from hf_latent.evaluation.measures.memorisation import Closeness, Duplicates
-from hf_latent.evaluation.pictures import GAP, LABEL_WIDTH
+from hf_latent.evaluation.pictures import GAP, HEADING_HEIGHT, LABEL_WIDTH
 
 CELL = 64  # images of 16 or 32 pixels are enlarged to this
 
@@ -63,6 +66,29 @@ def test_samples_without_classes_are_the_first_64(unconditional, tmp_path):
 @pytest.fixture(scope="module")
 def train():
     return open_images(ImagesConfig(resize_mode="pad", max_train_samples=80)).train
+
+
+def test_each_prompt_has_a_row_that_ends_with_its_real_image(train, tmp_path):
+    texts = CaptionTexts(("", *(f"caption {i}" for i in range(20))), 1)
+    rows = torch.arange(40, 60)
+    captions = HeldOutCaptions(texts, rows, torch.arange(1, 21)[:, None])
+    written = samples(tmp_path / "50", flat(list(range(50))).repeat(1, 1, 2, 2))
+    save_prompts(tmp_path / "samples.png", written, captions, train)
+    height = HEADING_HEIGHT + 16 * CELL
+    whole = Image.open(tmp_path / "samples.png")
+    assert whole.size == (LABEL_WIDTH + 3 * CELL, height)
+    whole.crop((0, HEADING_HEIGHT, *whole.size)).save(tmp_path / "cells.png")
+    found = cells(tmp_path / "cells.png", LABEL_WIDTH)
+    places = torch.arange(16) * 20 // 16
+    drawn = torch.stack([places, places + 20], dim=1)
+    assert found[:, :2, 32, 32].tolist() == drawn.tolist()
+    real = train.read_uint8(rows[places])
+    for i in range(16):
+        assert np.array_equal(found[i, 2], picture(real[i]))
+    assert (np.asarray(whole)[:, :LABEL_WIDTH] < 255).any(axis=(1, 2)).sum() > 16 * 6
+    few = samples(tmp_path / "7", flat(list(range(7))).repeat(1, 1, 2, 2))
+    save_prompts(tmp_path / "few.png", few, captions, train)
+    assert Image.open(tmp_path / "few.png").size == (LABEL_WIDTH + 2 * CELL, 20 + 7 * CELL)
 
 
 def picture(image: torch.Tensor) -> np.ndarray:

@@ -2,7 +2,15 @@ import numpy as np
 import pytest
 import torch
 
-from hf_latent.evaluation.pictures import LABEL_WIDTH, image_grid, interleave, labelled_rows
+from hf_latent.evaluation.pictures import (
+    LABEL_WIDTH,
+    MOST_LABEL_WIDTH,
+    cut_label,
+    image_grid,
+    interleave,
+    labelled_rows,
+    text_width,
+)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
@@ -37,3 +45,15 @@ def test_labelled_rows_have_one_row_a_label():
     centers = picture[32::64, LABEL_WIDTH + 32 :: 64, 0]
     np.testing.assert_array_equal(centers, [[0, 51, 102], [255, 204, 255]])
     assert (picture[:64, :LABEL_WIDTH] < 128).any()  # the name stands beside its row
+
+
+def test_long_labels_are_cut_to_one_line_that_fits():
+    assert cut_label("a red\n heart") == "a red heart"
+    for text in ("a wide prompt " * 40, "W" * 5000):
+        label = cut_label(text)
+        assert label[-1] == "…" and text.startswith(label[:-1])
+        most = MOST_LABEL_WIDTH - text_width("W")
+        assert most - 16 < text_width(label) <= MOST_LABEL_WIDTH - 16
+        picture = image_grid(torch.zeros(2, 1, 64, 64), 1, [text, "cat"])
+        assert LABEL_WIDTH + 64 < picture.width <= MOST_LABEL_WIDTH + 64
+        assert np.asarray(picture)[:, -64:].max() == 0, "the images are not written over"

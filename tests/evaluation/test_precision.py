@@ -13,6 +13,7 @@ from hf_latent.evaluation.precision import (
     in_dtype,
     speed_ratio,
 )
+from tests.pipeline.test_prompts import make_words
 
 
 def test_two_calls_are_timed_in_turn_for_a_limited_time(monkeypatch):
@@ -36,10 +37,12 @@ def test_a_processor_without_bfloat16_computes_no_more_than_a_small_product():
     assert 0 < ratio < TOO_SLOW if not called else {32, 16} == set(called)
 
 
-def test_the_denoiser_is_compared_with_itself(pipeline, monkeypatch):
+@pytest.mark.parametrize("kind", ["classes", "prompts"])
+def test_the_denoiser_is_compared_with_itself(pipeline, monkeypatch, kind):
     outputs = []
     monkeypatch.setattr(precision, "bf16_speed", lambda *calls: outputs.extend(x() for x in calls))
-    precision.denoiser_bf16_speed(pipeline.unet, pipeline.latent_size)
+    pipeline = make_words() if kind == "prompts" else pipeline
+    precision.denoiser_bf16_speed(pipeline)
     exact, rounded = (output.sample for output in outputs)
     assert (exact.dtype, rounded.dtype) == (torch.float32, torch.bfloat16)
     torch.testing.assert_close(rounded.float(), exact, rtol=0, atol=0.05)
@@ -77,3 +80,12 @@ def test_images_in_half_precision_are_nearly_those_in_float32(pipeline, dtype, c
     assert torch.equal(sample_images(pipeline, *arguments), exact), "it was copied"
     assert in_dtype(pipeline, torch.float32) is pipeline
     assert capfd.readouterr().err == ""
+
+
+def test_a_text_encoder_in_half_precision_says_nearly_the_same():
+    words = make_words()
+    exact, half = (
+        sample_images(x, None, 2, 0, 2, prompts=["a red heart", "cat"])
+        for x in (words, in_dtype(words, torch.bfloat16))
+    )
+    assert 0 < (half - exact).abs().max() < 0.05

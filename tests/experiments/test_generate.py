@@ -8,12 +8,15 @@ from torch._dynamo.utils import counters
 
 from hf_latent.cli import main
 from hf_latent.errors import UserError
-from hf_latent.evaluation.pictures import LABEL_WIDTH
+from hf_latent.evaluation.images.sampling import load_pipeline
+from hf_latent.evaluation.pictures import LABEL_WIDTH, MOST_LABEL_WIDTH
+from hf_latent.experiments import generate as module
 from hf_latent.experiments.generate import GenerateConfig, choose_labels
 from hf_latent.models.presets import create_denoiser, create_scheduler
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.pipeline.decode import IMAGE_VALUES
-from tests.conftest import make_autoencoder, make_denoiser
+from tests.conftest import count_calls, make_autoencoder, make_denoiser
+from tests.pipeline.test_prompts import make_words
 from tests.small import NARROW_DENOISER
 
 
@@ -34,6 +37,26 @@ def model_of(tmp_path):
         return str(tmp_path / "another")
 
     return save
+
+
+@pytest.fixture
+def words(tmp_path):
+    """The folder of a model that was trained on captions, beside which prompts may be written."""
+    make_words().save_pretrained(tmp_path / "words")
+    return str(tmp_path / "words")
+
+
+def tiles(path: Path, left: int = 0) -> np.ndarray:
+    """Return a picture's tiles `(rows, columns, 64, 64)`, right of labels `left` pixels wide."""
+    pixels = np.asarray(Image.open(path).convert("L"))[:, left:].astype(int)
+    return pixels.reshape(-1, 64, pixels.shape[1] // 64, 64).swapaxes(1, 2)
+
+
+def drawn(prompt: str, seed: int, **arguments) -> np.ndarray:
+    """Return the tile of an image of the model `words`."""
+    generator, pipeline = torch.Generator().manual_seed(seed), make_words()
+    asked = {"prompt": prompt, "generator": generator, "num_inference_steps": 2} | arguments
+    return np.asarray(pipeline(**asked).images[0].resize((64, 64), 0)).astype(int)
 
 
 def run(model: str, *flags: str) -> int:
@@ -71,23 +94,31 @@ def test_dtype(model, tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["classes", "prompts"])
 def test_a_compiled_denoiser_has_a_graph_with_guidance_and_one_without(
-    vae, tmp_path, compiled_eagerly
+    vae, tmp_path, compiled_eagerly, kind
 ):
     # Of one level: torch._dynamo takes a second for each block.
     small = NARROW_DENOISER | {"block_out_channels": (16,), "attention": (True,)}
-    unet = create_denoiser("tiny", vae, (1, 16, 16), 3, **small)
-    saved = LatentDiffusionPipeline(vae, unet, create_scheduler("flow"))
+    if kind == "classes":
+        unet = create_denoiser("tiny", vae, (1, 16, 16), 3, **small)
+        saved = LatentDiffusionPipeline(vae, unet, create_scheduler("flow"))
+    else:
+        unet = create_denoiser("tiny", vae, (1, 16, 16), text_width=16, **small)
+        saved = LatentDiffusionPipeline(**make_words().components | {"unet": unet})
     saved.save_pretrained(tmp_path / "model")
+    (tmp_path / "prompts.txt").write_text("a cat\na red heart\nheart\n")
     pictures = []
     for compiled in ("false", "true"):
         output = tmp_path / f"{compiled}.png"
         flags = ("--num_images", "5", "--batch_size", "2", "--guidance_interval", "0,0.8")
         flags += ("--compile", compiled, "--output", str(output))
+        if kind == "prompts":
+            flags += ("--prompts_file", str(tmp_path / "prompts.txt"))
         assert run(str(tmp_path / "model"), *flags) == 0
         pictures.append(np.asarray(Image.open(output)).astype(int))
     assert abs(pictures[0] - pictures[1]).max() <= 1
-    assert compiled_eagerly == ["UNet2DModel"]
+    assert compiled_eagerly == [type(unet).__name__]
     assert counters["stats"]["unique_graphs"] == 2, "the last batch is filled up"
     assert not counters["graph_break"]
 
@@ -159,6 +190,104 @@ def test_an_unconditional_model_is_drawn_without_labels(unconditional, tmp_path)
     output = tmp_path / "grid.png"
     assert run(str(tmp_path / "model"), "--num_images", "5", "--output", str(output)) == 0
     assert Image.open(output).size == (8 * 64, 64)
+
+
+def test_a_prompt_is_drawn_in_a_plain_grid(words, tmp_path):
+    prompted, alone, away = (tmp_path / f"{x}.png" for x in ("prompted", "alone", "away"))
+    flags = ("--prompt", "a  red heart", "--seed", "7")
+    assert run(words, *flags, "--output", str(prompted)) == 0
+    found = tiles(prompted)
+    assert found.shape[:2] == (1, 8)
+    for i in (0, 5):
+        assert abs(found[0, i] - drawn("a red heart", 7 + i)).max() <= 1
+    (tmp_path / "prompts.txt").write_bytes(b"\xef\xbb\xbf\r\n a red heart \r\n\n")
+    in_file = ("--prompts_file", str(tmp_path / "prompts.txt"), *flags[2:])
+    assert run(words, *in_file, "--output", str(alone)) == 0
+    assert alone.read_bytes() == prompted.read_bytes()
+    negative = ("--negative_prompt", "cat", "--num_images", "2", "--guidance_scale", "4")
+    assert run(words, *flags, *negative, "--output", str(away)) == 0
+    expected = drawn("a red heart", 8, negative_prompt="cat", guidance_scale=4.0)
+    assert abs(tiles(away)[0, 1] - expected).max() <= 1
+    assert abs(tiles(away)[0, 1] - found[0, 1]).max() > 1
+
+
+def test_each_prompt_of_a_file_has_a_labelled_row(words, tmp_path, capsys):
+    prompts = ["a cat", "a red heart and a blue heart and a blue cat and a red cat " * 3, "heart"]
+    (tmp_path / "prompts.txt").write_text("\n\n".join(prompts))
+    flags, output = ("--prompts_file", str(tmp_path / "prompts.txt")), tmp_path / "grid.png"
+    assert run(words, *flags, "--batch_size", "5", "--output", str(output)) == 0
+    printed = capsys.readouterr()
+    assert "12 images" in printed.out
+    assert printed.err == (
+        "warning: 1 of 3 texts are cut to 6 tokens, such as "
+        "'a red heart and a blue heart and a blue cat and a red cat a '\n"
+    )
+    left = Image.open(output).width - 4 * 64
+    assert MOST_LABEL_WIDTH - 24 < left <= MOST_LABEL_WIDTH
+    found = tiles(output, left)
+    assert found.shape[:2] == (3, 4)
+    for row, column in ((0, 0), (1, 2), (2, 3)):
+        expected = drawn(prompts[row], 3 * column + row)
+        assert abs(found[row, column] - expected).max() <= 1
+    assert run(words, *flags, "--num_images", "2", "--output", str(output)) == 0
+    assert Image.open(output).height == 2 * 64
+
+
+def test_without_a_prompt_the_empty_one_is_drawn_without_guidance(words, tmp_path, monkeypatch):
+    calls = []
+
+    def load(*arguments):
+        pipeline = load_pipeline(*arguments)
+        calls.append(count_calls(pipeline.unet))
+        return pipeline
+
+    monkeypatch.setattr(module, "load_pipeline", load)
+    output = tmp_path / "grid.png"
+    assert run(words, "--output", str(output)) == 0
+    assert calls == [[8, 8]]
+    assert abs(tiles(output)[0, 3] - drawn("", 3)).max() <= 1
+    assert run(words, "--prompt", "cat", "--output", str(output)) == 0
+    assert calls[1:] == [[16, 16]]
+
+
+def test_a_prompt_needs_no_class(words, tmp_path):
+    parts = make_words().components
+    shape = {"num_classes": 3, "text_width": 16}
+    unet = create_denoiser("tiny", parts["vae"], (1, 16, 16), **shape, **NARROW_DENOISER).eval()
+    both = LatentDiffusionPipeline(**parts | {"unet": unet})
+    both.save_pretrained(tmp_path / "both")
+    both.set_progress_bar_config(disable=True)
+    output = tmp_path / "grid.png"
+    for flags, labels, size in (
+        (("--prompt", "cat"), None, (8 * 64, 64)),
+        (("--prompt", "cat", "--class_labels", "2,0"), [2], (LABEL_WIDTH + 4 * 64, 2 * 64)),
+    ):
+        assert run(str(tmp_path / "both"), *flags, "--output", str(output)) == 0
+        assert Image.open(output).size == size
+        asked = {"prompt": "cat", "num_inference_steps": 2, "class_labels": labels}
+        image = both(generator=torch.Generator().manual_seed(0), **asked).images[0]
+        expected = np.asarray(image.resize((64, 64), 0)).astype(int)
+        assert abs(tiles(output, size[0] % 128)[0, 0] - expected).max() <= 1
+    assert run(str(tmp_path / "both"), "--output", str(output)) == 0
+    assert Image.open(output).size == (LABEL_WIDTH + 4 * 64, 3 * 64), "all classes"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--class_labels", "0"), "--class_labels: this model has no classes"),
+        (("--guidance_scale", "3"), "--guidance_scale needs a prompt or a guide, and there is"),
+        (("--negative_prompt", "cat", "--guidance_scale", "1"), "--negative_prompt needs class"),
+        (("--prompt", "cat", "--prompts_file", "x"), "--prompt and --prompts_file cannot go"),
+        (("--prompts_file", "nowhere.txt"), "--prompts_file nowhere.txt cannot be read as text"),
+    ],
+)
+def test_bad_prompts_are_one_line(words, tmp_path, monkeypatch, capsys, flags, message):
+    monkeypatch.chdir(tmp_path)
+    assert run(words, *flags) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {message}")
+    assert not list(tmp_path.glob("*.png"))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """The generated images of an evaluation: kept on disk with their vectors, and judged by class."""
 
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +33,10 @@ def write_samples(
     config: EvaluateConfig,
     spaces: dict[str, FeatureExtractor],
     bar: tqdm,
+    prompts: Sequence[str] | None = None,
+    name: str = "generated",
 ) -> Shards:
-    """Generate images into `output_dir/generated`; a killed run's images there are kept.
+    """Generate images into `output_dir/NAME`; a killed run's images there are kept.
 
     Images of other settings are replaced only with `overwrite_output_dir`.
 
@@ -40,6 +44,8 @@ def write_samples(
         class_labels: `(count,)` int64, of each image; None for a model without classes.
         config: how to sample; image i has the seed `seed + i`.
         spaces: extractors by name. The vectors of each image and of its mirror image are kept.
+        prompts: of each image; None for a model without prompts.
+        name: of the folder.
 
     Returns:
         Shards of `images` `(N, C, H, W)` uint8, of `class_labels` if there are any, and of `NAME`
@@ -61,6 +67,7 @@ def write_samples(
             steps,
             guidance.interval,
             whole_batches=config.compile,
+            prompts=prompts and prompts[rows.start : rows.stop],
         )
         images = to_uint8(samples * 2 - 1)
         tensors = {"images": images} | ({} if labels is None else {"class_labels": labels})
@@ -87,9 +94,19 @@ def write_samples(
     }
     if pipeline.guide_unet is not None:
         identity["guide_unet"] = hash_weights(pipeline.guide_unet)
-    folder = Path(config.output_dir) / "generated"
+    if prompts is not None:
+        identity |= {"text_encoder": hash_weights(pipeline.text_encoder)}
+        identity |= {"prompts": hash_tokens(pipeline.tokenizer, prompts)}
+    folder = Path(config.output_dir) / name
     replace = config.overwrite_output_dir
     return write_shards(folder, count, make_rows, identity, bar.update, replace)
+
+
+def hash_tokens(tokenizer: Any, prompts: Sequence[str]) -> str:
+    """Return the SHA-256 of what a text encoder sees of prompts, each cut to its length."""
+    length = tokenizer.model_max_length
+    tokens = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True)
+    return hashlib.sha256(repr(tokens.input_ids).encode()).hexdigest()
 
 
 def labelled_real_images(dataset: ImageDataset) -> LabelledImages:

@@ -2,7 +2,7 @@
 
 import hashlib
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from hf_latent.data.images.dataset import ImageDataset
 from hf_latent.data.images.open import ImageSplits, open_images, with_values_of
+from hf_latent.data.images.sources.captions import AUTO
 from hf_latent.data.shards import Shards, write_shards
 from hf_latent.errors import UserError
 from hf_latent.evaluation.config import LARGEST_DEFAULT, ComparisonConfig
@@ -25,6 +26,7 @@ from hf_latent.models.presets import measure_compression
 from hf_latent.output import replaced_whole
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.pipeline.autoencoders import downsampling_factor
+from hf_latent.pipeline.conditions import has_prompts
 
 FEWEST_HELD_OUT = 2
 
@@ -65,12 +67,15 @@ def open_real_images(
     """Open the data and check that it fits the model.
 
     Raises:
-        UserError: if the size, the channels or the classes differ, or the data has too few images.
+        UserError: if the size, the channels or the classes differ, the data has too few images, or
+            the model needs captions and the data has none.
     """
     size = pipeline.unet.config.sample_size
     f = downsampling_factor(pipeline.vae)
     height, width = (f * x for x in ((size, size) if isinstance(size, int) else size))
     images = with_values_of(pipeline.vae, config.images_config((height, width)))
+    if has_prompts(pipeline.unet) and images.caption_column is None:
+        images = replace(images, caption_column=AUTO)
     splits = open_images(images, keep_in_memory=False)
     measure_compression(pipeline.vae, splits.image_shape)  # rejects images it cannot encode
     if splits.image_shape[1:] != (height, width):

@@ -10,7 +10,9 @@ from hf_latent.errors import UserError
 from hf_latent.models.load import find_model, load_denoiser, loading
 from hf_latent.models.slicing import slice_if_needed
 from hf_latent.pipeline import LatentDiffusionPipeline, denoise
+from hf_latent.pipeline.conditions import has_prompts
 from hf_latent.pipeline.denoise import Guidance
+from hf_latent.pipeline.prompts import choose_prompts, encode_prompts
 from hf_latent.pipeline.samplers import (
     check_removes_noise,
     get_objective,
@@ -40,6 +42,8 @@ def load_pipeline(
     folder = find_model(model)
     with loading(folder, "model"):
         pipeline = LatentDiffusionPipeline.from_pretrained(folder)
+        for name in ("text_encoder", "tokenizer") if has_prompts(pipeline.unet) else ():
+            pipeline.require(name)
     if sampler is not None:
         try:
             pipeline.use_sampler(sampler)
@@ -91,19 +95,23 @@ def choose_sampling(
     num_inference_steps: int | None = None,
     guidance_scale: float | None = None,
     guidance_interval: Sequence[float] | None = None,
+    conditional: bool | None = None,
 ) -> tuple[int, Guidance]:
-    """Return the number of steps and the guidance of a command that draws all of a model's classes.
+    """Return the number of steps and the guidance of a command that draws a model's images.
 
     Args:
         pipeline: the model.
-        num_inference_steps: as of `denoise.choose_sampling`, like the others.
+        num_inference_steps: as of `denoise.choose_sampling`, like the two others.
+        conditional: whether classes or prompts are drawn; None: if the model has any.
 
     Raises:
         UserError: naming the flag that does not fit the model.
     """
     asked = num_inference_steps, guidance_scale, guidance_interval
+    if conditional is None:
+        conditional = pipeline.num_classes is not None or has_prompts(pipeline.unet)
     try:
-        return denoise.choose_sampling(pipeline, pipeline.num_classes is not None, *asked)
+        return denoise.choose_sampling(pipeline, conditional, *asked)
     except ValueError as error:
         raise UserError(f"--{error}") from error
 
@@ -115,8 +123,9 @@ def count_evaluations(
 ) -> int:
     """Return how many network evaluations one image needs.
 
-    A guided step counts as two: the denoiser with and without the label or, in autoguidance, the
-    denoiser and its guide. A smaller guide counts like a large one.
+    A guided step counts as two: the denoiser with and without the label and the prompt or, in
+    autoguidance, the denoiser and its guide. A smaller guide counts like a large one. The text
+    encoder does not count.
 
     Args:
         num_inference_steps: the scheduler's steps; some schedulers evaluate twice per step.
@@ -138,6 +147,35 @@ def count_evaluations(
 
 
 @torch.no_grad()
+def encode_each(
+    pipeline: LatentDiffusionPipeline, prompts: Sequence[str] | None, batch_size: int
+) -> list[torch.Tensor] | None:
+    """Encode prompts, equal ones once.
+
+    Args:
+        prompts: P texts; None: the empty prompt.
+        batch_size: prompts to encode at a time.
+
+    Returns:
+        `(T, D)` of each prompt, for a call's `prompt_embeds`; None for a model without prompts.
+
+    Raises:
+        ValueError: if the model takes no prompts, or has no text encoder.
+    """
+    texts = choose_prompts(pipeline.unet, prompts, None)
+    if not has_prompts(pipeline.unet):
+        return None
+    if not isinstance(texts, list):
+        texts = [""]
+    encoder, distinct = pipeline.require("text_encoder"), list(dict.fromkeys(texts))
+    encoded: dict[str, torch.Tensor] = {}
+    for start in range(0, len(distinct), batch_size):
+        part = distinct[start : start + batch_size]
+        encoded |= zip(part, encode_prompts(encoder, pipeline.tokenizer, part), strict=True)
+    return [encoded[text] for text in texts]
+
+
+@torch.no_grad()
 def sample_images(
     pipeline: LatentDiffusionPipeline,
     class_labels: list[int] | None,
@@ -148,24 +186,36 @@ def sample_images(
     num_inference_steps: int | None = None,
     guidance_interval: tuple[float, float] | None = None,
     whole_batches: bool = False,
+    prompts: Sequence[str] | None = None,
+    negative_prompt: str | None = None,
 ) -> torch.Tensor:
     """Generate images in batches; image i has the seed `seed + i`.
 
     Args:
-        class_labels: used in turn; None for an unconditional model.
+        class_labels: used in turn; None: the null label, or a model without classes.
         seed: of the first image.
         guidance_scale: as in the pipeline's call.
         num_inference_steps: as in the pipeline's call.
         guidance_interval: as in the pipeline's call.
         whole_batches: fill up the last batch, with images that are dropped. A compiled denoiser
             would be compiled again for a smaller one.
+        prompts: used in turn, beside class_labels; None: the empty prompt, or a model without
+            prompts.
+        negative_prompt: as in the pipeline's call.
 
     Returns:
         `(num_images, C, H, W)` float32 in [0, 1], on the CPU.
 
     Raises:
-        UserError: if an image is not finite.
+        UserError: if the labels or prompts are not for this model, or an image is not finite.
     """
+    try:
+        embeds = encode_each(pipeline, prompts, batch_size)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+    def embeds_of(indices: range) -> torch.Tensor | None:
+        return torch.stack([embeds[i % len(embeds)] for i in indices]) if embeds else None
 
     def generate(indices: range) -> torch.Tensor:
         (images,) = pipeline(
@@ -175,6 +225,8 @@ def sample_images(
             guidance_scale=guidance_scale,
             num_inference_steps=num_inference_steps,
             guidance_interval=guidance_interval,
+            prompt_embeds=embeds_of(indices),
+            negative_prompt=negative_prompt,
             output_type="pt",
             return_dict=False,
         )

@@ -40,6 +40,7 @@ from hf_latent.experiments.generate import RELEASED
 from hf_latent.hub.stock_pipeline import to_stock_pipeline
 from hf_latent.output import replaced_whole
 from hf_latent.pipeline import LatentDiffusionPipeline
+from hf_latent.pipeline.conditions import has_prompts
 from hf_latent.pipeline.decode import shown_channels
 from hf_latent.pipeline.samplers import compatible_samplers, create_sampler
 
@@ -57,7 +58,8 @@ class SamplerBenchmarkConfig(BenchmarkConfig, ComparisonConfig):
     all classes in turn: images a second, FD, and denoiser evaluations, which are counted. The model
     is also exported, and compared with diffusers' stock pipeline: its own scheduler (euler for a
     flow's heun), the largest number of steps, all classes in turn, no guidance. A distilled model
-    has one sampler and one number of steps, its own.
+    has one sampler and one number of steps, its own. A model with prompts draws from the empty
+    one, whose images guidance does not change.
 
     Attributes:
         resize_mode: As in evaluate; pad is how the released model was trained.
@@ -202,7 +204,9 @@ def compare_with_stock(
     count, classes = config.batch_size, pipeline.num_classes
     ours: dict[str, Any] = {"num_images": count}
     theirs: dict[str, Any] = {"batch_size": count}
-    if classes is not None:
+    if has_prompts(pipeline.unet):
+        ours = theirs = {"prompt": [""] * count, "guidance_scale": 1}
+    elif classes is not None:
         labels = [row % classes for row in range(count)]
         ours = theirs = {"class_labels": labels, "guidance_scale": 1}
 

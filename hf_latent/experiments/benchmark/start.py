@@ -16,7 +16,7 @@ from hf_latent.experiments.benchmark.benchmark import BenchmarkConfig, run_bench
 from hf_latent.experiments.generate import RELEASED
 from hf_latent.models.load import find_model
 
-PARTS = "from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DModel"
+PARTS = "from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel, UNet2DModel"
 PIPELINE = "from hf_latent import LatentDiffusionPipeline as Pipeline"
 DRAW = f"import sys; {PIPELINE}; Pipeline.from_pretrained(sys.argv[1])()"
 SHORTEST_IMPORT_SECONDS = 0.01

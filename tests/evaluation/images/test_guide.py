@@ -11,10 +11,11 @@ from hf_latent.evaluation.config import EvaluateConfig, SamplingConfig
 from hf_latent.evaluation.images.generated import write_samples
 from hf_latent.evaluation.images.sampling import count_evaluations, load_pipeline, sample_images
 from hf_latent.models.frozen import hash_weights
-from hf_latent.models.presets import create_scheduler
+from hf_latent.models.presets import create_denoiser, create_scheduler
 from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.pipeline.denoise import Guidance
-from tests.conftest import count_calls, make_guide
+from tests.conftest import NARROW_DENOISER, count_calls, make_guide
+from tests.pipeline.test_prompts import make_words
 
 
 @pytest.mark.parametrize("sampler", [None, "heun"])
@@ -70,6 +71,28 @@ def test_a_guide_that_does_not_fit_is_one_line(saved, name, message):
         load_pipeline(str(saved / "model"), guide=str(saved / name))
     assert message in str(error.value) and str(saved / name) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_guide_takes_the_prompts_of_the_model(pipeline, tmp_path):
+    words, shape = make_words(), (1, 16, 16)
+    words.save_pretrained(tmp_path / "model")
+    narrow = NARROW_DENOISER | {"block_out_channels": (8, 16)}
+    for name, width in (("guide", 16), ("wide", 24), ("none", None)):
+        guide = create_denoiser("tiny", words.vae, shape, text_width=width, **narrow)
+        guide.save_pretrained(tmp_path / name)
+    guided = load_pipeline(str(tmp_path / "model"), guide=str(tmp_path / "guide"))
+    made = [count_calls(model) for model in (guided.unet, guided.guide_unet)]
+    sampling = (2.0, 2)
+    images = sample_images(guided, None, 1, 0, 1, *sampling, prompts=["cat"])
+    assert made == [[1, 1], [1, 1]]
+    other = sample_images(guided, None, 1, 0, 1, *sampling, prompts=["heart"])
+    assert not torch.allclose(images, other, atol=1e-4)
+    for name, width in (("wide", 24), ("none", None)):
+        with pytest.raises(UserError, match=f"guide_unet has prompt_width {width}, and the denoi"):
+            load_pipeline(str(tmp_path / "model"), guide=str(tmp_path / name))
+    pipeline.save_pretrained(tmp_path / "classes")
+    with pytest.raises(UserError, match="is not for this model: guide_unet has num_class_embeds"):
+        load_pipeline(str(tmp_path / "classes"), guide=str(tmp_path / "guide"))
 
 
 def test_a_guide_with_other_noise_levels_is_rejected(pipeline, tmp_path):

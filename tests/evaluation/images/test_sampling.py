@@ -1,9 +1,22 @@
+import json
+
 import pytest
 import torch
 
 from hf_latent.errors import UserError
-from hf_latent.evaluation.images.sampling import count_evaluations, load_pipeline, sample_images
+from hf_latent.evaluation.images.sampling import (
+    choose_sampling,
+    count_evaluations,
+    load_pipeline,
+    sample_images,
+)
+from hf_latent.models.presets import create_denoiser
+from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.pipeline.denoise import Guidance
+from tests.conftest import NARROW_DENOISER, count_calls
+from tests.pipeline.test_prompts import make_words
+
+PROMPTS = ["a red heart", "a blue cat", "a red heart"]
 
 
 def test_images_do_not_depend_on_batches_and_labels_are_used_in_turn(pipeline):
@@ -70,3 +83,79 @@ def test_counted_evaluations_are_made(pipeline, sampler, scale, interval, evalua
     pipeline.unet.register_forward_pre_hook(lambda module, inputs: made.append(len(inputs[0])))
     sample_images(pipeline, [0], 1, 0, 1, scale, 4, interval)
     assert sum(made) == evaluations
+
+
+def draw_one(pipeline, seed: int, **asked) -> torch.Tensor:
+    asked |= {"generator": torch.Generator().manual_seed(seed), "num_inference_steps": 2}
+    return pipeline(output_type="pt", **asked).images
+
+
+def test_prompts_are_used_in_turn_and_encoded_once():
+    words = make_words()
+    arguments = {"num_images": 5, "seed": 3, "num_inference_steps": 2, "prompts": PROMPTS}
+    arguments |= {"negative_prompt": "heart", "guidance_scale": 3.0}
+    together = sample_images(words, None, batch_size=5, **arguments)
+    encoded = count_calls(words.text_encoder)
+    apart = sample_images(words, None, batch_size=2, **arguments)
+    assert encoded == [2, 1, 1, 1], "the distinct prompts, and the negative one in each batch"
+    torch.testing.assert_close(together, apart, rtol=0, atol=1e-4)
+    for i, prompt in enumerate([*PROMPTS, *PROMPTS[:2]]):
+        asked = {"prompt": prompt, "negative_prompt": "heart", "guidance_scale": 3.0}
+        one = draw_one(words, 3 + i, **asked)
+        torch.testing.assert_close(together[i : i + 1], one, rtol=0, atol=1e-4)
+    other = sample_images(words, None, batch_size=5, **arguments | {"negative_prompt": None})
+    assert not torch.allclose(together, other, atol=1e-4)
+
+
+def test_prompts_and_labels_go_together():
+    words = make_words()
+    shape = {"num_classes": 3, "text_width": 16}
+    unet = create_denoiser("tiny", words.vae, (1, 16, 16), **shape, **NARROW_DENOISER).eval()
+    both = LatentDiffusionPipeline(**words.components | {"unet": unet})
+    both.set_progress_bar_config(disable=True)
+    images = sample_images(both, [2, 0], 3, 0, 3, num_inference_steps=2, prompts=PROMPTS)
+    for i, label in enumerate([2, 0, 2]):
+        one = draw_one(both, i, class_labels=label, prompt=PROMPTS[i])
+        torch.testing.assert_close(images[i : i + 1], one, rtol=0, atol=1e-4)
+    unlabelled = sample_images(both, None, 3, 0, 3, num_inference_steps=2, prompts=PROMPTS)
+    torch.testing.assert_close(
+        unlabelled[:1], draw_one(both, 0, prompt=PROMPTS[0]), rtol=0, atol=1e-4
+    )
+    assert not torch.allclose(images, unlabelled, atol=1e-4)
+
+
+def test_without_prompts_the_empty_prompt_is_drawn(pipeline):
+    words = make_words()
+    found = sample_images(words, None, 3, 0, 2, num_inference_steps=2)
+    expected = sample_images(words, None, 3, 0, 2, num_inference_steps=2, prompts=[""])
+    assert torch.equal(found, expected)
+    for asked in ({"prompts": ["cat"]}, {"negative_prompt": "cat"}):
+        with pytest.raises(UserError, match="this model was trained without prompts"):
+            sample_images(pipeline, [0], 1, 0, 1, **asked)
+
+
+def test_a_model_with_prompts_is_guided_unless_none_is_drawn():
+    words = make_words()
+    assert choose_sampling(words)[1] == Guidance(2.0)
+    assert choose_sampling(words, conditional=False)[1] == Guidance()
+    with pytest.raises(UserError, match=r"^--guidance_scale needs a prompt or a guide, and there"):
+        choose_sampling(words, guidance_scale=3.0, conditional=False)
+    for scale, interval in ((1.0, None), (2.0, None), (2.0, (0.4, 0.8))):
+        made = count_calls(words.unet)
+        sample_images(words, None, 1, 0, 1, scale, 4, interval, prompts=["cat"])
+        assert sum(made) == count_evaluations(words, 4, Guidance(scale, interval))
+
+
+def test_a_model_with_prompts_is_loaded_silently_with_its_text_encoder(tmp_path, capfd):
+    words = make_words()
+    words.save_pretrained(tmp_path / "model")
+    capfd.readouterr()
+    loaded = load_pipeline(str(tmp_path / "model"))
+    found, expected = (sample_images(x, None, 2, 0, 2, prompts=PROMPTS) for x in (loaded, words))
+    assert torch.equal(found, expected)
+    assert capfd.readouterr().err == ""
+    index = tmp_path / "model" / "model_index.json"
+    nothing = {key: [None, None] for key in ("text_encoder", "tokenizer")}
+    index.write_text(json.dumps(json.loads(index.read_text()) | nothing))
+    with pytest.raises(UserError, match=r"no model found at .* this pipeline has no text_encoder"):
+        load_pipeline(str(tmp_path / "model"))

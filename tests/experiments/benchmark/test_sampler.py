@@ -19,6 +19,7 @@ from hf_latent.pipeline import LatentDiffusionPipeline
 from hf_latent.pipeline.decode import IMAGE_VALUES
 from tests.conftest import NARROW_DENOISER, make_autoencoder, make_guide
 from tests.evaluation.features.short_vectors import ShortVectors
+from tests.pipeline.test_prompts import make_words
 from tests.small import few_images
 
 OWN = {"guidance_scale": 3.0, "guidance_interval": (0, 0.8)}
@@ -147,3 +148,15 @@ def test_a_number_of_steps_that_a_sampler_cannot_do_is_refused_before_any_image(
         measure(make_pipeline("epsilon"), tmp_path, "--num_inference_steps", "[2,3]")
     assert error.value.code == 2
     assert "--num_inference_steps 3 is not for" in capsys.readouterr().err
+
+
+def test_a_model_with_prompts_draws_from_the_empty_one():
+    words = make_words()
+    config = benchmark.SamplerBenchmarkConfig(batch_size=2, rounds=1)
+    point = benchmark.create_points(words, [2])[0]
+    with benchmark.evaluated_batches(words) as batches:
+        point.draw(3, words, ShortVectors(), config)
+    assert sum(batches) == point.evaluations == 3 * 2 * 2, "with guidance"
+    figures = benchmark.compare_with_stock(words, config, 2)
+    assert figures["stock_class"] == "StableDiffusionPipeline"
+    assert figures["stock_largest_difference"] < 0.05
