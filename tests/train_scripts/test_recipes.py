@@ -38,6 +38,7 @@ RECIPES = sorted(
 )
 # Millions of trained parameters, and the latents of an image.
 EXPECTED = {
+    "emoji-64/unet-words.yaml": (5.4, [8, 8, 8]),
     "photographs-64/vae.yaml": (0.2, [8, 16, 16]),
     "photographs-64/unet.yaml": (2.8, [8, 16, 16]),
     "photographs-128/unet.yaml": (27.2, [8, 16, 16]),
@@ -76,6 +77,7 @@ def write_data(folder: Path, recipe: str, size: int) -> str:
         for i in range(5):
             pixels = generator.integers(0, 256, (size, size, channels), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / name / f"{i}.png")
+            (folder / name / f"{i}.txt").write_text("a cat\na picture\n")
     return str(folder)
 
 

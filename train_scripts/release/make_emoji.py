@@ -3,19 +3,20 @@
     npm pack emoji-datasource-google && tar xf emoji-datasource-google-*.tgz
     python train_scripts/release/make_emoji.py --package package --output_dir emoji
 
-Use the folder as a source of images: `--data emoji --channels 4 --resolution 64`.
+Use the folder as a source of images: `--data emoji --channels 4 --resolution 64`. With `--captions`
+each image also has its names in words, and the split is by combinations of words.
 """
 
 import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 
 from hf_latent.command import Settings, run_command
 from hf_latent.data.images.held_out import content_hash
@@ -27,6 +28,7 @@ from hf_latent.output import check_output_dir, replaced_whole
 PACKAGE = "emoji-datasource-google"
 IMAGE_NAME = re.compile(r"[0-9a-f]+(-[0-9a-f]+)*\.png")
 TEST_PERCENT = 10
+COMBINATION_PERCENT = 5
 
 # Variation selector, joiner, gender signs, arrow of a figure facing right; skin tones; hair.
 DROPPED = {*"\ufe0f\u200d\u2640\u2642\u27a1"}
@@ -37,6 +39,15 @@ DRAWN_ALIKE = """🧑👨👩 🧒👦👧 🧓👴👵 👫👬👭 🤴👸�
 🕐🕑🕒🕓🕔🕕🕖🕗🕘🕙🕚🕛🕜🕝🕞🕟🕠🕡🕢🕣🕤🕥🕦🕧"""
 STANDS_FOR = {ord(other): row[0] for row in DRAWN_ALIKE.split() for other in row[1:]}
 SPELLED_OUT = {"🧑🤝🧑": "👫", "🧑❤🧑": "💑", "🧑❤💋🧑": "💏", "🧑🎄": "🎅", "🧑🍼": "🤱"}
+SKIN_TONES = {
+    "1F3FB": "light skin tone",
+    "1F3FC": "medium-light skin tone",
+    "1F3FD": "medium skin tone",
+    "1F3FE": "medium-dark skin tone",
+    "1F3FF": "dark skin tone",
+}
+# These are held out too. Their colours and their shapes are in other names.
+COLOURED = {"blue heart", "large green circle", "large orange square", "green book"}
 FAMILY, FAMILY_MEMBERS, KEYCAP = "👪", {"🧑", "🧒"}, "\u20e3"
 
 README = """# Noto emoji, RGBA
@@ -49,15 +60,24 @@ License 2.0 (https://www.apache.org/licenses/LICENSE-2.0); its flags are in the 
 exempt from copyright. The package's data, from which the labels come, has the MIT licence in
 LICENSE-{package}.
 
-Split: by emoji, never by variant. Skin tones, hair, genders and directions of one emoji, all
-families, all clock faces, all keycaps, mirrored pairs such as the fists, and emoji with identical
-images are one group. A group is in the test split if the sha256 of its key, read as a share, is
-below {percent}%. The five bare skin swatches (category Component) are left out.
+{rule} The five bare skin swatches (category Component) are left out.
 
 | category | train | test |
 |---|---|---|
 {rows}
 """
+
+
+BY_EMOJI = f"""Split: by emoji, never by variant. Skin tones, hair, genders and directions of one
+emoji, all families, all clock faces, all keycaps, mirrored pairs such as the fists, and emoji with
+identical images are one group. A group is in the test split if the sha256 of its key, read as a
+share, is below {TEST_PERCENT}%."""
+BY_COMBINATION = f"""Captions: the column text has each image's names, which are alternatives.
+
+Split: by combinations of words. In the test split are some skin tones of each emoji that has some,
+and some genders of what women, men and persons do or are, if the sha256 of their name, read as a
+share, is below {COMBINATION_PERCENT}%; and {", ".join(sorted(COLOURED))}. Other combinations of
+each word are in the train split, and an emoji never has its mirror image in the other split."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,10 +87,13 @@ class EmojiConfig(Settings):
     Attributes:
         package: The folder of the unpacked package, which has emoji.json.
         output_dir: The new folder; it must be missing or empty.
+        captions: Add a column text with the names, and split by combinations of words, for a model
+            with prompts. By default the split is by emoji, for an autoencoder.
     """
 
     package: str
     output_dir: str
+    captions: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,11 +104,13 @@ class EmojiImage:
         name: the file's name.
         category: the emoji's category, such as Food & Drink.
         group: the emoji's `group_key`.
+        captions: its names, which are alternatives; the first one is the whole name.
     """
 
     name: str
     category: str
     group: str
+    captions: tuple[str, ...] = ()
 
 
 def group_key(unified: str) -> str:
@@ -133,11 +158,50 @@ def join_groups(groups: Sequence[str], hashes: Sequence[str]) -> list[str]:
 
 def is_held_out(group: str) -> bool:
     """Return whether a group is in the test split: its sha256, read as a share, is below 10%."""
-    digits = hashlib.sha256(group.encode()).hexdigest()[:16]
-    return int(digits, 16) / 2**64 < TEST_PERCENT / 100
+    return _share(group) < TEST_PERCENT
 
 
-def list_images(package: Path) -> Iterator[EmojiImage]:
+def _share(text: str) -> float:
+    """Return the SHA-256 of a text as a percentage, from 0 to 100."""
+    return int(hashlib.sha256(text.encode()).hexdigest()[:16], 16) / 2**64 * 100
+
+
+def caption_emoji(emoji: dict[str, Any], tones: str | None = None) -> tuple[str, ...]:
+    """Return the names of an emoji, or of one of its variants.
+
+    Args:
+        emoji: an entry of emoji.json.
+        tones: the variant's key, one skin tone or two with a hyphen between.
+
+    Example:
+        >>> caption_emoji({"name": "FIREFIGHTER", "short_names": ["firefighter"]}, "1F3FF")
+        ('firefighter, dark skin tone',)
+    """
+    names = [str(emoji["name"]).lower()]
+    names += [re.sub("[-_]", " ", str(name)).strip() for name in emoji["short_names"]]
+    skin = " and ".join(dict.fromkeys(SKIN_TONES[x] for x in tones.split("-"))) if tones else ""
+    ending = f", {skin}" if skin else ""
+    return tuple(dict.fromkeys(f"{name}{ending}" for name in names if name))
+
+
+def is_held_out_combination(caption: str, others: Collection[str]) -> bool:
+    """Return whether an emoji is in the test split for its combination of words.
+
+    Args:
+        caption: its whole name, see `caption_emoji`.
+        others: the whole names of all emoji.
+    """
+    name, _, skin = caption.replace(" facing right", "").partition(", ")
+    gender, _, does = name.partition(" ")
+    gendered = gender in ("man", "woman") and {f"man {does}", f"woman {does}"} <= set(others)
+    return (
+        name in COLOURED
+        or (bool(skin) and "skin tone" in skin and _share(f"{name}, {skin}") < COMBINATION_PERCENT)
+        or (gendered and _share(name) < COMBINATION_PERCENT)
+    )
+
+
+def list_images(package: Path, captions: bool = False) -> Iterator[EmojiImage]:
     """Yield the images that emoji.json names: each emoji, followed by its skin tones.
 
     The category Component is left out: it holds only five bare skin swatches.
@@ -150,32 +214,37 @@ def list_images(package: Path) -> Iterator[EmojiImage]:
         try:
             category, group = str(emoji["category"]), group_key(emoji["unified"])
             # A couple's skin tones have other code points than the couple, but are variants too.
-            variants = [emoji, *emoji.get("skin_variations", {}).values()]
-            names = [str(variant["image"]) for variant in variants if variant["has_img_google"]]
+            variants = {None: emoji} | emoji.get("skin_variations", {})
+            named = {
+                str(variant["image"]): caption_emoji(emoji, tones) if captions else ()
+                for tones, variant in variants.items()
+                if variant["has_img_google"]
+            }
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             what = f"{type(error).__name__}: {error}"
             raise UserError(f"{where} is not an emoji ({what}): unpack {PACKAGE} again") from error
-        for name in names:
+        for name, texts in named.items():
             if not IMAGE_NAME.fullmatch(name):
                 raise UserError(f"{where} names the image {name!r}, not one like 1f600.png")
             if category != "Component":
-                yield EmojiImage(name, category, group)
+                yield EmojiImage(name, category, group, texts)
 
 
-def make_splits(package: Path) -> tuple[DatasetDict, dict[str, int]]:
-    """Read the package's images, and split them by emoji.
+def make_splits(package: Path, captions: bool = False) -> tuple[DatasetDict, dict[str, int]]:
+    """Read the package's images, and split them by emoji, or by combinations of words.
 
     Args:
         package: holds emoji.json and img/google/64.
+        captions: split by combinations of words, and add them.
 
     Returns:
-        Splits `train` and `test` with `image` (the unchanged bytes of a file) and `label` (the
-        category); and each split's number of groups.
+        Splits `train` and `test` with `image` (the unchanged bytes of a file), `label` (the
+        category) and with captions `text` (a list); and each split's number of groups.
 
     Raises:
         UserError: if a file is missing or damaged, or a split would be empty.
     """
-    images = list(list_images(package))
+    images = list(list_images(package, captions))
     contents, hashes = [], []
     for image in images:
         contents.append(_read_bytes(package, f"img/google/64/{image.name}"))
@@ -187,16 +256,25 @@ def make_splits(package: Path) -> tuple[DatasetDict, dict[str, int]]:
         # Ignore colours under full transparency.
         hashes.append(content_hash(array * (array[:, :, 3:] > 0)))
     groups = join_groups([image.group for image in images], hashes)
+    whole = {image.captions[0] for image in images if image.captions}
+    tested = [
+        is_held_out_combination(image.captions[0], whole) if captions else is_held_out(group)
+        for image, group in zip(images, groups, strict=True)
+    ]
     names = sorted({image.category for image in images})
     features = Features({"image": Image(), "label": ClassLabel(names=names)})
+    features |= {"text": List(Value("string"))} if captions else {}
     splits, group_counts = DatasetDict(), {}
     for split in ("train", "test"):
-        rows = [row for row, group in enumerate(groups) if is_held_out(group) == (split == "test")]
+        rows = [row for row, held_out in enumerate(tested) if held_out == (split == "test")]
         if not rows:
             raise UserError(f"{package} has too few emoji: the {split} split would be empty")
         encoded = [{"bytes": contents[row], "path": None} for row in rows]
-        labels = [images[row].category for row in rows]
-        splits[split] = Dataset.from_dict({"image": encoded, "label": labels}, features)
+        columns: dict[str, Any] = {"image": encoded}
+        columns["label"] = [images[row].category for row in rows]
+        if captions:
+            columns["text"] = [list(images[row].captions) for row in rows]
+        splits[split] = Dataset.from_dict(columns, features)
         group_counts[split] = len({groups[row] for row in rows})
     return splits, group_counts
 
@@ -216,13 +294,14 @@ def make_emoji(config: EmojiConfig) -> None:
     check_output_dir(output_dir)
     version = _read_json(package, "package.json", dict).get("version", "unknown")
     licence = _read_bytes(package, "LICENSE")
-    splits, groups = make_splits(package)
+    splits, groups = make_splits(package, config.captions)
     names = splits["train"].features["label"].names
     labels = [splits["train"]["label"][:], splits["test"]["label"][:]]
     rows = [(name, *(own.count(i) for own in labels)) for i, name in enumerate(names)]
     rows += [("all images", *map(len, labels)), ("groups", *groups.values())]
     table = "\n".join(f"| {name} | {train} | {test} |" for name, train, test in rows)
-    readme = README.format(package=PACKAGE, version=version, percent=TEST_PERCENT, rows=table)
+    rule = BY_COMBINATION if config.captions else BY_EMOJI
+    readme = README.format(package=PACKAGE, version=version, rule=rule, rows=table)
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     with replaced_whole(output_dir) as temporary, quiet_datasets():
         temporary.mkdir()

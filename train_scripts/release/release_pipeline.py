@@ -18,8 +18,10 @@ from hf_latent.evaluation.images.sampling import load_pipeline
 from hf_latent.hub.card.facts import PICTURES, read_model_facts
 from hf_latent.hub.card.weights import read_saved_weights
 from hf_latent.hub.model_files import CODE, MODEL_FILES, is_file, model_files
-from hf_latent.models.load import PRETRAINED
+from hf_latent.models.frozen import hash_weights
+from hf_latent.models.load import MINILM, PRETRAINED, find_text_encoder
 from hf_latent.output import read_json, replaced_whole, write_json
+from hf_latent.pipeline.weights import load_exactly
 from released_card import write_released_card
 
 # Of an autoencoder's configuration; they may differ where the package keeps it once.
@@ -78,19 +80,24 @@ def release_pipeline(config: ReleasePipelineConfig) -> dict[str, Any]:
 def _copy_without_code(model: Path, folder: Path) -> None:
     """Copy what the package lacks of a saved pipeline and its pictures, in its dtype.
 
-    The package has the code, and perhaps the autoencoder: see `find_component`.
+    The package has the code, and perhaps the autoencoder and the text encoder: see
+    `find_component`.
     """
     entry, class_name, names = model_files(model)
     pictures = [name for name in PICTURES if is_file(model / name)]
-    shared = _find_shared(model / "vae") if folder.resolve().parent == PRETRAINED else None
+    shared: dict[str, str] = {}
+    if folder.resolve().parent == PRETRAINED:
+        found = {"vae": _find_shared(model / "vae"), "text_encoder": _find_text_encoder(model)}
+        shared = {component: name for component, name in found.items() if name}
     for name in (*(name for name in names if name not in CODE), *pictures):
-        if shared and name.startswith("vae/") and name != "vae/config.json":
+        component, _, file = name.partition("/")
+        if component in shared and file != "config.json":
             continue
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(model / name, folder / name)
-    if shared:
-        config = folder / "vae" / "config.json"
-        write_json(config, read_json(config) | {"_name_or_path": shared})
+    for component, name in shared.items():
+        config = folder / component / "config.json"
+        write_json(config, read_json(config) | {"_name_or_path": name})
     write_json(folder / entry, read_json(model / entry) | {"_class_name": class_name})
 
 
@@ -104,6 +111,15 @@ def _find_shared(vae: Path) -> str | None:
 
     released = [x for x in sorted(PRETRAINED.iterdir()) if (x / "config.json").is_file()]
     return next((x.name for x in released if content(x) == content(vae)), None)
+
+
+def _find_text_encoder(model: Path) -> str | None:
+    """Return the name of the text encoder that a package has, if it is the model's."""
+    if not (model / "text_encoder").is_dir():
+        return None
+    saved = load_exactly(str(model), "text_encoder")
+    known = load_exactly(find_text_encoder(MINILM))
+    return MINILM if hash_weights(saved) == hash_weights(known) else None
 
 
 if __name__ == "__main__":

@@ -14,9 +14,12 @@ from hf_latent.data.images.config import ImagesConfig
 from hf_latent.data.images.open import open_images
 from hf_latent.errors import UserError
 from make_emoji import (
+    COLOURED,
     EmojiConfig,
+    caption_emoji,
     group_key,
     is_held_out,
+    is_held_out_combination,
     join_groups,
     list_images,
     make_emoji,
@@ -165,6 +168,50 @@ def test_skin_tones_of_a_couple_are_in_the_couples_split(package):
     couple["skin_variations"]["1F3FB"]["unified"] = "1F469-1F3FB-200D-1F91D-200D-1F468-1F3FC"
     write_entries(package, [couple])
     assert {image.group for image in list_images(package)} == {"1f46b"}
+
+
+def test_captions_are_names_and_skin_tones():
+    emoji = {"name": "PERSON COOKING", "short_names": ["person-cooking", "cook_"]}
+    assert caption_emoji(emoji) == ("person cooking", "cook")
+    found = caption_emoji(emoji, "1F3FB")
+    assert found == ("person cooking, light skin tone", "cook, light skin tone")
+    both = "person cooking, medium-light skin tone and dark skin tone"
+    assert caption_emoji(emoji, "1F3FC-1F3FF")[0] == both
+    assert caption_emoji(emoji, "1F3FF-1F3FF")[0] == "person cooking, dark skin tone"
+
+
+def test_combinations_are_held_out_in_all_directions_and_tones():
+    names = [f"{who} {what}" for who in ("man", "woman") for what in map(str, range(500))]
+    held_out = [name for name in names if is_held_out_combination(name, names)]
+    assert 25 < len(held_out) < 75
+    assert not any(is_held_out_combination(name, ["man only"]) for name in held_out)
+    for name in held_out[:5]:
+        assert is_held_out_combination(f"{name} facing right", names)
+        assert is_held_out_combination(f"{name}, dark skin tone", names)
+    tones = [f"{x}, dark skin tone" for x in range(1000)]
+    assert 30 < sum(is_held_out_combination(name, tones) for name in tones) < 75
+    assert all(is_held_out_combination(name, []) for name in COLOURED)
+    assert not is_held_out_combination("red heart", [])
+
+
+def test_with_captions_images_are_split_by_them(package, emoji, tmp_path):
+    for number, one in enumerate(emoji):
+        one |= {"name": f"THING {number}", "short_names": [f"thing-{number}"]}
+    emoji[0]["name"] = "BLUE HEART"
+    write_entries(package, emoji)
+    folder = tmp_path / "made"
+    make_emoji(EmojiConfig(package=str(package), output_dir=str(folder), captions=True))
+    images = open_images(
+        ImagesConfig(data=str(folder), resolution=8, channels=4, caption_column="auto")
+    )
+    texts = images.captions.texts
+    first = [
+        {texts[i] for i in split.caption_ids[:, 0].tolist()}
+        for split in (images.train, images.validation)
+    ]
+    assert "blue heart" in first[1] and not first[0] & first[1]
+    assert "thing 1" in first[0]
+    assert "Split: by combinations of words" in (folder / "README.md").read_text()
 
 
 def test_labels_are_categories_and_the_readme_counts_them(package, tmp_path):
