@@ -112,6 +112,8 @@ def folder(tmp_path_factory) -> Path:
         for i in range(30):
             pixels = generator.integers(0, 256, (70, 90, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / f"path/to/images/{label}/{i}.png")
+            (folder / f"path/to/images/{label}/{i}.txt").write_text(f"some {label}\n")
+    (folder / "prompts.txt").write_text("cats\ndogs\n")
     micrographs = str(folder / "path" / "to" / "micrographs")
     make_micrographs(MicrographsConfig(output_dir=micrographs, num_images=30))
     return folder

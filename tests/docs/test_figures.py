@@ -307,6 +307,25 @@ def test_of_the_samplers(name):
     assert images in prose(page)
 
 
+def test_of_emoji_by_their_names():
+    report, page = load(REPORTS / "words.json"), prose("guides/captions.md")
+    own = read_model_facts(RELEASED / "emoji-words")
+    metrics, count = own.metrics, len(report["captions"])
+    weights = own.weights["unet"]
+    first, real = (sum(x[key] <= 5 for x in report["captions"]) for key in ("rank", "real_rank"))
+    for figure in (
+        f"trained in {own.training['seconds'] / 60:.0f} minutes",
+        f"{weights.parameters / 1e6:.1f} M weights, {weights.size_bytes / 1e6:.1f} MB",
+        f"{count} of its {own.training['held_out_images']} held-out combinations",
+        f"of {first} of them the caption is among the first five of {report['num_captions']}",
+        f"so it is of {real} of the held-out images",
+        f"in the first five for {metrics['retrieval_recall_at_5']:.2f} of its images, and for "
+        f"{metrics['real_retrieval_recall_at_5']:.2f} of the held-out images",
+    ):
+        assert figure in page, figure
+    assert first >= count / 2
+
+
 def test_of_the_page():
     report, page = load(REPORTS / "page" / "page.json"), read("guides/hub.md")
     size = sum(x["bytes"] for x in report["graphs"].values()) / 1e6
