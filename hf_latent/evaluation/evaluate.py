@@ -148,20 +148,21 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             classes = measure_classes(
                 samples, perfect, real, splits.num_classes or 1, config.seed, bar
             )
-    told: dict[str, Any] = {}
+    word_figures: dict[str, Any] = {}
     if captions is not None:
         own = captions.in_turn(min(len(captions.rows), count))
         known = real.held_out.labels if conditional else None
         with stages.stage("caption samples", len(own.rows)) as bar:
-            told_samples = write_samples(
+            caption_samples = write_samples(
                 sampled,
                 None if known is None else known[own.rows],
                 *(len(own.rows), config, spaces, bar, own.prompts, "generated_from_held_out"),
             )
-        told = measure_words(
-            told_samples, captions, real, vectors["features"], pipeline, clip, config.seed, stages
+        word_figures = measure_words(
+            caption_samples,
+            *(captions, real, vectors["features"], pipeline, clip, config.seed, stages),
         )
-        told["clip_model"] = config.clip_model and shown_name(config.clip_model)
+        word_figures["clip_model"] = config.clip_model and shown_name(config.clip_model)
     memorisation, closeness, duplicates = measure_memorisation(samples, vectors, stages)
     limit, limit_reasons = name_limit(generation | classes)
     metrics = {
@@ -189,12 +190,12 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         **generation,
         **kept,
         **classes,
-        **told,
+        **word_figures,
         **memorisation,
     }
     write_json(output_dir / "metrics.json", metrics | stages.figures() | machine_figures())
     with stages.stage("pictures"):
-        shown = None if captions is None else (captions, told_samples)
+        shown = None if captions is None else (captions, caption_samples)
         save_pictures(output_dir, pipeline, real, samples, closeness, duplicates, shown)
     metrics |= stages.figures() | machine_figures()
     write_json(output_dir / "metrics.json", metrics)

@@ -22,8 +22,8 @@ def load_text_encoder(name: str, max_length: int) -> tuple[Any, PreTrainedTokeni
     """Load a text encoder from safetensors, with its tokenizer.
 
     Args:
-        name: minilm (from pip, 22.7 M weights), a folder, or an id on the Hub; also of a CLIP model
-            or a T5, of which only the encoder of text is loaded.
+        name: minilm (from pip, 22.7 M weights), a folder, or an id on the Hub. Of a CLIP model or a
+            T5 only the text encoder is loaded.
         max_length: T, the number of tokens of every prompt; at most what the encoder has positions
             for.
 

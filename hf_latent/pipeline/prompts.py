@@ -62,7 +62,7 @@ def describe_cut(tokenizer: Any, prompts: Sequence[str]) -> str | None:
 
 
 def first_argument(unet: Denoiser, argument: Any, prompt: Any) -> tuple[Labels | None, Any]:
-    """Return a call's class labels and its prompt, of which its first argument is one.
+    """Return a call's class labels and its prompt. Its first argument is one of them.
 
     Args:
         unet: if it has prompts and no classes, the first argument is the prompt.

@@ -198,7 +198,7 @@ class LatentTask(DenoiserTask):
         self.frozen = {"vae": FrozenWeights(self.vae)}
         self.states: dict[str, HasState] = {"latents": source}
         if captions is not None:
-            self.frozen["text_encoder"] = FrozenWeights(captions.text_encoder, "text encoder")
+            self.frozen["text_encoder"] = captions.frozen
             self.states["captions"] = captions
         self.summary = source.summary
         self.resolved = {"validation_fingerprint": source.validation_fingerprint}

@@ -18,7 +18,7 @@ from hf_latent.data.images.captions import choose_captions
 from hf_latent.data.shards import SHARD_ROWS, Shards, write_shards
 from hf_latent.errors import UserError
 from hf_latent.messages import progress_bar
-from hf_latent.models.frozen import hash_weights
+from hf_latent.models.frozen import FrozenWeights
 from hf_latent.pipeline.conditions import Conditions
 from hf_latent.pipeline.prompts import encode_prompts
 from hf_latent.training.run.accelerator import raise_everywhere
@@ -34,6 +34,9 @@ class CaptionEmbeddings:
         text_encoder: as of `load_text_encoder`.
         tokenizer: that of the encoder.
         folder: for the cache.
+
+    Attributes:
+        frozen: checks that the text encoder does not change.
     """
 
     def __init__(
@@ -45,9 +48,9 @@ class CaptionEmbeddings:
     ):
         """Describe the texts; nothing is encoded yet."""
         self.texts, self.text_encoder, self.tokenizer = texts, text_encoder, tokenizer
-        self.folder = folder
+        self.folder, self.frozen = folder, FrozenWeights(text_encoder, "text encoder")
         self.identity = {
-            "text_encoder": hash_weights(text_encoder),
+            "text_encoder": self.frozen.sha256,
             "tokenizer": hash_tokenizer(tokenizer),
             "caption_length": tokenizer.model_max_length,
             "captions": hashlib.sha256("\n".join(texts).encode()).hexdigest(),
